@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sd_abi.h - every layout that two programs of this project share.
+ *
+ * Theory of operation
+ * -------------------
+ * Two kinds of shared memory exist.
+ *
+ *   area     one memfd per family of forked processes, shared by the in-process library and its
+ *            supervisor. It holds the configuration (written by the supervisor), a slot of counters per
+ *            process and the socket blocks. The peer of a connection never sees it.
+ *   segment  one sealed memfd per accelerated connection, shared by its two ends: two rings and their
+ *            words. Everything in it may be overwritten by a hostile peer at any time, so a value read from
+ *            here is checked before it is used, and nothing is taken from here that could be kept in the area.
+ *
+ * Rules for changing this file
+ *   - Any change of a layout, a number or a meaning bumps SD_ABI_VERSION. There is no compatibility mode:
+ *     library, supervisor and monitor of different versions refuse each other and the program stays on TCP.
+ *   - Words are grouped by who writes them, one group a cache line.
+ *   - cffi reads this file after the preprocessor; sizes and offsets are asserted below for C, and a test asks
+ *     the same of the Python side. Only plain C11 scalars and arrays, no bit-fields, no pointers.
+ *   - `SD_ATOMIC` marks words that two parties access at the same time. The comment of each says which edge it
+ *     carries; the code that reads or writes it names the same edge.
+ */
+#ifndef SD_ABI_H
+#define SD_ABI_H
+
+#ifndef SD_CFFI
+#include <stddef.h>
+#include <stdint.h>
+#define SD_ATOMIC _Atomic
+#else
+#define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
+#endif
+
+#define SD_ABI_VERSION 1
+
+/* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
+#define SD_LIB_BASE 0x2d0000000000
+
+/* The reserved system call of the library; the filter always sends it to the supervisor. Args in rdi rsi rdx r10 r8 r9. */
+#define SD_HC_NR 0x5344
+
+enum sd_hypercall {
+    /* (index) -> fd of the process's area number `index`, made if it does not exist yet; -ENOSPC at SD_MAX_AREAS. */
+    SD_HC_AREA = 1,
+    /* (fd, block id) -> SD_OFFER_* or -errno. Blocks until the monitor has answered (bounded). */
+    SD_HC_OFFER = 2,
+    /* (fd, block id) -> fd of the segment; the side is in the block. -errno: stay on TCP. */
+    SD_HC_ATTACH = 3,
+    /* (pointer to struct sd_carry[], count) -> 0. An execve follows at once; these connections survive it. */
+    SD_HC_EXEC = 4,
+    /* (block id) -> 0. The connection closes while its offer is open. */
+    SD_HC_WITHDRAW = 5,
+};
+
+enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUSED = 2 };
+
+/* ---------------------------------------------------------------- counters */
+
+/* One list feeds the C struct, the report and the documentation. All are per process, plain u64, written by it alone.
+ * calls_library: tracked-socket calls answered without any system call; calls_kernel: those that made one or more. */
+#define SD_COUNTERS(X) \
+    X(calls_library) X(calls_kernel) \
+    X(bytes_shm_tx) X(bytes_shm_rx) X(bytes_tcp_tx) X(bytes_tcp_rx) \
+    X(conns_total) X(conns_shm) X(conns_tcp) \
+    X(sites_patched) X(sites_trapping) X(traps) \
+    X(offers) X(attaches) X(switches_tx) X(switches_rx) \
+    X(bells_tx) X(bells_rx) X(parks) X(spins) X(spins_won) X(hostile_drops)
+
+/* Why a connection stayed on TCP (or went back to it). The order is the index in `tcp_reasons` and `moved_back`. */
+#define SD_REASONS(X) \
+    X(none, "none") \
+    X(few_ops, "few-operations") \
+    X(no_accel, "no-accel") \
+    X(policy, "policy") \
+    X(peer_plain, "peer-not-under-sdrun") \
+    X(no_supervisor, "supervisor-gone") \
+    X(no_monitor, "monitor-unreachable") \
+    X(refused, "monitor-refused") \
+    X(not_switched, "closed-before-switch") \
+    X(no_block, "out-of-socket-blocks") \
+    X(no_memory, "mapping-failed") \
+    X(no_fd, "no-free-descriptor") \
+    X(peer_fin, "peer-closed-its-side") \
+    X(option, "socket-option") \
+    X(flag, "unsupported-flag") \
+    X(passed, "descriptor-passed") \
+    X(exec, "survived-exec") \
+    X(busy, "in-use-by-other-thread") \
+    X(hostile, "peer-broke-ring") \
+    X(call, "unsupported-call") \
+    X(position, "stream-position-unknown")
+
+#ifndef SD_CFFI
+#define SD_X(name) SD_CTR_##name,
+enum sd_counter { SD_COUNTERS(SD_X) SD_CTR_COUNT };
+#undef SD_X
+#define SD_X(name, text) SD_REASON_##name,
+enum sd_reason { SD_REASONS(SD_X) SD_REASON_COUNT };
+#undef SD_X
+#endif
+#define SD_CTR_MAX 48
+#define SD_REASON_MAX 40
+
+/* -------------------------------------------------------------------- area */
+
+#define SD_AREA_MAGIC 0x4145524153445244 /* "DRDSAREA" */
+#define SD_AREA_PROCS 128
+#define SD_AREA_BLOCKS 4096
+#define SD_MAX_AREAS 16
+
+enum sd_upgrade { SD_UPGRADE_NEVER = 0, SD_UPGRADE_EAGER = 1, SD_UPGRADE_AFTER_OPS = 2, SD_UPGRADE_AFTER_BYTES = 3 };
+
+/* Written by the supervisor before the library maps the area, and (accel, upgrade, spin_us) at any time after. */
+struct sd_config {
+    uint32_t accel;     /* 0: redirect calls but leave every byte on TCP (--no-accel) */
+    uint32_t upgrade;   /* enum sd_upgrade */
+    uint64_t upgrade_n; /* operations or bytes */
+    uint32_t spin_us;   /* longest spin before parking, microseconds; 0: never spin */
+    uint32_t reason;    /* why accel is 0: SD_REASON_no_accel or SD_REASON_policy */
+    uint32_t patch;     /* 0: leave all sites trapping (measurement switch) */
+    uint32_t pad[9];
+};
+
+/* Counters of one process. A forked child claims a free slot by compare-and-swap of pid from 0. Written by that process only. */
+struct sd_proc {
+    SD_ATOMIC uint32_t pid;  /* thread group id in its own PID namespace; 0 = free */
+    uint32_t ppid;           /* the process that forked it, 0 = injected */
+    uint32_t pad[14];
+    uint64_t ctr[SD_CTR_MAX];
+    uint64_t tcp_reasons[SD_REASON_MAX];
+    uint64_t moved_back[SD_REASON_MAX];
+};
+
+enum sd_block_state {
+    SD_BLOCK_FREE = 0,
+    SD_BLOCK_TCP = 1,      /* born; bytes on TCP; may be offered */
+    SD_BLOCK_OFFERED = 2,  /* with the monitor, no partner yet */
+    SD_BLOCK_PAIRED = 3,   /* set by the supervisor: a segment waits for HC_ATTACH */
+    SD_BLOCK_ATTACHED = 4, /* this end has mapped the segment */
+    SD_BLOCK_PINNED = 5,   /* stays on TCP for good; `reason` says why */
+};
+
+enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TCP for good */ };
+
+/* One socket of ours, shared by the processes that share the socket. */
+struct sd_block {
+    SD_ATOMIC uint32_t state;   /* enum sd_block_state. Supervisor: OFFERED->PAIRED only (release; library acquires) */
+    SD_ATOMIC uint32_t gen;     /* bumped when the block is freed: a stale id is recognised */
+    SD_ATOMIC uint32_t users;   /* processes that hold it */
+    uint32_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED */
+    uint16_t reason;            /* enum sd_reason */
+    uint8_t role;               /* 1: connected, 2: accepted */
+    uint8_t established;
+    uint32_t owner_pid;         /* who counts it in the report */
+    SD_ATOMIC uint32_t ops;
+    SD_ATOMIC uint32_t nonblock;/* O_NONBLOCK of the open file description */
+    SD_ATOMIC uint32_t rx_mode; /* enum sd_mode of the direction that we read */
+    SD_ATOMIC uint32_t tx_mode; /* enum sd_mode of the direction that we write */
+    SD_ATOMIC uint32_t rx_lock; /* tid of the owner, 0 = free; only taken when threads or processes share */
+    SD_ATOMIC uint32_t tx_lock;
+    uint64_t bytes_shm_tx;
+    uint64_t bytes_shm_rx;
+    uint64_t bytes_tcp;         /* only counted for upgrade after_bytes and the report */
+    SD_ATOMIC uint32_t rx_plain;/* threads inside a kernel receive that knows nothing of rings: no attach meanwhile */
+    SD_ATOMIC uint32_t tx_plain;/* threads inside a kernel send: no switch meanwhile */
+    uint32_t tx_shut;           /* the program has shut its writing side */
+    uint32_t opt_saved;         /* what the program set: bit 0 TCP_NODELAY, bit 1 TCP_CORK; bit 8.. which of them are ours */
+    SD_ATOMIC uint32_t latched; /* EPOLLRDHUP|EPOLLHUP|EPOLLERR seen, bit 31: FIN consumed */
+    SD_ATOMIC uint32_t rx_err;  /* errno to deliver once after the ring is drained */
+    SD_ATOMIC uint32_t tx_wait; /* someone waits for room (armed in the ring) */
+    uint32_t pad[7];
+};
+
+struct sd_area {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t index;              /* number of this area in its process */
+    uint64_t bytes;              /* sizeof(struct sd_area) */
+    SD_ATOMIC uint32_t next_free;/* hint where to look for a free block */
+    uint32_t pad[9];
+    struct sd_config cfg;
+    struct sd_proc proc[SD_AREA_PROCS];
+    struct sd_block block[SD_AREA_BLOCKS];
+};
+
+/* Block id: area index << 16 | block index. Handed over with the generation in the upper half of the u64. */
+
+/* ----------------------------------------------------------------- segment */
+
+#define SD_SEG_MAGIC 0x474e495253445244 /* "DRDSRING" */
+#define SD_SEG_HDR_BYTES 4096
+#define SD_RING_MIN 4096
+#define SD_RING_MAX 0x4000000
+
+/* One direction. "producer" writes bytes into its ring, "consumer" reads them. Counters run free (u64, never wrapped);
+ * the place in the ring is counter & (ring_bytes - 1). */
+struct sd_dir {
+    /* line 0, producer. Release by the producer after the bytes are stored; acquire by the consumer before it reads them. */
+    SD_ATOMIC uint64_t tail;
+    uint64_t pad0[7];
+    /* line 1, producer, written a few times in a life. */
+    SD_ATOMIC uint64_t sw_ring;     /* 1 + TCP stream position of the first byte that is in the ring; 0 = still on TCP */
+    SD_ATOMIC uint64_t sw_back;     /* 1 + ring counter at which the producer went back to TCP; 0 = not. Stored after sw_back_tcp */
+    SD_ATOMIC uint64_t sw_back_tcp; /* TCP stream position (doorbells included) where the program's bytes go on */
+    SD_ATOMIC uint32_t prod_hint;   /* SD_HINT_*: makes the end of life fast and exact, never the truth */
+    uint32_t pad1;
+    uint64_t pad2[4];
+    /* line 2, consumer. Release after the bytes are copied out; acquire by the producer before it overwrites them. */
+    SD_ATOMIC uint64_t head;
+    uint64_t pad3[7];
+    /* line 3, consumer. Count of consumers that are parked or not yet on the ring; starts at 1. Set, membarrier, look again. */
+    SD_ATOMIC uint32_t rx_armed;
+    SD_ATOMIC uint32_t go_back;     /* consumer asks the producer to go back to TCP */
+    SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU the consumer last waited on */
+    uint32_t pad4[13];
+    /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
+    SD_ATOMIC uint32_t tx_armed;
+    SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
+    uint32_t pad5[14];
+    /* line 5, both, by exchange: 1 while a doorbell byte of this direction's TCP stream is unread. */
+    SD_ATOMIC uint32_t bell;
+    uint32_t pad6[15];
+};
+
+enum sd_hint {
+    SD_HINT_SHUT_WR = 1, /* shutdown(SHUT_WR) comes: the FIN is a half-close, not the end of the peer */
+    SD_HINT_ABORT = 2,   /* closed with SO_LINGER 0: the reset is meant */
+    SD_HINT_CLOSED = 4,  /* closed in an orderly way */
+};
+
+/* Direction d is written by side d. Ring of direction d starts at SD_SEG_HDR_BYTES + d * ring_bytes. */
+struct sd_seg {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t ring_bytes;               /* power of two; each end checks it against the file's size and keeps its own copy */
+    SD_ATOMIC uint32_t attached[2];    /* [side] = 1 once that side has mapped the segment (release / acquire) */
+    uint64_t pad[5];
+    struct sd_dir dir[2];
+};
+
+/* --------------------------------------------------------------- injection */
+
+/* One connection that lives through execve. */
+struct sd_carry {
+    int32_t fd;
+    uint32_t block; /* block id */
+};
+#define SD_CARRY_MAX 64
+
+/* Written by the supervisor into the symbol `sd_boot` of a fresh image, before it runs `sd_init`. */
+struct sd_boot {
+    uint32_t version;  /* SD_ABI_VERSION */
+    uint32_t threads;  /* threads at injection */
+    uint32_t ncarry;
+    uint32_t no_patch; /* leave all sites trapping */
+    struct sd_carry carry[SD_CARRY_MAX];
+};
+
+#ifndef SD_CFFI
+#define SD_LAYOUT(t, m, o) _Static_assert(offsetof(struct t, m) == (o), #t "." #m)
+_Static_assert(sizeof(struct sd_config) == 64, "config is one line");
+_Static_assert(sizeof(struct sd_proc) == 64 + 8 * SD_CTR_MAX + 16 * SD_REASON_MAX, "proc");
+_Static_assert(sizeof(struct sd_block) == 128, "block is two lines");
+_Static_assert(sizeof(struct sd_dir) == 384, "dir is six lines");
+_Static_assert(sizeof(struct sd_seg) == 64 + 2 * 384, "seg");
+_Static_assert(sizeof(struct sd_seg) <= SD_SEG_HDR_BYTES, "seg header fits its page");
+_Static_assert((int)SD_CTR_COUNT <= SD_CTR_MAX && (int)SD_REASON_COUNT <= SD_REASON_MAX, "names fit");
+SD_LAYOUT(sd_dir, sw_ring, 64);
+SD_LAYOUT(sd_dir, head, 128);
+SD_LAYOUT(sd_dir, rx_armed, 192);
+SD_LAYOUT(sd_dir, tx_armed, 256);
+SD_LAYOUT(sd_dir, bell, 320);
+SD_LAYOUT(sd_seg, dir, 64);
+SD_LAYOUT(sd_area, cfg, 64);
+SD_LAYOUT(sd_area, proc, 128);
+#endif
+
+#endif
