@@ -24,8 +24,8 @@ LAUNCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes -W
 	-D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fpie -Isdlib/include
 LAUNCH_LDFLAGS := -pie -Wl,-z,relro,-z,now
 
-.PHONY: build test demo lint clean ffi image
-build: $(STAMPS)/install ffi image $(BIN)/sdrun
+.PHONY: build test demo lint clean ffi image filters
+build: $(STAMPS)/install ffi image filters $(BIN)/sdrun
 
 # Stamps live in the virtual environment: removing it starts over.
 $(STAMPS)/packages-%: tools/setup/packages.sh tools/setup/%.txt
@@ -51,6 +51,8 @@ ffi: $(STAMPS)/install
 	@$(PY) -m sdlib.build_ffi
 image: ffi
 	@$(PY) -m sdlib.build_image
+filters: image
+	@$(PY) -m sdtrace.build_filter
 
 LAUNCH_SOURCES := $(sort $(wildcard sdtrace/launch/*.c))
 $(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h) sdlib/include/sd_abi.h Makefile $(STAMPS)/install
@@ -69,5 +71,5 @@ lint: build
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build sdlib/_image sdtrace/_filters sdrun.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build sdlib/_image sdrun.egg-info .mypy_cache .ruff_cache .pytest_cache
 	rm -f sdlib/_sdffi.*

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile `sdtrace.syscalls` into the BPF files that the launcher installs.
+
+    python -m sdtrace.build_filter [--image sdlib.json] [--output DIR]
+
+libseccomp compiles the rules.  It cannot compare the instruction pointer, so the gate test is put in front by hand.
+Order of the result, and why:
+
+1. another architecture than x86-64 (i386 on the same machine): allowed, such processes are never injected;
+2. the library's reserved call, and whatever else is wanted even from the gate: decided by number alone;
+3. a call that no rule names: allowed by number alone.  The kernel sees that the verdict depends on nothing else and
+   puts it into its per-filter bitmap, so most calls never run the program at all;
+4. the instruction pointer lies in the gate (both halves; the kernel reports the address after the instruction): allowed;
+5. the rules, as libseccomp compiled them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import pyseccomp
+
+from sdlib import abi
+from sdtrace.syscalls import DENIED_ERRNO, VARIANTS, Variant
+
+AUDIT_ARCH_X86_64: Final = 0xC000003E
+LD_W_ABS: Final = 0x20
+JEQ_K: Final = 0x15
+JGE_K: Final = 0x35
+RET_K: Final = 0x06
+RET_ALLOW: Final = 0x7FFF0000
+RET_USER_NOTIF: Final = 0x7FC00000
+RET_ERRNO: Final = 0x00050000
+OFF_NR, OFF_ARCH, OFF_IP_LO, OFF_IP_HI = 0, 4, 8, 12
+"""Offsets in struct seccomp_data, linux/seccomp.h."""
+
+Instruction = tuple[int, int, int, int]
+"""struct sock_filter: code, jump if true, jump if false, operand."""
+
+
+class FilterError(Exception):
+    """The filter cannot be built; the text says why."""
+
+
+def compile_rules(variant: Variant) -> list[Instruction]:
+    """Step 5: the rules by libseccomp; calls decided before (step 2) are left out."""
+    compiled = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    compiled.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ALLOW)
+    for rule in variant.rules():
+        if rule.even_from_gate:
+            continue
+        arguments = [pyseccomp.Arg(match.index, pyseccomp.MASKED_EQ, match.mask, match.value) for match in rule.matches]
+        compiled.add_rule(pyseccomp.NOTIFY, rule.name, *arguments)
+    with tempfile.TemporaryFile() as exported:
+        compiled.export_bpf(exported)
+        exported.seek(0)
+        return list(struct.iter_unpack("=HBBI", exported.read()))
+
+
+def prologue(variant: Variant, gate_start: int, gate_end: int) -> list[Instruction]:
+    """Steps 1 to 4. Falls through to the rules."""
+    if gate_start >> 32 != gate_end >> 32:
+        raise FilterError(f"the gate {gate_start:#x}..{gate_end:#x} crosses a 4 GiB boundary: move it in sdlib.ld")
+    program: list[Instruction] = [
+        (LD_W_ABS, 0, 0, OFF_ARCH),
+        (JEQ_K, 1, 0, AUDIT_ARCH_X86_64),
+        (RET_K, 0, 0, RET_ALLOW),
+        (LD_W_ABS, 0, 0, OFF_NR),
+    ]
+    decided = {int(abi.const.SD_HC_NR): RET_USER_NOTIF}
+    for rule in variant.rules():
+        if rule.even_from_gate:
+            if rule.matches:
+                raise FilterError(f"{rule.name}: a rule that holds even from the gate cannot look at arguments")
+            decided[rule.number] = RET_USER_NOTIF if rule.action == "notify" else RET_ERRNO | DENIED_ERRNO
+    for number, verdict in decided.items():
+        program += [(JEQ_K, 0, 1, number), (RET_K, 0, 0, verdict)]
+    named = sorted({rule.number for rule in variant.rules() if not rule.even_from_gate})
+    for position, number in enumerate(named):
+        program.append((JEQ_K, len(named) - position, 0, number))
+    program += [
+        (RET_K, 0, 0, RET_ALLOW),
+        (LD_W_ABS, 0, 0, OFF_IP_HI),
+        (JEQ_K, 0, 4, gate_start >> 32),
+        (LD_W_ABS, 0, 0, OFF_IP_LO),
+        (JGE_K, 0, 2, gate_start & 0xFFFFFFFF),
+        (JGE_K, 1, 0, gate_end & 0xFFFFFFFF),
+        (RET_K, 0, 0, RET_ALLOW),
+    ]
+    return program
+
+
+def compile_filter(variant: Variant, gate_start: int, gate_end: int) -> bytes:
+    """The whole filter as an array of struct sock_filter."""
+    program = prologue(variant, gate_start, gate_end) + compile_rules(variant)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def check_numbers() -> None:
+    """The table's numbers are written down once more for readers and the supervisor: they must be libseccomp's."""
+    for variant in VARIANTS:
+        for rule in variant.rules():
+            number = pyseccomp.resolve_syscall(pyseccomp.Arch.X86_64, rule.name)
+            if number != rule.number:
+                raise FilterError(f"syscalls.py calls {rule.name} number {rule.number}, libseccomp says {number}")
+
+
+def write_if_changed(path: Path, content: bytes) -> None:
+    """Replace the file in one step; an unchanged one keeps its time."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def default_output() -> Path:
+    """Where the launcher looks: share/sdrun beside the bin directory of this environment."""
+    return Path(sys.prefix) / "share" / "sdrun"
+
+
+def main() -> int:
+    """Command line. Exit 1 with one line when the filter cannot be built."""
+    parser = argparse.ArgumentParser(prog="python -m sdtrace.build_filter", description="Compile the seccomp filters.")
+    parser.add_argument("--image", type=Path, default=Path(abi.__file__).parent / "_image" / "sdlib.json")
+    parser.add_argument("--output", type=Path, default=default_output())
+    options = parser.parse_args()
+    try:
+        symbols = json.loads(options.image.read_text())["symbols"]
+        check_numbers()
+        options.output.mkdir(parents=True, exist_ok=True)
+        for variant in VARIANTS:
+            program = compile_filter(variant, symbols["sd_gate_start"], symbols["sd_gate_end"])
+            write_if_changed(options.output / variant.file_name, program)
+    except (OSError, KeyError, FilterError) as error:
+        print(f"build_filter: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+__all__ = ["FilterError", "compile_filter", "default_output", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * filter.c - what the kernel must be able to do, and the one filter of the tree.
+ *
+ * The filters are compiled at build time (sdtrace/build_filter.py) and read here as they are: arrays of struct sock_filter.
+ */
+#include "sdrun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#ifndef PR_SET_SYSCALL_USER_DISPATCH
+#error "linux/prctl.h is older than Linux 5.11"
+#endif
+#define FILTER_MAX 512 /* instructions; BPF_MAXINSNS is 4096 */
+
+static struct sock_filter program[FILTER_MAX];
+static struct sock_fprog fprog = {.filter = program};
+
+static long sys_seccomp(unsigned int operation, unsigned int flags, void *args)
+{
+    return syscall(SYS_seccomp, operation, flags, args);
+}
+
+int filter_check_kernel(void)
+{
+    uint32_t action = SECCOMP_RET_USER_NOTIF;
+    struct utsname u;
+    unsigned major = 0, minor = 0;
+    if (sys_seccomp(SECCOMP_GET_ACTION_AVAIL, 0, &action) < 0) {
+        complain("this kernel has no seccomp user notification (%s): needs Linux 6.4 with CONFIG_SECCOMP_FILTER",
+                 strerror(errno));
+        return EXIT_UNABLE;
+    }
+    /* PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG came with 6.4 and cannot be asked for without a tracee. */
+    if (uname(&u) == 0 && sscanf(u.release, "%u.%u", &major, &minor) == 2 &&
+        (major < 6 || (major == 6 && minor < 4))) {
+        complain("Linux %s is too old: needs 6.4 or newer", u.release);
+        return EXIT_UNABLE;
+    }
+    return 0;
+}
+
+static int read_program(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t n = read(fd, program, sizeof(program));
+    int error = n < 0 ? errno : 0;
+    close(fd);
+    if (error)
+        return -error;
+    if (n == 0 || n == sizeof(program) || n % (ssize_t)sizeof(program[0]))
+        return -EINVAL;
+    fprog.len = (unsigned short)(n / (ssize_t)sizeof(program[0]));
+    return 0;
+}
+
+int filter_load(struct options *o, bool uring_allowed, const char *bin_dir)
+{
+    char path[PATH_BYTES];
+    bool exit_notified = o->report || o->explain;
+    int n = snprintf(path, sizeof(path), "%s/../share/sdrun/uring-%s%s.bpf", bin_dir, uring_allowed ? "allow" : "deny",
+                     exit_notified ? "-exit" : "");
+    int error = n < (int)sizeof(path) ? read_program(path) : -ENAMETOOLONG;
+    if (error) {
+        complain("cannot load the filter %s: %s; `make build` makes it", path, strerror(-error));
+        return EXIT_UNABLE;
+    }
+    return 0;
+}
+
+int filter_install(void)
+{
+    /* SPEC_ALLOW: the filter is no sandbox, so it must not switch on mitigations that slow the program down. */
+    unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    long fd = sys_seccomp(SECCOMP_SET_MODE_FILTER, flags, &fprog);
+    if (fd < 0 && errno == EACCES) {
+        /* Without CAP_SYS_ADMIN the kernel wants to be sure that no setuid program runs under a filter of ours. */
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+            return -errno;
+        fd = sys_seccomp(SECCOMP_SET_MODE_FILTER, flags, &fprog);
+    }
+    return fd < 0 ? -errno : (int)fd;
+}

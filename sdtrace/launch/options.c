@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * options.c - the command line.
+ *
+ * Only what decides how to start is looked at here. Values of --set and policy files are the supervisor's business, so when
+ * there are any, `must_check` makes the launcher wait for its verdict; otherwise the command starts without waiting for Python.
+ */
+#include "sdrun.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char HELP[] =
+    "usage: sdrun [options] [--] CMD [ARG...]\n"
+    "\n"
+    "Run CMD; its TCP connections to other programs under sdrun on this host go through shared memory.\n"
+    "\n"
+    "  --report FILE    write a JSON report when the last process ends\n"
+    "  --explain        print the same for people on standard error\n"
+    "  --no-accel       inject and redirect, but leave every byte on TCP (to compare)\n"
+    "  --set KEY=VALUE  override one policy value; may be repeated\n"
+    "  --policy FILE    use this policy file\n"
+    "  --version        print the version\n"
+    "  --help           print this\n"
+    "\n"
+    "The exit status is CMD's; 127: CMD not found, 126: not executable, 125: sdrun cannot work here, 2: wrong usage.\n";
+
+struct choice {
+    const char *name;
+    bool has_value;
+    char letter;
+};
+
+static const struct choice CHOICES[] = {
+    {"--report", true, 'r'},   {"--explain", false, 'e'}, {"--no-accel", false, 'n'}, {"--set", true, 's'},
+    {"--policy", true, 'p'},   {"--version", false, 'v'}, {"--help", false, 'h'},     {"-h", false, 'h'},
+};
+
+static int usage(const char *what, const char *which)
+{
+    complain("%s%s%s; see sdrun --help", what, *which ? ": " : "", which);
+    return EXIT_USAGE;
+}
+
+/* The keeper works in /, so files of the command line are made absolute. Returns NULL after a line on stderr. */
+static const char *absolute(const char *name)
+{
+    char dir[PATH_BYTES], *path;
+    if (*name == '/')
+        return name;
+    if (!getcwd(dir, sizeof(dir)) || asprintf(&path, "%s/%s", dir, name) < 0) {
+        complain("%s: cannot find the current directory: %s", name, strerror(errno));
+        return NULL;
+    }
+    return path;
+}
+
+/* A report that cannot be written is noticed before hours of running: the file is replaced by rename, so it is the
+ * directory that must be writable. */
+static int check_report(const char *report)
+{
+    struct stat st;
+    char copy[PATH_BYTES];
+    if (snprintf(copy, sizeof(copy), "%s", report) >= (int)sizeof(copy))
+        return usage("--report: name too long", "");
+    const char *dir = dirname(copy);
+    if (access(dir, W_OK | X_OK) < 0 || (stat(report, &st) == 0 && S_ISDIR(st.st_mode))) {
+        complain("--report: cannot write %s: %s", report, errno == ENOENT ? strerror(ENOENT) : "not a writable place");
+        return EXIT_USAGE;
+    }
+    return -1;
+}
+
+static int apply(struct options *o, char letter, const char *value)
+{
+    switch (letter) {
+    case 'r':
+        o->report = absolute(value);
+        return o->report ? check_report(o->report) : EXIT_USAGE;
+    case 'p':
+        o->policy = absolute(value);
+        o->must_check = true;
+        return o->policy ? -1 : EXIT_USAGE;
+    case 's':
+        if (o->nsets == SETS_MAX)
+            return usage("--set: too many", "");
+        o->sets[o->nsets++] = value;
+        o->must_check = true;
+        return -1;
+    case 'e':
+        o->explain = true;
+        return -1;
+    case 'n':
+        o->no_accel = true;
+        return -1;
+    case 'v':
+        puts("sdrun " SDRUN_VERSION);
+        return 0;
+    default:
+        fputs(HELP, stdout);
+        return 0;
+    }
+}
+
+static bool holds_policies(const char *dir)
+{
+    DIR *d = opendir(dir);
+    bool found = false;
+    if (!d)
+        return false;
+    for (struct dirent *e; !found && (e = readdir(d));) {
+        const char *dot = strrchr(e->d_name, '.');
+        found = dot && dot != e->d_name && (!strcmp(dot, ".yaml") || !strcmp(dot, ".yml"));
+    }
+    closedir(d);
+    return found;
+}
+
+/* The places where policies/ looks; a file there may be wrong, and must then be refused before anything starts. */
+static bool policy_files_exist(void)
+{
+    char dir[PATH_BYTES];
+    const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
+    int n = 0;
+    if (config && *config == '/')
+        n = snprintf(dir, sizeof(dir), "%s/socksdirect", config);
+    else if (home)
+        n = snprintf(dir, sizeof(dir), "%s/.config/socksdirect", home);
+    if (n > 0 && n < (int)sizeof(dir) && holds_policies(dir))
+        return true;
+    return holds_policies("/etc/socksdirect/policy.d");
+}
+
+static const struct choice *find_choice(const char *arg, size_t len)
+{
+    for (size_t i = 0; i < sizeof(CHOICES) / sizeof(CHOICES[0]); i++)
+        if (strlen(CHOICES[i].name) == len && !strncmp(CHOICES[i].name, arg, len))
+            return &CHOICES[i];
+    return NULL;
+}
+
+/* One option at *argv; moves *argv past it. Returns as options_parse. */
+static int parse_one(struct options *o, char ***argv)
+{
+    const char *arg = *(*argv)++;
+    size_t len = strcspn(arg, "=");
+    const char *value = arg[len] ? arg + len + 1 : NULL;
+    const struct choice *c = find_choice(arg, len);
+    if (!c)
+        return usage("unknown option", arg);
+    if (!c->has_value)
+        return value ? usage("option takes no value", arg) : apply(o, c->letter, NULL);
+    if (!value && !(value = **argv))
+        return usage("option needs a value", arg);
+    if (!(arg[len]))
+        (*argv)++;
+    return *value ? apply(o, c->letter, value) : usage("empty value", arg);
+}
+
+int options_parse(struct options *o, char **argv)
+{
+    for (argv++; *argv && **argv == '-' && (*argv)[1];) {
+        if (!strcmp(*argv, "--")) {
+            argv++;
+            break;
+        }
+        int status = parse_one(o, &argv);
+        if (status >= 0)
+            return status;
+    }
+    if (!*argv)
+        return usage("no command given", "");
+    o->command = argv;
+    if (!o->must_check)
+        o->must_check = policy_files_exist();
+    return -1;
+}

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sdrun.c - the launcher: becomes the command, under a filter.
+ *
+ * Order of things:
+ *   options, command, kernel     anything wrong is one line and an exit status; nothing has been started
+ *   keeper                       forked before the filter, so it is not subject to it
+ *   verdict                      only when values or policy files must be checked
+ *   filter                       from here on this process is part of the watched tree
+ *   listener -> keeper           sendmsg is not filtered
+ *   exec                         same pid, parent, group, terminal, descriptors, dispositions and mask
+ */
+#include "sdrun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <unistd.h>
+
+#define VERDICT_TIMEOUT_MS 15000 /* Python on a loaded machine; the keeper gives up on it after 10 s */
+
+void complain(const char *format, ...)
+{
+    char text[TEXT_MAX + 16];
+    va_list args;
+    int n = snprintf(text, sizeof(text), "sdrun: ");
+    va_start(args, format);
+    n += vsnprintf(text + n, sizeof(text) - (size_t)n - 1, format, args);
+    va_end(args);
+    if (n > (int)sizeof(text) - 2)
+        n = (int)sizeof(text) - 2;
+    text[n++] = '\n';
+    if (write(STDERR_FILENO, text, (size_t)n) < 0)
+        return; /* nobody listens: the exit status still tells */
+}
+
+/* Directory of this executable, by which everything else is found. */
+static int own_directory(char dir[PATH_BYTES])
+{
+    ssize_t n = readlink("/proc/self/exe", dir, PATH_BYTES - 1);
+    if (n <= 0) {
+        complain("cannot read /proc/self/exe: %s; is /proc mounted?", strerror(errno));
+        return EXIT_UNABLE;
+    }
+    dir[n] = 0;
+    *strrchr(dir, '/') = 0;
+    return 0;
+}
+
+/* Waits for the supervisor's word. Returns 0 to start, else the exit status after one line. */
+static int wait_for_verdict(int channel, bool *uring_allowed)
+{
+    struct message m;
+    int fd, got = 0;
+    struct pollfd p = {.fd = channel, .events = POLLIN};
+    int ready;
+    do {
+        ready = poll(&p, 1, VERDICT_TIMEOUT_MS);
+    } while (ready < 0 && errno == EINTR);
+    if (ready > 0)
+        got = channel_receive(channel, &m, &fd);
+    if (got <= 0 || m.kind != MSG_VERDICT) {
+        complain("the supervisor did not start, so options and policy files cannot be checked; try `make build`");
+        return EXIT_UNABLE;
+    }
+    *uring_allowed = m.flags & VERDICT_URING_ALLOWED;
+    if (m.status)
+        complain("%.*s", TEXT_MAX - 1, m.text);
+    return (int)m.status;
+}
+
+/* Returns 0, or the exit status. */
+static int watch_myself(struct options *o, int channel)
+{
+    struct message m = {.kind = MSG_LISTENER};
+    int listener = filter_install();
+    if (listener == -EBUSY) {
+        if (o->report || o->explain)
+            complain("already under an outer sdrun: it supervises and reports, these options have no effect here");
+        return 0;
+    }
+    if (listener < 0) {
+        complain("cannot install the filter: %s", strerror(-listener));
+        return EXIT_UNABLE;
+    }
+    int error = channel_send(channel, &m, listener);
+    close(listener);
+    if (!error)
+        return 0;
+    /* The filter is in force and nobody will answer: the command would see ENOSYS everywhere. */
+    complain("cannot reach the keeper: %s", strerror(-error));
+    return EXIT_UNABLE;
+}
+
+int main(int argc, char **argv)
+{
+    static struct options o;
+    static char bin_dir[PATH_BYTES], path[PATH_BYTES];
+    int channel[2], status, error;
+    bool uring_allowed = false;
+
+    (void)argc;
+    if ((status = options_parse(&o, argv)) >= 0)
+        return status;
+    if ((status = command_find(o.command[0], path)) || (status = own_directory(bin_dir)) ||
+        (status = filter_check_kernel()))
+        return status;
+    error = channel_pair(channel);
+    struct keeper k = {
+        .options = &o, .bin_dir = bin_dir, .command_path = path, .launcher = channel[1], .root_pid = getpid(),
+        .root_pidfd = fd_above_stdio(pidfd_open(getpid(), 0)),
+    };
+    if (!error)
+        error = keeper_start(&k);
+    if (error) {
+        complain("cannot start the keeper: %s", strerror(-error));
+        return EXIT_UNABLE;
+    }
+    close(channel[1]);
+    close(k.root_pidfd);
+    if ((o.must_check && (status = wait_for_verdict(channel[0], &uring_allowed))) ||
+        (status = filter_load(&o, uring_allowed, bin_dir)) || (status = watch_myself(&o, channel[0])))
+        return status;
+    command_exec(path, o.command);
+    complain("%s: cannot execute: %s", o.command[0], strerror(errno));
+    return errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE;
+}

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sdrun.h - what the parts of the launcher share.
+ *
+ *   sdrun.c     main(): the order of things
+ *   options.c   command line, and whether somebody must check it before anything starts
+ *   command.c   where in PATH the command is, as execvp finds it
+ *   filter.c    the kernel's abilities, loading and installing the seccomp filter
+ *   channel.c   datagrams with a descriptor
+ *   keeper.c    the process that holds the listener until the last task is gone
+ *
+ * Until execve this process is what the user started, so nothing may change that a program inherits: no
+ * signal disposition, no mask, no descriptor without close-on-exec, no child that announces its end by SIGCHLD.
+ */
+#ifndef SDRUN_H
+#define SDRUN_H
+
+#include <linux/seccomp.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#define SDRUN_VERSION "0.1.0"
+
+/* Exit statuses of our own; the same as env, nohup and timeout use. */
+enum { EXIT_USAGE = 2, EXIT_UNABLE = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
+
+#define SETS_MAX 64
+#define TEXT_MAX 1024
+#define PATH_BYTES 4096
+
+struct options {
+    const char *report;
+    const char *policy;
+    const char *sets[SETS_MAX];
+    int nsets;
+    bool explain;
+    bool no_accel;
+    bool must_check; /* the supervisor's verdict is needed before the command starts */
+    char **command;  /* argv of the command */
+};
+
+/* The word that a stranger may read first: launcher, keeper and supervisor exchange these over SOCK_SEQPACKET pairs.
+ * sdtrace/control.py has the same layout. */
+enum message_kind {
+    MSG_LISTENER = 1, /* launcher -> keeper -> supervisor; carries the descriptor */
+    MSG_VERDICT = 2,  /* supervisor -> keeper -> launcher */
+    MSG_READY = 3,    /* supervisor -> keeper: from now on I receive the notifications */
+    MSG_NOTIF = 4,    /* keeper -> supervisor: received before you were ready */
+    MSG_GO = 5,       /* keeper -> supervisor: that was the last of them */
+};
+
+enum { VERDICT_URING_ALLOWED = 1, NOTIF_ANSWERED = 1 };
+
+struct message {
+    uint32_t kind;
+    uint32_t status; /* MSG_VERDICT: 0 = start, else exit with this and the text */
+    uint32_t flags;
+    uint32_t pad;
+    union {
+        char text[TEXT_MAX];
+        struct seccomp_notif notif;
+    };
+};
+
+/* Memory that outlives the supervisor. The kernel itself writes `notif` (it is the buffer of the supervisor's RECV), so
+ * there is no moment in which a received notification is known to a dead process only.
+ * sdtrace/keepsake.py has the same layout. */
+struct keepsake {
+    struct seccomp_notif notif; /* id 0: none */
+    uint8_t pad0[128 - sizeof(struct seccomp_notif)];
+    /* The thread in which the supervisor runs system calls, valid while rescue_tid is not 0: its state as found. */
+    volatile uint32_t rescue_tid;
+    uint32_t pad1;
+    uint64_t landing;      /* address behind the call instruction in use; the program's own bytes there: */
+    uint64_t landing_word;
+    uint64_t rescue_mask;
+    struct user_regs_struct rescue_regs;
+};
+
+void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Returns -1 to go on, else the exit status (--help, --version, an error that has been printed). */
+int options_parse(struct options *o, char **argv);
+
+/* Fills `path`; returns 0, or the exit status after one line on stderr. */
+int command_find(const char *name, char path[PATH_BYTES]);
+/* As execvp does once the file is found: a text without #! goes to /bin/sh. Returns only on error, with errno. */
+void command_exec(const char *path, char **argv);
+
+/* Returns 0 or EXIT_UNABLE after one line on stderr. */
+int filter_check_kernel(void);
+/* Directory of the compiled filters, relative to this executable. */
+int filter_load(struct options *o, bool uring_allowed, const char *bin_dir);
+/* Returns the listener, or -errno; -EBUSY: an outer sdrun has one already. */
+int filter_install(void);
+
+/* The same descriptor with a number above 2, close-on-exec; negative ones are passed on. */
+int fd_above_stdio(int fd);
+int channel_pair(int pair[2]);
+/* fd -1: none. Returns 0 or -errno. */
+int channel_send(int channel, const struct message *m, int fd);
+/* Returns 1, 0 at the end of the channel, or -errno. *fd is -1 when none came. */
+int channel_receive(int channel, struct message *m, int *fd);
+
+struct keeper {
+    const struct options *options;
+    const char *bin_dir;
+    const char *command_path;
+    int launcher;   /* channel to the launcher */
+    int root_pidfd; /* the process that becomes the command */
+    pid_t root_pid;
+};
+
+/* Starts the keeper as a process that is nobody's child here. Returns 0 or -errno. */
+int keeper_start(struct keeper *k);
+
+#endif
