@@ -24,7 +24,7 @@ LAUNCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes -W
 	-D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fpie -Isdlib/include
 LAUNCH_LDFLAGS := -pie -Wl,-z,relro,-z,now
 
-.PHONY: build test demo lint clean ffi image filters
+.PHONY: build test demo lint clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -51,6 +51,8 @@ ffi: $(STAMPS)/install
 	@$(PY) -m sdlib.build_ffi
 image: ffi
 	@$(PY) -m sdlib.build_image
+filter: image
+	@$(PY) -m sdtrace.build_filter --output $(VENV)/share/sdrun
 filters: image
 	@$(PY) -m sdtrace.build_filter
 

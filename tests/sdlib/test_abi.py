@@ -37,7 +37,8 @@ def c_layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
             lines.append(f'P("{struct}.{name}", offsetof(struct {struct}, {name}))')
             lines.append(f'P("{struct}.{name} size", sizeof(((struct {struct} *)0)->{name}))')
     names = [f"SD_CTR_{name}" for name in abi.COUNTERS] + [f"SD_REASON_{name}" for name in abi.REASON_NAMES]
-    lines += [f'P("{name}", {name})' for name in [*names, "SD_CTR_COUNT", "SD_REASON_COUNT", "SD_SEG_MAGIC", "SD_HC_NR"]]
+    names += ["SD_CTR_COUNT", "SD_REASON_COUNT", "SD_SEG_MAGIC", "SD_HC_NR"]
+    lines += [f'P("{name}", {name})' for name in names]
     folder = tmp_path_factory.mktemp("layout")
     source = folder / "layout.c"
     source.write_text('#include <stdio.h>\n#include "sd_abi.h"\n'
@@ -50,7 +51,8 @@ def c_layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_every_struct_is_known() -> None:
-    assert {"sd_area", "sd_block", "sd_boot", "sd_carry", "sd_config", "sd_dir", "sd_proc", "sd_seg"} <= set(struct_names())
+    wanted = {"sd_area", "sd_block", "sd_boot", "sd_carry", "sd_config", "sd_dir", "sd_proc", "sd_seg"}
+    assert wanted <= set(struct_names())
 
 
 @pytest.mark.parametrize("struct", struct_names())
@@ -71,8 +73,8 @@ def test_numbers_of_counters_and_reasons(c_layout: dict[str, int]) -> None:
 
 
 def test_macros_have_the_compilers_value(c_layout: dict[str, int]) -> None:
-    assert abi.const.SD_SEG_MAGIC == c_layout["SD_SEG_MAGIC"]
-    assert abi.const.SD_HC_NR == c_layout["SD_HC_NR"]
+    assert c_layout["SD_SEG_MAGIC"] == abi.const.SD_SEG_MAGIC
+    assert c_layout["SD_HC_NR"] == abi.const.SD_HC_NR
 
 
 def test_view_refuses_memory_that_is_too_small() -> None:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for tests that run real programs: see tests/harness.py for what they mean."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guestbuild import Guests
+from tests.harness import Mode, Runner, end_monitor
+
+
+@pytest.fixture(scope="session")
+def sd_env() -> Iterator[dict[str, str]]:
+    """Environment of every program: a runtime directory of this test session, so that it has its own monitor.
+
+    It is short, because the monitor's socket lies in it and a socket's path holds 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="sdtest-") as name:
+        runtime = Path(name)
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("SD_", "XDG_"))}
+        yield {**env, "XDG_RUNTIME_DIR": name, "XDG_CONFIG_HOME": f"{name}/config", "LC_ALL": "C.UTF-8"}
+        end_monitor(runtime)
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
+    """Compiles guest programs, each once per session."""
+    return Guests(tmp_path_factory.mktemp("guests"))
+
+
+@pytest.fixture(params=list(Mode), ids=[mode.value for mode in Mode])
+def runner(request: pytest.FixtureRequest, tmp_path: Path, sd_env: dict[str, str]) -> Iterator[Runner]:
+    """Runs the test three times: natively, redirected without acceleration, and on shared memory."""
+    made = Runner(request.param, tmp_path, sd_env)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shm(tmp_path: Path, sd_env: dict[str, str]) -> Iterator[Runner]:
+    """Runs the test on shared memory only."""
+    made = Runner(Mode.SHM, tmp_path, sd_env)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def native(tmp_path: Path, sd_env: dict[str, str]) -> Iterator[Runner]:
+    """Runs programs natively, for comparison beside `shm`."""
+    folder = tmp_path / "native"
+    folder.mkdir()
+    made = Runner(Mode.NATIVE, folder, sd_env)
+    yield made
+    made.close()
