@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdmonitor`: options, and becoming the one monitor of a socket path.
+
+The lock file (PATH.lock, flock) decides who serves a path: the lock is taken before the socket's name is touched and
+held for life, so a name that is found under the lock is stale and may be replaced, and the kernel frees the lock
+however the monitor dies. The lock file itself is never removed: a second process could then lock a file without a name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import resource
+import socket
+import sys
+import time
+from typing import Final
+
+from monitor import journal
+from monitor.server import Server
+from monitor.session import Limits
+from sdlib import abi
+from sdlib.wire import messages, paths
+from sdlib.wire.segment import ring_size_ok
+
+_BACKLOG: Final = 256
+_LOCK_WAIT_S: Final = 3.0
+_LOCK_RETRY_S: Final = 0.005
+EXIT_USAGE: Final = 2
+EXIT_FAILED: Final = 1
+
+
+class StartError(Exception):
+    """The monitor cannot start; str() is one line."""
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise ValueError
+    return value
+
+
+def _ring(text: str) -> int:
+    value = int(text)
+    if not ring_size_ok(value):
+        raise ValueError
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="sdmonitor",
+        description="Pairs the two ends of TCP connections between programs under sdrun and gives them shared memory. "
+        "sdrun starts one per user when it needs it; run it yourself for one per host (--system).",
+        allow_abbrev=False,
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket", metavar="PATH", help="listen there (default: the user's runtime directory)")
+    where.add_argument("--system", action="store_true", help=f"listen at {paths.SYSTEM_SOCKET}, for all users")
+    parser.add_argument("--idle-exit", type=_seconds, metavar="SECONDS", help="leave after so long without a client")
+    parser.add_argument("--detach", action="store_true", help="go to the background once it listens")
+    default = Limits()
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-clients", type=_positive, default=default.clients, metavar="N")
+    limits.add_argument("--max-clients-per-user", type=_positive, default=default.clients_per_uid, metavar="N")
+    limits.add_argument("--max-offers-per-client", type=_positive, default=default.offers_per_client, metavar="N")
+    limits.add_argument("--max-offers-per-user", type=_positive, default=default.offers_per_uid, metavar="N")
+    limits.add_argument("--max-ring", type=_ring, default=default.ring_bytes, metavar="BYTES", help="a power of two")
+    parser.add_argument("--verbose", action="store_true", help="also log every offer")
+    parser.add_argument("--version", action="store_true", help="print the versions and leave")
+    return parser
+
+
+def _print_version() -> None:
+    from importlib import metadata
+
+    try:
+        version = metadata.version("sdrun")
+    except metadata.PackageNotFoundError:
+        version = "from source"
+    print(f"sdmonitor {version} (protocol {messages.PROTOCOL_VERSION}, ABI {abi.const.SD_ABI_VERSION})")
+
+
+def _socket_path(options: argparse.Namespace) -> str:
+    """Where to listen; raises UnsafePath or StartError."""
+    if options.system:
+        directory = os.path.dirname(paths.SYSTEM_SOCKET)
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"{directory}: {error.strerror}; --system needs root") from None
+        return paths.SYSTEM_SOCKET
+    return paths.checked(options.socket) if options.socket else paths.user_socket(os.environ, os.geteuid())
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether a connection to `path` is accepted by a live listener."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # its backlog is full: very much alive
+        except OSError:
+            return False
+    return True
+
+
+def take_lock(path: str) -> int | None:
+    """The lock of `path`, or None when another monitor serves it; raises StartError.
+
+    A holder that does not listen is just starting or just leaving: wait for one or the other.
+    """
+    name = path + ".lock"
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartError(f"{name}: {error.strerror}") from None
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        if _somebody_listens(path):
+            os.close(fd)
+            return None
+        if time.monotonic() >= deadline:
+            os.close(fd)
+            raise StartError(f"{name}: held by a process that does not listen at {path}; end it or wait")
+        time.sleep(_LOCK_RETRY_S)
+
+
+def listen(path: str, for_all: bool) -> socket.socket:
+    """The listening socket; the lock of `path` must be held. Raises StartError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # stale: its owner would hold the lock
+        before = os.umask(0o111 if for_all else 0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"{path}: {error.strerror}") from None
+    return listener
+
+
+def _raise_descriptor_limit() -> None:
+    """A descriptor per client and per answer in flight: use all that the hard limit gives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _detach(path: str) -> None:
+    """Let the starter go (exit 0: it listens) and live on in an own session, with a log file instead of a terminal."""
+    if os.fork():
+        os._exit(0)
+    with contextlib.suppress(OSError):
+        os.setsid()  # fails when the starter was a session leader's only process already
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        log = os.open(path + ".log", flags, 0o600)
+    except OSError:
+        log = null
+    for target, source in ((0, null), (1, null), (2, log)):
+        os.dup2(source, target)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Become the monitor of the path, or find that there is one."""
+    path = _socket_path(options)
+    lock = take_lock(path)
+    if lock is None:
+        return 0  # quietly: whoever asked for a monitor has one
+    listener = listen(path, options.system)
+    _raise_descriptor_limit()
+    if options.detach:
+        _detach(path)
+    journal.start(options.verbose)
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("sdmonitor")
+    limits = Limits(
+        options.max_clients,
+        options.max_clients_per_user,
+        options.max_offers_per_client,
+        options.max_offers_per_user,
+        options.max_ring,
+    )
+    journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
+    why = Server(listener, path, limits, options.idle_exit).run()
+    journal.event("leaving", why=why)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status (0, 1: cannot start, 2: usage)."""
+    options = _parser().parse_args(argv)
+    if options.version:
+        _print_version()
+        return 0
+    try:
+        return _serve(options)
+    except (StartError, paths.UnsafePath) as error:
+        print(f"sdmonitor: {error}", file=sys.stderr)
+        return EXIT_FAILED

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor's event loop: one thread, non-blocking sockets, every offer answered before the next is read.
+
+A client is whoever connects, its identity is SO_PEERCRED and nothing else, and it is assumed to be hostile:
+
+  - it may say only what the table in sdlib/wire/states.py lets it; anything else ends it with REJECT;
+  - it gets at most `_TURN` messages per round, so that a flood cannot starve the others;
+  - answers that it does not read are queued up to `_MAX_QUEUED`, and while there is a queue nothing more is read from
+    it, so that what we hold for it is bounded; then it is dropped;
+  - descriptors that it sends are closed before its next message is looked at, on every path.
+
+A client that goes (or is dropped) takes its open offers with it and nothing else: pairs that were made live without us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import Counter
+from typing import Final
+
+from monitor import endpoint, journal, segment
+from monitor.match import Matcher, Offer, Verdict, side_of
+from monitor.session import TEXTS, Client, Limits
+from sdlib import abi
+from sdlib.wire import fds, messages
+from sdlib.wire.messages import Code, ProtocolError
+from sdlib.wire.segment import ring_size_ok
+from sdlib.wire.states import Role
+
+_TURN: Final = 32
+_MAX_QUEUED: Final = 256
+_GREETING_LIMIT_S: Final = 5.0
+_CHECK_S: Final = 30.0  # how often the name of our own socket is looked at
+_ACCEPT_PAUSE_S: Final = 0.1
+
+class Server:
+    """Serves one listening socket until told to stop, or until idle for long enough."""
+
+    def __init__(self, listener: socket.socket, path: str, limits: Limits, idle_exit_s: float | None) -> None:
+        self._listener = listener
+        self._path = path
+        self._inode = os.stat(path).st_ino
+        self._limits = limits
+        self._idle_exit_s = idle_exit_s
+        self._clients: dict[int, Client] = {}
+        self._per_uid: Counter[int] = Counter()
+        self._greeting: dict[int, Client] = {}
+        self._numbers = 0
+        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid)
+        self._selector = selectors.DefaultSelector()
+        self._stop = ""
+        self._accept_again: float | None = None
+        self._idle_since = self._checked = time.monotonic()
+
+    # --------------------------------------------------------------------- loop
+
+    def run(self) -> str:
+        """Serve; returns why it ended: "signal", "idle" or "socket-lost"."""
+        wake_r, wake_w = socket.socketpair()
+        wake_r.setblocking(False)
+        wake_w.setblocking(False)
+        signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        endpoint.install_close_timer()
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(wake_r, selectors.EVENT_READ, lambda: _drain(wake_r))
+        while not self._stop:
+            for key, mask in self._selector.select(self._timeout()):
+                if isinstance(key.data, Client):
+                    self._serve(key.data, mask)
+                else:
+                    key.data()
+            self._periodic()
+        self._leave()
+        return self._stop
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stop = "signal"
+
+    def _timeout(self) -> float:
+        """Seconds until something is due without anybody speaking."""
+        now = time.monotonic()
+        due = self._checked + _CHECK_S
+        if self._idle_exit_s is not None and not self._clients:
+            due = min(due, self._idle_since + self._idle_exit_s)
+        if self._greeting:
+            due = min(due, min(client.since for client in self._greeting.values()) + _GREETING_LIMIT_S)
+        if self._accept_again is not None:
+            due = min(due, self._accept_again)
+        return max(due - now, 0.0)
+
+    def _periodic(self) -> None:
+        """What is due: greetings overdue, accepting again, our socket's name, idleness."""
+        now = time.monotonic()
+        for client in [late for late in self._greeting.values() if now - late.since >= _GREETING_LIMIT_S]:
+            self._reject(client, Code.PROTOCOL, "no HELLO")
+        if self._accept_again is not None and now >= self._accept_again:
+            self._accept_again = None
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        if now - self._checked >= _CHECK_S:
+            self._checked = now
+            if not self._has_name():
+                self._stop = self._stop or "socket-lost"
+        if self._idle_exit_s is not None and not self._clients and now - self._idle_since >= self._idle_exit_s:
+            self._accept()  # somebody may have come at this very moment
+            if not self._clients:
+                self._stop = self._stop or "idle"
+
+    def _has_name(self) -> bool:
+        """Whether clients still find us (temporary directories get cleaned)."""
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _leave(self) -> None:
+        """Take the name away, then tell those who came before that was seen: they will come again, to a new monitor."""
+        if self._has_name():
+            os.unlink(self._path)
+        data = messages.encode(messages.Reject(Code.CLOSING, 0, TEXTS[Code.CLOSING]))
+        while True:
+            try:
+                late, _ = self._listener.accept()
+            except OSError:
+                break
+            with contextlib.suppress(OSError):
+                fds.send(late, data)
+            late.close()
+        self._listener.close()
+        for client in tuple(self._clients.values()):
+            self._reject(client, Code.CLOSING, TEXTS[Code.CLOSING])
+
+    # ------------------------------------------------------------------ clients
+
+    def _accept(self) -> None:
+        """Take new clients in."""
+        for _ in range(_TURN):
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self._pause_accepting(error)
+                return
+            sock.setblocking(False)
+            self._numbers += 1
+            client = Client(self._numbers, sock)
+            self._clients[client.number] = self._greeting[client.number] = client
+            self._per_uid[client.uid] += 1
+            self._selector.register(sock, selectors.EVENT_READ, client)
+            full = len(self._clients) > self._limits.clients or self._per_uid[client.uid] > self._limits.clients_per_uid
+            if full:
+                self._reject(client, Code.TOO_MANY_CLIENTS, TEXTS[Code.TOO_MANY_CLIENTS])
+
+    def _pause_accepting(self, error: OSError) -> None:
+        """Out of descriptors: those who wait in the backlog would wake us for ever, so look away for a moment."""
+        if self._accept_again is None:
+            journal.warn("cannot-accept", error=error.strerror, clients=len(self._clients))
+            self._selector.unregister(self._listener)
+            self._accept_again = time.monotonic() + _ACCEPT_PAUSE_S
+
+    def _drop(self, client: Client, reason: str) -> None:
+        """Forget a client and its offers; harmless if it is gone already."""
+        if client.gone:
+            return
+        client.gone = True
+        self._selector.unregister(client.sock)
+        client.sock.close()
+        fds.close_all(tuple(fd for _, fd in client.queued if fd >= 0))
+        client.queued.clear()
+        del self._clients[client.number]
+        self._greeting.pop(client.number, None)
+        self._per_uid[client.uid] -= 1
+        if not self._per_uid[client.uid]:
+            del self._per_uid[client.uid]
+        offers = self._matcher.drop_client(client.number)
+        self._idle_since = time.monotonic()
+        journal.detail("client-gone", client=client.number, pid=client.pid, uid=client.uid, why=reason, offers=offers)
+
+    def _reject(self, client: Client, code: Code, text: str, detail: int = 0) -> None:
+        """Say why, if it can still hear it, and hang up."""
+        if code is not Code.CLOSING:
+            journal.warn("client-rejected", pid=client.pid, uid=client.uid, code=code.name, why=text)
+        with contextlib.suppress(OSError):
+            fds.send(client.sock, messages.encode(messages.Reject(code, detail, text)))
+        self._drop(client, text)
+
+    # ----------------------------------------------------------------- messages
+
+    def _serve(self, client: Client, mask: int) -> None:
+        """Its turn: first what we owe it, then up to `_TURN` messages."""
+        if mask & selectors.EVENT_WRITE and not client.gone:
+            self._flush(client)
+        for _ in range(_TURN):
+            if client.gone or client.queued:
+                return
+            try:
+                datagram = fds.receive(client.sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._drop(client, error.strerror or "receive failed")
+                return
+            if not datagram.data and not datagram.fds:
+                self._drop(client, "hung up")
+                return
+            self._heed(client, datagram)
+
+    def _heed(self, client: Client, datagram: fds.Datagram) -> None:
+        """One datagram; its descriptors are closed when this returns."""
+        left = list(datagram.fds)
+        try:
+            message = messages.decode(datagram.data)
+            client.talk.step(Role.CLIENT, messages.TYPE_OF[type(message)])
+            if isinstance(message, messages.Offer):
+                fd = left.pop() if len(left) == 1 and not datagram.fds_lost else -1
+                self._on_offer(client, message, fd)
+            elif left or datagram.fds_lost:
+                raise ProtocolError("descriptors with a message that has none")
+            elif isinstance(message, messages.Hello):
+                self._on_hello(client, message)
+            elif isinstance(message, messages.Withdraw):
+                self._matcher.withdraw(client.number, message.offer_id)
+                self._say(client, messages.Withdrawn(message.offer_id))
+        except ProtocolError as error:
+            self._reject(client, Code.PROTOCOL, str(error))
+        finally:
+            for fd in left:
+                endpoint.discard(fd)
+
+    def _on_hello(self, client: Client, hello: messages.Hello) -> None:
+        """Versions must be the same; the refusal names both."""
+        self._greeting.pop(client.number, None)
+        for what, ours, theirs in (
+            ("protocol", messages.PROTOCOL_VERSION, hello.protocol),
+            ("ABI", abi.const.SD_ABI_VERSION, hello.abi),
+        ):
+            if ours != theirs:
+                text = f"this monitor speaks {what} version {ours}, the client {theirs}; restart the older one"
+                self._reject(client, Code.VERSION, text, ours)
+                return
+        limits = self._limits
+        version = (messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION)
+        self._say(client, messages.Welcome(*version, limits.offers_per_client, limits.ring_bytes))
+
+    def _on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:
+        """Answer an offer at once. Owns `fd` (-1: there was none, or not exactly one)."""
+        if self._matcher.is_open(client.number, message.offer_id):
+            if fd >= 0:
+                endpoint.discard(fd)
+            raise ProtocolError(f"offer {message.offer_id} is already open")
+        if fd < 0:
+            self._refuse(client, message.offer_id, Code.DESCRIPTOR)
+            return
+        try:
+            end = endpoint.take(fd)
+        except endpoint.Unsuitable as error:
+            self._refuse(client, message.offer_id, error.code, str(error))
+            return
+        if not ring_size_ok(message.ring_bytes):
+            self._refuse(client, message.offer_id, Code.RING_SIZE, str(message.ring_bytes))
+            return
+        ring_bytes = min(message.ring_bytes, self._limits.ring_bytes)
+        self._match(client, Offer(client.number, message.offer_id, client.uid, end.cookie, end.key, ring_bytes))
+
+    def _match(self, client: Client, offer: Offer) -> None:
+        """Let the matcher decide, and tell everybody concerned."""
+        result = self._matcher.offer(offer)
+        if result.replaced is not None:
+            self._refuse_earlier(result.replaced, Code.REPLACED)
+        if result.verdict is Verdict.PAIRED and result.partner is not None:
+            self._pair(client, offer, result.partner)
+        elif result.verdict is Verdict.WAITING:
+            self._say(client, messages.Pending(offer.offer_id))
+        elif result.code is not None:
+            self._refuse(client, offer.offer_id, result.code)
+            if result.partner is not None:
+                self._refuse_earlier(result.partner, result.code)
+
+    def _pair(self, client: Client, offer: Offer, partner: Offer) -> None:
+        """Make the segment and hand it to both ends; the one that waits in this moment gets it first."""
+        ring_bytes = min(offer.ring_bytes, partner.ring_bytes)
+        try:
+            memfd = segment.make(ring_bytes)
+        except OSError as error:
+            self._refuse(client, offer.offer_id, Code.RESOURCES, error.strerror or "")
+            self._refuse_earlier(partner, Code.RESOURCES, error.strerror or "")
+            return
+        try:
+            self._say(client, messages.Paired(offer.offer_id, side_of(offer.key), ring_bytes), memfd)
+            other = self._clients.get(partner.client)
+            if other is not None:
+                self._say(other, messages.Paired(partner.offer_id, side_of(partner.key), ring_bytes), memfd)
+        finally:
+            os.close(memfd)
+        local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
+        journal.detail("paired", local=local, peer=peer, uid=offer.uid, ring=ring_bytes)
+
+    def _refuse(self, client: Client, offer_id: int, code: Code, found: str = "") -> None:
+        """REFUSED, with what was found."""
+        text = f"{TEXTS[code]} ({found})" if found else TEXTS[code]
+        self._say(client, messages.Refused(offer_id, code, text))
+        journal.detail("refused", client=client.number, uid=client.uid, code=code.name, found=found)
+
+    def _refuse_earlier(self, offer: Offer, code: Code, found: str = "") -> None:
+        """REFUSED for an offer that had waited; its client may just have been dropped for not listening."""
+        client = self._clients.get(offer.client)
+        if client is not None:
+            self._refuse(client, offer.offer_id, code, found)
+
+    # ------------------------------------------------------------------ sending
+
+    def _say(self, client: Client, message: messages.Message, fd: int = -1) -> None:
+        """Send, or queue a duplicate; a client that is gone misses it. `fd` stays the caller's."""
+        if client.gone:
+            return
+        client.talk.step(Role.MONITOR, messages.TYPE_OF[type(message)])
+        data = messages.encode(message)
+        if client.queued or not self._send_now(client, data, fd):
+            self._enqueue(client, data, fd)
+
+    def _send_now(self, client: Client, data: bytes, fd: int) -> bool:
+        """Whether it is settled: sent, or it can't be and the client is dropped; False: no room now."""
+        try:
+            fds.send(client.sock, data, fd)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # ECONNRESET, EPIPE; ETOOMANYREFS, ENOBUFS: it could not be told that it is paired
+            self._drop(client, error.strerror or "send failed")
+        return True
+
+    def _enqueue(self, client: Client, data: bytes, fd: int) -> None:
+        """Keep a message until the client reads; nothing is read from it meanwhile."""
+        if client.gone:
+            return
+        if len(client.queued) >= _MAX_QUEUED:
+            self._reject(client, Code.TOO_SLOW, TEXTS[Code.TOO_SLOW])
+            return
+        try:
+            copy = os.dup(fd) if fd >= 0 else -1
+        except OSError as error:
+            self._drop(client, error.strerror or "dup failed")
+            return
+        client.queued.append((data, copy))
+        self._selector.modify(client.sock, selectors.EVENT_WRITE, client)
+
+    def _flush(self, client: Client) -> None:
+        """Send what is queued, as far as there is room."""
+        while client.queued:
+            data, fd = client.queued[0]
+            if not self._send_now(client, data, fd) or client.gone:
+                return
+            client.queued.popleft()
+            if fd >= 0:
+                os.close(fd)
+        self._selector.modify(client.sock, selectors.EVENT_READ, client)
+
+
+def _drain(sock: socket.socket) -> None:
+    """Eat the wake-up bytes of signals; their handlers have run."""
+    with contextlib.suppress(BlockingIOError):
+        sock.recv(256)

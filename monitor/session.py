@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server keeps for each client, what clients may use, and what they are told."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from struct import Struct
+from typing import Final, NamedTuple
+
+from sdlib import abi
+from sdlib.wire.messages import Code
+from sdlib.wire.states import Conversation
+
+_UCRED: Final = Struct("3i")  # struct ucred: pid, uid, gid
+
+TEXTS: Final[dict[Code, str]] = {
+    Code.TOO_MANY_CLIENTS: "too many clients of this user",
+    Code.TOO_SLOW: "you do not read your answers",
+    Code.CLOSING: "the monitor is leaving; come again",
+    Code.DESCRIPTOR: "not exactly one descriptor of a TCP connection",
+    Code.NOT_ESTABLISHED: "the TCP connection is not established",
+    Code.SELF_CONNECTED: "the socket is connected to itself",
+    Code.BOUND_DEVICE: "the socket is bound to a device",
+    Code.RING_SIZE: "ring size is no power of two in the allowed range",
+    Code.OTHER_USER: "the other end belongs to another user",
+    Code.QUOTA: "too many open offers",
+    Code.REPLACED: "a newer offer for this end took its place",
+    Code.RESOURCES: "the monitor is out of memory or descriptors",
+}
+
+
+class Limits(NamedTuple):
+    """What clients may use. Counts, and bytes for the ring."""
+
+    clients: int = 4096
+    clients_per_uid: int = 1024
+    offers_per_client: int = 16384
+    offers_per_uid: int = 65536
+    ring_bytes: int = abi.const.SD_RING_MAX
+
+
+class Client:
+    """One connected client."""
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.sock = sock
+        self.pid, self.uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.talk = Conversation()
+        self.since = time.monotonic()
+        self.queued: deque[tuple[bytes, int]] = deque()  # datagram, descriptor (ours) or -1
+        self.gone = False

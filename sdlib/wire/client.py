@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`MonitorClient`: how the supervisor offers the ends of connections to the monitor.
+
+Synchronous where it is cheap: the monitor answers every OFFER at once, so the second of two ends learns in that very
+call that it is paired, and the first one through `events()`. Nothing the monitor says is trusted: an answer out of
+order, an unsealed memfd or a wrong side ends the conversation (fail open), never the caller.
+
+Life of an instance: open() -> offer()/withdraw()/events() ... -> `alive` turns False, all open offers come back in a
+Lost -> close(), and open() a new one later. Not for use by several threads at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from struct import Struct
+from typing import Final, NamedTuple, TypeAlias
+
+from sdlib import abi
+from sdlib.wire import fds, messages, paths, segment, spawn
+from sdlib.wire.states import Conversation, OfferState, Role, offer_step
+
+OPEN_TIMEOUT_S: Final = 5.0
+_RETRY_S: Final = 0.005
+_UCRED: Final = Struct("3i")
+
+
+class MonitorUnavailable(Exception):
+    """No monitor, or none that can be talked to; str() is one line. Connections stay on TCP."""
+
+
+class Paired(NamedTuple):
+    """The other end is there. The caller owns `memfd` (close it); this end is `side` 0 or 1 of the segment."""
+
+    offer_id: int
+    side: int
+    memfd: int
+
+
+class Pending(NamedTuple):
+    """The other end isn't there yet (or the monitor is slow): Paired or Lost may follow by events()."""
+
+    offer_id: int
+
+
+class Refused(NamedTuple):
+    """The monitor doesn't want this offer; `code` is a messages.Code."""
+
+    reason: str
+    code: int
+
+
+class Lost(NamedTuple):
+    """These open offers will never be paired. If the monitor itself is gone, `MonitorClient.alive` is False."""
+
+    offer_ids: tuple[int, ...]
+    reason: str
+
+
+Answer: TypeAlias = Paired | Pending | Refused
+_FAILURES: Final = (OSError, EOFError, messages.ProtocolError)
+
+
+class _Retry(Exception):
+    """Nobody serves at this path at this moment; a new monitor may."""
+
+
+class MonitorClient:
+    """One conversation with a monitor."""
+
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        """Takes over a connected socket; use `open`, which also greets."""
+        self.path = path
+        self.alive = True
+        self.max_offers = 0
+        self.max_ring_bytes = 0
+        self._sock = sock
+        self._talk = Conversation()
+        self._offers: dict[int, tuple[OfferState, int]] = {}  # offer id -> state, ring bytes asked for
+        self._queue: list[Paired | Lost] = []
+        # Events that arrive while offer() waits must make fileno() readable too, hence a second descriptor
+        # behind one epoll: the caller needs no rule about when to call events().
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(sock, select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
+
+    # ------------------------------------------------------------------ opening
+
+    @classmethod
+    def open(
+        cls,
+        path: str | None = None,
+        *,
+        spawn: bool = True,
+        timeout_s: float = OPEN_TIMEOUT_S,
+        env: Mapping[str, str] = os.environ,
+    ) -> MonitorClient:
+        """Connect to the monitor at `path`, or to the system-wide or the user's own, which is started if need be.
+
+        Retries for up to `timeout_s` seconds, because a monitor may leave when idle at this very moment. Raises
+        MonitorUnavailable: none there (and `spawn` is False), other version, somebody else's, cannot be started.
+        """
+        deadline = time.monotonic() + timeout_s
+        chosen = path or env.get(paths.ENV_SOCKET)
+        if chosen is None and os.path.exists(paths.SYSTEM_SOCKET):
+            try:
+                return cls._connect(paths.SYSTEM_SOCKET, deadline)
+            except (_Retry, MonitorUnavailable):
+                pass  # dead, or of another version: the user's own still serves the user's programs
+        try:
+            return cls._connect_or_spawn(paths.checked(chosen or paths.user_socket(env, os.geteuid())), spawn, deadline)
+        except paths.UnsafePath as error:
+            raise MonitorUnavailable(str(error)) from None
+
+    @classmethod
+    def _connect_or_spawn(cls, path: str, may_spawn: bool, deadline: float) -> MonitorClient:
+        """Connect; start a monitor if none answers; and so on until the deadline."""
+        while True:
+            try:
+                return cls._connect(path, deadline)
+            except _Retry as error:
+                left = deadline - time.monotonic()
+                if not may_spawn or left <= 0:
+                    raise MonitorUnavailable(f"no monitor at {path}: {error}") from None
+            try:
+                spawn.spawn_monitor(path, left)
+            except spawn.SpawnFailed as error:
+                raise MonitorUnavailable(str(error)) from None
+            time.sleep(_RETRY_S)
+
+    @classmethod
+    def _connect(cls, path: str, deadline: float) -> MonitorClient:
+        """One attempt; raises _Retry when nobody serves there, MonitorUnavailable when asking again is no use."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.settimeout(_left(deadline))
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionError) as error:
+            sock.close()
+            raise _Retry(error.strerror) from None
+        except OSError as error:
+            sock.close()
+            raise MonitorUnavailable(f"{path}: {error.strerror or error}") from None
+        client = cls(sock, path)
+        try:
+            client._check_owner()
+            client._greet(deadline)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def _check_owner(self) -> None:
+        """Only root's or the user's own process is believed to be a monitor."""
+        _, uid, _ = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if uid not in (0, os.geteuid()):
+            raise MonitorUnavailable(f"{self.path}: served by uid {uid}, which is neither root nor you")
+
+    def _greet(self, deadline: float) -> None:
+        """HELLO, WELCOME."""
+        with suppress(OSError):  # a monitor that is full or leaving has said REJECT and hung up: hear it
+            self._send(messages.Hello(messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION))
+        try:
+            self._sock.settimeout(_left(deadline))
+            answer, _ = self._receive()
+        except (ConnectionError, EOFError) as error:
+            raise _Retry(str(error)) from None  # it left as we came
+        except TimeoutError:
+            raise MonitorUnavailable(f"the monitor at {self.path} does not answer") from None
+        except (OSError, messages.ProtocolError) as error:
+            raise MonitorUnavailable(f"{self.path}: {error}") from None
+        if isinstance(answer, messages.Reject):
+            if answer.code == messages.Code.CLOSING:
+                raise _Retry(answer.text)
+            raise MonitorUnavailable(f"the monitor at {self.path} refuses us: {answer.text}")
+        assert isinstance(answer, messages.Welcome)  # the table of states lets nothing else through
+        self.max_offers, self.max_ring_bytes = answer.max_offers, answer.max_ring_bytes
+
+    # -------------------------------------------------------------------- using
+
+    def fileno(self) -> int:
+        """Readable (level-triggered, for poll and epoll) when events() has something to say."""
+        return self._epoll.fileno()
+
+    def offer(self, sock_fd: int, offer_id: int, ring_bytes: int, timeout_s: float) -> Answer:
+        """Offer the connection that `sock_fd` (a TCP socket; it stays the caller's) is one end of.
+
+        `offer_id` is any u64 that names no open offer, `sock_fd` an open descriptor (else ValueError). Waits at most
+        `timeout_s` seconds for the answer, Pending after that. Raises MonitorUnavailable when the monitor is gone; a
+        Lost with the earlier offers follows by events().
+        """
+        if offer_id in self._offers or not 0 <= offer_id < 1 << 64:
+            raise ValueError(f"offer {offer_id} is still open or no u64")
+        if not self.alive:
+            raise MonitorUnavailable("the monitor is gone")
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._sock.settimeout(_left(deadline))
+            self._send(messages.Offer(offer_id, ring_bytes), sock_fd)
+            self._offers[offer_id] = (OfferState.ASKED, ring_bytes)
+            return self._await(offer_id, deadline)
+        except _FAILURES as error:
+            if isinstance(error, OSError) and error.errno == errno.EBADF:
+                raise ValueError(f"{sock_fd} is no open descriptor") from None
+            if isinstance(error, OSError) and error.errno == errno.ETOOMANYREFS:  # see unix(7)
+                return Refused("too many descriptors of this user are in flight", messages.Code.RESOURCES)
+            self._offers.pop(offer_id, None)
+            self._die(str(error))
+            raise MonitorUnavailable(f"the monitor is gone: {error}") from None
+
+    def withdraw(self, offer_id: int) -> None:
+        """Close an open offer; nothing more is heard of it, also if its pairing is on the way. Unknown ids are ignored.
+
+        Its id may be used again once the monitor has confirmed, so better never.
+        """
+        self._forget_queued(offer_id)
+        if offer_id not in self._offers or not self.alive:
+            return
+        try:
+            self._advance(offer_id, messages.Type.WITHDRAW)
+            self._sock.settimeout(OPEN_TIMEOUT_S)
+            self._send(messages.Withdraw(offer_id))
+        except _FAILURES as error:
+            self._die(str(error))
+
+    def events(self) -> list[Paired | Lost]:
+        """What happened to earlier offers; never blocks."""
+        try:
+            if self.alive:
+                self._sock.setblocking(False)
+            while self.alive:
+                self._enqueue(self._take(*self._receive()))
+        except BlockingIOError:
+            pass
+        except _FAILURES as error:
+            self._die(str(error))
+        queued, self._queue = self._queue, []
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        return queued
+
+    def close(self) -> None:
+        """Hang up; the monitor forgets the open offers. Memfds in events that nobody fetched are closed."""
+        for event in self._queue:
+            if isinstance(event, Paired):
+                os.close(event.memfd)
+        self._queue = []
+        self.alive = False
+        if not self._epoll.closed:
+            self._sock.close()
+            self._epoll.close()
+            os.close(self._wake)
+
+    # ----------------------------------------------------------------- messages
+
+    def _send(self, message: messages.Message, fd: int = -1) -> None:
+        """Send one message with the socket's time limit."""
+        self._talk.step(Role.CLIENT, messages.TYPE_OF[type(message)])
+        fds.send(self._sock, messages.encode(message), fd)
+
+    def _receive(self) -> tuple[messages.Message, int]:
+        """The next message and its descriptor (-1: none), by the rules; raises one of _FAILURES."""
+        try:
+            got = fds.receive(self._sock)
+        except ConnectionResetError:
+            # It hung up with a message of ours unread; the kernel reports that before what it had said (REJECT).
+            got = fds.receive(self._sock)
+        try:
+            if not got.data:
+                raise EOFError("it hung up")
+            message = messages.decode(got.data)
+            kind = messages.TYPE_OF[type(message)]
+            if len(got.fds) != messages.LAYOUTS[kind].fds or got.fds_lost:
+                raise messages.ProtocolError(f"{kind.name} with {len(got.fds)} descriptors")
+            self._talk.step(Role.MONITOR, kind)
+        except BaseException:
+            fds.close_all(got.fds)
+            raise
+        return message, got.fds[0] if got.fds else -1
+
+    def _await(self, offer_id: int, deadline: float) -> Answer:
+        """Receive until the answer to `offer_id` or the deadline; all else is queued for events()."""
+        while True:
+            self._sock.settimeout(_left(deadline))
+            try:
+                answer = self._take(*self._receive())
+            except TimeoutError:
+                return Pending(offer_id)
+            if answer is not None and answer[0] == offer_id:
+                return answer[1]
+            self._enqueue(answer)
+
+    def _advance(self, offer_id: int, kind: messages.Type) -> OfferState | None:
+        """Move an offer by one message; returns the state it was in."""
+        before, ring_bytes = self._offers.get(offer_id, (None, 0))
+        after = offer_step(before, kind)
+        if after is None:
+            del self._offers[offer_id]
+        else:
+            self._offers[offer_id] = (after, ring_bytes)
+        return before
+
+    def _take(self, message: messages.Message, fd: int) -> tuple[int, Answer] | None:
+        """What a message means for its offer; None if for nothing. Owns `fd`. Raises ProtocolError."""
+        if isinstance(message, messages.Paired):
+            return self._take_paired(message, fd)
+        if isinstance(message, messages.Reject):
+            raise messages.ProtocolError(f"it threw us out: {message.text}")
+        assert isinstance(message, messages.Pending | messages.Refused | messages.Withdrawn)  # by the table of states
+        before = self._advance(message.offer_id, messages.TYPE_OF[type(message)])
+        if before is OfferState.LEAVING:
+            return None
+        if isinstance(message, messages.Refused):
+            return message.offer_id, Refused(message.text, message.code)
+        return message.offer_id, Pending(message.offer_id)
+
+    def _take_paired(self, message: messages.Paired, fd: int) -> tuple[int, Answer] | None:
+        """A pairing: the memfd is looked at before anybody maps it."""
+        _, asked = self._offers.get(message.offer_id, (None, 0))
+        try:
+            before = self._advance(message.offer_id, messages.Type.PAIRED)
+            if before is not OfferState.LEAVING:
+                wrong = _wrong_with(message, asked) or segment.check_memfd(fd, message.ring_bytes)
+                if wrong:
+                    raise messages.ProtocolError(wrong)
+        except messages.ProtocolError:
+            os.close(fd)
+            raise
+        if before is OfferState.LEAVING:
+            os.close(fd)
+            return None
+        return message.offer_id, Paired(message.offer_id, message.side, fd)
+
+    # ------------------------------------------------------------------- events
+
+    def _enqueue(self, answer: tuple[int, Answer] | None) -> None:
+        """Keep an answer that nobody waits for; a late Pending is no news."""
+        if answer is None or isinstance(answer[1], Pending):
+            return
+        if isinstance(answer[1], Refused):
+            self._push(Lost((answer[0],), answer[1].reason))
+        else:
+            self._push(answer[1])
+
+    def _push(self, event: Paired | Lost) -> None:
+        self._queue.append(event)
+        os.eventfd_write(self._wake, 1)
+
+    def _forget_queued(self, offer_id: int) -> None:
+        """Drop a pairing that arrived but was not fetched yet."""
+        for event in [queued for queued in self._queue if isinstance(queued, Paired) and queued.offer_id == offer_id]:
+            self._queue.remove(event)
+            os.close(event.memfd)
+
+    def _die(self, reason: str) -> None:
+        """The monitor is gone or not to be believed: hang up, and say what is lost (once)."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._epoll.unregister(self._sock)
+        self._sock.close()
+        waiting = tuple(key for key, (state, _) in self._offers.items() if state is not OfferState.LEAVING)
+        self._offers.clear()
+        self._push(Lost(waiting, reason))
+
+
+def _left(deadline: float) -> float:
+    """Seconds until `deadline`, but never 0, which would mean non-blocking to a Python socket."""
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _wrong_with(message: messages.Paired, asked: int) -> str | None:
+    """What is impossible in a pairing's numbers."""
+    if message.side not in (0, 1):
+        return f"impossible side {message.side}"
+    if not segment.ring_size_ok(message.ring_bytes) or message.ring_bytes > asked:
+        return f"impossible ring of {message.ring_bytes} bytes"
+    return None

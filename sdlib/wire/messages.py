@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The datagrams of the monitor protocol and their codec; nothing here does I/O.
+
+Every message is one SOCK_SEQPACKET datagram of a fixed size, little-endian:
+
+    u16 type | u16 length of the whole message | u32 zero | body
+
+A message that isn't exactly like that (size, zero, unknown type, unclean text) raises ProtocolError: there is no
+lenient parsing, because whoever sends it is either a hostile client or a different version, and both are refused.
+HELLO and REJECT never change their layout, so that two versions can always tell each other why they part.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import Any, Final, NamedTuple, TypeAlias
+
+PROTOCOL_VERSION: Final = 1
+HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
+TEXT_BYTES: Final = 104
+MAX_BYTES: Final = 128  # no message is longer
+
+
+class ProtocolError(Exception):
+    """The other side said something that this protocol does not know; str() is one line."""
+
+
+class Type(IntEnum):
+    """First word of a message. Numbers are never used again for something else."""
+
+    HELLO = 1
+    WELCOME = 2
+    REJECT = 3
+    OFFER = 4
+    PENDING = 5
+    PAIRED = 6
+    REFUSED = 7
+    WITHDRAW = 8
+    WITHDRAWN = 9
+
+
+class Code(IntEnum):
+    """Why a client (REJECT) or an offer (REFUSED) is turned down; the text beside it is for people."""
+
+    PROTOCOL = 1  # REJECT: what you sent is not this protocol
+    VERSION = 2  # REJECT: protocol or ABI of another version
+    TOO_MANY_CLIENTS = 3  # REJECT
+    TOO_SLOW = 4  # REJECT: you do not read your answers
+    CLOSING = 5  # REJECT: the monitor is leaving; come again
+    DESCRIPTOR = 16  # REFUSED: not exactly one descriptor of an established TCP connection
+    NOT_ESTABLISHED = 17  # REFUSED: a TCP socket, but not in state ESTABLISHED
+    SELF_CONNECTED = 18  # REFUSED: both ends are the same socket
+    BOUND_DEVICE = 19  # REFUSED: SO_BINDTODEVICE or VRF: the addresses alone do not name the connection
+    RING_SIZE = 20  # REFUSED: ring_bytes is no power of two within SD_RING_MIN..SD_RING_MAX
+    OTHER_USER = 21  # REFUSED: the two ends belong to different users
+    QUOTA = 22  # REFUSED: too many open offers
+    REPLACED = 23  # REFUSED, later: a newer offer for the same end took its place
+    RESOURCES = 24  # REFUSED: the monitor has no memory or descriptors
+
+
+class Hello(NamedTuple):
+    """Client, first. `protocol` and `abi` are the versions that it speaks."""
+
+    protocol: int
+    abi: int
+    magic: int = HELLO_MAGIC
+
+
+class Welcome(NamedTuple):
+    """Monitor: the versions agree; so many offers may be open at a time, rings may have so many bytes."""
+
+    protocol: int
+    abi: int
+    max_offers: int
+    max_ring_bytes: int
+
+
+class Reject(NamedTuple):
+    """Monitor, last: this client is turned away, the connection is closed after it."""
+
+    code: int
+    detail: int
+    text: str
+
+
+class Offer(NamedTuple):
+    """Client, with the TCP socket itself: pair this end. `offer_id` is the client's own name for it."""
+
+    offer_id: int
+    ring_bytes: int
+
+
+class Pending(NamedTuple):
+    """Monitor: the offer is open, the other end is not there yet."""
+
+    offer_id: int
+
+
+class Paired(NamedTuple):
+    """Monitor, with the segment's memfd: the other end is there. This client is `side` (0 or 1)."""
+
+    offer_id: int
+    side: int
+    ring_bytes: int
+
+
+class Refused(NamedTuple):
+    """Monitor: this offer is closed without a partner."""
+
+    offer_id: int
+    code: int
+    text: str
+
+
+class Withdraw(NamedTuple):
+    """Client: I no longer want a partner for this offer."""
+
+    offer_id: int
+
+
+class Withdrawn(NamedTuple):
+    """Monitor, to every Withdraw: nothing more will come for this offer, its name may be used again."""
+
+    offer_id: int
+
+
+Message: TypeAlias = Hello | Welcome | Reject | Offer | Pending | Paired | Refused | Withdraw | Withdrawn
+
+
+class Layout(NamedTuple):
+    """How one type looks on the wire. `fds`: descriptors that travel with it, no more and no fewer."""
+
+    cls: type[Message]
+    body: Struct
+    fds: int
+
+
+LAYOUTS: Final[dict[Type, Layout]] = {
+    Type.HELLO: Layout(Hello, Struct("<IIQ"), 0),
+    Type.WELCOME: Layout(Welcome, Struct("<IIII"), 0),
+    Type.REJECT: Layout(Reject, Struct(f"<II{TEXT_BYTES}s"), 0),
+    Type.OFFER: Layout(Offer, Struct("<QQ"), 1),
+    Type.PENDING: Layout(Pending, Struct("<Q"), 0),
+    Type.PAIRED: Layout(Paired, Struct("<QII"), 1),
+    Type.REFUSED: Layout(Refused, Struct(f"<QI{TEXT_BYTES}s"), 0),
+    Type.WITHDRAW: Layout(Withdraw, Struct("<Q"), 0),
+    Type.WITHDRAWN: Layout(Withdrawn, Struct("<Q"), 0),
+}
+TYPE_OF: Final[dict[type[Message], Type]] = {layout.cls: kind for kind, layout in LAYOUTS.items()}
+_HEADER: Final = Struct("<HHI")
+HEADER_BYTES: Final = _HEADER.size
+
+
+def size_of(kind: Type) -> int:
+    """Bytes of a whole message of that type."""
+    return HEADER_BYTES + LAYOUTS[kind].body.size
+
+
+def encode(message: Message) -> bytes:
+    """The datagram of `message`. Text is cut to its field; a number out of its field's range raises struct.error."""
+    kind = TYPE_OF[type(message)]
+    body = LAYOUTS[kind].body
+    fields = [_to_text(value) if isinstance(value, str) else value for value in message]
+    return _HEADER.pack(kind, HEADER_BYTES + body.size, 0) + body.pack(*fields)
+
+
+def decode(data: bytes) -> Message:
+    """The message in one datagram; raises ProtocolError, with one line about what is wrong, for anything else."""
+    if len(data) < HEADER_BYTES:
+        raise ProtocolError(f"datagram of {len(data)} bytes is shorter than a header")
+    number, length, zero = _HEADER.unpack_from(data)
+    try:
+        kind = Type(number)
+    except ValueError:
+        raise ProtocolError(f"unknown message type {number}") from None
+    if length != len(data) or length != size_of(kind) or zero != 0:
+        raise ProtocolError(f"malformed {kind.name}: {len(data)} bytes, says {length}, must be {size_of(kind)}")
+    layout = LAYOUTS[kind]
+    values = layout.body.unpack_from(data, HEADER_BYTES)
+    fields: tuple[Any, ...] = tuple(_from_text(value) if isinstance(value, bytes) else value for value in values)
+    message = layout.cls(*fields)
+    if isinstance(message, Hello) and message.magic != HELLO_MAGIC:
+        raise ProtocolError("HELLO without the magic number")
+    return message
+
+
+def _to_text(text: str) -> bytes:
+    """Printable ASCII that leaves room for one NUL; struct pads the rest with NULs."""
+    clean = "".join(char if " " <= char <= "~" else "?" for char in text)
+    return clean.encode("ascii")[: TEXT_BYTES - 1]
+
+
+def _from_text(field: bytes) -> str:
+    """A NUL-padded field of printable ASCII: it will reach a terminal, so nothing else is let through."""
+    text, _, padding = field.partition(b"\0")
+    if padding.strip(b"\0") or len(text) == len(field) or any(not 0x20 <= byte <= 0x7E for byte in text):
+        raise ProtocolError("unclean text")
+    return text.decode("ascii")
