@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; exit 1 with one line when the image cannot be built."""
     parser = argparse.ArgumentParser(prog="python -m sdlib.build_image", description="Build the library's image.")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for sdlib.elf, sdlib.img and sdlib.json")
-    parser.add_argument("--cflag", action="append", default=[], help="one more compiler flag, e.g. --cflag=-DSD_TRACE=1")
+    parser.add_argument("--cflag", action="append", default=[], help="one more compiler flag, e.g. --cflag=-O0")
     options = parser.parse_args(arguments)
     try:
         done = build(options.output, tuple(options.cflag))

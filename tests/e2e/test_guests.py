@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One behaviour of a connection per guest program: the same natively, redirected, and on shared memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.guestbuild import Guests
+from tests.harness import Runner
+
+# Guest and arguments. Each runs its two sides in two processes, so a report has two ends of each connection.
+BEHAVIOURS = [
+    "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "half_close", "timeouts",
+    "threads", "exec_keeps", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect", "waiters epoll",
+    "reset unread", "reset linger", "reset kill", "reset close",
+]
+STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
+
+
+@pytest.mark.parametrize("command", BEHAVIOURS)
+def test_behaviour(command: str, runner: Runner, guests: Guests) -> None:
+    name, *arguments = command.split()
+    program = runner.run(guests(name), *arguments)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2, of_bytes=400)
+
+
+@pytest.mark.parametrize("flavour", ["glibc-static", "musl-static"])
+@pytest.mark.parametrize("command", STATIC)
+def test_static_program(command: str, flavour: str, runner: Runner, guests: Guests) -> None:
+    name, *arguments = command.split()
+    program = runner.run(guests(name, flavour), *arguments)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2, of_bytes=400)
+
+
+@pytest.mark.parametrize("kind", ["prefork", "per-connection", "handover"])
+def test_who_serves_after_fork(kind: str, runner: Runner, guests: Guests) -> None:
+    program = runner.run(guests("fork_serve"), kind)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=12, of_bytes=6 * 2 * 500)

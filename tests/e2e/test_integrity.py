@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gigabyte each way at once, in random chunks with random pauses, switched to shared memory in mid-stream."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.guestbuild import Guests
+from tests.harness import Program, Runner, assert_shm, free_port
+
+GIB = 1 << 30
+
+
+def sums(program: Program) -> dict[str, tuple[int, str]]:
+    """What one side says: {"sent": (bytes, sha256), "received": ...}."""
+    words = (line.split() for line in program.stdout.decode().splitlines())
+    return {what: (int(count), digest) for what, count, digest in words}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("upgrade", ["eager", "after_bytes:100000000"])
+def test_a_gigabyte_both_ways(upgrade: str, shm: Runner, guests: Guests) -> None:
+    shm.options = ["--set", f"upgrade={upgrade}"]
+    port, guest = str(free_port()), guests("integrity")
+    server = shm.start(guest, "server", port, str(GIB), "5").listening(int(port))
+    client = shm.start(guest, "client", port, str(GIB), "6")
+    client.ok(300)
+    server.ok(60)
+    there, here = sums(client), sums(server)
+    assert there["sent"] == here["received"]
+    assert here["sent"] == there["received"]
+    assert there["sent"][0] == here["sent"][0] == GIB
+    for program in (client, server):
+        assert_shm(program.report(), at_least=1, of_bytes=GIB)
+
+
+@pytest.mark.parametrize("kill_after", [1_000, 300_000, 60_000_000])
+def test_killed_sender_leaves_all_that_it_sent(kill_after: int, runner: Runner, guests: Guests) -> None:
+    """After SIGKILL of one side the other reads everything sent before it, then EOF."""
+    port, guest = str(free_port()), guests("integrity")
+    server = runner.start(guest, "server", port, str(GIB), "7", env={"ONE_WAY": "1"}).listening(int(port))
+    client = runner.start(guest, "client", port, str(GIB), "8", str(kill_after))
+    assert client.wait(120) == -signal.SIGKILL
+    server.ok(60)
+    assert sums(client)["sent"] == sums(server)["received"]
+    assert sums(server)["received"][0] >= kill_after
+    # So few bytes may all have gone by TCP before the switch.
+    if kill_after > 1_000_000:
+        runner.check(client, server, of_bytes=kill_after // 2)
