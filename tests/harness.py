@@ -26,6 +26,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from tools.net import free_port, is_listening, own_address
+
 ROOT = Path(__file__).resolve().parents[1]
 SDRUN = ROOT / ".venv" / "bin" / "sdrun"
 GUESTS = ROOT / "tests" / "guests"
@@ -218,34 +220,6 @@ def assert_tcp(report: Report, at_least: int = 1) -> None:
     assert any(process["injected"] for process in report.raw["processes"]), f"nothing injected\n{report}"
 
 
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """A port that is free now on the wildcard address."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def is_listening(port: int) -> bool:
-    """True if the kernel's table has a listening TCP socket on `port`, on any address."""
-    wanted = f":{port:04X}"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(FileNotFoundError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                columns = line.split()
-                if columns[1].endswith(wanted) and columns[3] == "0A":
-                    return True
-    return False
-
-
-def own_address() -> str | None:
-    """An IPv4 address of this host that is not loopback, or None; nothing is sent, UDP's connect only finds a route."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        probe.connect(("192.0.2.1", 9))
-        address = str(probe.getsockname()[0])
-        return None if address.startswith(("127.", "0.")) else address
-    return None
-
-
 def end_monitor(runtime_dir: Path) -> None:
     """End the monitor that sdrun started under `runtime_dir`, found by asking its socket who listens there."""
     for path in runtime_dir.glob("socksdirect/*.sock"):
@@ -253,3 +227,7 @@ def end_monitor(runtime_dir: Path) -> None:
             probe.connect(str(path))
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             os.kill(struct.unpack("3i", credentials)[0], signal.SIGTERM)
+
+
+__all__ = ["GUESTS", "Mode", "Program", "Report", "Runner", "assert_shm", "assert_tcp", "end_monitor", "free_port",
+           "is_listening", "own_address"]
