@@ -12,7 +12,7 @@ from tests.harness import Runner
 BEHAVIOURS = [
     "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "half_close", "timeouts",
     "threads", "exec_keeps", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect", "waiters epoll",
-    "reset unread", "reset linger", "reset kill", "reset close",
+    "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
 
@@ -39,3 +39,10 @@ def test_who_serves_after_fork(kind: str, runner: Runner, guests: Guests) -> Non
     program = runner.run(guests("fork_serve"), kind)
     assert program.stdout == b"ok\n"
     runner.check(program, at_least=12, of_bytes=6 * 2 * 500)
+
+
+def test_a_thousand_short_connections(runner: Runner, guests: Guests) -> None:
+    program = runner.run(guests("churn"))
+    assert program.stdout == b"ok\n"
+    for report in runner.check(program, at_least=100):
+        assert report.total == 2000, str(report)
