@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Areas: the memory that a family of forked processes shares with us (sd_abi.h, struct sd_area).
+
+Made here, mapped here and there, and read for the report when the last process that can see it is gone.  Which
+process has which area is the kernel's word (its memory map), not the process's.
+
+When nobody maps an area any more, its memfd can be sealed against writing; while somebody does, the kernel
+says EBUSY.  So no counting of processes, most of whose forks we never hear of.  That is also why it is not sealed at
+once, and why we give up our own mapping before asking.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from policies import Settings
+from sdlib import abi
+
+BYTES: Final = abi.sizeof("struct sd_area")
+_SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_UPGRADES: Final = {
+    "never": abi.const.SD_UPGRADE_NEVER, "eager": abi.const.SD_UPGRADE_EAGER,
+    "after_ops": abi.const.SD_UPGRADE_AFTER_OPS, "after_bytes": abi.const.SD_UPGRADE_AFTER_BYTES,
+}  # fmt: skip
+
+_atomic: Final = ctypes.CDLL("libatomic.so.1").__atomic_compare_exchange_4
+_atomic.restype = ctypes.c_bool
+_atomic.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32), ctypes.c_uint32, ctypes.c_int, ctypes.c_int]
+_ACQ_REL, _RELAXED = 4, 0
+
+
+class Area:
+    """One area, mapped."""
+
+    def __init__(self, index: int, settings: Settings, *, accelerate: bool) -> None:
+        """Make area number `index` of its process; OSError when there is no memory or descriptor."""
+        self.index = index
+        self.ring_bytes = settings.ring_bytes
+        self.exe = "?"
+        self.folded = False
+        """Nobody maps it any more; its contents are final."""
+        self.fd = os.memfd_create(f"sd-area-{index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, BYTES)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+            self._map()
+        except OSError:
+            os.close(self.fd)
+            raise
+        self.inode = os.fstat(self.fd).st_ino
+        self._fill(settings, accelerate)
+
+    def _map(self) -> None:
+        self._memory = mmap.mmap(self.fd, BYTES)
+        self.view = abi.view("struct sd_area", self._memory)
+
+    def _fill(self, settings: Settings, accelerate: bool) -> None:
+        view, config = self.view, self.view.cfg
+        view.magic, view.version = abi.const.SD_AREA_MAGIC, abi.const.SD_ABI_VERSION
+        view.index, view.bytes = self.index, BYTES
+        upgrade = settings.upgrade
+        kind, count = upgrade if isinstance(upgrade, tuple) else (upgrade, 0)
+        config.upgrade, config.upgrade_n = _UPGRADES[kind], count
+        config.spin_us, config.patch = settings.spin_us, int(settings.patch)
+        config.accel = int(accelerate and settings.accelerate)
+        if not config.accel:
+            config.reason = abi.const.SD_REASON_policy if accelerate else abi.const.SD_REASON_no_accel
+
+    def block_state(self, block: int) -> int:
+        """`enum sd_block_state` as it is at this moment."""
+        return int(self.view.block[block].state)
+
+    def block_generation(self, block: int) -> int:
+        """Generation: the upper half of a block id that is not stale."""
+        return int(self.view.block[block].gen)
+
+    def set_side(self, block: int, side: int) -> None:
+        """Which side of the segment this end is; written before the state is."""
+        self.view.block[block].side = side
+
+    def exchange_state(self, block: int, expected: int, desired: int) -> bool:
+        """Compare and swap; release, so that the side is visible to whom acquires the state."""
+        address = int(abi.ffi.cast("uintptr_t", abi.ffi.addressof(self.view.block[block], "state")))
+        return bool(_atomic(address, ctypes.byref(ctypes.c_uint32(expected)), desired, _ACQ_REL, _RELAXED))
+
+    def slots(self) -> Iterator[abi.CData]:
+        """Counters of every process that has claimed a slot."""
+        return (slot for slot in self.view.proc if slot.pid)
+
+    def blocks(self) -> Iterator[abi.CData]:
+        """Socket blocks that are in use."""
+        return (block for block in self.view.block if block.state != abi.const.SD_BLOCK_FREE)
+
+    def fold(self) -> bool:
+        """If no process maps it any more, nobody can ever again: note that, and return True."""
+        self.view = None
+        self._memory.close()
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        except OSError as error:
+            self._map()
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        self._memory = mmap.mmap(self.fd, BYTES, mmap.MAP_PRIVATE)
+        self.view = abi.view("struct sd_area", self._memory)
+        self.folded = True
+        return True
+
+    def close(self) -> None:
+        """Forget it."""
+        self.view = None
+        self._memory.close()
+        os.close(self.fd)

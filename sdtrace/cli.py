@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the supervisor; only the keeper calls it (launch/keeper.c), with options of the user passed through."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the keeper passes."""
+
+    control: int
+    keepsake: int
+    root_pidfd: int
+    root_pid: int
+    command: str
+    report: Path | None
+    policy: str | None
+    sets: list[str]
+    explain: bool
+    no_accel: bool
+    verdict: bool
+
+
+def parse(argv: list[str]) -> Options:
+    """Options from `argv`; exits with a usage line when a person calls it by hand."""
+    parser = argparse.ArgumentParser(prog="sdtrace.supervisor", description="Started by sdrun's keeper; run `sdrun` instead.")
+    for descriptor in ("--control", "--keepsake", "--root-pidfd", "--root-pid"):
+        parser.add_argument(descriptor, type=int, required=True)
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--policy")
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    for flag in ("--explain", "--no-accel", "--verdict"):
+        parser.add_argument(flag, action="store_true")
+    return Options(**vars(parser.parse_args(argv)))

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for people, on standard error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False)
+    table = Table(title=f"sdrun: exit status {report['exit_status']}", title_justify="left")
+    for heading in ("pid", "program", "injected", "sites patched", "still trapping"):
+        table.add_column(heading)
+    for line in report["processes"]:
+        injected = "yes" if line["injected"] else f"no: {line['reason']}"
+        sites = (str(line["sites_patched"]), str(line["sites_trapping"])) if line["injected"] else ("-", "-")
+        table.add_row(str(line["pid"]), line["exe"], injected, *sites)
+    console.print(table)
+    ends, calls, size = report["connections"], report["calls"], report["bytes"]
+    console.print(f"ends of connections: {ends['total']}; by shared memory {ends['shm']}, RDMA {ends['rdma']}, TCP {ends['tcp']}")
+    for name, number in sorted(ends["tcp_reasons"].items(), key=lambda item: -item[1]):
+        console.print(f"  on TCP: {number} {name}")
+    for name, number in sorted(ends["moved_back"].items(), key=lambda item: -item[1]):
+        console.print(f"  moved back to TCP: {number} {name}")
+    console.print(f"calls on them: {calls['library']} answered in the library, {calls['kernel']} reached the kernel")
+    console.print(f"bytes: shared memory {size['shm']}, TCP {size['tcp']}")
+    if report["supervisor_errors"]:
+        console.print(f"errors inside sdrun (see the system log): {report['supervisor_errors']}")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the library asks of us (sd_abi.h, enum sd_hypercall).
+
+The kernel vouches for who asks; everything else in a request is the word of a process that may be hostile.  A wrong
+value is answered with -EINVAL, a failure of ours with the errno, and in both cases the library stays on TCP.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from policies import Settings
+from sdlib import abi
+from sdtrace import procfs
+from sdtrace.areas import Area
+from sdtrace.inject import read_memory
+from sdtrace.notify import Listener, Notification
+from sdtrace.offers import Broker, Key
+from sdtrace.processes import Process
+
+_CARRY: Final = struct.Struct("=iI")
+_INVALID: Final = -errno.EINVAL
+
+
+class Hypercalls:
+    """Answers for all processes of one supervisor."""
+
+    def __init__(self, broker: Broker, settings: Callable[[str], Settings], *, accelerate: bool) -> None:
+        """`settings` gives the policy's values for a program by its path."""
+        self._broker = broker
+        self._settings = settings
+        self._accelerate = accelerate
+        self.areas: list[Area] = []
+        self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
+            abi.const.SD_HC_AREA: self._area,
+            abi.const.SD_HC_OFFER: self._offer,
+            abi.const.SD_HC_ATTACH: self._attach,
+            abi.const.SD_HC_EXEC: self._exec,
+            abi.const.SD_HC_WITHDRAW: self._withdraw,
+        }
+
+    def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
+        """Answer one request."""
+        handler = self._handlers.get(notif.args[0])
+        try:
+            result = _INVALID if handler is None else handler(listener, notif, process)
+        except OSError as error:
+            result = -(error.errno or errno.EIO)
+        if result is not None:
+            listener.reply(notif, result)
+
+    # ------------------------------------------------------------------ areas
+
+    def _known_area(self, process: Process, index: int) -> Area | None:
+        """Area `index` of the process, if it has one. A forked child has those of its parent: its memory map tells."""
+        if index not in process.areas:
+            mapped = procfs.memfds_mapped(process.pid)
+            for area in self.areas:
+                if area.inode in mapped:
+                    process.areas.setdefault(area.index, area)
+        return process.areas.get(index)
+
+    def _area(self, listener: Listener, notif: Notification, process: Process) -> int | None:
+        index = notif.args[1]
+        if index >= abi.const.SD_MAX_AREAS:
+            return -errno.ENOSPC
+        area = self._known_area(process, index)
+        if area is None:
+            area = Area(index, self._settings(process.program.exe), accelerate=self._accelerate)
+            area.exe = process.program.exe
+            process.areas[index] = area
+            self.areas.append(area)
+        if area not in process.program.areas:
+            process.program.areas.append(area)
+        return _give(listener, notif, area.fd)
+
+    def _key(self, process: Process, block_id: int) -> Key | None:
+        """The block that an id names; None for ids that are out of range, stale, or another family's."""
+        generation, index, block = block_id >> 32, block_id >> 16 & 0xFFFF, block_id & 0xFFFF
+        if block >= abi.const.SD_AREA_BLOCKS:
+            return None
+        area = self._known_area(process, index)
+        if area is None or area.block_generation(block) != generation:
+            return None
+        return Key(area, block, generation)
+
+    # ------------------------------------------------------------ connections
+
+    def _offer(self, _listener: Listener, notif: Notification, process: Process) -> int:
+        key = self._key(process, notif.args[2])
+        fd = notif.int_arg(1)
+        if key is None or fd < 0:
+            return _INVALID
+        if key.area.block_state(key.block) not in (abi.const.SD_BLOCK_TCP, abi.const.SD_BLOCK_OFFERED):
+            return _INVALID
+        sock = _take_socket(notif.tid, fd)
+        try:
+            result, reason = self._broker.offer(key, sock)
+        finally:
+            os.close(sock)
+        if reason:
+            key.area.view.block[key.block].reason = reason
+        return result
+
+    def _attach(self, listener: Listener, notif: Notification, process: Process) -> int | None:
+        key = self._key(process, notif.args[2])
+        if key is None:
+            return _INVALID
+        segment = self._broker.attach(key)
+        if segment is None:
+            return -errno.ENOENT
+        try:
+            return _give(listener, notif, segment)
+        finally:
+            os.close(segment)
+
+    def _withdraw(self, _listener: Listener, notif: Notification, process: Process) -> int:
+        key = self._key(process, notif.args[1])
+        if key is None:
+            return _INVALID
+        self._broker.withdraw(key)
+        return 0
+
+    # ------------------------------------------------------------------- exec
+
+    def _exec(self, _listener: Listener, notif: Notification, process: Process) -> int:
+        address, count = notif.args[1], notif.args[2]
+        if count > abi.const.SD_CARRY_MAX:
+            return _INVALID
+        data = read_memory(notif.tid, address, count * _CARRY.size) if count else b""
+        carry = [(fd, block) for fd, block in _CARRY.iter_unpack(data)]
+        for fd, block in carry:
+            area = self._known_area(process, block >> 16)
+            if fd < 0 or area is None or block & 0xFFFF >= abi.const.SD_AREA_BLOCKS:
+                return _INVALID
+        process.carry = carry
+        return 0
+
+
+def _give(listener: Listener, notif: Notification, fd: int) -> int | None:
+    """Answer with a duplicate of `fd`; the errno when the process has no room for it."""
+    try:
+        listener.add_fd(notif, fd, reply=True)
+    except OSError as error:
+        return None if error.errno == errno.ENOENT else -(error.errno or errno.EIO)
+    return None
+
+
+def _take_socket(tid: int, fd: int) -> int:
+    """A duplicate of the task's descriptor; OSError."""
+    pidfd = procfs.pidfd_open_thread(tid)
+    try:
+        return procfs.get_fd(pidfd, fd)
+    finally:
+        os.close(pidfd)

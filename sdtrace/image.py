@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library's image as `make build` left it (sdlib/build_image.py), held in a sealed memfd."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import sdlib
+
+PAGE: Final = 4096
+DIRECTORY: Final = Path(sdlib.__file__).parent / "_image"
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top")
+
+
+class ImageError(Exception):
+    """There is no usable image; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One mapping: `filesz` bytes from the file at `offset`, zeroes up to `memsz`; all page aligned. `prot`: PROT_*."""
+
+    vaddr: int
+    offset: int
+    filesz: int
+    memsz: int
+    prot: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """A read-only descriptor of the image, and where its parts belong."""
+
+    fd: int
+    base: int
+    segments: tuple[Segment, ...]
+    symbols: dict[str, int]
+    head: bytes
+
+
+def _sealed_copy(data: bytes) -> int:
+    """A memfd that nobody can change, opened for reading: every program gets a duplicate of it."""
+    fd = os.memfd_create("sdlib.img", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, data)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def load(abi_version: int, directory: Path = DIRECTORY) -> Image:
+    """Read `sdlib.img` and `sdlib.json`. ImageError when they are missing, of another ABI or do not fit together."""
+    try:
+        description = json.loads((directory / "sdlib.json").read_bytes())
+        data = (directory / "sdlib.img").read_bytes()
+        segments = tuple(Segment(**{name: int(entry[name]) for name in Segment.__dataclass_fields__})
+                         for entry in description["segments"])
+        symbols = {name: int(description["symbols"][name]) for name in _SYMBOLS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImageError(f"no library image in {directory} ({error}); run `make build`") from error
+    if description["abi"] != abi_version:
+        raise ImageError(f"the library image speaks ABI {description['abi']}, we {abi_version}; run `make build`")
+    for segment in segments:
+        if segment.vaddr % PAGE or segment.offset % PAGE or segment.offset + segment.filesz > len(data):
+            raise ImageError(f"segment at {segment.vaddr:#x} does not fit the image; run `make build`")
+    return Image(_sealed_copy(data), int(description["base"]), segments, symbols, data[:64])

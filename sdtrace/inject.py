@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mapping the library into a process that waits in a notification (ARCHITECTURE.md, "Injection").
+
+Every reason not to is found before the process is touched if it can be; what fails later is undone.  A transient
+failure leaves the process as it is for a next attempt at its next notified call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import time
+from typing import Final
+
+from sdlib import abi
+from sdtrace import procfs
+from sdtrace.image import PAGE, Image, Segment
+from sdtrace.keepsake import Keepsake
+from sdtrace.notify import Listener, Notification
+from sdtrace.remote import RemoteError, Stopped
+
+_MMAP, _MUNMAP, _CLOSE = 9, 11, 3
+_MAP_PRIVATE: Final = 2
+_MAP_ANONYMOUS: Final = 0x20
+_MAP_FIXED_NOREPLACE: Final = 0x100000
+_USER_CS_64: Final = 0x33
+_VFORK_PATIENCE_S: Final = 0.002
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+def _copy(function: str, pid: int, address: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
+    """process_vm_readv or process_vm_writev of the whole buffer; OSError."""
+    local = _Iovec(ctypes.addressof(buffer), len(buffer))
+    remote = _Iovec(address, len(buffer))
+    entry = getattr(_libc, function)
+    entry.restype = ctypes.c_ssize_t
+    done = entry(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if done != len(buffer):
+        error = ctypes.get_errno() if done < 0 else errno.EFAULT
+        raise OSError(error, f"{function} at {address:#x}: {os.strerror(error)}")
+
+
+def read_memory(pid: int, address: int, length: int) -> bytes:
+    """Bytes of another process; OSError (EFAULT) unless all of them are mapped."""
+    buffer = ctypes.create_string_buffer(length)
+    _copy("process_vm_readv", pid, address, buffer)
+    return buffer.raw
+
+
+def write_memory(pid: int, address: int, data: bytes) -> None:
+    """Write to memory that the process itself may write; OSError."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    _copy("process_vm_writev", pid, address, buffer)
+
+
+def library_present(pid: int, image: Image) -> bool:
+    """Is our image mapped there? RemoteError when something else is."""
+    try:
+        found = read_memory(pid, image.base, len(image.head))
+    except OSError:
+        return False
+    if found != image.head:
+        raise RemoteError("address-taken")
+    return True
+
+
+def _check_threads(pid: int) -> None:
+    """Threads that would not stop now: wait a little, then leave it for another time."""
+    deadline = time.monotonic() + _VFORK_PATIENCE_S
+    while "D" in (states := procfs.thread_states(pid).values()):
+        if time.monotonic() > deadline:
+            raise RemoteError("a thread is in an uninterruptible wait", transient=True)
+        time.sleep(0.0002)
+    if "T" in states:
+        raise RemoteError("stopped by job control", transient=True)
+
+
+def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int) -> None:
+    """All that can be known without touching the process; RemoteError with the reason it stays on the kernel."""
+    if not procfs.has_fsgsbase():
+        raise RemoteError("no-fsgsbase")
+    if status.tracer:
+        ours = status.tracer == os.getpid()
+        raise RemoteError("still being released" if ours else "already-traced", transient=ours)
+    if status.filters > own_filters:
+        raise RemoteError("own-seccomp-filter")
+    if procfs.not_dumpable(pidfd):
+        raise RemoteError("not-dumpable")
+    if status.ignored & procfs.SIGTRAP_BIT:
+        raise RemoteError("ignores-sigtrap")
+    if procfs.shares_memory(status.tgid, status.ppid):
+        raise RemoteError("shares memory with its parent (vfork)", transient=True)
+    if library_present(status.tgid, image):
+        raise RemoteError("library is there, task is not armed", transient=True)
+    _check_threads(status.tgid)
+
+
+def _check_stopped(stopped: Stopped) -> None:
+    if not stopped.still_in_call:
+        raise RemoteError("interrupted by a signal", transient=True)
+    for registers in stopped.registers():
+        if registers.gs_base:
+            raise RemoteError("gs-in-use")
+        if registers.cs != _USER_CS_64:
+            raise RemoteError("32-bit")
+
+
+def _boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool) -> bytes:
+    """`struct sd_boot`."""
+    boot = abi.ffi.new("struct sd_boot *")
+    boot.version = abi.const.SD_ABI_VERSION
+    boot.threads = threads
+    boot.no_patch = int(not patch)
+    boot.ncarry = len(carry)
+    for slot, (fd, block) in zip(boot.carry, carry, strict=False):
+        slot.fd, slot.block = fd, block
+    return bytes(abi.ffi.buffer(boot))
+
+
+class _Mappings:
+    """Segments mapped so far; undone if the injection fails."""
+
+    def __init__(self, stopped: Stopped) -> None:
+        self._stopped = stopped
+        self._done: list[tuple[int, int]] = []
+
+    def add(self, segment: Segment, fd: int) -> None:
+        """Map one segment, its file part and the zeroes behind."""
+        from_file = -(-segment.filesz // PAGE) * PAGE
+        zeroes = segment.memsz - from_file
+        if segment.filesz:
+            self._map(segment.vaddr, from_file, segment.prot, 0, fd, segment.offset)
+        if zeroes > 0:
+            self._map(segment.vaddr + from_file, zeroes, segment.prot, _MAP_ANONYMOUS, -1, 0)
+
+    def _map(self, address: int, length: int, prot: int, flags: int, fd: int, offset: int) -> None:
+        flags |= _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
+        result = self._stopped.call(_MMAP, address, length, prot, flags, fd, offset)
+        if result == address:
+            self._done.append((address, length))
+        else:
+            raise RemoteError("address-taken" if result == -errno.EEXIST else f"mmap failed: {os.strerror(-result)}")
+
+    def undo(self) -> None:
+        """Unmap all; as far as the process still obeys."""
+        with contextlib.suppress(RemoteError, OSError):
+            for address, length in self._done:
+                self._stopped.call(_MUNMAP, address, length)
+
+
+def _start(stopped: Stopped, image: Image, boot: bytes) -> None:
+    """Run the library's beginning, then let it have the system calls of all threads."""
+    write_memory(stopped.pid, image.symbols["sd_boot"], boot)
+    result = stopped.run(image.symbols["sd_init"], image.symbols["sd_boot_stack_top"])
+    if result:
+        raise RemoteError(f"library refused to start: {os.strerror(-result) if result < 0 else result}")
+    stopped.dispatch_everywhere(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"])
+
+
+def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes) -> None:
+    mappings = _Mappings(stopped)
+    try:
+        try:
+            for segment in image.segments:
+                mappings.add(segment, remote_fd)
+        finally:
+            # Before dispatch is on: from then on a call from here would trap.
+            stopped.call(_CLOSE, remote_fd)
+        _start(stopped, image, boot)
+    except (RemoteError, OSError):
+        stopped.dispatch_nowhere()
+        mappings.undo()
+        raise
+
+
+def inject(
+    pid: int, notif: Notification, listener: Listener, image: Image, keepsake: Keepsake,
+    carry: list[tuple[int, int]], *, patch: bool,
+) -> None:
+    """Map the library into process `pid` and start it; the notified call is then made anew, inside the library.
+
+    RemoteError says why not, in which case nothing has changed but that the call is notified once more.
+    """
+    try:
+        remote_fd = listener.add_fd(notif, image.fd)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise RemoteError("interrupted by a signal", transient=True) from error
+        raise RemoteError("no-free-descriptor", transient=True) from error
+    try:
+        with Stopped(pid, notif, keepsake) as stopped:
+            stopped.prepare_calls()
+            try:
+                _check_stopped(stopped)
+            except RemoteError:
+                stopped.call(_CLOSE, remote_fd)
+                raise
+            _map_and_start(stopped, image, remote_fd, _boot_bytes(stopped.thread_count, carry, patch))
+            stopped.commit()
+    except OSError as error:
+        raise RemoteError(f"process does not obey: {os.strerror(error.errno or 0)}", transient=True) from error

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seccomp notifications by the kernel's own requests (linux/seccomp.h).
+
+pyseccomp's notification calls know no ADDFD and lose errno, hence the ioctls.  In all of them ENOENT means that the
+task is gone or its call was interrupted: the notification no longer exists, and there is nobody to tell.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from sdtrace.keepsake import Keepsake
+
+RECV: Final = 0xC0502100
+SEND: Final = 0xC0182101
+ID_VALID: Final = 0x40082102
+ADDFD: Final = 0x40182103
+_FLAG_CONTINUE: Final = 1
+_ADDFD_SEND: Final = 2
+
+_NOTIF: Final = struct.Struct("=QIIiIQ6Q")
+_RESPONSE: Final = struct.Struct("=QqiI")
+_ADD: Final = struct.Struct("=QIIII")
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """struct seccomp_notif: a task waits for our answer."""
+
+    id: int
+    tid: int
+    nr: int
+    ip: int
+    args: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, data: bytes | memoryview) -> Notification:
+        """From the kernel's bytes."""
+        notif_id, tid, _, nr, _, ip, *args = _NOTIF.unpack_from(data)
+        return cls(notif_id, tid, nr, ip, tuple(args))
+
+    def int_arg(self, index: int) -> int:
+        """Argument `index` as the C int that the kernel makes of it."""
+        value = self.args[index] & 0xFFFFFFFF
+        return value - (1 << 32) if value & 0x80000000 else value
+
+
+class Listener:
+    """The descriptor on which notifications arrive."""
+
+    def __init__(self, fd: int, keepsake: Keepsake) -> None:
+        """Use descriptor `fd`; received notifications are noted in `keepsake`."""
+        self.fd = fd
+        self._keepsake = keepsake
+
+    def receive(self) -> Notification | None:
+        """The next notification; None when its task went away meanwhile."""
+        self._keepsake.forget_notification()
+        try:
+            fcntl.ioctl(self.fd, RECV, self._keepsake.page, True)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        return Notification.parse(memoryview(self._keepsake.page))
+
+    def _respond(self, notif_id: int, value: int, error: int, flags: int) -> bool:
+        try:
+            fcntl.ioctl(self.fd, SEND, _RESPONSE.pack(notif_id, value, error, flags))
+        except OSError as failure:
+            if failure.errno in (errno.ENOENT, errno.EINPROGRESS):
+                return False
+            raise
+        return True
+
+    def let_through(self, notif: Notification) -> bool:
+        """Have the kernel run the call as if there were no filter. False: there was nobody left to answer."""
+        return self._respond(notif.id, 0, 0, _FLAG_CONTINUE)
+
+    def reply(self, notif: Notification, value: int) -> bool:
+        """Return `value` from the call; -errno for an error."""
+        return self._respond(notif.id, max(value, 0), min(value, 0), 0)
+
+    def add_fd(self, notif: Notification, fd: int, *, reply: bool = False) -> int:
+        """Give the task a duplicate of `fd`, close-on-exec; with `reply` its number is the call's result.
+
+        Returns the number in the task. OSError: ENOENT (task gone), EMFILE (its limit), ...
+        """
+        flags = _ADDFD_SEND if reply else 0
+        request = bytearray(_ADD.pack(notif.id, flags, fd, 0, os.O_CLOEXEC))
+        return fcntl.ioctl(self.fd, ADDFD, request, True)  # a mutable buffer: otherwise Python hides the result
+
+    def valid(self, notif: Notification) -> bool:
+        """Does the task still wait? What was read about it before this call is then about it and no other."""
+        try:
+            fcntl.ioctl(self.fd, ID_VALID, struct.pack("=Q", notif.id))
+        except OSError:
+            return False
+        return True

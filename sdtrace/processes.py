@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about every process of the tree that we have heard of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from sdtrace import procfs
+from sdtrace.areas import Area
+
+NO_SOCKET: Final = "no-socket-call"
+"""Reason of a process that was never injected because it never asked for a socket."""
+
+
+@dataclass
+class Program:
+    """One program in one process: a line of the report. An exec after an injection starts a new one."""
+
+    pid: int
+    ns_pid: int
+    exe: str
+    injected: bool = False
+    reason: str = NO_SOCKET
+    refused: bool = False
+    """Never to be tried again: the reason will not go away while this program runs."""
+    stops: int = 0
+    """How often it was stopped without success."""
+    areas: list[Area] = field(default_factory=list)
+
+
+@dataclass
+class Process:
+    """A living process. `pidfd` pins its identity: a pid may be used again, this descriptor's process never is."""
+
+    pid: int
+    ns_pid: int
+    pidfd: int
+    program: Program
+    areas: dict[int, Area] = field(default_factory=dict)
+    carry: list[tuple[int, int]] | None = None
+    """Connections that an exec, announced by the library, will take along: (descriptor, block id)."""
+
+
+class Processes:
+    """The living ones by pid, and the programs of all, in the order of their appearance."""
+
+    def __init__(self, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
+        """`watch` and `unwatch` take a pidfd in and out of the event loop."""
+        self._watch, self._unwatch = watch, unwatch
+        self._living: dict[int, Process] = {}
+        self._by_pidfd: dict[int, Process] = {}
+        self.programs: list[Program] = []
+
+    def __iter__(self) -> Iterator[Process]:
+        """The living ones."""
+        return iter(list(self._living.values()))
+
+    def find(self, status: procfs.Status) -> Process:
+        """The record of the process that `status` was read from, made if need be; OSError when it is gone."""
+        known = self._living.get(status.tgid)
+        if known is not None:
+            if procfs.alive(known.pidfd):
+                return known
+            self.ended(known.pidfd)
+        pidfd = os.pidfd_open(status.tgid)
+        program = Program(status.tgid, status.ns_pid, procfs.exe(status.tgid))
+        process = Process(status.tgid, status.ns_pid, pidfd, program)
+        self._living[status.tgid] = self._by_pidfd[pidfd] = process
+        self.programs.append(program)
+        self._watch(pidfd)
+        return process
+
+    def new_image(self, process: Process) -> None:
+        """The process has executed a program: nothing of ours is mapped there any more."""
+        exe = procfs.exe(process.pid)
+        if process.program.injected or process.program.refused:
+            process.program = Program(process.pid, process.ns_pid, exe)
+            self.programs.append(process.program)
+        process.program.exe = exe
+        process.program.reason = NO_SOCKET
+        if process.carry is None:
+            process.areas = {}
+
+    def is_pidfd(self, fd: int) -> bool:
+        """Is `fd` one that we asked to be watched?"""
+        return fd in self._by_pidfd
+
+    def ended(self, pidfd: int) -> None:
+        """The process is no more; its programs stay for the report."""
+        process = self._by_pidfd.pop(pidfd, None)
+        if process is not None:
+            self._living.pop(process.pid, None)
+            with contextlib.suppress(OSError, KeyError):
+                self._unwatch(pidfd)
+            os.close(pidfd)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /proc and pidfds say about a process. Every function raises OSError when the process is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+_GET_INFO: Final = 0xC048FF0B
+"""PIDFD_GET_INFO for the 72 bytes of Linux 6.16; the kernel takes other sizes too."""
+_INFO: Final = struct.Struct("=QQIII8IiII")
+_INFO_EXIT: Final = 8
+_INFO_COREDUMP: Final = 16
+_COREDUMP_USER: Final = 4
+_COREDUMP_SKIP: Final = 2
+_COREDUMP_ROOT: Final = 8
+_PIDFD_THREAD: Final = os.O_EXCL
+_PIDFD_GETFD: Final = 438
+_KCMP: Final = 312
+_KCMP_VM: Final = 1
+_AT_HWCAP2: Final = 26
+_HWCAP2_FSGSBASE: Final = 2
+SIGTRAP_BIT: Final = 1 << 4
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.getauxval.restype = ctypes.c_ulong
+_libc.getauxval.argtypes = [ctypes.c_ulong]
+
+
+def _syscall(number: int, *args: int) -> int:
+    """A system call that Python has no function for; OSError on failure."""
+    result: int = _libc.syscall(ctypes.c_long(number), *(ctypes.c_long(arg) for arg in args))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The lines of /proc/PID/status that matter here."""
+
+    state: str
+    tgid: int
+    ppid: int
+    tracer: int
+    ns_pid: int
+    ignored: int
+    filters: int
+    threads: int
+
+
+def _read(path: str) -> bytes:
+    """A whole /proc file; without Python's buffering, which costs more than the file."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def status(tid: int) -> Status:
+    """/proc/TID/status; of a thread id too."""
+    fields = dict(line.split(b":\t", 1) for line in _read(f"/proc/{tid}/status").splitlines() if b":\t" in line)
+    if b"Tgid" not in fields:
+        raise ProcessLookupError(f"process {tid} is going")
+    return Status(
+        state=fields[b"State"][:1].decode(),
+        tgid=int(fields[b"Tgid"]),
+        ppid=int(fields[b"PPid"]),
+        tracer=int(fields[b"TracerPid"]),
+        ns_pid=int(fields.get(b"NSpid", fields[b"Tgid"]).split()[-1]),
+        ignored=int(fields.get(b"SigIgn", b"0"), 16),
+        filters=int(fields.get(b"Seccomp_filters", b"0")),
+        threads=int(fields.get(b"Threads", b"1")),
+    )
+
+
+def exe(pid: int) -> str:
+    """Path of the program; "?" when it cannot be told."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return "?"
+
+
+def thread_states(pid: int) -> dict[int, str]:
+    """State letter of every thread ("Z", "D", "T", ...)."""
+    states = {}
+    for name in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            stat = _read(f"/proc/{pid}/task/{name}/stat")
+            states[int(name)] = chr(stat[stat.rindex(b")") + 2])
+    return states
+
+
+def children(pid: int) -> list[int]:
+    """Living and unreaped children of all threads of the process; empty where the kernel does not tell."""
+    found: list[int] = []
+    for name in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            found += map(int, _read(f"/proc/{pid}/task/{name}/children").split())
+    return found
+
+
+def memfds_mapped(pid: int) -> set[int]:
+    """Inode numbers of all memfds that the process has mapped."""
+    return {int(line.split(None, 5)[4]) for line in _read(f"/proc/{pid}/maps").splitlines() if b"/memfd:" in line}
+
+
+def pidfd_open_thread(tid: int) -> int:
+    """A pidfd of one thread (Linux 6.9), else of its process: whose descriptor table is the same but for unshare()."""
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError:
+        return os.pidfd_open(status(tid).tgid)
+
+
+def get_fd(pidfd: int, fd: int) -> int:
+    """Duplicate descriptor `fd` of another process; close-on-exec."""
+    return _syscall(_PIDFD_GETFD, pidfd, fd, 0)
+
+
+def shares_memory(pid: int, other: int) -> bool:
+    """Two processes with one address space, as after vfork."""
+    try:
+        return _syscall(_KCMP, pid, other, _KCMP_VM, 0, 0) == 0
+    except OSError:
+        return False
+
+
+def _info(pidfd: int, mask: int) -> tuple[int, ...] | None:
+    buffer = bytearray(_INFO.size)
+    struct.pack_into("=Q", buffer, 0, mask)
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, buffer, True)
+    except OSError:
+        return None
+    info: tuple[int, ...] = _INFO.unpack(buffer)
+    return info if info[0] & mask else None
+
+
+def exit_status(pidfd: int, pid: int) -> int | None:
+    """Status of an ended process as a shell shows it (128 + signal). None: it was reaped and Linux is older than 6.15.
+
+    While its parent has not reaped it, /proc tells; afterwards the pidfd does. A pid is not used again while unreaped.
+    """
+    code = _reaped_code(pidfd)
+    if code is None:
+        code = _zombie_code(pid)
+    if code is None:
+        code = _reaped_code(pidfd)  # reaped between the two questions
+    if code is None:
+        return None
+    return 128 + (code & 0x7F) if code & 0x7F else code >> 8 & 0xFF
+
+
+def _reaped_code(pidfd: int) -> int | None:
+    info = _info(pidfd, _INFO_EXIT)
+    return None if info is None else info[13]
+
+
+def _zombie_code(pid: int) -> int | None:
+    try:
+        stat = _read(f"/proc/{pid}/stat")
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2:].split()
+    return int(fields[-1]) if fields[0] == b"Z" else None
+
+
+def not_dumpable(pidfd: int) -> bool:
+    """Did the process take itself out of reach (prctl PR_SET_DUMPABLE, setuid)? False where the kernel does not tell.
+
+    Without privilege ptrace would find out; root is not held back by it, but should respect it all the same.
+    """
+    info = _info(pidfd, _INFO_COREDUMP)
+    return info is not None and bool(info[14] & (_COREDUMP_SKIP | _COREDUMP_ROOT)) and not info[14] & _COREDUMP_USER
+
+
+def alive(pidfd: int) -> bool:
+    """Is the process of this pidfd still there (not reaped)?"""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def has_fsgsbase() -> bool:
+    """May programs of this machine use rdgsbase? The library keeps its thread state behind gs."""
+    return bool(_libc.getauxval(_AT_HWCAP2) & _HWCAP2_FSGSBASE)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was carried by what: the JSON of `--report`, also the source of `--explain`.
+
+Sums the counters of all process slots in all areas, plus the connections whose blocks are still in use (a process
+that was killed closes nothing in an orderly way).  The counters are the programs' own word; nothing is decided by them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sdlib import abi
+from sdtrace.areas import Area
+from sdtrace.processes import Program
+
+VERSION: Final = 1
+_BLOCK_REASONS: Final = {
+    abi.const.SD_BLOCK_TCP: "few-operations",
+    abi.const.SD_BLOCK_OFFERED: "peer-not-under-sdrun",
+    abi.const.SD_BLOCK_PAIRED: "closed-before-switch",
+    abi.const.SD_BLOCK_ATTACHED: "closed-before-switch",
+}
+
+
+@dataclass
+class Totals:
+    """Sums over everything; names of counters and reasons as in sd_abi.h."""
+
+    counters: Counter[str] = field(default_factory=Counter)
+    tcp_reasons: Counter[str] = field(default_factory=Counter)
+    moved_back: Counter[str] = field(default_factory=Counter)
+    by_process: dict[tuple[int, int], Counter[str]] = field(default_factory=dict)
+    """Counters by (identity of the area, pid in its namespace)."""
+
+    def add_slot(self, area: Area, slot: abi.CData) -> None:
+        """Take in the counters of one process."""
+        own = Counter({name: int(slot.ctr[index]) for index, name in enumerate(abi.COUNTERS)})
+        self.counters += own
+        self.by_process.setdefault((id(area), int(slot.pid)), Counter()).update(own)
+        for index, reason in enumerate(abi.REASONS):
+            self.tcp_reasons[reason] += int(slot.tcp_reasons[index])
+            self.moved_back[reason] += int(slot.moved_back[index])
+
+    def add_block(self, block: abi.CData) -> None:
+        """Take in a connection that nobody has closed."""
+        if not block.established:
+            return
+        self.counters["conns_total"] += 1
+        if abi.const.SD_MODE_TCP not in (block.rx_mode, block.tx_mode) or block.bytes_shm_tx or block.bytes_shm_rx:
+            self.counters["conns_shm"] += 1
+            return
+        self.counters["conns_tcp"] += 1
+        pinned = block.state == abi.const.SD_BLOCK_PINNED
+        reason = abi.REASONS[block.reason] if pinned and block.reason < len(abi.REASONS) else None
+        self.tcp_reasons[reason or _BLOCK_REASONS.get(block.state, "none")] += 1
+
+
+def collect(areas: Iterable[Area]) -> Totals:
+    """Read every area as it is now."""
+    totals = Totals()
+    for area in areas:
+        for slot in area.slots():
+            totals.add_slot(area, slot)
+        for block in area.blocks():
+            totals.add_block(block)
+    return totals
+
+
+def _lines(programs: list[Program], areas: Iterable[Area], totals: Totals) -> list[dict[str, Any]]:
+    """One entry per program, and one per forked process that only its slots tell of."""
+    left = dict(totals.by_process)
+    lines = []
+    for program in programs:
+        own: Counter[str] = Counter()
+        for area in program.areas:
+            own += left.pop((id(area), program.ns_pid), Counter())
+        lines.append(_line(program.pid, program.exe, program.injected, program.reason, own))
+    exes = {id(area): area.exe for area in areas}
+    forked: dict[tuple[int, str], Counter[str]] = {}
+    for (area_id, pid), counters in left.items():
+        forked.setdefault((pid, exes[area_id]), Counter()).update(counters)
+    lines += [_line(pid, exe, True, "", counters) for (pid, exe), counters in forked.items()]
+    return lines
+
+
+def _line(pid: int, exe: str, injected: bool, reason: str, counters: Counter[str]) -> dict[str, Any]:
+    return {
+        "pid": pid, "exe": exe, "injected": injected, "reason": "" if injected else reason,
+        "sites_patched": counters["sites_patched"], "sites_trapping": counters["sites_trapping"],
+    }  # fmt: skip
+
+
+def build(programs: list[Program], areas: list[Area], exit_status: int | None, errors: int) -> dict[str, Any]:
+    """The report as the issue describes it; `exit_status` None when the kernel did not tell."""
+    totals = collect(areas)
+    count = totals.counters
+    total, shm = count["conns_total"], count["conns_shm"]
+    return {
+        "version": VERSION,
+        "exit_status": exit_status,
+        "processes": _lines(programs, areas, totals),
+        "connections": {
+            "total": total, "shm": shm, "rdma": 0, "tcp": total - shm,
+            "tcp_reasons": {name: number for name, number in totals.tcp_reasons.items() if number},
+            "moved_back": {name: number for name, number in totals.moved_back.items() if number},
+        },
+        "calls": {"library": count["calls_library"], "kernel": count["calls_kernel"]},
+        "bytes": {
+            "shm": count["bytes_shm_tx"] + count["bytes_shm_rx"], "rdma": 0,
+            "tcp": count["bytes_tcp_tx"] + count["bytes_tcp_rx"],
+        },
+        "counters": {name: count[name] for name in abi.COUNTERS},
+        "supervisor_errors": errors,
+    }  # fmt: skip
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Replace the file in one step, so that a reader sees a whole report or none. OSError."""
+    text = json.dumps(report, indent=1) + "\n"
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            os.fchmod(fd, 0o644)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor: answers notifications, injects, and reports. `python -m sdtrace.supervisor`, started by the keeper.
+
+Life
+    checking    policy and options; the launcher may wait for the verdict
+    waiting     for the listener and for the notifications that came before us
+    serving     one at a time, until the listener hangs up: the last task is gone
+    reporting
+
+One notification is worked on at a time: it stands in the keepsake, so the keeper can answer it should we die.  Every
+notification is answered; whatever goes wrong in here lets the call through and is counted.
+
+Answers by call
+    the library's own number    hypercalls.py
+    arch_prctl(ARCH_SET_FS)     a new program image; injected here only if connections survived the exec
+    exit_group                  of the root process, the last one: the report is written first
+    socket calls                first use of TCP: inject, and let the call happen anew inside the library
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import syslog
+import traceback
+from functools import lru_cache
+from typing import Final
+
+import policies
+from policies import Policy, Settings
+from sdlib import abi
+from sdtrace import cli, explain, inject, procfs, report
+from sdtrace.areas import Area
+from sdtrace.control import NOTIF_ANSWERED, Control, KeeperGone, Kind
+from sdtrace.hypercalls import Hypercalls
+from sdtrace.image import Image, ImageError
+from sdtrace.image import load as load_image
+from sdtrace.keepsake import Keepsake
+from sdtrace.notify import Listener, Notification
+from sdtrace.offers import Broker
+from sdtrace.processes import Process, Processes, Program
+from sdtrace.remote import RemoteError, release_lingering
+from sdtrace.syscalls import ARCH_PRCTL, EXIT_GROUP, SOCKET_NUMBERS
+
+_STOPS_MAX: Final = 5
+_LINGERING_POLL_S: Final = 0.01
+_ORPHAN_POLL_S: Final = 5.0
+_EXIT_PATIENCE_MS: Final = 2000
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+class Supervisor:
+    """One tree of processes, from the first notification to the report."""
+
+    def __init__(self, options: cli.Options, policy: Policy, image: Image | str, keepsake: Keepsake) -> None:
+        """`image` is text when there is none: why every process stays on the kernel."""
+        self._options = options
+        self._policy = policy
+        self._image = image
+        self._keepsake = keepsake
+        self._epoll = select.epoll()
+        self._broker = Broker(self._watch, self._unwatch)
+        self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel)
+        self._processes = Processes(self._watch, self._unwatch)
+        self._filters = procfs.status(os.getpid()).filters + 1
+        self._errors = 0
+        self._written: dict[str, object] | None = None
+        self._settings_of = lru_cache(maxsize=256)(self._find_settings)
+
+    # ------------------------------------------------------------------- loop
+
+    def _watch(self, fd: int) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+
+    def serve(self, listener: Listener, early: list[tuple[Notification, bool]]) -> None:
+        """Answer until the last task is gone; first those in `early`, of which some have been answered already."""
+        self._watch(listener.fd)
+        for notif, answered in early:
+            self._one(listener, notif, answered=answered)
+        lingering = False
+        while True:
+            ready = self._epoll.poll(_LINGERING_POLL_S if lingering else _ORPHAN_POLL_S)
+            for fd, events in ready:
+                if fd == listener.fd and not events & select.EPOLLIN:
+                    return  # EPOLLHUP
+                self._dispatch(listener, fd)
+            if not ready:
+                self._sweep_areas()
+            lingering = release_lingering()
+
+    def _dispatch(self, listener: Listener, fd: int) -> None:
+        if fd == listener.fd:
+            self._receive(listener)
+        elif self._processes.is_pidfd(fd):
+            self._processes.ended(fd)
+            self._sweep_areas()
+        elif fd == self._broker.fileno():
+            self._guard(self._broker.events)
+
+    def _receive(self, listener: Listener) -> None:
+        notif = listener.receive()
+        if notif is not None:
+            self._one(listener, notif, answered=False)
+            self._keepsake.forget_notification()
+
+    def _guard(self, action: object, *args: object) -> bool:
+        """Run something that must not end us; False, counted and logged when it fails."""
+        try:
+            action(*args)  # type: ignore[operator]
+        except Exception:
+            self._errors += 1
+            syslog.syslog(syslog.LOG_ERR, traceback.format_exc())
+            if self._options.explain:
+                traceback.print_exc()
+            return False
+        return True
+
+    def _one(self, listener: Listener, notif: Notification, *, answered: bool) -> None:
+        """Answer one notification, come what may."""
+        if answered:
+            self._guard(self._seen_before, notif)
+        elif not self._guard(self._answer, listener, notif):
+            with contextlib.suppress(OSError):
+                if notif.nr == abi.const.SD_HC_NR:
+                    listener.reply(notif, -_ENOSYS)
+                else:
+                    listener.let_through(notif)
+
+    # ---------------------------------------------------------------- answers
+
+    def _seen_before(self, notif: Notification) -> None:
+        """The keeper has answered this one: a program's start. Only note who it was, if it still is there."""
+        with contextlib.suppress(OSError):
+            self._processes.find(procfs.status(notif.tid))
+
+    def _answer(self, listener: Listener, notif: Notification) -> None:
+        try:
+            status = procfs.status(notif.tid)
+            if not listener.valid(notif):
+                return
+            process = self._processes.find(status)
+        except OSError:
+            listener.let_through(notif)  # gone, or going
+            return
+        if notif.nr == abi.const.SD_HC_NR:
+            self._has_library(process.program)
+            self._hypercalls.handle(listener, notif, process)
+            return
+        injected = False
+        if notif.nr == ARCH_PRCTL:
+            injected = self._birth(listener, notif, status, process)
+        elif notif.nr == EXIT_GROUP:
+            self._leaving(notif, process)
+        elif notif.nr in SOCKET_NUMBERS:
+            injected = self._first_use(listener, notif, status, process)
+        if not injected:
+            listener.let_through(notif)
+
+    @staticmethod
+    def _has_library(program: Program) -> None:
+        """Only the library knows the number; a forked child shows up like this."""
+        program.injected, program.reason = True, ""
+
+    def _birth(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        self._processes.new_image(process)
+        carry, process.carry = process.carry, None
+        if not carry:
+            process.areas = {}
+            return False
+        return self._try(listener, notif, status, process, carry)
+
+    def _first_use(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        if process.program.refused or (SOCKET_NUMBERS[notif.nr] != "socket" and not _is_tcp(notif)):
+            return False
+        return self._try(listener, notif, status, process, [])
+
+    def _try(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process,
+             carry: list[tuple[int, int]]) -> bool:
+        """Inject. True: the call will come again, inside the library. False, with the reason noted: let it through."""
+        program = process.program
+        settings = self._settings(program.exe)
+        try:
+            if isinstance(self._image, str):
+                raise RemoteError(self._image)
+            if not settings.accelerate:
+                raise RemoteError("policy")
+            inject.check(status, process.pidfd, self._image, self._filters)
+            program.stops += 1
+            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch)
+        except RemoteError as error:
+            program.refused = not error.transient or program.stops >= _STOPS_MAX
+            if not program.injected:
+                program.reason = error.reason
+            return False
+        except OSError as error:  # the process ends under our hands
+            program.reason = f"process is going: {os.strerror(error.errno or 0)}"
+            return False
+        except Exception:
+            program.refused, program.reason = True, "internal-error"  # counted by the caller; once is enough
+            raise
+        self._has_library(program)
+        program.areas.extend(area for area in process.areas.values() if area not in program.areas)
+        return True
+
+    def _settings(self, exe: str) -> Settings:
+        return self._settings_of(exe)
+
+    def _find_settings(self, exe: str) -> Settings:
+        return policies.effective(self._policy, exe, self._options.sets)
+
+    # ----------------------------------------------------------------- report
+
+    def _leaving(self, notif: Notification, process: Process) -> None:
+        """The root process ends by itself, and nobody else is alive: its parent shall find the report."""
+        if process.pid == self._options.root_pid and not procfs.children(process.pid):
+            self._sweep_ended()
+            if all(other is process for other in self._processes):
+                self.write_report(notif.int_arg(0) & 0xFF)
+
+    def _sweep_ended(self) -> None:
+        """Take note of processes that have ended but whose pidfds have not come up yet."""
+        for process in self._processes:
+            with contextlib.suppress(OSError):
+                if procfs.status(process.pid).state not in "ZX" and procfs.alive(process.pidfd):
+                    continue
+            self._processes.ended(process.pidfd)
+
+    def _orphans(self) -> list[Area]:
+        """Areas that no process we know has; forked children that we have never heard of may see them."""
+        held = {id(area) for process in self._processes for area in process.areas.values()}
+        return [area for area in self._hypercalls.areas if not area.folded and id(area) not in held]
+
+    def _sweep_areas(self) -> None:
+        """Segments and offers of areas that nobody can see any more are of no use."""
+        for area in self._orphans():
+            self._guard(self._fold, area)
+
+    def _fold(self, area: Area) -> None:
+        if area.fold():
+            self._broker.forget_area(area)
+
+    def exit_status(self) -> int | None:
+        """Status of the root process, which has let go of the filter but may not have ended yet."""
+        poll = select.poll()
+        poll.register(self._options.root_pidfd, select.POLLIN)
+        if not poll.poll(_EXIT_PATIENCE_MS):
+            return None
+        return procfs.exit_status(self._options.root_pidfd, self._options.root_pid)
+
+    def write_report(self, exit_status: int | None) -> None:
+        """Write what was asked for; the same content is not written twice."""
+        content = report.build(self._processes.programs, self._hypercalls.areas, exit_status, self._errors)
+        if content == self._written or not (self._options.report or self._options.explain):
+            return
+        self._written = content
+        if self._options.report:
+            try:
+                report.write(self._options.report, content)
+            except OSError as error:
+                syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.report}: {error}")
+        if self._options.explain:
+            explain.show(content)
+
+    def close(self) -> None:
+        """Let the monitor know that we leave."""
+        self._broker.close()
+
+
+_ENOSYS: Final = 38
+
+
+def _is_tcp(notif: Notification) -> bool:
+    """Is the first argument a TCP socket? Others (activation by unix sockets, datagrams) need no library."""
+    try:
+        pidfd = procfs.pidfd_open_thread(notif.tid)
+        try:
+            fd = procfs.get_fd(pidfd, notif.int_arg(0))
+        finally:
+            os.close(pidfd)
+        with socket.socket(fileno=fd) as sock:
+            return sock.family in _INTERNET and sock.proto == socket.IPPROTO_TCP
+    except OSError:
+        return False
+
+
+def _load_policy(options: cli.Options, control: Control) -> Policy | None:
+    """The policy, after the verdict if one is waited for; None: it is wrong and the launcher knows."""
+    try:
+        policy = policies.load(options.policy)
+        settings = policies.effective(policy, options.command, options.sets)
+    except policies.PolicyError as error:
+        if not options.verdict:
+            raise
+        control.verdict(2, str(error))
+        return None
+    if options.verdict:
+        control.verdict(0, uring_allowed=settings.io_uring == "allow")
+    return policy
+
+
+def _receive_listener(control: Control, keepsake: Keepsake) -> tuple[Listener, list[tuple[Notification, bool]]]:
+    """The listener, and what the keeper has received before us. KeeperGone when the command was never started."""
+    listener: Listener | None = None
+    early: list[tuple[Notification, bool]] = []
+    while True:
+        message = control.receive()
+        if message.kind == Kind.LISTENER and message.fd is not None:
+            listener = Listener(message.fd, keepsake)
+        elif message.kind == Kind.NOTIF:
+            early.append((Notification.parse(message.payload), bool(message.flags & NOTIF_ANSWERED)))
+        elif message.kind == Kind.GO and listener is not None:
+            return listener, early
+
+
+def main(argv: list[str]) -> int:
+    """Run until the tree is gone. Exit status: 0; 1 when there was nothing to supervise."""
+    options = cli.parse(argv)
+    for fd in (options.keepsake, options.root_pidfd):
+        os.set_inheritable(fd, False)
+    control = Control(options.control)
+    keepsake = Keepsake(options.keepsake)
+    syslog.openlog("sdrun", syslog.LOG_PID)
+    policy = _load_policy(options, control)
+    if policy is None:
+        return 1
+    image: Image | str
+    try:
+        image = load_image(abi.const.SD_ABI_VERSION)
+    except ImageError as error:
+        image = str(error)
+    supervisor = Supervisor(options, policy, image, keepsake)
+    control.ready()
+    try:
+        listener, early = _receive_listener(control, keepsake)
+    except KeeperGone:
+        return 1
+    supervisor.serve(listener, early)
+    supervisor.write_report(supervisor.exit_status())
+    supervisor.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
