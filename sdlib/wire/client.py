@@ -27,6 +27,7 @@ from sdlib.wire.states import Conversation, OfferState, Role, offer_step
 
 OPEN_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.005
+_SEND_LIMIT_S: Final = 1.0
 _UCRED: Final = Struct("3i")
 
 
@@ -201,8 +202,7 @@ class MonitorClient:
             raise MonitorUnavailable("the monitor is gone")
         deadline = time.monotonic() + timeout_s
         try:
-            self._sock.settimeout(_left(deadline))
-            self._send(messages.Offer(offer_id, ring_bytes), sock_fd)
+            self._send_and_listen(messages.Offer(offer_id, ring_bytes), sock_fd)
             self._offers[offer_id] = (OfferState.ASKED, ring_bytes)
             return self._await(offer_id, deadline)
         except _FAILURES as error:
@@ -224,8 +224,7 @@ class MonitorClient:
             return
         try:
             self._advance(offer_id, messages.Type.WITHDRAW)
-            self._sock.settimeout(OPEN_TIMEOUT_S)
-            self._send(messages.Withdraw(offer_id))
+            self._send_and_listen(messages.Withdraw(offer_id))
         except _FAILURES as error:
             self._die(str(error))
 
@@ -233,11 +232,7 @@ class MonitorClient:
         """What happened to earlier offers; never blocks."""
         try:
             if self.alive:
-                self._sock.setblocking(False)
-            while self.alive:
-                self._enqueue(self._take(*self._receive()))
-        except BlockingIOError:
-            pass
+                self._drain()
         except _FAILURES as error:
             self._die(str(error))
         queued, self._queue = self._queue, []
@@ -263,6 +258,29 @@ class MonitorClient:
         """Send one message with the socket's time limit."""
         self._talk.step(Role.CLIENT, messages.TYPE_OF[type(message)])
         fds.send(self._sock, messages.encode(message), fd)
+
+    def _send_and_listen(self, message: messages.Message, fd: int = -1) -> None:
+        """Send; while there is no room, read: the monitor reads nothing from a client that doesn't read its answers."""
+        self._sock.setblocking(False)
+        deadline = time.monotonic() + _SEND_LIMIT_S
+        ready = select.poll()
+        ready.register(self._sock, select.POLLIN | select.POLLOUT)
+        while True:
+            try:
+                self._send(message, fd)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError("it does not read") from None
+            self._drain()
+            ready.poll(_RETRY_S * 1000)
+
+    def _drain(self) -> None:
+        """Take in all that has arrived; raises one of _FAILURES."""
+        self._sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                self._enqueue(self._take(*self._receive()))
 
     def _receive(self) -> tuple[messages.Message, int]:
         """The next message and its descriptor (-1: none), by the rules; raises one of _FAILURES."""
