@@ -117,7 +117,8 @@ class Supervisor:
             self._errors += 1
             syslog.syslog(syslog.LOG_ERR, traceback.format_exc())
             if self._options.explain:
-                traceback.print_exc()
+                with contextlib.suppress(OSError):
+                    traceback.print_exc()
             return False
         return True
 
@@ -265,7 +266,8 @@ class Supervisor:
             except OSError as error:
                 syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.report}: {error}")
         if self._options.explain:
-            explain.show(content)
+            with contextlib.suppress(OSError):  # nobody reads standard error any more
+                explain.show(content)
 
     def close(self) -> None:
         """Let the monitor know that we leave."""
@@ -335,11 +337,11 @@ def main(argv: list[str]) -> int:
     except ImageError as error:
         image = str(error)
     supervisor = Supervisor(options, policy, image, keepsake)
-    control.ready()
     try:
+        control.ready()
         listener, early = _receive_listener(control, keepsake)
-    except KeeperGone:
-        return 1
+    except (KeeperGone, OSError):
+        return 1  # the command was never started, or has ended already
     supervisor.serve(listener, early)
     supervisor.write_report(supervisor.exit_status())
     supervisor.close()

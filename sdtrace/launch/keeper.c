@@ -7,7 +7,7 @@
  * While any descriptor of the listener is open, notified calls wait for an answer; when the last one closes, they all fail
  * with ENOSYS. The supervisor is a large program that may die, so this small one holds the listener as well:
  *
- *   STARTING  Python is on its way. Notifications are received here. The one that every exec makes is answered at once (nothing
+ *   STARTING  Python is on its way, or not even started: a program that is done in a moment never pays for it. Notifications are received here. The one that every exec makes is answered at once (nothing
  *             is injected yet, so nothing can depend on it): a program without sockets never waits for Python.
  *             The others are queued: they are what the supervisor is for.
  *   SERVING   the supervisor has said READY and got the queue; only it receives.
@@ -22,24 +22,20 @@
 #include "sd_abi.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/pidfd.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #define READY_TIMEOUT_MS 10000
+/* Python starts at the first call that needs it, or when the program has lived so long that it may come to one. */
+#define SUPERVISOR_DELAY_MS 30
 #define QUEUE_MAX 1024
 
 enum state { STARTING, SERVING, ALONE };
@@ -49,11 +45,13 @@ static struct {
     int launcher;       /* -1 once the command runs */
     int control;        /* channel to the supervisor; -1: gone */
     int supervisor_fd;  /* pidfd; -1: gone */
-    pid_t supervisor;
+    pid_t supervisor;   /* 0: not started */
+    const struct keeper *start; /* what to start it with */
+    int keepsake_fd;
     int listener;       /* -1: not here yet */
     bool ready;         /* MSG_READY has come */
     bool must_check;
-    int64_t deadline_ms;
+    int64_t deadline_ms; /* of being started, then of being ready */
     struct keepsake *keepsake;
     struct { struct seccomp_notif notif; uint32_t flags; } queue[QUEUE_MAX];
     int queued;
@@ -65,6 +63,8 @@ static int64_t now_ms(void)
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
+
+static void start_supervisor(void);
 
 /* Fail open. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
 static void let_through(const struct seccomp_notif *n)
@@ -89,6 +89,8 @@ static void receive_notification(void)
     if (g.state == STARTING && g.queued < QUEUE_MAX) {
         g.queue[g.queued].notif = n;
         g.queue[g.queued++].flags = at_once ? NOTIF_ANSWERED : 0;
+        if (!at_once)
+            start_supervisor();
     }
 }
 
@@ -111,14 +113,9 @@ static void hand_over(void)
         channel_send(g.control, &m, -1); /* an error is its death: seen by its pidfd */
 }
 
-static void supervisor_gone(void)
+/* Nobody else answers any more: also what the supervisor left behind, or never got. */
+static void go_alone(void)
 {
-    int status;
-    if (waitpid(g.supervisor, &status, WNOHANG) != g.supervisor)
-        return;
-    close(g.control);
-    close(g.supervisor_fd);
-    g.control = g.supervisor_fd = -1;
     g.state = ALONE;
     if (g.launcher >= 0 && g.must_check) {
         close(g.launcher); /* the launcher sees the end of the channel and says so */
@@ -132,6 +129,16 @@ static void supervisor_gone(void)
     for (int i = 0; i < g.queued; i++)
         if (!(g.queue[i].flags & NOTIF_ANSWERED))
             let_through(&g.queue[i].notif);
+}
+
+static void supervisor_gone(void)
+{
+    if (waitpid(g.supervisor, NULL, WNOHANG) != g.supervisor)
+        return; /* not yet */
+    close(g.control);
+    close(g.supervisor_fd);
+    g.control = g.supervisor_fd = -1;
+    go_alone();
 }
 
 static void from_supervisor(void)
@@ -183,7 +190,9 @@ static void serve(void)
         };
         int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : -1;
         if (g.state == STARTING && left <= 0) {
-            kill(g.supervisor, SIGKILL);
+            if (g.supervisor)
+                kill(g.supervisor, SIGKILL); /* its pidfd tells when */
+            start_supervisor();
             left = 100;
         }
         if (poll(p, sizeof(p) / sizeof(p[0]), (int)left) < 0)
@@ -204,155 +213,53 @@ static void serve(void)
 /* The supervisor writes the report after the last task has gone: closing the channel tells it that no listener will come. */
 static void finish(void)
 {
+    const struct options *o = g.start->options;
     if (g.supervisor_fd < 0)
         return;
-    if (g.state != SERVING) {
-        close(g.control);
-        g.control = -1;
-    }
+    if (g.state != SERVING && !o->report && !o->explain)
+        kill(g.supervisor, SIGKILL);
+    close(g.control);
     while (waitpid(g.supervisor, NULL, 0) < 0 && errno == EINTR)
         ;
 }
 
 /* ------------------------------------------------------------------ start */
 
-/* fork() without SIGCHLD: one that is blocked now would stay pending in the command. */
-static pid_t fork_silently(void)
+/* Does nothing when it has been started already. */
+static void start_supervisor(void)
 {
-    return (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
-}
-
-static void close_all_but(int *keep, int n)
-{
-    unsigned next = 3;
-    for (;;) {
-        int lowest = -1;
-        for (int i = 0; i < n; i++)
-            if (keep[i] >= (int)next && (lowest < 0 || keep[i] < lowest))
-                lowest = keep[i];
-        if (lowest < 0)
-            break;
-        if ((unsigned)lowest > next)
-            close_range(next, (unsigned)lowest - 1, 0);
-        next = (unsigned)lowest + 1;
+    int pair[2];
+    if (g.supervisor || g.state != STARTING)
+        return;
+    if (channel_pair(pair) < 0) {
+        go_alone();
+        return;
     }
-    close_range(next, ~0U, 0);
-}
-
-/* Own session, default dispositions, nothing held open: no terminal, pipe or directory may wait for us. */
-static void detach(const struct keeper *k)
-{
-    setsid();
-    for (int s = 1; s < NSIG; s++)
-        signal(s, SIG_DFL);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    /* Where the program's own limits are tight, ours need not be. */
-    static const int limits[] = {RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_CPU, RLIMIT_STACK};
-    for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
-        struct rlimit r;
-        if (getrlimit(limits[i], &r) == 0) {
-            r.rlim_cur = r.rlim_max;
-            setrlimit(limits[i], &r);
-        }
-    }
-    if (chdir("/") < 0)
-        _exit(EXIT_UNABLE);
-    umask(077);
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int fd = 0; fd < 3; fd++)
-        if (fd < 2 || !k->options->explain)
-            dup2(null, fd);
-    close_all_but((int[]){k->launcher, k->root_pidfd}, 2);
-}
-
-static int make_keepsake(void)
-{
-    int fd = memfd_create("sdrun-keepsake", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, PATH_BYTES) < 0)
-        return -1;
-    g.keepsake = mmap(NULL, PATH_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return g.keepsake == MAP_FAILED ? -1 : fd;
-}
-
-static char *text(const char *format, ...)
-{
-    char *s;
-    va_list args;
-    va_start(args, format);
-    if (vasprintf(&s, format, args) < 0)
-        _exit(EXIT_UNABLE);
-    va_end(args);
-    return s;
-}
-
-/* The program's loader and Python settings are not for us. */
-static void clean_environment(void)
-{
-    extern char **environ;
-    char **to = environ;
-    for (char **from = environ; *from; from++)
-        if (strncmp(*from, "LD_", 3) && strncmp(*from, "PYTHON", 6) && strncmp(*from, "MALLOC_", 7))
-            *to++ = *from;
-    *to = NULL;
-}
-
-static void run_supervisor(const struct keeper *k, int control, int keepsake)
-{
-    const struct options *o = k->options;
-    char *args[SETS_MAX + 16], *python = text("%s/python3", k->bin_dir);
-    int n = 0;
-    args[n++] = python;
-    args[n++] = "-I"; /* the program's directory and user packages are not for us either */
-    args[n++] = "-m";
-    args[n++] = "sdtrace.supervisor";
-    args[n++] = text("--control=%d", control);
-    args[n++] = text("--keepsake=%d", keepsake);
-    args[n++] = text("--root-pidfd=%d", k->root_pidfd);
-    args[n++] = text("--root-pid=%d", k->root_pid);
-    args[n++] = text("--command=%s", k->command_path);
-    if (o->report)
-        args[n++] = text("--report=%s", o->report);
-    if (o->policy)
-        args[n++] = text("--policy=%s", o->policy);
-    if (o->explain)
-        args[n++] = "--explain";
-    if (o->no_accel)
-        args[n++] = "--no-accel";
-    if (o->must_check)
-        args[n++] = "--verdict";
-    for (int i = 0; i < o->nsets; i++)
-        args[n++] = text("--set=%s", o->sets[i]);
-    args[n] = NULL;
-    fcntl(control, F_SETFD, 0);
-    fcntl(keepsake, F_SETFD, 0);
-    fcntl(k->root_pidfd, F_SETFD, 0);
-    clean_environment();
-    execv(python, args);
-    _exit(EXIT_NOT_FOUND);
+    g.supervisor = fork();
+    if (g.supervisor == 0)
+        run_supervisor(g.start, pair[1], g.keepsake_fd);
+    close(pair[1]);
+    close(g.keepsake_fd);
+    close(g.start->root_pidfd);
+    g.control = pair[0];
+    g.deadline_ms = now_ms() + READY_TIMEOUT_MS;
+    g.supervisor_fd = g.supervisor > 0 ? pidfd_open(g.supervisor, 0) : -1;
+    if (g.supervisor_fd < 0)
+        go_alone();
 }
 
 static void keeper_main(const struct keeper *k)
 {
-    int pair[2];
-    detach(k);
-    int keepsake = make_keepsake();
-    if (keepsake < 0 || channel_pair(pair) < 0)
+    keeper_detach(k);
+    g.keepsake_fd = make_keepsake(&g.keepsake);
+    if (g.keepsake_fd < 0)
         _exit(EXIT_UNABLE); /* the launcher cannot send the listener then, and says so */
     g.launcher = k->launcher;
     g.must_check = k->options->must_check;
-    g.deadline_ms = now_ms() + READY_TIMEOUT_MS;
-    g.supervisor = fork();
-    if (g.supervisor == 0)
-        run_supervisor(k, pair[1], keepsake);
-    close(pair[1]);
-    close(keepsake);
-    g.control = pair[0];
-    g.supervisor_fd = g.supervisor > 0 ? pidfd_open(g.supervisor, 0) : -1;
-    if (g.supervisor_fd < 0)
-        g.state = ALONE;
-    close(k->root_pidfd);
+    g.deadline_ms = now_ms() + SUPERVISOR_DELAY_MS;
+    g.start = k;
+    if (g.must_check || k->options->report || k->options->explain)
+        start_supervisor();
     serve();
     finish();
     _exit(0);

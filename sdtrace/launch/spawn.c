@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * spawn.c - the keeper's and the supervisor's surroundings: nothing of the program's may be held, inherited or obeyed.
+ */
+#include "keeper.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+pid_t fork_silently(void)
+{
+    return (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
+}
+
+static void close_all_but(int *keep, int n)
+{
+    unsigned next = 3;
+    for (;;) {
+        int lowest = -1;
+        for (int i = 0; i < n; i++)
+            if (keep[i] >= (int)next && (lowest < 0 || keep[i] < lowest))
+                lowest = keep[i];
+        if (lowest < 0)
+            break;
+        if ((unsigned)lowest > next)
+            close_range(next, (unsigned)lowest - 1, 0);
+        next = (unsigned)lowest + 1;
+    }
+    close_range(next, ~0U, 0);
+}
+
+void keeper_detach(const struct keeper *k)
+{
+    setsid();
+    for (int s = 1; s < NSIG; s++)
+        signal(s, SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    /* Where the program's own limits are tight, ours need not be. */
+    static const int limits[] = {RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_CPU, RLIMIT_STACK};
+    for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
+        struct rlimit r;
+        if (getrlimit(limits[i], &r) == 0) {
+            r.rlim_cur = r.rlim_max;
+            setrlimit(limits[i], &r);
+        }
+    }
+    if (chdir("/") < 0)
+        _exit(EXIT_UNABLE);
+    umask(077);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; fd < 3; fd++)
+        if (fd < 2 || !k->options->explain)
+            dup2(null, fd);
+    close_all_but((int[]){k->launcher, k->root_pidfd}, 2);
+}
+
+int make_keepsake(struct keepsake **k)
+{
+    int fd = memfd_create("sdrun-keepsake", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, PATH_BYTES) < 0)
+        return -1;
+    *k = mmap(NULL, PATH_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return *k == MAP_FAILED ? -1 : fd;
+}
+
+static char *text(const char *format, ...)
+{
+    char *s;
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(&s, format, args) < 0)
+        _exit(EXIT_UNABLE);
+    va_end(args);
+    return s;
+}
+
+/* The program's loader and Python settings are not for us. */
+static void clean_environment(void)
+{
+    extern char **environ;
+    char **to = environ;
+    for (char **from = environ; *from; from++)
+        if (strncmp(*from, "LD_", 3) && strncmp(*from, "PYTHON", 6) && strncmp(*from, "MALLOC_", 7))
+            *to++ = *from;
+    *to = NULL;
+}
+
+void run_supervisor(const struct keeper *k, int control, int keepsake)
+{
+    const struct options *o = k->options;
+    char *args[SETS_MAX + 16], *python = text("%s/python3", k->bin_dir);
+    int n = 0;
+    args[n++] = python;
+    args[n++] = "-I"; /* the program's directory and user packages are not for us either */
+    args[n++] = "-m";
+    args[n++] = "sdtrace.supervisor";
+    args[n++] = text("--control=%d", control);
+    args[n++] = text("--keepsake=%d", keepsake);
+    args[n++] = text("--root-pidfd=%d", k->root_pidfd);
+    args[n++] = text("--root-pid=%d", k->root_pid);
+    args[n++] = text("--command=%s", k->command_path);
+    if (o->report)
+        args[n++] = text("--report=%s", o->report);
+    if (o->policy)
+        args[n++] = text("--policy=%s", o->policy);
+    if (o->explain)
+        args[n++] = "--explain";
+    if (o->no_accel)
+        args[n++] = "--no-accel";
+    if (o->must_check)
+        args[n++] = "--verdict";
+    for (int i = 0; i < o->nsets; i++)
+        args[n++] = text("--set=%s", o->sets[i]);
+    args[n] = NULL;
+    fcntl(control, F_SETFD, 0);
+    fcntl(keepsake, F_SETFD, 0);
+    fcntl(k->root_pidfd, F_SETFD, 0);
+    clean_environment();
+    execv(python, args);
+    _exit(EXIT_NOT_FOUND);
+}
