@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of the supervisor; only the keeper calls it (launch/keeper.c), with options of the user passed through."""
+"""Command line of the supervisor; only the keeper uses it (launch/spawn.c), passing on the user's options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Options:
 
 def parse(argv: list[str]) -> Options:
     """Options from `argv`; exits with a usage line when a person calls it by hand."""
-    parser = argparse.ArgumentParser(prog="sdtrace.supervisor", description="Started by sdrun's keeper; run `sdrun` instead.")
+    parser = argparse.ArgumentParser(prog="sdtrace.supervisor", description="Started by sdrun; run that instead.")
     for descriptor in ("--control", "--keepsake", "--root-pidfd", "--root-pid"):
         parser.add_argument(descriptor, type=int, required=True)
     parser.add_argument("--command", required=True)

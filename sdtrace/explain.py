@@ -21,7 +21,8 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(str(line["pid"]), line["exe"], injected, *sites)
     console.print(table)
     ends, calls, size = report["connections"], report["calls"], report["bytes"]
-    console.print(f"ends of connections: {ends['total']}; by shared memory {ends['shm']}, RDMA {ends['rdma']}, TCP {ends['tcp']}")
+    carried = f"by shared memory {ends['shm']}, RDMA {ends['rdma']}, TCP {ends['tcp']}"
+    console.print(f"ends of connections: {ends['total']}; {carried}")
     for name, number in sorted(ends["tcp_reasons"].items(), key=lambda item: -item[1]):
         console.print(f"  on TCP: {number} {name}")
     for name, number in sorted(ends["moved_back"].items(), key=lambda item: -item[1]):

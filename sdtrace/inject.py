@@ -19,7 +19,8 @@ from sdtrace import procfs
 from sdtrace.image import PAGE, Image, Segment
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
-from sdtrace.remote import RemoteError, Stopped
+from sdtrace.ptrace import RemoteError
+from sdtrace.remote import Stopped
 
 _MMAP, _MUNMAP, _CLOSE = 9, 11, 3
 _MAP_PRIVATE: Final = 2
@@ -114,7 +115,7 @@ def _check_stopped(stopped: Stopped) -> None:
 
 def _boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool) -> bytes:
     """`struct sd_boot`."""
-    boot = abi.ffi.new("struct sd_boot *")
+    boot: abi.CData = abi.ffi.new("struct sd_boot *")
     boot.version = abi.const.SD_ABI_VERSION
     boot.threads = threads
     boot.no_patch = int(not patch)

@@ -93,7 +93,8 @@ class Listener:
         """
         flags = _ADDFD_SEND if reply else 0
         request = bytearray(_ADD.pack(notif.id, flags, fd, 0, os.O_CLOEXEC))
-        return fcntl.ioctl(self.fd, ADDFD, request, True)  # a mutable buffer: otherwise Python hides the result
+        added: int = fcntl.ioctl(self.fd, ADDFD, request, True)  # a mutable buffer: else Python hides the result
+        return added
 
     def valid(self, notif: Notification) -> bool:
         """Does the task still wait? What was read about it before this call is then about it and no other."""

@@ -42,7 +42,8 @@ from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes, Program
-from sdtrace.remote import RemoteError, release_lingering
+from sdtrace.ptrace import RemoteError
+from sdtrace.remote import release_lingering
 from sdtrace.syscalls import ARCH_PRCTL, EXIT_GROUP, SOCKET_NUMBERS
 
 _STOPS_MAX: Final = 5

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the filter does with which system call, and why: the one table that feeds filter, supervisor and tests.
 
-Rules name the calls as libseccomp does.  A call that is not listed is allowed.  Of each listed call, the part that comes
-from the library's gate is allowed as well, unless the rule says `even_from_gate`.  Arguments are C ints: only the
-lower half of the register counts, as in the kernel.
+Rules name the calls as libseccomp does.  A call that is not listed is allowed.  Of each listed call, the part that
+comes from the library's gate is allowed as well, unless the rule says `even_from_gate`.  Arguments are C ints: only
+the lower half of the register counts, as in the kernel.
 """
 
 from __future__ import annotations
