@@ -67,7 +67,7 @@ def test_listening_is_seen_without_connecting() -> None:
 
 def test_a_program_that_does_not_start_is_named(tmp_path: Path) -> None:
     stage = demo.Stage(tmp_path)
-    with pytest.raises(demo.DemoError, match="redis-server does not listen"):
-        with stage.server(free_port(), signal.SIGTERM, "redis-server", "--no-such-option"):
-            pass
+    server = stage.server(free_port(), signal.SIGTERM, "redis-server", "--no-such-option")
+    with pytest.raises(demo.DemoError, match="redis-server does not listen"), server:
+        pass
     stage.close()
