@@ -4,7 +4,9 @@
 A segment's descriptor is kept from the pairing until the process attaches, withdraws or loses its area.  A socket of
 the program is never kept: holding it would keep its connection open.
 
-A monitor that is gone is looked for again at a later offer, with back-off; until then offers are refused.
+Starting a monitor takes as long as starting Python, so it is begun in a thread when the first process is injected, and
+waited for at the first offer.  A monitor that is gone is looked for again at a later offer, with back-off; until then
+offers are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import os
 import syslog
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +50,7 @@ class Broker:
         """`watch` and `unwatch` take the monitor's descriptor in and out of the event loop."""
         self._watch, self._unwatch = watch, unwatch
         self._client: MonitorClient | None = None
+        self._opening: Future[MonitorClient] | None = None
         self._ids = itertools.count(1)
         self._open: dict[int, Key] = {}
         self._by_key: dict[Key, int] = {}
@@ -55,11 +60,20 @@ class Broker:
 
     # --------------------------------------------------------------- monitor
 
+    def prepare(self) -> None:
+        """An offer is likely soon: begin to open the monitor."""
+        if self._client is None and self._opening is None and time.monotonic() >= self._retry_at:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="open-monitor")
+            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S)
+            pool.shutdown(wait=False)
+
     def _monitor(self) -> MonitorClient | None:
         """The client, opened if it is time to try."""
-        if self._client is None and time.monotonic() >= self._retry_at:
+        self.prepare()
+        if self._client is None and self._opening is not None:
+            opening, self._opening = self._opening, None
             try:
-                self._client = MonitorClient.open(spawn=True, timeout_s=_OPEN_TIMEOUT_S)
+                self._client = opening.result()
             except (MonitorUnavailable, OSError) as error:
                 self._give_up(str(error))
             else:
@@ -168,6 +182,9 @@ class Broker:
         for segment in self._segments.values():
             os.close(segment)
         self._segments.clear()
+        if self._opening is not None:
+            with suppress(MonitorUnavailable, OSError):
+                self._opening.result().close()
         if self._client is not None:
             self._client.close()
             self._client = None

@@ -104,6 +104,14 @@ def thread_states(pid: int) -> dict[int, str]:
     return states
 
 
+def running(pid: int) -> bool:
+    """Is there such a process, and not just its unreaped remains?"""
+    try:
+        return status(pid).state not in "ZX"
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     """Living and unreaped children of all threads of the process; empty where the kernel does not tell."""
     found: list[int] = []

@@ -207,6 +207,8 @@ class Supervisor:
             program.refused, program.reason = True, "internal-error"  # counted by the caller; once is enough
             raise
         self._has_library(program)
+        if not self._options.no_accel:
+            self._broker.prepare()
         program.areas.extend(area for area in process.areas.values() if area not in program.areas)
         return True
 
@@ -220,18 +222,19 @@ class Supervisor:
 
     def _leaving(self, notif: Notification, process: Process) -> None:
         """The root process ends by itself, and nobody else is alive: its parent shall find the report."""
-        if process.pid == self._options.root_pid and not procfs.children(process.pid):
-            self._sweep_ended()
-            if all(other is process for other in self._processes):
-                self.write_report(notif.int_arg(0) & 0xFF)
+        if process.pid != self._options.root_pid or not (self._options.report or self._options.explain):
+            return
+        self._sweep_ended()
+        others = {other.pid for other in self._processes} | set(procfs.children(process.pid))
+        others |= {int(slot.pid) for area in self._hypercalls.areas for slot in area.slots()}
+        if not any(map(procfs.running, others - {process.pid, process.ns_pid})):
+            self.write_report(notif.int_arg(0) & 0xFF)
 
     def _sweep_ended(self) -> None:
         """Take note of processes that have ended but whose pidfds have not come up yet."""
         for process in self._processes:
-            with contextlib.suppress(OSError):
-                if procfs.status(process.pid).state not in "ZX" and procfs.alive(process.pidfd):
-                    continue
-            self._processes.ended(process.pidfd)
+            if not (procfs.alive(process.pidfd) and procfs.running(process.pid)):
+                self._processes.ended(process.pidfd)
 
     def _orphans(self) -> list[Area]:
         """Areas that no process we know has; forked children that we have never heard of may see them."""
