@@ -69,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--socket", metavar="PATH", help="listen there (default: the user's runtime directory)")
     where.add_argument("--system", action="store_true", help=f"listen at {paths.SYSTEM_SOCKET}, for all users")
     parser.add_argument("--idle-exit", type=_seconds, metavar="SECONDS", help="leave after so long without a client")
+    parser.add_argument(
+        "--check-interval",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how often to look whether the socket still has its name (default: 30)",
+    )
     parser.add_argument("--detach", action="store_true", help="go to the background once it listens")
     default = Limits()
     limits = parser.add_argument_group("limits")
@@ -203,7 +210,7 @@ def _serve(options: argparse.Namespace) -> int:
         options.max_ring,
     )
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
-    why = Server(listener, path, limits, options.idle_exit).run()
+    why = Server(listener, path, limits, options.idle_exit, options.check_interval).run()
     journal.event("leaving", why=why)
     return 0
 

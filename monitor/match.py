@@ -122,8 +122,8 @@ class Matcher:
 
     def drop_client(self, client: int) -> int:
         """Close all offers of a client that is gone; returns how many."""
-        ids = self._of_client.get(client, set())
-        for offer_id in tuple(ids):
+        ids = tuple(self._of_client.get(client, ()))
+        for offer_id in ids:
             self.withdraw(client, offer_id)
         return len(ids)
 

@@ -36,18 +36,21 @@ from sdlib.wire.states import Role
 _TURN: Final = 32
 _MAX_QUEUED: Final = 256
 _GREETING_LIMIT_S: Final = 5.0
-_CHECK_S: Final = 30.0  # how often the name of our own socket is looked at
 _ACCEPT_PAUSE_S: Final = 0.1
 
 class Server:
     """Serves one listening socket until told to stop, or until idle for long enough."""
 
-    def __init__(self, listener: socket.socket, path: str, limits: Limits, idle_exit_s: float | None) -> None:
+    def __init__(
+        self, listener: socket.socket, path: str, limits: Limits, idle_exit_s: float | None, check_s: float
+    ) -> None:
+        """`check_s`: how often, in seconds, to look whether clients still find us at `path`."""
         self._listener = listener
         self._path = path
         self._inode = os.stat(path).st_ino
         self._limits = limits
         self._idle_exit_s = idle_exit_s
+        self._check_s = max(check_s, 0.05)
         self._clients: dict[int, Client] = {}
         self._per_uid: Counter[int] = Counter()
         self._greeting: dict[int, Client] = {}
@@ -88,7 +91,7 @@ class Server:
     def _timeout(self) -> float:
         """Seconds until something is due without anybody speaking."""
         now = time.monotonic()
-        due = self._checked + _CHECK_S
+        due = self._checked + self._check_s
         if self._idle_exit_s is not None and not self._clients:
             due = min(due, self._idle_since + self._idle_exit_s)
         if self._greeting:
@@ -105,7 +108,7 @@ class Server:
         if self._accept_again is not None and now >= self._accept_again:
             self._accept_again = None
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        if now - self._checked >= _CHECK_S:
+        if now - self._checked >= self._check_s:
             self._checked = now
             if not self._has_name():
                 self._stop = self._stop or "socket-lost"

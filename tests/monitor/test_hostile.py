@@ -272,7 +272,7 @@ def test_random_bytes(monitor: MonitorProcess, link: Link) -> None:
     """Mutations of good messages, with and without descriptors; the monitor outlives them all."""
     chance = random.Random(5344)
     with still_serves(monitor):
-        for _ in range(1500):
+        for _ in range(4000):
             hostile = Raw(monitor.path, greet=chance.random() < 0.8)
             for _ in range(chance.randrange(1, 4)):
                 data = bytearray(chance.choice([HELLO, OFFER, *GARBAGE.values()])[:200])
