@@ -208,7 +208,7 @@ class Runner:
 
 
 def assert_shm(report: Report, at_least: int = 1, of_bytes: int = 1) -> None:
-    """Shared memory carried at least so many ends of connections and so many bytes; all processes were injected."""
+    """Shared memory carried at least so many ends of connections and so many bytes."""
     assert report.shm >= at_least, f"{report.shm} ends of connections on shared memory, wanted {at_least}\n{report}"
     assert report.shm_bytes >= of_bytes, f"{report.shm_bytes} bytes on shared memory, wanted {of_bytes}\n{report}"
 
