@@ -10,7 +10,7 @@ Order of the result, and why:
 2. the library's reserved call, and whatever else is wanted even from the gate: decided by number alone;
 3. a call that no rule names: allowed by number alone.  The kernel sees that the verdict depends on nothing else
    and puts it into its per-filter bitmap, so most calls never run the program at all;
-4. the instruction pointer lies in the gate (both halves; the kernel reports the address after the instruction): allowed;
+4. the instruction pointer lies in the gate (both halves; it is the address after the instruction): allowed;
 5. the rules, as libseccomp compiled them.
 """
 
