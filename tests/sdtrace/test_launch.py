@@ -19,10 +19,9 @@ from tests.harness import ROOT, SDRUN
 Env = dict[str, str]
 
 
-def run(env: Env, *words: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+def run(env: Env, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run sdrun with `words`; output as text."""
-    return subprocess.run([SDRUN, *words], env=env, capture_output=True, text=True, timeout=60, check=False,
-                          **more)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([SDRUN, *words], env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
@@ -56,7 +55,7 @@ ONE_LINE = [
 ]
 
 
-@pytest.mark.parametrize(("words", "status", "text"), ONE_LINE, ids=[" ".join(case[0]) or "nothing" for case in ONE_LINE])
+@pytest.mark.parametrize(("words", "status", "text"), ONE_LINE, ids=[" ".join(case[0]) or "none" for case in ONE_LINE])
 def test_what_is_wrong_is_one_line(sd_env: Env, words: list[str], status: int, text: str) -> None:
     done = run(sd_env, *words)
     assert done.returncode == status
@@ -131,14 +130,16 @@ def test_inherits_the_same(sd_env: Env, guests: Guests, tmp_path: Path, flavour:
 def test_same_pid_parent_and_group(sd_env: Env) -> None:
     show = "import os; print(os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0))"
     child = subprocess.Popen([SDRUN, sys.executable, "-c", show], env=sd_env, stdout=subprocess.PIPE, text=True)
-    assert child.communicate(timeout=60)[0].split() == list(map(str, (child.pid, os.getpid(), os.getpgrp(), os.getsid(0))))
+    wanted = (child.pid, os.getpid(), os.getpgrp(), os.getsid(0))
+    assert child.communicate(timeout=60)[0].split() == list(map(str, wanted))
 
 
 def test_terminal_is_the_controlling_one(sd_env: Env) -> None:
     """Foreground group, Ctrl-C by the terminal, and nobody else left on the terminal."""
     pid, master = pty.fork()
     if pid == 0:
-        os.execve(SDRUN, ["sdrun", "sh", "-c", 'test -t 0 && echo "ready $(ps -o tpgid= -p $$) $$"; sleep 60'], sd_env)
+        script = 'test -t 0 && echo "ready $(ps -o tpgid= -p $$) $$"; exec sleep 60'
+        os.execve(SDRUN, ["sdrun", "sh", "-c", script], sd_env)
     try:
         text = b""
         while b"\n" not in text:

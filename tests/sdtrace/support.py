@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the supervisor have in common."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.harness import Program
+
+
+def lines_of(program: Program) -> list[dict[str, Any]]:
+    """The processes of a program's report."""
+    lines: list[dict[str, Any]] = program.report().raw["processes"]
+    return lines
+
+
+def own_line(program: Program) -> dict[str, Any]:
+    """The report's line of the root process."""
+    return next(line for line in lines_of(program) if line["pid"] == program.pid)
+
+
+def supervisor_of(program: Program, timeout: float = 10.0) -> int:
+    """Pid of the supervisor of a running program: the process that was told this root pid."""
+    wanted = f"--root-pid={program.pid}".encode()
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"sdtrace.supervisor" in words and wanted in words:
+                return int(folder.name)
+        time.sleep(0.01)
+    raise AssertionError(f"no supervisor of {program.describe()}")

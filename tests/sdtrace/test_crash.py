@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor dies, at any moment: the programs go on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdtrace.keepsake import SIZE, Keepsake
+from tests.guestbuild import Guests
+from tests.harness import ROOT, Mode, Program, Runner
+from tests.sdtrace.support import supervisor_of
+
+
+@pytest.fixture
+def plain(tmp_path: Path, sd_env: dict[str, str]) -> Iterator[Runner]:
+    """No option that must be checked: the program starts without waiting for the supervisor."""
+    made = Runner(Mode.NO_ACCEL, tmp_path, sd_env)
+    yield made
+    made.close()
+
+
+def finish(program: Program) -> None:
+    """The program has to come to its own good end."""
+    assert program.wait(30) == 0, program.describe()
+
+
+@pytest.mark.parametrize("after_ms", [0, 5, 20, 60, 150, 400])
+def test_kill_the_supervisor(plain: Runner, guests: Guests, after_ms: int) -> None:
+    """From before it is ready to long after the injection: the calls of the program keep working."""
+    program = plain.start("sh", "-c", f"sleep 0.6 | {guests('first_socket')}")
+    supervisor = supervisor_of(program)
+    time.sleep(after_ms / 1000)
+    os.kill(supervisor, signal.SIGKILL)
+    finish(program)
+    assert b"done" in program.stdout
+
+
+def test_kill_before_the_verdict(shm: Runner) -> None:
+    """Options that nobody has checked: nothing is started, and one line says so."""
+    program = shm.start("echo", "started")
+    os.kill(supervisor_of(program), signal.SIGKILL)
+    assert program.wait() == 125
+    assert program.stdout == b"" and program.stderr.count("\n") == 1
+
+
+def test_kill_while_programs_are_being_injected(shm: Runner, guests: Guests) -> None:
+    """Many short programs, each injected; the kill comes somewhere in between."""
+    guest = guests("first_socket")
+    for _ in range(8):
+        program = shm.start("sh", "-c", f"for i in $(seq 60); do {guest} </dev/null || exit 1; done")
+        supervisor = supervisor_of(program)
+        program.until(lambda program=program: b"done" in program.stdout, "the first one")  # type: ignore[misc]
+        time.sleep(random.random() * 0.05)
+        os.kill(supervisor, signal.SIGKILL)
+        finish(program)
+        assert program.stdout.count(b"done") == 60
+
+
+def test_threads_survive_the_kill(shm: Runner, guests: Guests) -> None:
+    """Killed right around the stop of a process with many blocked threads."""
+    for delay in (0.10, 0.14, 0.15, 0.16, 0.18):
+        program = shm.start(guests("blocked_threads"))
+        supervisor = supervisor_of(program)
+        time.sleep(delay)
+        os.kill(supervisor, signal.SIGKILL)
+        finish(program)
+
+
+def test_kill_the_keeper(shm: Runner, guests: Guests) -> None:
+    """The supervisor holds the listener as well."""
+    program = shm.start("sh", "-c", f"sleep 0.8 | {guests('first_socket')}")
+    supervisor = supervisor_of(program)
+    keeper = int(Path(f"/proc/{supervisor}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    time.sleep(0.4)
+    os.kill(keeper, signal.SIGKILL)
+    finish(program)
+    assert program.report().raw["exit_status"] == 0
+
+
+HALF_DONE = """
+import os, sys
+from sdtrace.keepsake import Keepsake
+from sdtrace.notify import Notification
+from sdtrace import ptrace, remote
+pid, keepsake = int(sys.argv[1]), Keepsake(int(sys.argv[2]))
+words = open(f"/proc/{pid}/syscall").read().split()
+notif = Notification(0, pid, int(words[0]), int(words[-1], 16), ())
+with remote.Stopped(pid, notif, keepsake) as stopped:
+    stopped.prepare_calls()
+    leader = stopped._leader
+    registers = leader.registers.copy()
+    registers.rip, registers.rax, registers.orig_rax = notif.ip - 2, 39, ptrace.ALL_SIGNALS
+    ptrace.set_registers(pid, registers)
+    ptrace.ask(ptrace.CONT, pid)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def keeper_rescue(tmp_path_factory: pytest.TempPathFactory) -> ctypes._NamedFuncPointer:
+    """The keeper's function, from its source."""
+    library = tmp_path_factory.mktemp("rescue") / "rescue.so"
+    launch = ROOT / "sdtrace" / "launch"
+    subprocess.run(["gcc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", library, launch / "rescue.c"], check=True)
+    return ctypes.CDLL(str(library)).keeper_rescue
+
+
+def test_rescue_of_a_thread_in_a_remote_call(keeper_rescue: ctypes._NamedFuncPointer) -> None:
+    """A tracer that ends in the middle of a remote call leaves a thread with wrong registers, a loop in its code and
+    blocked signals; the rescue gives all of them back, and the interrupted read() delivers what comes."""
+    victim = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert victim.stdin is not None and victim.stdout is not None
+    memory = os.memfd_create("keepsake", 0)
+    os.ftruncate(memory, SIZE)
+    os.set_inheritable(memory, True)
+    try:
+        until_in_call(victim.pid, 0)
+        subprocess.run([sys.executable, "-c", HALF_DONE, str(victim.pid), str(memory)], check=True, cwd=ROOT,
+                       pass_fds=[memory], timeout=20)
+        assert Path(f"/proc/{victim.pid}/syscall").read_text().startswith("running")
+        page = Keepsake(memory).page
+        keeper_rescue((ctypes.c_char * SIZE).from_buffer(page))
+        until_in_call(victim.pid, 0)
+        victim.stdin.write(b"as if nothing had been\n")
+        victim.stdin.close()
+        assert victim.stdout.read() == b"as if nothing had been\n"
+        assert victim.wait(10) == 0
+    finally:
+        victim.kill()
+        victim.wait()
+        os.close(memory)
+
+
+def until_in_call(pid: int, number: int) -> None:
+    """Wait until the process waits in system call `number`."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/syscall").read_text().split()[0] != str(number):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
