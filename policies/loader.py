@@ -9,6 +9,7 @@ same reason a packaged file is only read for programs whose name starts with the
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,7 +74,11 @@ def packaged_layers(exe: str) -> tuple[Layer, ...]:
 def _read(path: str) -> str:
     """A file's text; raises PolicyError."""
     try:
-        with open(path, "rb") as file:
+        # A program waits for us: a FIFO must not make us wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise PolicyError(f"{path}: not a regular file; name a policy file that can be read")
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise PolicyError(f"{path}: {error.strerror}; name a policy file that can be read") from None

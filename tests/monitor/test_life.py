@@ -143,9 +143,8 @@ def test_clients_that_race_to_spawn_get_one_monitor(path: str, tmp_path: Path) -
     )
     root = str(MAIN.parents[1])
     command = [sys.executable, "-c", code, path, root]
-    racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(10)
-    ]
+    pipe = subprocess.PIPE
+    racers = [subprocess.Popen(command, text=True, bufsize=1, stdin=pipe, stdout=pipe) for _ in range(10)]
     try:
         for racer in racers:
             assert racer.stdin is not None

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every mistake in a policy file is one line with file, line, column, what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import policies
+from policies import PolicyError
+from policies.loader import read_layer
+
+APP = "version: 1\napps:\n  - match: {program: x}\n"
+
+MISTAKES = {
+    # what is written: (line:column, what is wrong, what would be right)
+    "": ("1:1", "the file is empty", "at least `version: 1`"),
+    "# only a comment\n": ("1:1", "the file is empty", "at least `version: 1`"),
+    "apps: []\n": ("1:1", "`version` is missing", "must be a mapping with `version: 1`"),
+    "version: 2\n": ("1:10", "`version` is `2`", "must be 1"),
+    "version: true\n": ("1:10", "`version` is `true`", "must be 1"),
+    "- version: 1\n": ("1:1", "the file is a list", "must be a mapping"),
+    "version: 1\ndefualt: kernel\n": ("2:1", "unknown key `defualt`", "did you mean `default`?"),
+    "version: 1\nzzz: 1\n": ("2:1", "unknown key `zzz`", "known here: version, default, apps"),
+    "version: 1\ndefault: deny\n": ("2:10", "`default` is `deny`", "must be accelerate or kernel"),
+    "version: 1\ndefault: off\n": ("2:10", "`default` is `off`", "must be accelerate or kernel"),
+    "version: 1\nversion: 1\n": ("2:1", "key `version` twice", "each key once"),
+    "version: 1\napps: {}\n": ("2:7", "`apps` is a mapping", "must be a list of applications"),
+    "version: 1\napps:\n  - kernel\n": ("3:5", "`apps` is `kernel`", "must be a mapping with `match`"),
+    "version: 1\napps:\n  - action: kernel\n": ("3:5", "`match` is missing", "must be a mapping with `match`"),
+    "version: 1\napps:\n  - match: x\n": ("3:12", "`match` is `x`", "must be a mapping with `program`"),
+    "version: 1\napps:\n  - match: {uid: 0}\n": ("3:12", "`program` is missing", "must be a mapping with `program`"),
+    "version: 1\napps:\n  - match: {program: 7}\n": ("3:22", "`program` is `7`", 'must be a glob such as "nginx*"'),
+    'version: 1\napps:\n  - match: {program: ""}\n': ("3:22", "`program` is ``", 'must be a glob such as "nginx*"'),
+    "version: 1\napps:\n  - match: {program: x, uid: -1}\n": ("3:30", "`uid` is `-1`", "must be a user's name"),
+    "version: 1\napps:\n  - match: {program: x, uid: no-such}\n": ("3:30", "no user `no-such`", "a user's name"),
+    "version: 1\napps:\n  - match: {program: x, pid: 1}\n": ("3:25", "unknown key `pid`", "did you mean `uid`?"),
+    APP + "    actoin: kernel\n": ("4:5", "unknown key `actoin`", "did you mean `action`?"),
+    APP + "    rules: []\n": ("4:5", "unknown key `rules`", "known here: match, action, reason"),
+    APP + "    action: deny\n": ("4:13", "`action` is `deny`", "must be accelerate or kernel"),
+    APP + "    reason: [a]\n": ("4:13", "`reason` is a list", "must be one line of text"),
+    APP + "    upgrade: sometimes\n": ("4:14", "`upgrade` is `sometimes`", "must be eager, never, {after_ops: N}"),
+    APP + "    upgrade: [eager]\n": ("4:14", "`upgrade` is a list", "must be eager, never, {after_ops: N}"),
+    APP + "    upgrade: {}\n": ("4:14", "`upgrade` is a mapping", "must be {after_ops: N} or {after_bytes: N}"),
+    APP + "    upgrade: {after_ops: 1, after_bytes: 1}\n": ("4:14", "`upgrade` is a mapping", "must be {after_ops: N}"),
+    APP + "    upgrade: {after_opz: 1}\n": ("4:15", "unknown key `after_opz`", "did you mean `after_ops`?"),
+    APP + "    upgrade: {after_ops: 0}\n": ("4:26", "`after_ops` is `0`", "must be a whole number from 1 to"),
+    APP + "    upgrade: {after_bytes: 1.5}\n": ("4:28", "`after_bytes` is `1.5`", "must be a whole number from 1 to"),
+    APP + "    upgrade: {after_ops: true}\n": ("4:26", "`after_ops` is `true`", "must be a whole number from 1 to"),
+    APP + "    limits: {ring: 3KiB}\n": ("4:20", "`ring` is `3KiB`", "must be a power of two from 4KiB to 64MiB"),
+    APP + "    limits: {ring: 256kb}\n": ("4:20", "`ring` is `256kb`", "must be a power of two from 4KiB to 64MiB"),
+    APP + "    limits: {ring: 5000}\n": ("4:20", "`ring` is `5000`", "must be a power of two from 4KiB to 64MiB"),
+    APP + "    limits: {ring: 128MiB}\n": ("4:20", "`ring` is `128MiB`", "must be a power of two from 4KiB to 64MiB"),
+    APP + "    limits: {spin_us: -1}\n": ("4:23", "`spin_us` is `-1`", "must be a whole number of microseconds from 0"),
+    APP + "    limits: {spin_us: 100001}\n": ("4:23", "`spin_us` is `100001`", "microseconds from 0 to 100000"),
+    APP + "    limits:\n      total: 1MiB\n": ("5:7", "unknown key `total`", "known here: ring, spin_us"),
+    APP + "    io_uring: yes\n": ("4:15", "`io_uring` is `yes`", "must be deny or allow"),
+    "version: [1\n": ("2:1", "not YAML: did not find expected ',' or ']'", "see the line above"),
+    "version: 1\n\tdefault: kernel\n": ("2:1", "not YAML: found a tab character that violates indentation", "see"),
+    "version: 1\n---\nversion: 1\n": ("2:1", "not YAML: but found another document", "see the line above"),
+    "version: &one 1\nvalue: *one\n": ("2:8", "an alias", "write the value out"),
+    "version: !!python/name:os.system 1\n": ("1:10", "`1` has no meaning here", "plain text or a number"),
+    "? [version]\n: 1\n": ("1:3", "a key that is no word", "plain words as keys"),
+    "[" * 50: ("1:21", "nested too deeply", "at most 20 levels"),
+    "version: \x07\n": ("1:1", "not YAML", "a text file in UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("text", "place", "wrong", "right"), [(text, *said) for text, said in MISTAKES.items()])
+def test_mistakes_in_a_file(tmp_path: Path, text: str, place: str, wrong: str, right: str) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(PolicyError) as caught:
+        policies.load(str(file), env={})
+    line = str(caught.value)
+    assert line.isprintable()
+    assert line.startswith(f"{file}:{place}: {wrong}"), line
+    assert right in line.partition("; ")[2], line
+
+
+def test_the_first_mistake_of_several_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(APP + "    io_uring: 1\n    zzz: 1\ndefault: 1\n")
+    with pytest.raises(PolicyError, match=r"p.yaml:4:15: `io_uring`"):
+        read_layer(str(file))
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_bytes(b"version: 1\n# caf\xe9\n")
+    with pytest.raises(PolicyError, match=r"p\.yaml:2:6: not UTF-8"):
+        read_layer(str(file))
+
+
+def test_too_long(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(PolicyError, match=r"p\.yaml:1:1: longer than 1048576 bytes"):
+        read_layer(str(file))
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"/missing\?\.yaml: No such file or directory; name a policy file"):
+        policies.load(f"{tmp_path}/missing\n.yaml", env={})
+    with pytest.raises(PolicyError, match="Is a directory"):
+        policies.load(str(tmp_path), env={})
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_file_that_never_ends(tmp_path: Path, kind: str) -> None:
+    """A FIFO without a writer, a device without an end: refused, not waited for."""
+    name = str(tmp_path / "p.yaml")
+    if kind == "fifo":
+        os.mkfifo(name)
+    else:
+        os.symlink("/dev/zero", name)
+    with pytest.raises(PolicyError, match="not a regular file"):
+        read_layer(name)
+
+
+SETS = {
+    "": "no such value",
+    "spin_us": "no such value",
+    "spin=1": "no such value",
+    "=1": "no such value",
+    "Upgrade=eager": "no such value",
+    "upgrade=": "eager, never, after_ops:N",
+    "upgrade=Eager": "eager, never, after_ops:N",
+    "upgrade=after_ops": "eager, never, after_ops:N",
+    "upgrade=after_ops:": "eager, never, after_ops:N",
+    "upgrade=after_ops:0": "eager, never, after_ops:N",
+    "upgrade=after_ops:-1": "eager, never, after_ops:N",
+    "upgrade=after_ops:9223372036854775808": "eager, never, after_ops:N",
+    "upgrade=after_ops:²": "eager, never, after_ops:N",
+    "upgrade=after_days:1": "eager, never, after_ops:N",
+    "ring=": "power of two",
+    "ring=1GiB": "power of two",
+    "ring=100KiB": "power of two",
+    "ring=2048": "power of two",
+    "ring=256 KiB": "power of two",
+    "spin_us=": "microseconds",
+    "spin_us=1.5": "microseconds",
+    "spin_us=-1": "microseconds",
+    "spin_us=100001": "microseconds",
+    "io_uring=yes": "deny or allow",
+    "default=deny": "accelerate or kernel",
+    "patch=1": "on or off",
+    "upgrade=\x1b[31m\n": "eager, never",
+}
+
+
+@pytest.mark.parametrize(("text", "right"), SETS.items())
+def test_mistakes_after_set(text: str, right: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        policies.effective(policies.Policy(), "/bin/x", ["spin_us=0", text])
+    line = str(caught.value)
+    assert line.startswith("--set ") and line.isprintable()
+    assert right in line
