@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,24 @@ def test_client_that_does_not_read_is_dropped(monitor: MonitorProcess, raw: Make
         deaf.close()
         for link in links:
             link.close()
+
+
+def test_slow_reader_loses_nothing(monitor: MonitorProcess, raw: MakeRaw) -> None:
+    """Who asks much before reading is made to wait, not dropped: the monitor stops reading from it meanwhile."""
+    slow = raw()
+    count = 3000
+
+    def ask() -> None:
+        for number in range(count):
+            slow.say(messages.Withdraw(number))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.3)
+    with still_serves(monitor):
+        assert asking.is_alive(), "it must be blocked by now"
+    assert [slow.hear() for _ in range(count)] == [messages.Withdrawn(number) for number in range(count)]
+    asking.join(10)
 
 
 def test_flood_does_not_starve_others(monitor: MonitorProcess, raw: MakeRaw, link: Link) -> None:
