@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from policies import Settings
 from sdlib import abi
 
 BYTES: Final = abi.sizeof("struct sd_area")
+_serials: Final = itertools.count()
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _UPGRADES: Final = {
     "never": abi.const.SD_UPGRADE_NEVER, "eager": abi.const.SD_UPGRADE_EAGER,
@@ -38,13 +40,15 @@ _ACQ_REL, _RELAXED = 4, 0
 class Area:
     """One area, mapped."""
 
-    def __init__(self, index: int, settings: Settings, *, accelerate: bool) -> None:
-        """Make area number `index` of its process; OSError when there is no memory or descriptor."""
+    def __init__(self, index: int, exe: str, settings: Settings, *, accelerate: bool) -> None:
+        """Make area number `index` of a process that runs `exe`; OSError when there is no memory or descriptor."""
         self.index = index
         self.ring_bytes = settings.ring_bytes
-        self.exe = "?"
-        self.folded = False
-        """Nobody maps it any more; its contents are final."""
+        self.exe = exe
+        self.serial = next(_serials)
+        """Tells areas apart in the report, also after they were closed."""
+        self.host_pids = True
+        """Pids in it are of our own PID namespace."""
         self.fd = os.memfd_create(f"sd-area-{index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, BYTES)
@@ -93,6 +97,13 @@ class Area:
         """Counters of every process that has claimed a slot."""
         return (slot for slot in self.view.proc if slot.pid)
 
+    @staticmethod
+    def free_slot(slot: abi.CData) -> None:
+        """Make a slot free for the next fork; its process has to be gone. The pid goes last: it gives the slot away."""
+        pid_bytes = abi.sizeof("uint32_t")
+        abi.ffi.buffer(slot)[pid_bytes:] = bytes(abi.sizeof("struct sd_proc") - pid_bytes)
+        slot.pid = 0
+
     def blocks(self) -> Iterator[abi.CData]:
         """Socket blocks that are in use."""
         return (block for block in self.view.block if block.state != abi.const.SD_BLOCK_FREE)
@@ -110,7 +121,6 @@ class Area:
             raise
         self._memory = mmap.mmap(self.fd, BYTES, mmap.MAP_PRIVATE)
         self.view = abi.view("struct sd_area", self._memory)
-        self.folded = True
         return True
 
     def close(self) -> None:

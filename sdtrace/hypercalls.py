@@ -70,8 +70,9 @@ class Hypercalls:
             return -errno.ENOSPC
         area = self._known_area(process, index)
         if area is None:
-            area = Area(index, self._settings(process.program.exe), accelerate=self._accelerate)
-            area.exe = process.program.exe
+            exe = process.program.exe
+            area = Area(index, exe, self._settings(exe), accelerate=self._accelerate)
+            area.host_pids = process.pid == process.ns_pid
             process.areas[index] = area
             self.areas.append(area)
         if area not in process.program.areas:

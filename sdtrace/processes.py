@@ -12,6 +12,9 @@ from typing import Final
 from sdtrace import procfs
 from sdtrace.areas import Area
 
+LISTED_MAX: Final = 10_000
+"""Programs in the report; a shell that runs for months starts more."""
+
 NO_SOCKET: Final = "no-socket-call"
 """Reason of a process that was never injected because it never asked for a socket."""
 
@@ -54,6 +57,8 @@ class Processes:
         self._living: dict[int, Process] = {}
         self._by_pidfd: dict[int, Process] = {}
         self.programs: list[Program] = []
+        self.unlisted = 0
+        """Programs beyond LISTED_MAX."""
 
     def __iter__(self) -> Iterator[Process]:
         """The living ones."""
@@ -70,16 +75,22 @@ class Processes:
         program = Program(status.tgid, status.ns_pid, procfs.exe(status.tgid))
         process = Process(status.tgid, status.ns_pid, pidfd, program)
         self._living[status.tgid] = self._by_pidfd[pidfd] = process
-        self.programs.append(program)
+        self._list(program)
         self._watch(pidfd)
         return process
+
+    def _list(self, program: Program) -> None:
+        if len(self.programs) < LISTED_MAX:
+            self.programs.append(program)
+        else:
+            self.unlisted += 1
 
     def new_image(self, process: Process) -> None:
         """The process has executed a program: nothing of ours is mapped there any more."""
         exe = procfs.exe(process.pid)
         if process.program.injected or process.program.refused:
             process.program = Program(process.pid, process.ns_pid, exe)
-            self.programs.append(process.program)
+            self._list(process.program)
         process.program.exe = exe
         process.program.reason = NO_SOCKET
         if process.carry is None:

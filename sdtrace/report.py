@@ -7,6 +7,7 @@ that was killed closes nothing in an orderly way).  The counters are the program
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -37,14 +38,15 @@ class Totals:
     counters: Counter[str] = field(default_factory=Counter)
     tcp_reasons: Counter[str] = field(default_factory=Counter)
     moved_back: Counter[str] = field(default_factory=Counter)
-    by_process: dict[tuple[int, int], Counter[str]] = field(default_factory=dict)
-    """Counters by (identity of the area, pid in its namespace)."""
+    by_process: dict[tuple[int, int], tuple[str, Counter[str]]] = field(default_factory=dict)
+    """Program and counters by (serial of the area, pid in its namespace)."""
 
     def add_slot(self, area: Area, slot: abi.CData) -> None:
         """Take in the counters of one process."""
         own = Counter({name: int(slot.ctr[index]) for index, name in enumerate(abi.COUNTERS)})
-        self.counters += own
-        self.by_process.setdefault((id(area), int(slot.pid)), Counter()).update(own)
+        self.counters.update(own)
+        _, sums = self.by_process.setdefault((area.serial, int(slot.pid)), (area.exe, Counter()))
+        sums.update(own)
         for index, reason in enumerate(abi.REASONS):
             self.tcp_reasons[reason] += int(slot.tcp_reasons[index])
             self.moved_back[reason] += int(slot.moved_back[index])
@@ -62,32 +64,35 @@ class Totals:
         reason = abi.REASONS[block.reason] if pinned and block.reason < len(abi.REASONS) else None
         self.tcp_reasons[reason or _BLOCK_REASONS.get(block.state, "none")] += 1
 
-
-def collect(areas: Iterable[Area]) -> Totals:
-    """Read every area as it is now."""
-    totals = Totals()
-    for area in areas:
+    def add_area(self, area: Area) -> None:
+        """Take in a whole area as it is now."""
         for slot in area.slots():
-            totals.add_slot(area, slot)
+            self.add_slot(area, slot)
         for block in area.blocks():
-            totals.add_block(block)
-    return totals
+            self.add_block(block)
+
+    def with_areas(self, areas: Iterable[Area]) -> Totals:
+        """These sums and those of areas that are still in use."""
+        result = copy.deepcopy(self)
+        for area in areas:
+            result.add_area(area)
+        return result
 
 
-def _lines(programs: list[Program], areas: Iterable[Area], totals: Totals) -> list[dict[str, Any]]:
+def _lines(programs: list[Program], totals: Totals) -> list[dict[str, Any]]:
     """One entry per program, and one per forked process that only its slots tell of."""
     left = dict(totals.by_process)
     lines = []
     for program in programs:
         own: Counter[str] = Counter()
         for area in program.areas:
-            own += left.pop((id(area), program.ns_pid), Counter())
+            _, sums = left.pop((area.serial, program.ns_pid), ("", Counter()))
+            own.update(sums)
         lines.append(_line(program.pid, program.exe, program.injected, program.reason, own))
-    exes = {id(area): area.exe for area in areas}
     forked: dict[tuple[int, str], Counter[str]] = {}
-    for (area_id, pid), counters in left.items():
-        forked.setdefault((pid, exes[area_id]), Counter()).update(counters)
-    lines += [_line(pid, exe, True, "", counters) for (pid, exe), counters in forked.items()]
+    for (_, pid), (exe, sums) in left.items():
+        forked.setdefault((pid, exe), Counter()).update(sums)
+    lines += [_line(pid, exe, True, "", sums) for (pid, exe), sums in forked.items()]
     return lines
 
 
@@ -98,15 +103,16 @@ def _line(pid: int, exe: str, injected: bool, reason: str, counters: Counter[str
     }  # fmt: skip
 
 
-def build(programs: list[Program], areas: list[Area], exit_status: int | None, errors: int) -> dict[str, Any]:
+def build(
+    programs: list[Program], unlisted: int, totals: Totals, exit_status: int | None, errors: int
+) -> dict[str, Any]:
     """The report as the issue describes it; `exit_status` None when the kernel did not tell."""
-    totals = collect(areas)
     count = totals.counters
     total, shm = count["conns_total"], count["conns_shm"]
     return {
         "version": VERSION,
         "exit_status": exit_status,
-        "processes": _lines(programs, areas, totals),
+        "processes": _lines(programs, totals),
         "connections": {
             "total": total, "shm": shm, "rdma": 0, "tcp": total - shm,
             "tcp_reasons": {name: number for name, number in totals.tcp_reasons.items() if number},
@@ -118,6 +124,7 @@ def build(programs: list[Program], areas: list[Area], exit_status: int | None, e
             "tcp": count["bytes_tcp_tx"] + count["bytes_tcp_rx"],
         },
         "counters": {name: count[name] for name in abi.COUNTERS},
+        "processes_not_listed": unlisted,
         "supervisor_errors": errors,
     }  # fmt: skip
 

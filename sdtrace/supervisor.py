@@ -68,6 +68,7 @@ class Supervisor:
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
         self._errors = 0
+        self._ledger = report.Totals()
         self._written: dict[str, object] | None = None
         self._settings_of = lru_cache(maxsize=256)(self._find_settings)
 
@@ -239,16 +240,28 @@ class Supervisor:
     def _orphans(self) -> list[Area]:
         """Areas that no process we know has; forked children that we have never heard of may see them."""
         held = {id(area) for process in self._processes for area in process.areas.values()}
-        return [area for area in self._hypercalls.areas if not area.folded and id(area) not in held]
+        return [area for area in self._hypercalls.areas if id(area) not in held]
 
     def _sweep_areas(self) -> None:
-        """Segments and offers of areas that nobody can see any more are of no use."""
+        """Take the counters of the dead into the ledger: their slots and areas are of no more use."""
         for area in self._orphans():
             self._guard(self._fold, area)
+        for area in self._hypercalls.areas:
+            self._guard(self._free_slots, area)
 
     def _fold(self, area: Area) -> None:
         if area.fold():
             self._broker.forget_area(area)
+            self._ledger.add_area(area)
+            self._hypercalls.areas.remove(area)
+            area.close()
+
+    def _free_slots(self, area: Area) -> None:
+        """Slots of processes that are gone go to the next forks. In another PID namespace nobody can be told dead."""
+        for slot in area.slots() if area.host_pids else ():
+            if not procfs.running(slot.pid):
+                self._ledger.add_slot(area, slot)
+                area.free_slot(slot)
 
     def exit_status(self) -> int | None:
         """Status of the root process, which has let go of the filter but may not have ended yet."""
@@ -260,8 +273,12 @@ class Supervisor:
 
     def write_report(self, exit_status: int | None) -> None:
         """Write what was asked for; the same content is not written twice."""
-        content = report.build(self._processes.programs, self._hypercalls.areas, exit_status, self._errors)
-        if content == self._written or not (self._options.report or self._options.explain):
+        if not (self._options.report or self._options.explain):
+            return
+        totals = self._ledger.with_areas(self._hypercalls.areas)
+        programs, unlisted = self._processes.programs, self._processes.unlisted
+        content = report.build(programs, unlisted, totals, exit_status, self._errors)
+        if content == self._written:
             return
         self._written = content
         if self._options.report:

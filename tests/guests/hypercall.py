@@ -1,7 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a program can do that knows the library's secret number: used by tests/sdtrace/test_hypercalls.py.
 
     hypercall.py SCENARIO     exits 0 if everything was as it should be
 """
+
+from __future__ import annotations
 
 import ctypes
 import errno
@@ -18,30 +21,32 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 
-def ask(*args):
+def ask(*args: int) -> int:
     """One request; the result or -errno."""
-    result = libc.syscall(ctypes.c_long(C.SD_HC_NR), *(ctypes.c_long(arg) for arg in args))
+    result: int = libc.syscall(ctypes.c_long(C.SD_HC_NR), *(ctypes.c_long(arg) for arg in args))
     return -ctypes.get_errno() if result < 0 else result
 
 
-def area(index):
+def area(index: int) -> tuple[int, abi.CData]:
     """(descriptor, mapped struct sd_area) of area `index`."""
     fd = ask(C.SD_HC_AREA, index)
     assert fd > 2, fd
     return fd, abi.view("struct sd_area", mmap.mmap(fd, abi.sizeof("struct sd_area")))
 
 
-def block_id(index, block, generation=0):
+def block_id(index: int, block: int, generation: int = 0) -> int:
     return generation << 32 | index << 16 | block
 
 
-def tcp_pair(family=socket.AF_INET, host="127.0.0.1"):
+def tcp_pair(
+    family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1"
+) -> tuple[socket.socket, socket.socket]:
     with socket.create_server((host, 0), family=family) as server:
         one = socket.create_connection(server.getsockname()[:2])
         return one, server.accept()[0]
 
 
-def scenario_area():
+def scenario_area() -> None:
     fd, view = area(0)
     assert view.magic == C.SD_AREA_MAGIC and view.version == C.SD_ABI_VERSION and view.index == 0
     assert view.bytes == abi.sizeof("struct sd_area") == os.fstat(fd).st_size
@@ -61,7 +66,7 @@ def scenario_area():
     assert ask(C.SD_HC_AREA, -1) == -errno.ENOSPC
 
 
-def scenario_fork():
+def scenario_fork() -> None:
     """A child has its parent's areas, by its memory map, and makes its own new ones."""
     fd, view = area(0)
     pid = os.fork()
@@ -75,7 +80,7 @@ def scenario_fork():
     assert view.magic == C.SD_AREA_MAGIC and theirs > 2
 
 
-def scenario_hostile():
+def scenario_hostile() -> None:
     """Every wrong value is an errno; the supervisor is asked for something sensible in the end."""
     invalid = -errno.EINVAL
     _, view = area(0)
@@ -83,7 +88,8 @@ def scenario_hostile():
     big = (1 << 63) - 1
     for call in (0, 6, 7, 99, -1, big):
         assert ask(call, 0, 0) == invalid, call
-    for bad in (block_id(1, 0), block_id(0, C.SD_AREA_BLOCKS), block_id(0, 0xFFFF), block_id(0xFFFF, 0), block_id(0, 0, 1), -1):
+    other_areas, no_such_block, stale = (1, 0xFFFF), (C.SD_AREA_BLOCKS, 0xFFFF), block_id(0, 0, 1)
+    for bad in (*(block_id(i, 0) for i in other_areas), *(block_id(0, b) for b in no_such_block), stale, -1):
         assert ask(C.SD_HC_OFFER, sock.fileno(), bad) == invalid, bad
         assert ask(C.SD_HC_ATTACH, sock.fileno(), bad) == invalid, bad
         assert ask(C.SD_HC_WITHDRAW, bad) == invalid, bad
@@ -107,12 +113,12 @@ def scenario_hostile():
     assert ask(C.SD_HC_AREA, 0) > 2
 
 
-def offer(view, block, sock):
+def offer(view: abi.CData, block: int, sock: socket.socket) -> int:
     view.block[block].state = C.SD_BLOCK_OFFERED
     return ask(C.SD_HC_OFFER, sock.fileno(), block_id(0, block))
 
 
-def scenario_pair():
+def scenario_pair() -> None:
     """Both ends offered: the second is paired at once, the first by its block; both get the same segment."""
     _, view = area(0)
     for position, (family, host) in enumerate(((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))):
@@ -133,7 +139,7 @@ def scenario_pair():
         assert ask(C.SD_HC_ATTACH, left.fileno(), block_id(0, one)) == -errno.ENOENT  # once
 
 
-def scenario_withdraw():
+def scenario_withdraw() -> None:
     """A withdrawn offer is not paired, and closing the socket is seen by the other end at once: nobody holds it."""
     _, view = area(0)
     left, right = tcp_pair()
@@ -145,7 +151,7 @@ def scenario_withdraw():
     assert right.recv(1) == b""
 
 
-def scenario_counters():
+def scenario_counters() -> None:
     """Numbers for the report: two processes and the blocks that nobody has closed."""
     _, view = area(0)
     counters = {name: position for position, name in enumerate(abi.COUNTERS)}
@@ -159,13 +165,14 @@ def scenario_counters():
         view.proc[slot].ctr[counters["bytes_shm_tx"]] = 1 << 40
         view.proc[slot].tcp_reasons[reasons["few-operations"]] = 3
         view.proc[slot].moved_back[reasons["socket-option"]] = 1
-    for block, state in enumerate((C.SD_BLOCK_TCP, C.SD_BLOCK_OFFERED, C.SD_BLOCK_ATTACHED, C.SD_BLOCK_ATTACHED, C.SD_BLOCK_TCP)):
+    tcp, offered, attached = C.SD_BLOCK_TCP, C.SD_BLOCK_OFFERED, C.SD_BLOCK_ATTACHED
+    for block, state in enumerate((tcp, offered, attached, attached, tcp)):
         view.block[block].state = state
         view.block[block].established = block != 4  # a listener or an unconnected socket is no connection
     view.block[3].rx_mode = view.block[3].tx_mode = C.SD_MODE_RING
 
 
-def scenario_exec():
+def scenario_exec() -> None:
     """Announce an exec; the new program finds itself injected although it makes no socket."""
     _, view = area(0)
     view.block[1].state = C.SD_BLOCK_TCP
