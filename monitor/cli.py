@@ -20,7 +20,7 @@ from typing import Final
 
 from monitor import journal
 from monitor.server import Server
-from monitor.session import Limits
+from monitor.session import Limits, Name
 from sdlib import abi
 from sdlib.wire import messages, paths
 from sdlib.wire.segment import ring_size_ok
@@ -147,8 +147,8 @@ def take_lock(path: str) -> int | None:
         time.sleep(_LOCK_RETRY_S)
 
 
-def listen(path: str, for_all: bool) -> socket.socket:
-    """The listening socket; the lock of `path` must be held. Raises StartError."""
+def listen(path: str, for_all: bool) -> tuple[socket.socket, int]:
+    """The listening socket and the inode of its name; the lock of `path` must be held. Raises StartError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -158,11 +158,12 @@ def listen(path: str, for_all: bool) -> socket.socket:
             listener.bind(path)
         finally:
             os.umask(before)
+        inode = os.stat(path).st_ino  # before anybody can connect, and so know that it is there to be taken away
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise StartError(f"{path}: {error.strerror}") from None
-    return listener
+    return listener, inode
 
 
 def _raise_descriptor_limit() -> None:
@@ -195,7 +196,7 @@ def _serve(options: argparse.Namespace) -> int:
     lock = take_lock(path)
     if lock is None:
         return 0  # quietly: whoever asked for a monitor has one
-    listener = listen(path, options.system)
+    listener, inode = listen(path, options.system)
     _raise_descriptor_limit()
     if options.detach:
         _detach(path)
@@ -210,7 +211,8 @@ def _serve(options: argparse.Namespace) -> int:
         options.max_ring,
     )
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
-    why = Server(listener, path, limits, options.idle_exit, options.check_interval).run()
+    name = Name(path, inode, options.check_interval)
+    why = Server(listener, name, limits, options.idle_exit).run()
     journal.event("leaving", why=why)
     return 0
 

@@ -26,7 +26,7 @@ from typing import Final
 
 from monitor import endpoint, journal, segment
 from monitor.match import Matcher, Offer, Verdict, side_of
-from monitor.session import TEXTS, Client, Limits
+from monitor.session import TEXTS, Client, Limits, Name
 from sdlib import abi
 from sdlib.wire import fds, messages
 from sdlib.wire.messages import Code, ProtocolError
@@ -41,16 +41,12 @@ _ACCEPT_PAUSE_S: Final = 0.1
 class Server:
     """Serves one listening socket until told to stop, or until idle for long enough."""
 
-    def __init__(
-        self, listener: socket.socket, path: str, limits: Limits, idle_exit_s: float | None, check_s: float
-    ) -> None:
-        """`check_s`: how often, in seconds, to look whether clients still find us at `path`."""
+    def __init__(self, listener: socket.socket, name: Name, limits: Limits, idle_exit_s: float | None) -> None:
         self._listener = listener
-        self._path = path
-        self._inode = os.stat(path).st_ino
+        self._name = name
         self._limits = limits
         self._idle_exit_s = idle_exit_s
-        self._check_s = max(check_s, 0.05)
+        self._check_s = max(name.check_s, 0.05)
         self._clients: dict[int, Client] = {}
         self._per_uid: Counter[int] = Counter()
         self._greeting: dict[int, Client] = {}
@@ -110,24 +106,17 @@ class Server:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         if now - self._checked >= self._check_s:
             self._checked = now
-            if not self._has_name():
+            if not self._name.is_ours():
                 self._stop = self._stop or "socket-lost"
         if self._idle_exit_s is not None and not self._clients and now - self._idle_since >= self._idle_exit_s:
             self._accept()  # somebody may have come at this very moment
             if not self._clients:
                 self._stop = self._stop or "idle"
 
-    def _has_name(self) -> bool:
-        """Whether clients still find us (temporary directories get cleaned)."""
-        try:
-            return os.stat(self._path).st_ino == self._inode
-        except OSError:
-            return False
-
     def _leave(self) -> None:
         """Take the name away, then tell those who came before that was seen: they will come again, to a new monitor."""
-        if self._has_name():
-            os.unlink(self._path)
+        if self._name.is_ours():
+            os.unlink(self._name.path)
         data = messages.encode(messages.Reject(Code.CLOSING, 0, TEXTS[Code.CLOSING]))
         while True:
             try:

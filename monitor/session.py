@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections import deque
@@ -39,6 +40,21 @@ class Limits(NamedTuple):
     offers_per_client: int = 16384
     offers_per_uid: int = 65536
     ring_bytes: int = abi.const.SD_RING_MAX
+
+
+class Name(NamedTuple):
+    """The name of our socket, its inode, and how often (seconds) to look whether it is still ours."""
+
+    path: str
+    inode: int
+    check_s: float
+
+    def is_ours(self) -> bool:
+        """Whether clients still find us by it (temporary directories get cleaned)."""
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except OSError:
+            return False
 
 
 class Client:

@@ -32,8 +32,8 @@ def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 10.0) ->
 class MonitorProcess:
     """A foreground sdmonitor on a socket in `folder`."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.path = str(folder / "m.sock")
+    def __init__(self, folder: Path, *options: str, name: str = "m.sock") -> None:
+        self.path = str(folder / name)
         self.log = folder / "monitor.log"
         self._options = options
         self.start()

@@ -137,6 +137,8 @@ def test_reused_addresses_do_not_pair_with_the_dead(client: MonitorClient) -> No
         accepted, _ = listener.accept()
         assert client.offer(stale.fileno(), 1, RING, 5) == Pending(1)
         accepted.close()
+        with pytest.raises(ConnectionResetError):
+            stale.recv(1)  # the reset is here: the addresses are free
         stale.close()
         again = socket.socket()
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
