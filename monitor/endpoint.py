@@ -131,7 +131,10 @@ def _close_socket(sock: socket.socket) -> None:
 
 def close_foreign(fd: int) -> None:
     """Close a descriptor of an unknown kind without waiting for it."""
-    threading.Thread(target=_close_quietly, args=(fd,), daemon=True).start()
+    try:
+        threading.Thread(target=_close_quietly, args=(fd,), daemon=True).start()
+    except RuntimeError:  # no more threads: closing may wait, but a descriptor must not be lost
+        _close_quietly(fd)
 
 
 def _close_quietly(fd: int) -> None:

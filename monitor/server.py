@@ -64,6 +64,7 @@ class Server:
         wake_r, wake_w = socket.socketpair()
         wake_r.setblocking(False)
         wake_w.setblocking(False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started us may have blocked what we rely on
         signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)

@@ -125,6 +125,21 @@ def test_spawned_one_inherits_no_descriptor(path: str) -> None:
     client.close()
 
 
+def test_blocked_signals_of_the_starter_do_not_matter(path: str) -> None:
+    """A supervisor blocks signals; a monitor that inherited that could not be ended, and could hang in close(2)."""
+    blocked = {signal.SIGTERM, signal.SIGALRM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        client = MonitorClient.open(path)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    (pid,) = pids_of(path)
+    os.kill(pid, signal.SIGTERM)
+    assert isinstance(events_of(client)[0], Lost)
+    wait_for(lambda: not pids_of(path), "it has ended")
+    client.close()
+
+
 def test_environment_of_the_program_does_not_matter(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "monitor.py").write_text("raise SystemExit('hijacked')")
     (tmp_path / "logging.py").write_text("raise SystemExit('hijacked')")
