@@ -94,8 +94,6 @@ def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int) -> 
         raise RemoteError("own-seccomp-filter")
     if procfs.not_dumpable(pidfd):
         raise RemoteError("not-dumpable")
-    if status.ignored & procfs.SIGTRAP_BIT:
-        raise RemoteError("ignores-sigtrap")
     if procfs.shares_memory(status.tgid, status.ppid):
         raise RemoteError("shares memory with its parent (vfork)", transient=True)
     if library_present(status.tgid, image):

@@ -26,7 +26,6 @@ _KCMP: Final = 312
 _KCMP_VM: Final = 1
 _AT_HWCAP2: Final = 26
 _HWCAP2_FSGSBASE: Final = 2
-SIGTRAP_BIT: Final = 1 << 4
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -52,7 +51,6 @@ class Status:
     ppid: int
     tracer: int
     ns_pid: int
-    ignored: int
     filters: int
 
 
@@ -89,7 +87,6 @@ def status(tid: int) -> Status:
         ppid=int(_field(text, b"PPid")),
         tracer=int(_field(text, b"TracerPid")),
         ns_pid=int(_field(text, b"NSpid", b"%d" % tgid).split()[-1]),
-        ignored=int(_field(text, b"SigIgn"), 16),
         filters=int(_field(text, b"Seccomp_filters")),
     )
 
@@ -110,6 +107,11 @@ def thread_states(pid: int) -> dict[int, str]:
             stat = _read(f"/proc/{pid}/task/{name}/stat")
             states[int(name)] = chr(stat[stat.rindex(b")") + 2])
     return states
+
+
+def blocked_in(tid: int, number: int) -> bool:
+    """Does the thread wait in this system call?"""
+    return _read(f"/proc/{tid}/syscall").startswith(b"%d " % number)
 
 
 def running(pid: int) -> bool:

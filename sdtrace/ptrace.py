@@ -120,6 +120,15 @@ def peek(tid: int, address: int) -> int:
     return word & ALL_SIGNALS
 
 
+def poll_stop(tid: int) -> int | None:
+    """Wait status if something has happened to the thread, without waiting."""
+    try:
+        pid, status = os.waitpid(tid, WALL | os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return status if pid else None
+
+
 def wait(tid: int, deadline: float) -> int | None:
     """Wait status of a stopped thread; None: it is gone. RemoteError (transient) at the deadline, CLOCK_MONOTONIC."""
     turns = 0

@@ -21,6 +21,7 @@ ignored SIGTRAP stays as it is.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
+from sdlib import abi
 from sdtrace import procfs
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Notification
@@ -53,6 +55,7 @@ from sdtrace.ptrace import (
     hide_interruption,
     made_anew,
     peek,
+    poll_stop,
     set_dispatch,
     set_mask,
     set_registers,
@@ -66,7 +69,17 @@ _STOP_DEADLINE_S: Final = 0.2
 _CALL_DEADLINE_S: Final = 5.0
 _SIGSYS_BIT: Final = 1 << (signal.SIGSYS - 1)
 _SYSCALL_BYTES: Final = 0x050F
-_JUMP_TO_SELF: Final = 0xFEEB
+_DIRECTION_FLAG: Final = 1 << 10
+
+_LANDING: Final = (
+    b"\xeb\xfe"  # here a remote call returns to: jmp to itself
+    b"\x97"  # here the library's start returns to: xchg %eax,%edi keeps its result
+    b"\xb8" + int(abi.const.SD_HC_NR).to_bytes(4, "little")  # mov $SD_HC_NR,%eax
+    + b"\x0f\x05"  # syscall, which the filter always holds
+    + b"\xeb\xfe"
+).ljust(16, b"\x90")
+_RETURN_AT: Final = 2
+_BLOCKED_AT: Final = 10
 
 lingering: set[int] = set()
 """Threads that were seized but did not stop in time."""
@@ -111,7 +124,7 @@ class Stopped:
         self._notif = notif
         self._keepsake = keepsake
         self._threads: dict[int, _Thread] = {}
-        self._landing: tuple[int, int] | None = None
+        self._landing: list[tuple[int, int]] = []
         self._commit = False
 
     # ---------------------------------------------------------------- scope
@@ -119,7 +132,7 @@ class Stopped:
     def __enter__(self) -> Stopped:
         """Stop everything. RemoteError when that cannot be done; nothing is left changed then."""
         try:
-            self._stop_all(time.monotonic() + _STOP_DEADLINE_S)
+            self._stop_all()
             self._prepare_leader()
         except BaseException:
             self._let_go()
@@ -133,7 +146,7 @@ class Stopped:
         self._commit = self._commit and kind is None
         self._let_go()
 
-    def _stop_all(self, deadline: float) -> None:
+    def _stop_all(self) -> None:
         """Seize and interrupt in two passes, so that the threads come to a stop side by side."""
         while new := [tid for tid, state in procfs.thread_states(self.pid).items()
                       if tid not in self._threads and state not in "ZX"]:
@@ -143,7 +156,7 @@ class Stopped:
                     ask(INTERRUPT, tid)
             for position, tid in enumerate(seized):
                 try:
-                    self._arrive(tid, deadline)
+                    self._arrive(tid, time.monotonic() + _STOP_DEADLINE_S)
                 except RemoteError:
                     lingering.update(set(seized[position:]) - set(self._threads))
                     raise
@@ -199,7 +212,8 @@ class Stopped:
 
     def _put_back(self, thread: _Thread) -> None:
         if self._landing and thread is self._leader:
-            ask(POKETEXT, thread.tid, *self._landing)
+            for place, word in self._landing:
+                ask(POKETEXT, thread.tid, place, word)
         if thread.restore is not None:
             set_registers(thread.tid, thread.restore)
         elif spurious_eintr(thread.registers):
@@ -231,20 +245,21 @@ class Stopped:
     # ------------------------------------------------------------- remote run
 
     def prepare_calls(self) -> None:
-        """Block signals in the notified thread and put a jump to itself behind its call instruction.
+        """Block signals in the notified thread and put the landing behind its call instruction.
 
-        The jump is where the thread lands if we die in the middle of a remote call (launch/rescue.c). All threads are
-        stopped, so nobody else runs these bytes.
+        There it ends up if we die in the middle of a remote call (launch/rescue.c). All threads are stopped, so nobody
+        else runs these bytes.
         """
         leader = self._leader
         assert leader.restore is not None
         address = self._notif.ip
-        word = peek(leader.tid, address)
-        self._keepsake.remember_thread(leader.tid, address, word, leader.mask, bytes(leader.restore))
-        self._landing = (address, word)
-        ask(POKETEXT, leader.tid, address, word & ~0xFFFF | _JUMP_TO_SELF)
-        # SIGTRAP stays open: the int3 at a function's end forces it, and forcing a blocked signal resets its handler.
-        set_mask(leader.tid, ALL_SIGNALS & ~procfs.SIGTRAP_BIT)
+        own = [(address + offset, peek(leader.tid, address + offset)) for offset in range(0, len(_LANDING), 8)]
+        words = [word for _, word in own]
+        self._keepsake.remember_thread(leader.tid, address, words, leader.mask, bytes(leader.restore))
+        self._landing = own
+        for position, (place, _) in enumerate(own):
+            ask(POKETEXT, leader.tid, place, int.from_bytes(_LANDING[8 * position:8 * position + 8], "little"))
+        set_mask(leader.tid, ALL_SIGNALS)
 
     def call(self, number: int, *args: int) -> int:
         """Run one system call in the notified thread; returns its result (-errno)."""
@@ -258,45 +273,68 @@ class Stopped:
             setattr(registers, name, value & ALL_SIGNALS)
         set_registers(leader.tid, registers)
         for _ in ("entry", "exit"):
-            self._resume(SYSCALL, _SYSCALL_STOP)
+            self._to_next_call_stop()
         result = signed(get_registers(leader.tid).rax)
         # Between two calls the thread has the program's own registers: nothing is to be rescued then.
         set_registers(leader.tid, leader.restore)
         return result
 
     def run(self, address: int, stack_top: int) -> int:
-        """Run code at `address` until its int3; returns rax."""
+        """Run the code at `address`, `cld; call FUNCTION; int3`; returns what FUNCTION returns, an int.
+
+        Only FUNCTION is run, and it returns to the landing, where the thread blocks in a call that the filter holds: an
+        int3 would kill it if we were no longer there, and a loop would spin away a time slice before we run again.
+        """
         leader = self._leader
         assert leader.restore is not None
-        direction_flag = 1 << 10
+        code = peek(leader.tid, address).to_bytes(8, "little")
+        if (code[:2], code[6:7]) != (b"\xfc\xe8", b"\xcc"):
+            raise RemoteError("the library's start is not as agreed")
         registers = leader.registers.copy()
-        registers.rip, registers.rsp, registers.orig_rax = address, stack_top, ALL_SIGNALS
-        registers.eflags &= ~direction_flag
+        registers.rip = address + 6 + int.from_bytes(code[2:6], "little", signed=True)
+        registers.rsp = stack_top - 8
+        registers.orig_rax = ALL_SIGNALS
+        registers.eflags &= ~_DIRECTION_FLAG
+        ask(POKETEXT, leader.tid, registers.rsp, self._notif.ip + _RETURN_AT)
+        self._keepsake.in_start(True)
         set_registers(leader.tid, registers)
-        self._resume(CONT, signal.SIGTRAP)
-        result = signed(get_registers(leader.tid).rax)
+        ask(CONT, leader.tid)
+        result = self._await_landing()
         set_registers(leader.tid, leader.restore)
+        self._keepsake.in_start(False)
         return result
 
-    def _resume(self, request: int, expected: int) -> None:
+    def _await_landing(self) -> int:
+        """Wait until the thread blocks in the landing's call, and stop it there; returns what it brought along."""
         leader = self._leader
-        ask(request, leader.tid)
         deadline = time.monotonic() + _CALL_DEADLINE_S
-        while True:
-            try:
-                status = wait(leader.tid, deadline)
-            except RemoteError as error:
-                ask(INTERRUPT, leader.tid)
-                wait(leader.tid, deadline + 1)
-                raise RemoteError("remote code does not end") from error
-            if status is None:
-                raise RemoteError("process has ended", transient=True)
-            if status >> 16 == EVENT_STOP:
-                ask(request, leader.tid)  # job control of a sibling; we go on to the end
-                continue
-            if os.WSTOPSIG(status) == expected:
+        while not procfs.blocked_in(leader.tid, abi.const.SD_HC_NR):
+            status = poll_stop(leader.tid)
+            if status is not None:
+                raise RemoteError(f"the library's start got signal {os.WSTOPSIG(status)}")
+            if time.monotonic() > deadline:
+                break
+            os.sched_yield()
+        ask(INTERRUPT, leader.tid)
+        status = wait(leader.tid, deadline + 1)
+        if status is None:
+            raise RemoteError("process has ended", transient=True)
+        registers = get_registers(leader.tid)
+        if status >> 16 != EVENT_STOP or registers.rip != self._notif.ip + _BLOCKED_AT:
+            raise RemoteError("the library's start does not end")
+        return ctypes.c_int32(registers.rdi & 0xFFFFFFFF).value
+
+    def _to_next_call_stop(self) -> None:
+        leader = self._leader
+        ask(SYSCALL, leader.tid)
+        deadline = time.monotonic() + _CALL_DEADLINE_S
+        while (status := wait(leader.tid, deadline)) is not None:
+            if os.WSTOPSIG(status) == _SYSCALL_STOP:
                 return
-            raise RemoteError(f"remote code got signal {os.WSTOPSIG(status)}")
+            if status >> 16 != EVENT_STOP:
+                raise RemoteError(f"remote code got signal {os.WSTOPSIG(status)}")
+            ask(SYSCALL, leader.tid)  # an interrupt of ours that came late
+        raise RemoteError("process has ended", transient=True)
 
     # -------------------------------------------------------------- dispatch
 

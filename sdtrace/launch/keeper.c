@@ -22,6 +22,7 @@
 #include "sd_abi.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -46,6 +47,7 @@ static struct {
     int control;        /* channel to the supervisor; -1: gone */
     int supervisor_fd;  /* pidfd; -1: gone */
     pid_t supervisor;   /* 0: not started */
+    int supervisor_status; /* 0: it has come to its own end, after the report */
     const struct keeper *start; /* what to start it with */
     int keepsake_fd;
     int listener;       /* -1: not here yet */
@@ -133,7 +135,7 @@ static void go_alone(void)
 
 static void supervisor_gone(void)
 {
-    if (waitpid(g.supervisor, NULL, WNOHANG) != g.supervisor)
+    if (waitpid(g.supervisor, &g.supervisor_status, WNOHANG) != g.supervisor)
         return; /* not yet */
     close(g.control);
     close(g.supervisor_fd);
@@ -210,17 +212,39 @@ static void serve(void)
     }
 }
 
+/* Whoever waits for a report shall learn that none will come, and not take it for one. */
+static void write_obituary(const struct options *o)
+{
+    static const char text[] = "{\"version\": 1, \"exit_status\": null, \"error\": "
+                               "\"the supervisor ended before the program; nothing is known\"}\n";
+    char temporary[PATH_BYTES + 32];
+    if (o->explain)
+        complain("the supervisor ended before the program: new connections stayed on TCP since, and there is no report");
+    if (!o->report)
+        return;
+    snprintf(temporary, sizeof(temporary), "%s.%d", o->report, (int)getpid());
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return; /* it was writable when we started; nobody is left to tell */
+    bool whole = write(fd, text, sizeof(text) - 1) == (ssize_t)sizeof(text) - 1;
+    close(fd);
+    if (!whole || rename(temporary, o->report) < 0)
+        unlink(temporary);
+}
+
 /* The supervisor writes the report after the last task has gone: closing the channel tells it that no listener will come. */
 static void finish(void)
 {
     const struct options *o = g.start->options;
-    if (g.supervisor_fd < 0)
-        return;
-    if (g.state != SERVING && !o->report && !o->explain)
-        kill(g.supervisor, SIGKILL);
-    close(g.control);
-    while (waitpid(g.supervisor, NULL, 0) < 0 && errno == EINTR)
-        ;
+    if (g.supervisor_fd >= 0) {
+        if (g.state != SERVING && !o->report && !o->explain)
+            kill(g.supervisor, SIGKILL);
+        close(g.control);
+        while (waitpid(g.supervisor, &g.supervisor_status, 0) < 0 && errno == EINTR)
+            ;
+    }
+    if (g.listener >= 0 && (g.supervisor_status || g.supervisor <= 0))
+        write_obituary(o);
 }
 
 /* ------------------------------------------------------------------ start */

@@ -73,9 +73,9 @@ struct keepsake {
     uint8_t pad0[128 - sizeof(struct seccomp_notif)];
     /* The thread in which the supervisor runs system calls, valid while rescue_tid is not 0: its state as found. */
     volatile uint32_t rescue_tid;
-    uint32_t pad1;
-    uint64_t landing;      /* address behind the call instruction in use; the program's own bytes there: */
-    uint64_t landing_word;
+    uint32_t in_start;        /* it runs the library's start, which ends in the landing */
+    uint64_t landing;         /* address behind the call instruction in use */
+    uint64_t landing_word[2]; /* the program's own bytes there */
     uint64_t rescue_mask;
     struct user_regs_struct rescue_regs;
 };

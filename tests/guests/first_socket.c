@@ -47,5 +47,9 @@ int main(int argc, char **argv)
         n++;
     } while (poll(&input, 1, 1) == 0);
     printf("done %ld\n", n);
+    if (argc > 1 && !strcmp(argv[1], "ignores-sigtrap")) {
+        raise(SIGTRAP);
+        puts("still ignored");
+    }
     return 0;
 }

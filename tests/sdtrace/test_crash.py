@@ -43,6 +43,7 @@ def test_kill_the_supervisor(plain: Runner, guests: Guests, after_ms: int) -> No
     os.kill(supervisor, signal.SIGKILL)
     finish(program)
     assert b"done" in program.stdout
+    assert "ended before" in program.report().raw["error"]
 
 
 def test_kill_before_the_verdict(shm: Runner) -> None:

@@ -35,7 +35,7 @@ def test_python(shm: Runner) -> None:
     assert program.stdout == b"fine\n" and own_line(program)["injected"]
 
 
-HARD = ["not-dumpable", "gs-in-use", "address-taken", "own-seccomp-filter", "ignores-sigtrap"]
+HARD = ["not-dumpable", "gs-in-use", "address-taken", "own-seccomp-filter"]
 
 
 @pytest.mark.parametrize("how", HARD)
@@ -43,6 +43,12 @@ def test_stays_on_the_kernel_with_a_reason(shm: Runner, guests: Guests, how: str
     program = shm.run(guests("first_socket"), how)
     line = own_line(program)
     assert (line["injected"], line["reason"]) == (False, how)
+
+
+def test_an_ignored_sigtrap_stays_ignored(shm: Runner, guests: Guests) -> None:
+    """Injection uses no signal: a disposition that a forced one would reset is still there."""
+    program = shm.run(guests("first_socket"), "ignores-sigtrap")
+    assert own_line(program)["injected"] and program.stdout.endswith(b"still ignored\n")
 
 
 def test_traced_program_stays_on_the_kernel(shm: Runner, guests: Guests) -> None:

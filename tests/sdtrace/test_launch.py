@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -169,6 +171,21 @@ def test_output_pipe_ends_with_the_program(sd_env: Env) -> None:
     began = time.monotonic()
     done = run(sd_env, "sh", "-c", "echo out; sleep 5 >/dev/null 2>&1 &")
     assert done.stdout == "out\n" and time.monotonic() - began < 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_works_without_privilege(sd_env: Env) -> None:
+    """As nobody: the filter comes with no_new_privs, and a user may trace and inject what is his own."""
+    with tempfile.TemporaryDirectory(prefix="sdtest-") as name:
+        os.chown(name, 65534, 65534)
+        as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        if subprocess.run([*as_nobody, "test", "-r", SDRUN.parent / "python3"], check=False).returncode:
+            pytest.skip("the checkout lies where nobody may read")
+        report = Path(name) / "r.json"
+        done = subprocess.run([*as_nobody, SDRUN, "--report", report, "python3", "-c", "__import__('socket').socket()"],
+                              env={**sd_env, "XDG_RUNTIME_DIR": name, "HOME": name}, timeout=60, check=False)
+        assert done.returncode == 0
+        assert json.loads(report.read_text())["processes"][0]["injected"]
 
 
 def test_nested_runs_under_the_outer(sd_env: Env, tmp_path: Path) -> None:
