@@ -312,19 +312,18 @@ def _is_tcp(notif: Notification) -> bool:
         return False
 
 
-def _load_policy(options: cli.Options, control: Control) -> Policy | None:
-    """The policy, after the verdict if one is waited for; None: it is wrong and the launcher knows."""
+def _load_policy(options: cli.Options, control: Control) -> tuple[Policy, str]:
+    """The policy, and what is wrong with it ("" if nothing); after the verdict, if one is waited for."""
+    policy, wrong = Policy(), ""
+    uring_allowed = False
     try:
         policy = policies.load(options.policy)
-        settings = policies.effective(policy, options.command, options.sets)
+        uring_allowed = policies.effective(policy, options.command, options.sets).io_uring == "allow"
     except policies.PolicyError as error:
-        if not options.verdict:
-            raise
-        control.verdict(2, str(error))
-        return None
+        wrong = str(error)
     if options.verdict:
-        control.verdict(0, uring_allowed=settings.io_uring == "allow")
-    return policy
+        control.verdict(2 if wrong else 0, wrong, uring_allowed=uring_allowed)
+    return policy, wrong
 
 
 def _receive_listener(control: Control, keepsake: Keepsake) -> tuple[Listener, list[tuple[Notification, bool]]]:
@@ -349,12 +348,10 @@ def main(argv: list[str]) -> int:
     control = Control(options.control)
     keepsake = Keepsake(options.keepsake)
     syslog.openlog("sdrun", syslog.LOG_PID)
-    policy = _load_policy(options, control)
-    if policy is None:
-        return 1
     image: Image | str
+    policy, image = _load_policy(options, control)
     try:
-        image = load_image(abi.const.SD_ABI_VERSION)
+        image = image or load_image(abi.const.SD_ABI_VERSION)
     except ImageError as error:
         image = str(error)
     supervisor = Supervisor(options, policy, image, keepsake)

@@ -83,6 +83,15 @@ def test_wrong_policy_file_in_the_users_configuration(sd_env: Env, tmp_path: Pat
     assert done.returncode == 2 and "mine.yaml:1:" in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody who may not read")
+def test_configuration_that_may_not_be_read(sd_env: Env, tmp_path: Path) -> None:
+    (tmp_path / "socksdirect").mkdir()
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = subprocess.run([*as_nobody, SDRUN, "true"], env={**sd_env, "XDG_CONFIG_HOME": str(tmp_path)}, text=True,
+                          capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2 and "Permission denied" in done.stderr
+
+
 def test_good_options_start_the_command(sd_env: Env, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\n")
@@ -183,7 +192,7 @@ def test_works_without_privilege(sd_env: Env) -> None:
             pytest.skip("the checkout lies where nobody may read")
         report = Path(name) / "r.json"
         done = subprocess.run([*as_nobody, SDRUN, "--report", report, "python3", "-c", "__import__('socket').socket()"],
-                              env={**sd_env, "XDG_RUNTIME_DIR": name, "HOME": name}, timeout=60, check=False)
+                              env={**sd_env, "XDG_RUNTIME_DIR": name, "XDG_CONFIG_HOME": name}, timeout=60, check=False)
         assert done.returncode == 0
         assert json.loads(report.read_text())["processes"][0]["injected"]
 
