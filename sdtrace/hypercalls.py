@@ -46,6 +46,7 @@ class Hypercalls:
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
         """Answer one request."""
         handler = self._handlers.get(notif.args[0])
+        process.carry = None  # whatever it asks for, the exec that it announced has failed
         try:
             result = _INVALID if handler is None else handler(listener, notif, process)
         except OSError as error:

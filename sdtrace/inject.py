@@ -175,6 +175,7 @@ def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes) 
         _start(stopped, image, boot)
     except (RemoteError, OSError):
         stopped.dispatch_nowhere()
+        stopped.prepare_calls()
         mappings.undo()
         raise
 

@@ -33,6 +33,7 @@ class Registers(ctypes.Structure):
         "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
         "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs")]  # fmt: skip
 
+    rbx: int
     r10: int
     r9: int
     r8: int

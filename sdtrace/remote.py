@@ -78,6 +78,8 @@ _LANDING: Final = (
     + b"\x0f\x05"  # syscall, which the filter always holds
     + b"\xeb\xfe"
 ).ljust(16, b"\x90")
+_MARK: Final = 0x65746F6D65524453
+"""In rbx, which calls preserve: tells a thread on our errand from one that comes by (launch/rescue.c has the same)."""
 _RETURN_AT: Final = 2
 _BLOCKED_AT: Final = 10
 
@@ -110,7 +112,7 @@ class _Thread:
     tid: int
     registers: Registers
     mask: int
-    final_mask: int
+    mask_now: int
     restore: Registers | None = None
     dispatched: bool = field(default=False)
 
@@ -126,6 +128,7 @@ class Stopped:
         self._threads: dict[int, _Thread] = {}
         self._landing: list[tuple[int, int]] = []
         self._commit = False
+        self._leader = _Thread(notif.tid, Registers(), 0, 0)
 
     # ---------------------------------------------------------------- scope
 
@@ -202,28 +205,29 @@ class Stopped:
         if not self._commit:
             with contextlib.suppress(OSError, RemoteError):
                 self.dispatch_nowhere()
+        with contextlib.suppress(OSError):
+            self.end_calls()
         for thread in self._threads.values():
             with contextlib.suppress(OSError):
                 self._put_back(thread)
-        if self._landing:
-            self._keepsake.forget_thread()
         for thread in self._threads.values():
             detach(thread.tid)
 
     def _put_back(self, thread: _Thread) -> None:
-        if self._landing and thread is self._leader:
-            for place, word in self._landing:
-                ask(POKETEXT, thread.tid, place, word)
         if thread.restore is not None:
             set_registers(thread.tid, thread.restore)
         elif spurious_eintr(thread.registers):
             hidden = thread.registers.copy()
             hidden.rax = ERESTARTNOHAND & ALL_SIGNALS
             set_registers(thread.tid, hidden)
-        mask = thread.final_mask if self._commit else thread.mask
         # Setting a mask ends a temporary one (ppoll, sigsuspend), whose call is restarted anyway: only if needed.
-        if mask != thread.mask or (self._landing and thread is self._leader):
-            set_mask(thread.tid, mask)
+        if thread.mask_now != thread.mask and not self._commit:
+            self._set_mask(thread, thread.mask)
+
+    @staticmethod
+    def _set_mask(thread: _Thread, mask: int) -> None:
+        set_mask(thread.tid, mask)
+        thread.mask_now = mask
 
     # ----------------------------------------------------------- inspection
 
@@ -250,6 +254,8 @@ class Stopped:
         There it ends up if we die in the middle of a remote call (launch/rescue.c). All threads are stopped, so nobody
         else runs these bytes.
         """
+        if self._landing:
+            return
         leader = self._leader
         assert leader.restore is not None
         address = self._notif.ip
@@ -259,7 +265,19 @@ class Stopped:
         self._landing = own
         for position, (place, _) in enumerate(own):
             ask(POKETEXT, leader.tid, place, int.from_bytes(_LANDING[8 * position:8 * position + 8], "little"))
-        set_mask(leader.tid, ALL_SIGNALS)
+        self._set_mask(leader, ALL_SIGNALS)
+
+    def end_calls(self) -> None:
+        """Give the notified thread its code, registers and signals back: from here on, our death harms nobody."""
+        leader = self._leader
+        if not self._landing or leader.restore is None:
+            return
+        for place, word in self._landing:
+            ask(POKETEXT, leader.tid, place, word)
+        self._landing = []
+        set_registers(leader.tid, leader.restore)
+        self._set_mask(leader, leader.mask)
+        self._keepsake.forget_thread()
 
     def call(self, number: int, *args: int) -> int:
         """Run one system call in the notified thread; returns its result (-errno)."""
@@ -267,6 +285,7 @@ class Stopped:
         assert leader.restore is not None
         registers = leader.registers.copy()
         registers.rip = self._notif.ip - 2
+        registers.rbx = _MARK
         registers.rax = number
         registers.orig_rax = ALL_SIGNALS
         for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), args, strict=False):
@@ -293,6 +312,7 @@ class Stopped:
         registers = leader.registers.copy()
         registers.rip = address + 6 + int.from_bytes(code[2:6], "little", signed=True)
         registers.rsp = stack_top - 8
+        registers.rbx = _MARK
         registers.orig_rax = ALL_SIGNALS
         registers.eflags &= ~_DIRECTION_FLAG
         ask(POKETEXT, leader.tid, registers.rsp, self._notif.ip + _RETURN_AT)
@@ -339,10 +359,15 @@ class Stopped:
     # -------------------------------------------------------------- dispatch
 
     def dispatch_everywhere(self, gate_start: int, gate_end: int) -> None:
-        """Turn on Syscall User Dispatch in every thread, exempting the gate, with SIGSYS open."""
+        """Turn on Syscall User Dispatch in every thread, exempting the gate, with SIGSYS open. The last thing to do.
+
+        The masks come first: a thread that traps with SIGSYS blocked is killed.
+        """
+        self.end_calls()
         for thread in self._threads.values():
+            if thread.mask & _SIGSYS_BIT:
+                self._set_mask(thread, thread.mask & ~_SIGSYS_BIT)
             self._dispatch(thread, on=True, start=gate_start, length=gate_end - gate_start)
-            thread.final_mask = thread.mask & ~_SIGSYS_BIT
 
     def dispatch_nowhere(self) -> None:
         """Turn it off again where it is on, so that remote calls work."""

@@ -18,6 +18,7 @@
 #include <time.h>
 
 #define LANDING_BYTES 16
+#define MARK 0x65746f6d65524453 /* in rbx */
 #define PATIENCE_MS 1000 /* for the library's start; it takes microseconds */
 
 /* Brings a seized thread to a stop of ours, passing on signals that come before; false: it is gone. */
@@ -35,11 +36,13 @@ static bool stop(pid_t tid)
     }
 }
 
-/* On the call instruction (about to make the remote call, or its own one anew: the same registers are right) or past it. */
+/* Waiting in the landing, or about to make the remote call that ends there. A thread that came by on its own business waits
+ * there too, but without the mark: it must not make its call a second time. */
 static bool at_landing(const struct keepsake *k, pid_t tid)
 {
     struct user_regs_struct now;
-    return ptrace(PTRACE_GETREGS, tid, 0, &now) == 0 && now.rip + 2 >= k->landing && now.rip < k->landing + LANDING_BYTES;
+    return ptrace(PTRACE_GETREGS, tid, 0, &now) == 0 && now.rbx == MARK && now.rip + 2 >= k->landing &&
+           now.rip < k->landing + LANDING_BYTES;
 }
 
 void keeper_rescue(struct keepsake *k)
