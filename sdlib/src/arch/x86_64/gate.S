@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * gate.S - the only system call instructions of the library, and the way in from a call site.
+ *
+ * Theory of operation
+ * -------------------
+ * Every call site of the program that we have seen owns one slot: 128 bytes of constant code, and one word
+ * `sd_slot_ret[i]` that says where the program goes on. A patched site jumps to its slot; a site that still traps gets there
+ * because the SIGSYS handler sets rip to it and returns. Either way the slot starts with exactly the state in which the
+ * kernel would have seen the call: all registers, flags and the stack are the program's. Only rcx and r11, which `syscall`
+ * destroys anyway, are ours.
+ *
+ * The slot looks the call's number up in sd_class[], which gives the distance from P to where it goes on:
+ *   P  the bare instruction. No stack, no flags, no memory: a thread may have given its stack back (musl's detached
+ *      exit), a handler may be returning (rt_sigreturn reads its frame at rsp).
+ *   F  the C code, on the library's own stack.
+ *   Q  looks the descriptor in rdi up in sd_fdkind[]: again P or F.
+ *   C  bare like P, but the call may return twice: the child goes to sd_child before it goes back.
+ * Only lea, mov, movz and jmp are used up to here: none of them changes the flags. The number is cut to 16 bits and so
+ * is the descriptor; where that cut lied (x32 numbers, descriptors above 65535), the C code finds out and sends it to P.
+ */
+#define SD_SLOTS 4096
+#define SLOT_P 30
+#define OFF_F 8
+#define OFF_Q 13
+#define OFF_C 43
+
+    .section .gate, "ax", @progbits
+    .globl sd_slots
+    .hidden sd_slots
+    .balign 128
+sd_slots:
+    .set i, 0
+    .rept SD_SLOTS
+    .balign 128, 0xcc
+    lea     sd_class(%rip), %rcx
+    movzwl  %ax, %r11d
+    movzbl  (%rcx,%r11), %r11d
+    lea     1f(%rip), %rcx
+    lea     (%rcx,%r11), %r11
+    jmp     *%r11
+1:  syscall                                  /* P = slot + 30 */
+    jmp     *(sd_slot_ret + 8 * i)(%rip)
+    jmp     sd_entry                         /* F = P + 8 */
+    movzwl  %di, %r11d                       /* Q = P + 13 */
+    lea     sd_fdkind(%rip), %rcx
+    movzbl  (%rcx,%r11), %r11d
+    lea     1b(%rip), %rcx
+    lea     (%rcx,%r11), %r11
+    jmp     *%r11
+    syscall                                  /* C = P + 43 */
+    mov     %rax, %rcx
+    jrcxz   2f
+    jmp     *(sd_slot_ret + 8 * i)(%rip)
+2:  lea     1b(%rip), %rcx
+    jmp     sd_child
+    .set i, i + 1
+    .endr
+    .balign 128, 0xcc
+
+/* Asserted at run time by sd_init (the assembler cannot: branches are relaxed late): the offsets of the first slot. */
+    .globl sd_slot_offsets_ok
+    .hidden sd_slot_offsets_ok
+sd_slot_offsets_ok:
+    xor     %eax, %eax
+    cmpw    $0x050f, sd_slots + SLOT_P(%rip)
+    jne     1f
+    cmpb    $0xe9, sd_slots + SLOT_P + OFF_F(%rip)
+    jne     1f
+    cmpw    $0x0f44, sd_slots + SLOT_P + OFF_Q(%rip)
+    jne     1f
+    cmpw    $0x050f, sd_slots + SLOT_P + OFF_C(%rip)
+    jne     1f
+    inc     %eax
+1:  ret
+
+/* long sd_sys(nr, a, b, c, d, e, f) */
+    .globl sd_sys
+    .hidden sd_sys
+sd_sys:
+    mov     %rdi, %rax
+    mov     %rsi, %rdi
+    mov     %rdx, %rsi
+    mov     %rcx, %rdx
+    mov     %r8, %r10
+    mov     %r9, %r8
+    mov     8(%rsp), %r9
+    syscall
+    ret
+
+    .globl sd_restorer
+    .hidden sd_restorer
+sd_restorer:
+    mov     $15, %eax                        /* rt_sigreturn */
+    syscall
+    hlt
+
+/* ---- into C ----
+ * rcx = P of the slot. The frame goes below the red zone of the program's stack; the C code runs on the thread's own.
+ * struct sd_frame in gate.h has this layout, lowest address first. */
+    .text
+sd_entry:
+    lea     -128(%rsp), %rsp
+    push    %rcx
+    pushfq
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    push    %r10
+    push    %r8
+    push    %r9
+    push    %rax
+    push    %rbp
+    push    %rbx
+    cld
+    mov     %rsp, %rbx
+    rdgsbase %rbp
+    test    %rbp, %rbp
+    jz      .Lnew_thread
+.Lhave_tcb:
+    /* struct sd_tcb: 0 stack top of level 0, 8 u32 level. Level 0 is the common case: nothing of ours is active below. */
+    cmpl    $0, 8(%rbp)
+    jne     .Lnested
+    mov     0(%rbp), %rsp
+.Lon_stack:
+    incl    8(%rbp)
+    mov     %rbx, %rdi
+    mov     %rbp, %rsi
+    call    sd_dispatch
+    decl    8(%rbp)
+    mov     %rbx, %rsp
+    mov     %rax, 16(%rsp)
+    pop     %rbx
+    pop     %rbp
+    pop     %rax
+    pop     %r9
+    pop     %r8
+    pop     %r10
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    popfq
+    pop     %rcx                             /* where in the slot to go on; sd_dispatch has set it */
+    lea     128(%rsp), %rsp
+    jmp     *%rcx
+.Lnew_thread:
+    mov     %rsp, %rdi
+    and     $-16, %rsp
+    call    sd_tcb_new                       /* on the program's stack; returns the TCB, sets gs */
+    mov     %rax, %rbp
+    mov     %rbx, %rsp
+    test    %rbp, %rbp
+    jnz     .Lhave_tcb
+    /* No memory for a stack: this one call goes to the kernel as it is. */
+    mov     16(%rsp), %rax
+    pop     %rbx
+    pop     %rbp
+    pop     %rax
+    pop     %r9
+    pop     %r8
+    pop     %r10
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    popfq
+    pop     %rcx
+    lea     128(%rsp), %rsp
+    jmp     *%rcx
+.Lnested:
+    mov     %rbp, %rdi
+    mov     %rbx, %rsi
+    and     $-16, %rsp
+    call    sd_pick_stack
+    mov     %rax, %rsp
+    jmp     .Lon_stack
+
+/* ---- the child of fork, vfork, clone ----
+ * Runs on the child's stack, rcx = P. The kernel has cleared dispatch in it; gs is still the parent thread's. */
+    .globl sd_child
+    .hidden sd_child
+sd_child:
+    lea     -128(%rsp), %rsp
+    push    %rcx
+    pushfq
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    push    %r10
+    push    %r8
+    push    %r9
+    push    %rbx
+    cld
+    mov     %rsp, %rbx
+    and     $-16, %rsp
+    rdgsbase %rdi
+    call    sd_child_start
+    mov     %rbx, %rsp
+    pop     %rbx
+    pop     %r9
+    pop     %r8
+    pop     %r10
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    xor     %eax, %eax
+    popfq
+    pop     %rcx
+    lea     128(%rsp), %rsp
+    lea     2(%rcx), %rcx                    /* the jmp behind the instruction at P */
+    jmp     *%rcx
+
+/* ---- injection ---- */
+    .globl sd_init
+sd_init:
+    cld
+    call    sd_init_c
+    int3
+
+    .section .note.GNU-stack, "", @progbits

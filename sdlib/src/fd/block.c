@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * block.c - areas, socket blocks and the counters of this process.
+ *
+ * An area is shared by all processes that descend from the one that asked for it, by fork. They take blocks from it with
+ * compare-and-swap on the block's state; `users` counts the processes that hold the socket. A process that dies without a word leaves
+ * `users` too high: such a connection is only never upgraded any more.
+ */
+#include "sock/sock.h"
+
+static struct sd_proc early_proc; /* until an area is there */
+static const struct sd_config early_cfg = {.accel = 0, .reason = SD_REASON_no_supervisor, .spin_us = 0};
+
+struct sd_global g = {.proc = &early_proc, .cfg = &early_cfg};
+
+static void claim_proc(struct sd_area *a, u32 ppid)
+{
+    for (u32 i = 0; i < SD_AREA_PROCS; i++) {
+        struct sd_proc *p = &a->proc[i];
+        if (load_rlx(&p->pid) || !cas_u32(&p->pid, 0, g.pid))
+            continue;
+        p->ppid = ppid;
+        for (u32 k = 0; k < SD_CTR_MAX; k++)
+            p->ctr[k] = early_proc.ctr[k];
+        for (u32 k = 0; k < SD_REASON_MAX; k++) {
+            p->tcp_reasons[k] = early_proc.tcp_reasons[k];
+            p->moved_back[k] = early_proc.moved_back[k];
+        }
+        sd_zero(&early_proc, sizeof early_proc);
+        g.proc = p;
+        return;
+    }
+}
+
+struct sd_area *sd_area_get(u32 index)
+{
+    struct sd_area *a;
+    long fd, at;
+
+    if (index >= SD_MAX_AREAS)
+        return NULL;
+    if (g.area[index])
+        return g.area[index];
+    if (g.no_supervisor)
+        return NULL;
+    fd = sd_hypercall(SD_HC_AREA, index, 0);
+    if (fd < 0)
+        return NULL;
+    at = SYS6(__NR_mmap, 0, sizeof(struct sd_area), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    SYS1(__NR_close, fd);
+    if (at < 0 && at > -4096)
+        return NULL;
+    a = (struct sd_area *)at;
+    if (a->magic != SD_AREA_MAGIC || a->version != SD_ABI_VERSION || a->bytes != sizeof *a) {
+        SYS2(__NR_munmap, a, sizeof *a);
+        g.no_supervisor = 1;
+        return NULL;
+    }
+    g.area[index] = a;
+    if (index == 0) {
+        g.cfg = &a->cfg;
+        claim_proc(a, 0);
+    }
+    return a;
+}
+
+struct sd_block *sd_block_new(u32 *id)
+{
+    for (u32 n = 0; n < SD_MAX_AREAS; n++) {
+        struct sd_area *a = sd_area_get(n);
+        if (!a)
+            return NULL;
+        u32 start = load_rlx(&a->next_free);
+        for (u32 k = 0; k < SD_AREA_BLOCKS; k++) {
+            u32 i = (start + k) % SD_AREA_BLOCKS;
+            struct sd_block *b = &a->block[i];
+            if (load_rlx(&b->state) != SD_BLOCK_FREE || !cas_u32(&b->state, SD_BLOCK_FREE, SD_BLOCK_TCP))
+                continue;
+            u32 gen = load_rlx(&b->gen);
+            sd_zero((u8 *)b + 8, sizeof *b - 8);
+            store_rlx(&b->gen, gen);
+            store_rlx(&b->users, 1);
+            b->owner_pid = g.pid;
+            store_rlx(&a->next_free, i + 1);
+            *id = n << 16 | i;
+            return b;
+        }
+    }
+    return NULL;
+}
+
+/* Counts a connection whose end is over. */
+static void fold(struct sd_block *b)
+{
+    COUNT(conns_total);
+    if (b->opt_saved & (1u << 31)) { /* was on the ring, in one direction at least */
+        COUNT(conns_shm);
+        return;
+    }
+    COUNT(conns_tcp);
+    u32 r = b->reason;
+    if (!r) {
+        u32 st = load_rlx(&b->state);
+        r = st == SD_BLOCK_OFFERED ? SD_REASON_peer_plain
+          : st == SD_BLOCK_PAIRED || st == SD_BLOCK_ATTACHED ? SD_REASON_not_switched
+          : !g.cfg->accel ? g.cfg->reason : SD_REASON_few_ops;
+    }
+    if (r < SD_REASON_COUNT)
+        g.proc->tcp_reasons[r]++;
+}
+
+void sd_block_drop(struct sock *s)
+{
+    struct sd_block *b = s->b;
+    u32 st = load_rlx(&b->state);
+
+    COUNT_N(bytes_shm_tx, b->bytes_shm_tx);
+    COUNT_N(bytes_shm_rx, b->bytes_shm_rx);
+    COUNT_N(bytes_tcp_tx, b->bytes_tcp);
+    b->bytes_shm_tx = b->bytes_shm_rx = b->bytes_tcp = 0;
+    if (atomic_fetch_sub(&b->users, 1) != 1)
+        return; /* another process goes on with it and counts it */
+    if (b->established)
+        fold(b);
+    if (st == SD_BLOCK_OFFERED || st == SD_BLOCK_PAIRED)
+        sd_hypercall(SD_HC_WITHDRAW, s->id, 0);
+    b->established = 0;
+    atomic_fetch_add(&b->gen, 1);
+    store_rel(&b->state, SD_BLOCK_FREE);
+}
+
+void sd_reason(struct sock *s, u32 reason)
+{
+    if (load_rlx(&s->b->state) == SD_BLOCK_ATTACHED)
+        return;
+    s->b->reason = (u16)reason;
+    store_rel(&s->b->state, SD_BLOCK_PINNED);
+}
+
+void sd_socks_before_fork(void)
+{
+    u32 top = sd_fd_top();
+
+    for (u32 fd = 0; fd < top; fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s) {
+            /* a duplicate descriptor finds its socket marked already */
+            if (s->kcheck & 0x80000000u)
+                continue;
+            s->kcheck |= 0x80000000u;
+            atomic_fetch_add(&s->b->users, 1);
+        }
+    }
+    for (u32 fd = 0; fd < top; fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s)
+            s->kcheck &= 0x7fffffffu;
+    }
+}
+
+void sd_socks_fork_failed(void) {}
+
+void sd_socks_after_fork_child(void)
+{
+    u32 parent = g.proc->pid;
+
+    sd_zero(&early_proc, sizeof early_proc);
+    g.proc = &early_proc;
+    if (g.area[0])
+        claim_proc(g.area[0], parent);
+    /* later areas of the parent are ours too: the mapping is inherited; new ones are not shared */
+}
+
+static bool counted_once(struct sock *s, u32 fd)
+{
+    for (u32 i = 0; i < fd; i++)
+        if (sd_sock_of(i) == s)
+            return false;
+    return true;
+}
+
+void sd_socks_exit(void)
+{
+    u32 top = sd_fd_top();
+
+    for (u32 fd = 0; fd < top; fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s && s->b && (load_rlx(&s->refs) == 1 || counted_once(s, fd)) && load_rlx(&s->b->users) > 1)
+            atomic_fetch_sub(&s->b->users, 1);
+    }
+}
+
+u32 sd_socks_before_exec(struct sd_carry *out, u32 max, bool foreign)
+{
+    u32 n = 0, top = sd_fd_top();
+
+    for (u32 fd = 0; fd < top; fd++) {
+        struct sock *s = sd_sock_of(fd);
+        long fl;
+        u64 cookie = 0;
+        u32 len = 8;
+        if (!s || (fl = SYS2(__NR_fcntl, fd, F_GETFD)) < 0 || (fl & FD_CLOEXEC))
+            continue;
+        if (SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) < 0)
+            continue; /* a vfork child has put something else there */
+        if (load_rlx(&s->b->state) == SD_BLOCK_ATTACHED && n < max) {
+            out[n].fd = (i32)fd;
+            out[n++].block = s->id;
+        } else if (foreign) {
+            atomic_fetch_add(&s->b->users, 1); /* the new program holds a socket that it cannot see: never switch */
+        } else {
+            sd_reason(s, SD_REASON_exec);
+        }
+    }
+    return n;
+}

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fd.c - which descriptors are ours.
+ *
+ * The table is a cache of the kernel's truth: an entry appears when a call of ours returned the descriptor and goes
+ * before the call that closes it. sd_fdkind[] is what the slots look at; sd_fdent[] says which socket it is. A forked child inherits a
+ * copy, a thread shares it, a vfork child (tcb->foreign) may read but never changes it.
+ *
+ * A socket that goes while other threads are inside one of its calls stays mapped until the last has left: `busy` is raised before the
+ * table is looked at again, `dead` is set after the table entry is gone, both with full barriers [F1], so one of the two sides sees the other.
+ */
+#include "sock/sock.h"
+
+#define FD_MAX 65536
+#define ENT_EPOLL (1u << 31)
+
+u8 sd_fdkind[FD_MAX];
+static u32 fdent[FD_MAX];
+static u32 fd_top;
+
+#define CHUNK 256
+#define MAX_CHUNKS 512
+static struct sock *chunk[MAX_CHUNKS];
+static struct sock *free_list;
+static u32 nsocks;
+static _Atomic u32 pool_lock;
+
+#define MAX_EP 4096
+static void *ep_table[MAX_EP];
+
+static struct sock *sock_at(u32 i) { return &chunk[i / CHUNK][i % CHUNK]; }
+
+u32 sd_fd_top(void) { return fd_top; }
+
+struct sock *sd_sock_of(u64 fd)
+{
+    u32 ent;
+
+    if (fd >= FD_MAX)
+        return NULL;
+    ent = *(volatile u32 *)&fdent[fd];
+    return ent && !(ent & ENT_EPOLL) ? sock_at(ent - 1) : NULL;
+}
+
+struct sock *sd_sock_enter(u64 fd)
+{
+    struct sock *s = sd_sock_of(fd);
+
+    if (!s || !g.mt)
+        return s;
+    atomic_fetch_add(&s->busy, 1); /* [F1] */
+    if (sd_sock_of(fd) == s)
+        return s;
+    sd_sock_put(s);
+    return NULL;
+}
+
+static void sock_release(struct sock *s)
+{
+    if (s->seg) {
+        SYS2(__NR_munmap, s->seg, SD_SEG_HDR_BYTES + 2 * s->e.bytes);
+        s->seg = NULL;
+    }
+    s->b = NULL;
+    while (!cas_u32(&pool_lock, 0, 1))
+        SYS0(__NR_sched_yield);
+    s->next_free = free_list;
+    free_list = s;
+    store_rel(&pool_lock, 0);
+}
+
+void sd_sock_put(struct sock *s)
+{
+    u32 one = 1;
+
+    if (!g.mt || !load_rlx(&s->busy))
+        return;
+    /* [F1] whoever takes `dead` from 1 to 2 frees */
+    if (atomic_fetch_sub(&s->busy, 1) == 1 && atomic_compare_exchange_strong(&s->dead, &one, 2)) {
+        sd_block_drop(s);
+        sock_release(s);
+    }
+}
+
+static struct sock *pool_get(u32 *index)
+{
+    struct sock *s = NULL;
+
+    while (!cas_u32(&pool_lock, 0, 1))
+        SYS0(__NR_sched_yield);
+    if (free_list) {
+        s = free_list;
+        free_list = s->next_free;
+    } else if (nsocks < CHUNK * MAX_CHUNKS) {
+        u32 c = nsocks / CHUNK;
+        if (!chunk[c])
+            chunk[c] = sd_alloc(CHUNK * sizeof(struct sock));
+        if (chunk[c])
+            s = sock_at(nsocks++);
+    }
+    store_rel(&pool_lock, 0);
+    (void)index;
+    return s;
+}
+
+static u32 index_of(const struct sock *s)
+{
+    for (u32 c = 0; c < MAX_CHUNKS && chunk[c]; c++)
+        if (s >= chunk[c] && s < chunk[c] + CHUNK)
+            return c * CHUNK + (u32)(s - chunk[c]);
+    return 0;
+}
+
+struct sock *sd_sock_new(u32 role)
+{
+    struct sock *s = pool_get(NULL);
+    u32 id = 0;
+    struct sd_block *b;
+
+    if (!s)
+        return NULL;
+    b = sd_block_new(&id);
+    if (!b) {
+        s->b = NULL;
+        sock_release(s);
+        return NULL;
+    }
+    store_rlx(&s->refs, 0);
+    store_rlx(&s->busy, 0);
+    store_rlx(&s->dead, 0);
+    s->id = id;
+    s->b = b;
+    s->seg = NULL;
+    s->kcheck = 0;
+    s->idle = 0;
+    s->checked_tsc = 0;
+    s->regs = NULL;
+    b->role = (u8)role;
+    return s;
+}
+
+void sd_fd_install(int fd, struct sock *s)
+{
+    if ((u32)fd >= FD_MAX)
+        return; /* stays on the kernel: the table does not reach that far */
+    atomic_fetch_add(&s->refs, 1);
+    fdent[fd] = index_of(s) + 1;
+    if ((u32)fd >= fd_top)
+        fd_top = (u32)fd + 1;
+    *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_OURS;
+}
+
+void sd_fd_remove(u64 fd)
+{
+    struct sock *s = sd_sock_of(fd);
+    u32 zero = 0;
+
+    if (fd >= FD_MAX)
+        return;
+    *(volatile u8 *)&sd_fdkind[fd] = 0;
+    *(volatile u32 *)&fdent[fd] = 0;
+    if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
+        return;
+    atomic_compare_exchange_strong(&s->dead, &zero, 1); /* [F1] */
+    u32 one = 1;
+    if (load_acq(&s->busy) == 0 && atomic_compare_exchange_strong(&s->dead, &one, 2)) {
+        sd_block_drop(s);
+        sock_release(s);
+    }
+}
+
+void *sd_epoll_of(u64 fd)
+{
+    u32 ent = fd < FD_MAX ? *(volatile u32 *)&fdent[fd] : 0;
+
+    return ent & ENT_EPOLL ? ep_table[ent & ~ENT_EPOLL] : NULL;
+}
+
+void sd_epoll_set(u64 fd, void *ep)
+{
+    u32 i;
+
+    if (fd >= FD_MAX)
+        return;
+    if (!ep) {
+        if (fdent[fd] & ENT_EPOLL) {
+            sd_fdkind[fd] = 0;
+            fdent[fd] = 0;
+        }
+        return;
+    }
+    for (i = 1; i < MAX_EP && ep_table[i] && ep_table[i] != ep; i++)
+        ;
+    if (i == MAX_EP)
+        return;
+    ep_table[i] = ep;
+    fdent[fd] = ENT_EPOLL | i;
+    if (fd >= fd_top)
+        fd_top = (u32)fd + 1;
+    sd_fdkind[fd] = SD_KIND_OURS;
+}

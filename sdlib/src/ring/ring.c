@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ring.c - bytes from one end to the other.
+ *
+ * Memory order. Two edges, each labelled at both ends:
+ *   [R1] tail: the producer stores bytes, then releases tail; the consumer acquires tail, then reads the bytes.
+ *   [R2] head: the consumer reads bytes, then releases head; the producer acquires head, then overwrites the bytes.
+ * On x86 a plain store is a release; sd_cas_local() is a plain store to other processors (no lock prefix), so it carries the edge too.
+ *
+ * Trust. The peer can write any value into any word. Indices are only used after `tail - head <= bytes` has been seen to hold and are
+ * masked for every access, so no value leads outside of the ring; a peer that lies garbles its own connection, or breaks it (SD_BROKEN).
+ */
+#include "ring.h"
+
+void sd_seg_init(struct sd_seg *seg, u32 ring_bytes)
+{
+    sd_zero(seg, sizeof *seg);
+    seg->version = SD_ABI_VERSION;
+    seg->ring_bytes = ring_bytes;
+    /* Armed from the start: the first byte in the ring always rings, since its consumer cannot be looking there yet. */
+    store_rlx(&seg->dir[0].rx_armed, 1);
+    store_rlx(&seg->dir[1].rx_armed, 1);
+    seg->magic = SD_SEG_MAGIC;
+}
+
+int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
+{
+    u64 n = seg->ring_bytes; /* read once: the peer may change it under us */
+    u8 *rings = (u8 *)seg + SD_SEG_HDR_BYTES;
+
+    if (side > 1 || seg->magic != SD_SEG_MAGIC || seg->version != SD_ABI_VERSION)
+        return SD_BROKEN;
+    if (n < SD_RING_MIN || n > SD_RING_MAX || (n & (n - 1)) || file_bytes != SD_SEG_HDR_BYTES + 2 * n)
+        return SD_BROKEN;
+    e->tx = &seg->dir[side];
+    e->rx = &seg->dir[!side];
+    e->tx_ring = rings + side * n;
+    e->rx_ring = rings + !side * n;
+    e->bytes = n;
+    e->rx_tail_seen = 0;
+    e->tx_head_seen = 0;
+    return 0;
+}
+
+i64 sd_rx_avail(struct sd_end *e)
+{
+    u64 head = load_rlx(&e->rx->head);
+    u64 n = e->rx_tail_seen - head;
+
+    /* The remembered tail may lie behind a head that another process of ours has moved: then n is huge and we look again. */
+    if (n == 0 || n > e->bytes) {
+        e->rx_tail_seen = load_acq(&e->rx->tail); /* [R1] */
+        n = e->rx_tail_seen - head;
+        if (unlikely(n > e->bytes))
+            return SD_BROKEN;
+    }
+    return (i64)n;
+}
+
+i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip)
+{
+    i64 avail = sd_rx_avail(e);
+    u64 at, first;
+
+    if (avail < 0)
+        return SD_BROKEN;
+    if (skip + n > (u64)avail) { /* the remembered tail may be old: look once more before giving less */
+        u64 head = load_rlx(&e->rx->head);
+        e->rx_tail_seen = load_acq(&e->rx->tail); /* [R1] */
+        avail = (i64)(e->rx_tail_seen - head);
+        if (unlikely((u64)avail > e->bytes))
+            return SD_BROKEN;
+    }
+    if (skip >= (u64)avail)
+        return 0;
+    n = min_u64(n, (u64)avail - skip);
+    at = (load_rlx(&e->rx->head) + skip) & (e->bytes - 1);
+    first = min_u64(n, e->bytes - at);
+    sd_copy(dst, e->rx_ring + at, first);
+    if (first < n)
+        sd_copy(dst + first, e->rx_ring, n - first);
+    return (i64)n;
+}
+
+bool sd_rx_commit(struct sd_end *e, u64 from, u64 n)
+{
+    return sd_cas_local(&e->rx->head, from, from + n); /* [R2] */
+}
+
+i64 sd_tx_room(struct sd_end *e)
+{
+    u64 tail = load_rlx(&e->tx->tail);
+    u64 used = tail - e->tx_head_seen;
+
+    if (used >= e->bytes) {
+        e->tx_head_seen = load_acq(&e->tx->head); /* [R2] */
+        used = tail - e->tx_head_seen;
+        if (unlikely(used > e->bytes))
+            return SD_BROKEN;
+    }
+    return (i64)(e->bytes - used);
+}
+
+i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
+{
+    i64 room = sd_tx_room(e);
+    u64 at, first;
+
+    if (room < 0)
+        return SD_BROKEN;
+    if (skip + n > (u64)room) {
+        e->tx_head_seen = load_acq(&e->tx->head); /* [R2] */
+        room = (i64)(e->bytes - (load_rlx(&e->tx->tail) - e->tx_head_seen));
+        if (unlikely((u64)room > e->bytes))
+            return SD_BROKEN;
+    }
+    if (skip >= (u64)room)
+        return 0;
+    n = min_u64(n, (u64)room - skip);
+    at = (load_rlx(&e->tx->tail) + skip) & (e->bytes - 1);
+    first = min_u64(n, e->bytes - at);
+    sd_copy(e->tx_ring + at, src, first);
+    if (first < n)
+        sd_copy(e->tx_ring, src + first, n - first);
+    return (i64)n;
+}
+
+bool sd_tx_commit(struct sd_end *e, u64 from, u64 n)
+{
+    return sd_cas_local(&e->tx->tail, from, from + n); /* [R1] */
+}

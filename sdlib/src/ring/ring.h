@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ring.h - one end of a segment: its producer ring, its consumer ring, arming and the words of the switch.
+ *
+ * Nothing in here makes a system call or knows of descriptors, so that all of it is driven from Python and by the sanitizers as it is.
+ */
+#ifndef SD_RING_H
+#define SD_RING_H
+
+#include "base/base.h"
+
+/* Private to this end: the peer cannot change where we read and write. */
+struct sd_end {
+    struct sd_dir *rx, *tx;
+    u8 *rx_ring, *tx_ring;
+    u64 bytes; /* of each ring, a power of two */
+    u64 rx_tail_seen, tx_head_seen; /* last index read from the other side: avoids its cache line */
+};
+
+#define SD_BROKEN (-1) /* an index that an honest peer cannot write */
+
+void sd_seg_init(struct sd_seg *seg, u32 ring_bytes);
+/* Checks a mapped segment of file_bytes; fills e. 0 or SD_BROKEN. */
+int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side);
+/* Bytes that can be read, or SD_BROKEN. */
+i64 sd_rx_avail(struct sd_end *e);
+/* Copies up to n bytes out from `skip` bytes behind the head, without consuming. Returns the count or SD_BROKEN. */
+i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip);
+/* Consumes n bytes after sd_rx_copy looked at them from head `from`; false if a signal handler has consumed meanwhile: copy again. */
+bool sd_rx_commit(struct sd_end *e, u64 from, u64 n);
+/* Room for bytes, or SD_BROKEN. */
+i64 sd_tx_room(struct sd_end *e);
+/* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count or SD_BROKEN. */
+i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);
+bool sd_tx_commit(struct sd_end *e, u64 from, u64 n);
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sd.h - what the parts of the library call in each other (abi <- arch <- base <- ring <- fd <- poll <- sock <- gate <- start).
+ */
+#ifndef SD_H
+#define SD_H
+
+#include "base/base.h"
+#include "base/linux.h"
+#include "ring/ring.h"
+
+/* ------------------------------------------------------------------ gate */
+
+#define SD_SLOTS 4096
+#define SD_SLOT_BYTES 128
+#define SD_SLOT_P 30
+#define SD_SLOT_RET 2  /* from P: the jump back behind the bare instruction */
+#define SD_SLOT_BARE 43 /* from P: bare instruction whose child comes back through sd_child */
+
+/* Pushed by sd_entry on the program's stack; lowest address first. */
+struct sd_frame {
+    u64 r12, rbx, rbp, rax, r9, r8, r10, rdx, rsi, rdi, flags;
+    u64 next; /* at entry P of the slot; sd_dispatch sets where to go on */
+};
+
+#define SD_STACK_LEVELS 6
+#define SD_STACK_SLICE (64 * 1024)
+
+/* One per thread, at the top of its stack mapping; %gs base. Offsets 0 and 8 are known to gate.S. */
+struct sd_tcb {
+    u64 top;              /* stack of level 0 starts here and grows down */
+    u32 level;            /* entries of this thread that are active */
+    u32 foreign;          /* child of vfork or clone(CLONE_VM): shares the parent's tables and must not change them */
+    u64 lo, hi;           /* this thread's library stacks */
+    u64 alt_lo, alt_hi;   /* the program's sigaltstack */
+    u32 tid, exiting;
+    u32 clone_flags;      /* of the clone that is about to run */
+    u32 pad;
+    struct sd_frame *frame[SD_STACK_LEVELS];
+    struct sd_tcb *next;  /* all of them */
+};
+
+/* A handler answers with the value for rax, or: */
+#define SD_PASS ((long)0x8000000000000000)  /* let the kernel do this very call at the slot, registers as they came */
+#define SD_BARE ((long)0x8000000000000001)  /* the same, but a child may come back (fork, clone) */
+typedef long (*sd_handler)(struct sd_frame *f, struct sd_tcb *t);
+#define SD_CALL(name) long name(struct sd_frame *f, struct sd_tcb *t)
+
+extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code */
+#define SD_KIND_OURS 8
+
+/* --------------------------------------------------------------- process */
+
+struct sd_global {
+    u32 pid;             /* thread group id */
+    u32 mt;              /* 1 once the process has, or had, more than one thread, or is cloned with shared memory */
+    u32 no_supervisor;   /* a hypercall has failed with ENOSYS: never ask again */
+    u32 nareas;
+    struct sd_area *area[SD_MAX_AREAS];
+    struct sd_proc *proc; /* never NULL: private until an area is mapped */
+    const struct sd_config *cfg; /* never NULL */
+    u64 tsc_per_us;
+};
+extern struct sd_global g;
+
+#define COUNT(name) (g.proc->ctr[SD_CTR_##name]++)
+#define COUNT_N(name, n) (g.proc->ctr[SD_CTR_##name] += (u64)(n))
+
+static inline u32 sd_tid(const struct sd_tcb *t) { return t->tid; }
+static inline struct sd_tcb *sd_self(void)
+{
+    struct sd_tcb *t;
+    __asm__("rdgsbase %0" : "=r"(t));
+    return t;
+}
+
+long sd_hypercall(u32 op, u64 a, u64 b);
+void *sd_alloc(u64 bytes);  /* zeroed, never returned to the system; NULL on failure. Size classes of 64 bytes and powers of two */
+void sd_free(void *p, u64 bytes);
+void sd_membarrier(void);   /* MEMBARRIER_CMD_GLOBAL_EXPEDITED; falls back to a fence and a counted flag */
+u64 sd_now_ns(void);        /* CLOCK_MONOTONIC */
+u32 sd_cpu(void);           /* the CPU that we run on */
+
+/* ------------------------------------------------- descriptors and sockets */
+
+struct reg; /* an epoll registration (poll/epoll.c) */
+
+/* This process's view of one socket of ours. Never unmapped, so a stale pointer is harmless; `gen` tells reuse. */
+struct sock {
+    _Atomic u32 refs;  /* descriptors of this process */
+    _Atomic u32 busy;  /* calls inside (counted when g.mt) */
+    _Atomic u32 dead;  /* last descriptor closed */
+    u32 id;            /* block id */
+    struct sd_block *b;
+    struct sd_seg *seg; /* NULL until attached */
+    struct sd_end e;    /* the two rings, as ring.h sees them */
+    u64 checked_tsc;    /* when the kernel socket was last looked at */
+    u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
+    u32 idle;           /* rounds without data while hot (poll/) */
+    struct reg *regs;   /* its epoll registrations */
+    struct sock *next_free;
+};
+
+struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */
+bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
+void *sd_epoll_of(u64 fd);        /* struct ep of an epoll descriptor that has registrations of ours, or NULL */
+void sd_epoll_set(u64 fd, void *ep); /* NULL: forget */
+
+/* Readiness of an attached socket in EPOLL* bits. `kev` is what the kernel has just said of the descriptor (0: was not asked). Eats doorbells,
+ * notices the peer's switch, latches FIN and errors. rx on TCP: IN/PRI come from kev; on the ring: from the ring. The same for OUT. */
+u32 sd_ready(struct sock *s, int fd, u32 kev);
+/* What to ask the kernel when the program wants `want` (IN OUT PRI RDHUP...) of this socket: OUT is dropped once we write to the ring, IN is
+ * added where a doorbell must wake us. */
+u32 sd_kernel_want(const struct sock *s, u32 want);
+/* Before parking: count ourselves as a waiter in the rings (rx if IN wanted, tx if OUT wanted and the ring is full). No barrier: the caller
+ * issues one sd_membarrier() for all, then looks again with sd_ready(s, fd, 0). Returns what was armed, to be given to sd_disarm. */
+u32 sd_arm(struct sock *s, u32 want);
+void sd_disarm(struct sock *s, u32 armed);
+/* Waiting for room, but no doorbell can reach us (unread TCP bytes in front of it): the wait must be cut to 1 ms. */
+bool sd_needs_timer(const struct sock *s, u32 want);
+/* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
+bool sd_spin_pays(const struct sock *s);
+
+/* poll/epoll.c, called by sock/ */
+void sd_ep_changed(struct sock *s);          /* attached, switched or went back: registrations with the kernel follow */
+void sd_ep_fd_closed(struct sock *s, int fd); /* before the last close(2) of fd */
+
+/* handlers, one a call; the table is gate/calls.h */
+SD_CALL(sd_read); SD_CALL(sd_write); SD_CALL(sd_readv); SD_CALL(sd_writev); SD_CALL(sd_preadv2); SD_CALL(sd_pwritev2);
+SD_CALL(sd_recvfrom); SD_CALL(sd_sendto); SD_CALL(sd_recvmsg); SD_CALL(sd_sendmsg); SD_CALL(sd_recvmmsg); SD_CALL(sd_sendmmsg);
+SD_CALL(sd_sendfile); SD_CALL(sd_splice); SD_CALL(sd_tee);
+SD_CALL(sd_socket); SD_CALL(sd_connect); SD_CALL(sd_accept); SD_CALL(sd_accept4);
+SD_CALL(sd_close); SD_CALL(sd_close_range); SD_CALL(sd_dup); SD_CALL(sd_dup2); SD_CALL(sd_dup3); SD_CALL(sd_fcntl); SD_CALL(sd_ioctl);
+SD_CALL(sd_shutdown); SD_CALL(sd_setsockopt); SD_CALL(sd_getsockopt);
+SD_CALL(sd_poll); SD_CALL(sd_ppoll); SD_CALL(sd_select); SD_CALL(sd_pselect6);
+SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(sd_epoll_pwait2);
+SD_CALL(sd_clone); SD_CALL(sd_clone3); SD_CALL(sd_fork); SD_CALL(sd_vfork); SD_CALL(sd_exit); SD_CALL(sd_exit_group);
+SD_CALL(sd_execve); SD_CALL(sd_execveat);
+SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_rt_sigtimedwait); SD_CALL(sd_sigaltstack);
+SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl);
+
+/* sock/, called by start/ around fork and exec */
+void sd_socks_before_fork(void);              /* blocks are now shared by one process more */
+void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks that only vanished threads held */
+void sd_socks_fork_failed(void);
+u32 sd_socks_before_exec(struct sd_carry *out, u32 max, bool foreign); /* connections that survive; moves or pins what cannot be carried */
+void sd_socks_carried(const struct sd_carry *c, u32 n); /* a fresh image takes them over at its first entry into C */
+void sd_socks_exit(void);                     /* exit_group: fold blocks, give up users */
+
+/* gate/, start/ */
+void sd_dispatch(struct sd_frame *f, struct sd_tcb *t);
+struct sd_tcb *sd_tcb_new(u64 rsp);
+u64 sd_pick_stack(struct sd_tcb *t, struct sd_frame *f);
+void sd_child_start(struct sd_tcb *parent);
+long sd_init_c(void);
+void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc);
+u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out); /* 1 if a copy without SIGSYS is in *out and has to be used */
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ctl.c - birth, death, names and options of a socket.
+ */
+#include "sock/sock.h"
+
+#define SO_PROTOCOL 38
+#define IPPROTO_TCP 6
+
+static i32 sockopt_int(int fd, int name)
+{
+    i32 v = -1;
+    u32 len = 4;
+
+    return SYS5(__NR_getsockopt, fd, SOL_SOCKET, name, &v, &len) < 0 ? -1 : v;
+}
+
+static void adopt(int fd, u32 role, bool nonblock, bool established)
+{
+    struct sock *s = sd_sock_new(role);
+
+    if (!s)
+        return; /* plain kernel TCP; the counters of blocks say why */
+    store_rlx(&s->b->nonblock, nonblock);
+    s->b->established = established;
+    sd_fd_install(fd, s);
+}
+
+SD_CALL(sd_socket)
+{
+    long fd = SYS3(__NR_socket, f->rdi, f->rsi, f->rdx);
+
+    if (fd >= 0 && !t->foreign && (f->rdi == AF_INET || f->rdi == AF_INET6) && (f->rsi & SOCK_TYPE_MASK) == SOCK_STREAM &&
+        (f->rdx == 0 || f->rdx == IPPROTO_TCP)) {
+        if (sd_sock_of((u64)fd))
+            sd_fd_remove((u64)fd); /* closed behind our back */
+        adopt((int)fd, 0, f->rsi & SOCK_NONBLOCK, false);
+    }
+    return fd;
+}
+
+SD_CALL(sd_connect)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    long r;
+
+    (void)t;
+    if (!s)
+        return SD_PASS;
+    r = SYS3(__NR_connect, f->rdi, f->rsi, f->rdx);
+    if (r == 0 || r == -EINPROGRESS || r == -EINTR) {
+        s->b->role = 1;
+        if (r == 0) {
+            s->b->established = 1;
+            if (g.cfg->upgrade == SD_UPGRADE_EAGER)
+                sd_tick(s, (int)f->rdi);
+        }
+    }
+    sd_sock_put(s);
+    return r;
+}
+
+static long accepted(long fd, u32 flags, bool foreign)
+{
+    struct sock *s;
+
+    if (fd < 0 || foreign)
+        return fd;
+    if (sd_sock_of((u64)fd))
+        sd_fd_remove((u64)fd);
+    if (sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP)
+        return fd;
+    adopt((int)fd, 2, flags & SOCK_NONBLOCK, true);
+    s = sd_sock_of((u64)fd);
+    if (s && g.cfg->upgrade == SD_UPGRADE_EAGER)
+        sd_tick(s, (int)fd);
+    return fd;
+}
+
+SD_CALL(sd_accept)
+{
+    return accepted(SYS3(__NR_accept, f->rdi, f->rsi, f->rdx), 0, t->foreign);
+}
+
+SD_CALL(sd_accept4)
+{
+    return accepted(SYS4(__NR_accept4, f->rdi, f->rsi, f->rdx, f->r10), (u32)f->r10, t->foreign);
+}
+
+/* What the last close leaves to the peer: hints, and no unread doorbell (the kernel would turn that into a reset). */
+static void farewell(struct sock *s, int fd)
+{
+    i32 linger[2] = {0, 0};
+    u32 len = sizeof linger;
+
+    if (!sd_attached(s) || load_rlx(&s->refs) > 1 || load_rlx(&s->b->users) > 1)
+        return;
+    SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
+    atomic_fetch_or(&s->e.tx->prod_hint, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !(load_rlx(&s->b->latched) & LATCH_FIN))
+        sd_look_at_kernel(s, fd);
+}
+
+static void forget(u64 fd)
+{
+    struct sock *s = sd_sock_of(fd);
+
+    if (s) {
+        sd_ep_fd_closed(s, (int)fd);
+        farewell(s, (int)fd);
+        sd_fd_remove(fd);
+    } else if (sd_epoll_of(fd)) {
+        sd_epoll_set(fd, NULL);
+    }
+}
+
+SD_CALL(sd_close)
+{
+    if (!t->foreign)
+        forget(f->rdi);
+    return SYS1(__NR_close, f->rdi);
+}
+
+SD_CALL(sd_close_range)
+{
+    u64 hi = min_u64((u32)f->rsi, sd_fd_top());
+
+    if (!t->foreign && !(f->rdx & ~2ull) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_UNSHARE is 2, CLOEXEC 4 */
+        for (u64 fd = (u32)f->rdi; fd <= hi && fd < 65536; fd++)
+            forget(fd);
+    return SD_PASS;
+}
+
+static long dup_of(u64 old, long fd, bool foreign)
+{
+    struct sock *s = sd_sock_of(old);
+    void *ep = sd_epoll_of(old);
+
+    if (fd < 0 || foreign)
+        return fd;
+    if ((u64)fd != old) {
+        if (sd_sock_of((u64)fd))
+            sd_fd_remove((u64)fd);
+        if (s)
+            sd_fd_install((int)fd, s);
+        else if (ep)
+            sd_epoll_set((u64)fd, ep);
+    }
+    return fd;
+}
+
+SD_CALL(sd_dup)
+{
+    return dup_of(f->rdi, SYS1(__NR_dup, f->rdi), t->foreign);
+}
+
+SD_CALL(sd_dup2)
+{
+    if (f->rdi == f->rsi || (!sd_sock_of(f->rdi) && !sd_sock_of(f->rsi) && !sd_epoll_of(f->rdi) && !sd_epoll_of(f->rsi)))
+        return SD_PASS;
+    if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
+        forget(f->rsi);
+    return dup_of(f->rdi, SYS2(__NR_dup2, f->rdi, f->rsi), t->foreign);
+}
+
+SD_CALL(sd_dup3)
+{
+    if (f->rdi == f->rsi || (!sd_sock_of(f->rdi) && !sd_sock_of(f->rsi) && !sd_epoll_of(f->rdi) && !sd_epoll_of(f->rsi)))
+        return SD_PASS;
+    if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
+        forget(f->rsi);
+    return dup_of(f->rdi, SYS3(__NR_dup3, f->rdi, f->rsi, f->rdx), t->foreign);
+}
+
+SD_CALL(sd_fcntl)
+{
+    struct sock *s = sd_sock_of(f->rdi);
+    long r;
+
+    if (f->rsi == F_DUPFD || f->rsi == F_DUPFD_CLOEXEC)
+        return dup_of(f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx), t->foreign);
+    if (!s || f->rsi != F_SETFL)
+        return SD_PASS;
+    r = SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx);
+    if (r == 0)
+        store_rlx(&s->b->nonblock, f->rdx & O_NONBLOCK ? 1 : 0);
+    return r;
+}
+
+SD_CALL(sd_ioctl)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    long r = SD_PASS;
+
+    (void)t;
+    if (!s)
+        return SD_PASS;
+    if (f->rsi == FIONBIO) {
+        r = SYS3(__NR_ioctl, f->rdi, f->rsi, f->rdx);
+        if (r == 0)
+            store_rlx(&s->b->nonblock, *(i32 *)f->rdx ? 1 : 0);
+    } else if (f->rsi == FIONREAD && sd_attached(s)) {
+        sd_rx_poll_switch(s, (int)f->rdi);
+        if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+            u64 n = load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head);
+            *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
+            r = 0;
+        }
+    } else if (f->rsi == TIOCOUTQ && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+        u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head);
+        *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
+        r = 0;
+    }
+    sd_sock_put(s);
+    return r;
+}
+
+SD_CALL(sd_shutdown)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    long r;
+
+    (void)t;
+    if (!s)
+        return SD_PASS;
+    if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
+        u32 held = sd_lock(s, &s->b->tx_lock); /* no bell may be on its way out behind the FIN */
+        atomic_fetch_or(&s->e.tx->prod_hint, SD_HINT_SHUT_WR);
+        s->b->tx_shut = 1;
+        r = SYS2(__NR_shutdown, f->rdi, f->rsi);
+        sd_unlock(&s->b->tx_lock, held);
+    } else {
+        r = SYS2(__NR_shutdown, f->rdi, f->rsi);
+        if (r == 0 && f->rsi != SHUT_RD)
+            s->b->tx_shut = 1;
+    }
+    s->kcheck |= 1;
+    sd_sock_put(s);
+    return r;
+}
+
+/* The options that we have changed for the doorbells' sake while tx is on the ring: the program keeps its own values. */
+static u32 saved_bit(u64 level, u64 name)
+{
+    return level != SOL_TCP ? 0 : name == TCP_NODELAY ? 1 : name == TCP_CORK ? 2 : 0;
+}
+
+SD_CALL(sd_setsockopt)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    u32 bit = saved_bit(f->rsi, f->rdx);
+    long r = SD_PASS;
+
+    (void)t;
+    if (!s)
+        return SD_PASS;
+    if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (u32)f->r8 >= 4 && f->r10) {
+        s->b->opt_saved = *(i32 *)f->r10 ? s->b->opt_saved | bit : s->b->opt_saved & ~bit;
+        r = 0;
+    } else if (sd_attached(s) && f->rsi == SOL_TCP && (f->rdx == TCP_ULP || f->rdx == TCP_ZEROCOPY_RECEIVE)) {
+        r = -ENOPROTOOPT; /* as on a kernel without the module: its users have a way without */
+    } else if (!sd_attached(s) && f->rsi == SOL_TCP && f->rdx == TCP_ULP) {
+        sd_reason(s, SD_REASON_option);
+    }
+    sd_sock_put(s);
+    return r;
+}
+
+SD_CALL(sd_getsockopt)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    u32 bit = saved_bit(f->rsi, f->rdx);
+    long r = SD_PASS;
+
+    (void)t;
+    if (!s)
+        return SD_PASS;
+    if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && f->r8 && *(i32 *)f->r8 >= 4) {
+        *(i32 *)f->r10 = s->b->opt_saved & bit ? 1 : 0;
+        *(i32 *)f->r8 = 4;
+        r = 0;
+    } else if (f->rsi == SOL_SOCKET && f->rdx == SO_ERROR) {
+        r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+        if (r == 0 && *(i32 *)f->r10 == 0)
+            s->b->established = s->b->role != 0; /* how a non-blocking connect learns that it is done */
+    }
+    sd_sock_put(s);
+    return r;
+}
+
+void sd_socks_carried(const struct sd_carry *c, u32 n)
+{
+    (void)c, (void)n;
+}

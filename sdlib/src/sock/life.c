@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * life.c - offer, attach, switch, doorbell, back: everything that moves a connection between its states (sock.h).
+ *
+ * The switch of one direction, from the sender: "my byte number N and later are in the ring" is published in sw_ring [S1] before the
+ * first byte is, and only after both ends have the rings mapped. N is read from the kernel (TCP_INFO), so nothing has to be counted
+ * before. The receiver reads TCP until its own position, again from the kernel, is N. What comes on TCP after N are doorbells.
+ *
+ * A doorbell byte is sent only by whoever changed `bell` of that direction from 0 to 1 [B1], and eaten before `bell` goes back to 0.
+ * So while bell is 1 the next byte on that stream is a doorbell, and while it is 0 there is none: a receiver never eats a byte of the
+ * program, even if the sender goes back to TCP in the same moment. Ringing and going back exclude each other by tx_lock.
+ */
+#include "sock/sock.h"
+
+u32 sd_lock(struct sock *s, _Atomic u32 *word)
+{
+    u32 me, spins = 0;
+
+    if (!g.mt && load_rlx(&s->b->users) <= 1)
+        return 0;
+    me = sd_self()->tid;
+    for (;;) {
+        u32 owner = load_rlx(word);
+        if (owner == me)
+            return 0; /* a signal handler in the middle of our own call: the commit will notice (sd_cas_local) */
+        if (!owner && cas_u32(word, 0, me))
+            return me;
+        if (++spins < 100) {
+            cpu_relax();
+            continue;
+        }
+        SYS0(__NR_sched_yield);
+        if (spins % 64 == 0 && SYS2(__NR_tkill, owner, 0) == -ESRCH)
+            cas_u32(word, owner, 0); /* died in the middle: nothing was published, so nothing is to repair */
+    }
+}
+
+void sd_unlock(_Atomic u32 *word, u32 held)
+{
+    if (held)
+        store_rel(word, 0);
+}
+
+/* ------------------------------------------------------- stream positions */
+
+static bool tcp_info(int fd, struct tcp_info_head *ti)
+{
+    u32 len = sizeof *ti;
+
+    return SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, ti, &len) == 0 && len == sizeof *ti;
+}
+
+/* Bytes this end has written to the stream so far; -1 if the connection is in no state to tell. */
+static i64 tx_pos(const struct sock *s, int fd)
+{
+    struct tcp_info_head a, z;
+    i32 q;
+
+    for (int i = 0; i < 100; i++) {
+        if (!tcp_info(fd, &a) || (a.state != TCP_ESTABLISHED && a.state != TCP_CLOSE_WAIT))
+            return -1;
+        if (SYS3(__NR_ioctl, fd, TIOCOUTQ, &q) < 0 || !tcp_info(fd, &z))
+            return -1;
+        if (a.bytes_acked == z.bytes_acked) /* no ACK came between the two reads */
+            return (i64)a.bytes_acked - (s->b->role == 1) + q;
+    }
+    return -1;
+}
+
+/* Bytes the program (or we) have read from the stream so far. A received FIN counts as one in bytes_received. */
+static i64 rx_pos(int fd)
+{
+    struct tcp_info_head a, z;
+    i32 q;
+
+    for (int i = 0; i < 100; i++) {
+        if (!tcp_info(fd, &a) || SYS3(__NR_ioctl, fd, FIONREAD, &q) < 0 || !tcp_info(fd, &z))
+            return -1;
+        if (a.bytes_received == z.bytes_received && a.state == z.state) {
+            bool fin = a.state == TCP_CLOSE_WAIT || a.state == TCP_LAST_ACK || a.state == TCP_CLOSING || a.state == TCP_TIME_WAIT ||
+                       a.state == TCP_CLOSE;
+            return (i64)a.bytes_received - fin - q;
+        }
+    }
+    return -1;
+}
+
+/* ------------------------------------------------------------ offer, attach */
+
+static void offer(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    long r;
+
+    if (load_rlx(&b->users) > 1 || !cas_u32(&b->state, SD_BLOCK_TCP, SD_BLOCK_OFFERED))
+        return;
+    COUNT(offers);
+    r = sd_hypercall(SD_HC_OFFER, (u64)fd, s->id);
+    if (r == SD_OFFER_PAIRED) {
+        store_rel(&b->state, SD_BLOCK_PAIRED);
+    } else if (r != SD_OFFER_PENDING) {
+        if (r == -ENOSYS)
+            g.no_supervisor = 1;
+        if (r < 0)
+            b->reason = r == -ENOSYS ? SD_REASON_no_supervisor : SD_REASON_refused;
+        else if (!b->reason)
+            b->reason = SD_REASON_refused;
+        store_rel(&b->state, SD_BLOCK_PINNED);
+    }
+}
+
+static bool map_segment(struct sock *s)
+{
+    struct sd_seg *seg;
+    struct sd_end e = {0};
+    u64 st[18]; /* struct stat: st_size is the seventh word */
+    long sfd, at;
+
+    sfd = sd_hypercall(SD_HC_ATTACH, 0, s->id);
+    if (sfd < 0)
+        return false;
+    if (SYS2(__NR_fstat, sfd, st) < 0) {
+        SYS1(__NR_close, sfd);
+        return false;
+    }
+    at = SYS6(__NR_mmap, 0, st[6], PROT_READ | PROT_WRITE, MAP_SHARED, sfd, 0);
+    SYS1(__NR_close, sfd);
+    if (at < 0 && at > -4096)
+        return false;
+    seg = (struct sd_seg *)at;
+    if (sd_end_open(&e, seg, st[6], s->b->side) < 0) {
+        SYS2(__NR_munmap, at, st[6]);
+        return false;
+    }
+    s->e = e;
+    s->seg = seg;
+    return true;
+}
+
+static void announce(struct sock *s)
+{
+    sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state */
+    if (load_rlx(&s->b->rx_plain) == 0)
+        store_rel(&s->seg->attached[s->b->side], 1);
+}
+
+static void attach(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    i32 lowat = 1;
+    u32 len = 4;
+    u32 held = sd_lock(s, &b->tx_lock);
+
+    if (load_acq(&b->state) == SD_BLOCK_PAIRED && load_rlx(&b->users) <= 1) {
+        SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, &len);
+        if (lowat != 1) {
+            sd_reason(s, SD_REASON_option);
+        } else if (!map_segment(s)) {
+            sd_reason(s, SD_REASON_no_memory);
+        } else {
+            COUNT(attaches);
+            store_rel(&b->state, SD_BLOCK_ATTACHED);
+            announce(s);
+            sd_unlock(&b->tx_lock, held);
+            sd_ep_changed(s);
+            return;
+        }
+    }
+    sd_unlock(&b->tx_lock, held);
+}
+
+void sd_tick(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    u32 state = load_acq(&b->state);
+    const struct sd_config *c = g.cfg;
+
+    if (likely(state == SD_BLOCK_ATTACHED)) {
+        if (s->seg && unlikely(!load_rlx(&s->seg->attached[b->side])))
+            announce(s);
+        return;
+    }
+    if (state == SD_BLOCK_TCP && c->accel && b->established && !g.no_supervisor) {
+        u32 ops = load_rlx(&b->ops) + 1;
+        store_rlx(&b->ops, ops);
+        if (c->upgrade == SD_UPGRADE_EAGER || (c->upgrade == SD_UPGRADE_AFTER_OPS && ops >= c->upgrade_n) ||
+            (c->upgrade == SD_UPGRADE_AFTER_BYTES && b->bytes_tcp >= c->upgrade_n))
+            offer(s, fd);
+        state = load_acq(&b->state);
+    }
+    if (state == SD_BLOCK_PAIRED)
+        attach(s, fd);
+}
+
+bool sd_attached(const struct sock *s)
+{
+    return s->seg && load_rlx(&s->b->state) == SD_BLOCK_ATTACHED;
+}
+
+/* ------------------------------------------------------------------- switch */
+
+#define SAVED_NODELAY 1u
+#define SAVED_CORK 2u
+
+static u32 get_int(int fd, int level, int name)
+{
+    i32 v = 0;
+    u32 len = 4;
+
+    SYS5(__NR_getsockopt, fd, level, name, &v, &len);
+    return (u32)v;
+}
+
+static void set_int(int fd, int level, int name, i32 v)
+{
+    SYS5(__NR_setsockopt, fd, level, name, &v, 4);
+}
+
+bool sd_try_switch_tx(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    u32 held;
+    i64 pos;
+    bool done = false;
+
+    if (load_rlx(&b->tx_mode) != SD_MODE_TCP || !load_acq(&s->seg->attached[!b->side]) || !load_acq(&s->seg->attached[b->side]))
+        return false;
+    if (b->tx_shut || load_rlx(&s->e.tx->go_back) || (load_rlx(&b->latched) & LATCH_FIN))
+        return false;
+    held = sd_lock(s, &b->tx_lock);
+    if (load_rlx(&b->tx_mode) == SD_MODE_TCP && load_rlx(&b->tx_plain) == 0 && (pos = tx_pos(s, fd)) >= 0) {
+        b->opt_saved = (get_int(fd, SOL_TCP, TCP_NODELAY) ? SAVED_NODELAY : 0) | (get_int(fd, SOL_TCP, TCP_CORK) ? SAVED_CORK : 0) |
+                       (1u << 31);
+        /* Nagle with a delayed ACK would hold a doorbell for 40 ms. */
+        set_int(fd, SOL_TCP, TCP_CORK, 0);
+        set_int(fd, SOL_TCP, TCP_NODELAY, 1);
+        store_rel(&s->e.tx->sw_ring, (u64)pos + 1); /* [S1] */
+        store_rel(&b->tx_mode, SD_MODE_RING);
+        COUNT(switches_tx);
+        done = true;
+    }
+    sd_unlock(&b->tx_lock, held);
+    if (done)
+        sd_ep_changed(s);
+    return done;
+}
+
+bool sd_rx_poll_switch(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    u64 sw = load_acq(&s->e.rx->sw_ring); /* [S1] */
+    i64 pos;
+
+    if (load_rlx(&b->rx_mode) != SD_MODE_TCP)
+        return load_rlx(&b->rx_mode) == SD_MODE_RING;
+    if (!sw)
+        return false;
+    pos = rx_pos(fd);
+    if (pos < 0 || (u64)pos < sw - 1)
+        return false;
+    if ((u64)pos > sw - 1) {
+        sd_drop(s, fd);
+        return true;
+    }
+    if (!cas_u32(&b->rx_mode, SD_MODE_TCP, SD_MODE_RING))
+        return true;
+    b->opt_saved |= 1u << 31;
+    atomic_fetch_sub(&s->e.rx->rx_armed, 1); /* the one it was born with */
+    COUNT(switches_rx);
+    sd_fence();
+    sd_ep_changed(s);
+    return true;
+}
+
+void sd_tx_back(struct sock *s, int fd, u32 reason)
+{
+    struct sd_block *b = s->b;
+    u32 held = sd_lock(s, &b->tx_lock);
+    i64 pos = tx_pos(s, fd);
+
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING) {
+        if (pos >= 0) {
+            store_rlx(&s->e.tx->sw_back_tcp, (u64)pos);
+            store_rel(&s->e.tx->sw_back, load_rlx(&s->e.tx->tail) + 1);
+        } /* else the connection is gone: the kernel will say so */
+        set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
+        if (b->opt_saved & SAVED_CORK)
+            set_int(fd, SOL_TCP, TCP_CORK, 1);
+        store_rel(&b->tx_mode, SD_MODE_BACK);
+        if (reason < SD_REASON_COUNT)
+            g.proc->moved_back[reason]++;
+    }
+    sd_unlock(&b->tx_lock, held);
+    sd_ep_changed(s);
+}
+
+void sd_rx_back(struct sock *s, int fd)
+{
+    u64 resume = load_rlx(&s->e.rx->sw_back_tcp);
+    u8 junk[64];
+    i64 pos;
+
+    while ((pos = rx_pos(fd)) >= 0 && (u64)pos < resume) {
+        long r = SYS6(__NR_recvfrom, fd, junk, min_u64(resume - (u64)pos, sizeof junk), MSG_DONTWAIT, 0, 0);
+        if (r <= 0)
+            break;
+    }
+    store_rel(&s->b->rx_mode, SD_MODE_BACK);
+    sd_ep_changed(s);
+}
+
+/* ----------------------------------------------------------------- doorbell */
+
+void sd_ring_bell(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    u32 held;
+    u8 byte = 0;
+
+    if (load_rlx(&b->tx_mode) == SD_MODE_TCP)
+        sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
+    held = sd_lock(s, &b->tx_lock);
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING && atomic_exchange(&s->e.tx->bell, 1) == 0) { /* [B1] */
+        long r = SYS6(__NR_sendto, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+        if (r == 1) {
+            COUNT(bells_tx);
+        } else {
+            /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. Others: it is gone. */
+            store_rel(&s->e.tx->bell, 0);
+            if (r != -EAGAIN)
+                s->kcheck |= 1;
+        }
+    }
+    sd_unlock(&b->tx_lock, held);
+}
+
+static void latch_end(struct sock *s, u32 err)
+{
+    struct sd_block *b = s->b;
+    u32 hint = load_rlx(&s->e.rx->prod_hint);
+    bool unread = load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head);
+
+    /* The peer's kernel resets when doorbells were unread: not a reset that the program may see. It would see one if its peer had
+     * closed with bytes unread, which are in our ring. */
+    if (err == ECONNRESET && !unread && !(hint & SD_HINT_ABORT))
+        err = 0;
+    if (!err && unread && !(hint & SD_HINT_SHUT_WR))
+        err = ECONNRESET;
+    if (err)
+        store_rel(&b->rx_err, err);
+    atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | (err ? POLLERR | POLLHUP : 0));
+}
+
+void sd_look_at_kernel(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    u32 held = sd_lock(s, &b->rx_lock);
+    u8 byte;
+    long r;
+    bool bell = load_acq(&s->e.rx->bell) != 0;
+
+    s->kcheck &= ~1u;
+    s->checked_tsc = sd_tsc();
+    if (!(load_rlx(&b->latched) & LATCH_FIN) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
+        r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | (bell ? 0 : MSG_PEEK), 0, 0);
+        if (r == 1 && bell) {
+            atomic_exchange(&s->e.rx->bell, 0); /* [B1]; full barrier: whoever looks at the ring next sees what the bell was for */
+            COUNT(bells_rx);
+            s->kcheck |= 1; /* a FIN may stand behind it */
+        } else if (r == 1) {
+            if (!load_acq(&s->e.rx->sw_back) && !load_acq(&s->e.rx->bell))
+                SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT, 0, 0); /* a byte no honest peer sends */
+        } else if (r == 0) {
+            latch_end(s, 0);
+        } else if (r != -EAGAIN && r != -EINTR) {
+            latch_end(s, (u32)-r);
+        }
+    }
+    sd_unlock(&b->rx_lock, held);
+}
+
+void sd_drop(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+
+    COUNT(hostile_drops);
+    g.proc->moved_back[SD_REASON_hostile]++;
+    store_rel(&b->rx_err, ECONNRESET);
+    atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
+    store_rel(&b->rx_mode, SD_MODE_RING);
+    store_rel(&b->tx_mode, SD_MODE_BACK);
+    SYS2(__NR_shutdown, fd, SHUT_RDWR);
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ready.c - readiness of an attached socket, and what it takes to sleep on it.
+ */
+#include "sock/sock.h"
+
+static u32 rx_ready(struct sock *s, int fd, u32 kev)
+{
+    struct sd_block *b = s->b;
+    u32 mask = POLLIN | POLLPRI | POLLRDHUP | POLLHUP | POLLERR | POLLRDNORM;
+    u32 out = 0;
+    i64 n;
+
+    if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
+        return kev & mask;
+    if (load_rlx(&b->rx_mode) == SD_MODE_BACK)
+        return kev & mask;
+    n = sd_rx_avail(&s->e);
+    if (n < 0) {
+        sd_drop(s, fd);
+        n = 0;
+    }
+    if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1))) {
+        sd_look_at_kernel(s, fd);
+        n = sd_rx_avail(&s->e);
+    }
+    if (n > 0)
+        out |= POLLIN | POLLRDNORM;
+    if (n == 0 && load_acq(&s->e.rx->sw_back) && load_rlx(&s->e.rx->head) == load_rlx(&s->e.rx->sw_back) - 1) {
+        i32 q = 0;
+        sd_rx_back(s, fd);
+        SYS3(__NR_ioctl, fd, FIONREAD, &q);
+        return (kev & (mask & ~(u32)(POLLIN | POLLRDNORM))) | (q > 0 || (kev & POLLRDHUP) ? POLLIN | POLLRDNORM : 0);
+    }
+    u32 latched = load_rlx(&b->latched);
+    if (latched & LATCH_FIN) {
+        out |= POLLIN | POLLRDNORM | POLLRDHUP;
+        if (load_rlx(&b->rx_err))
+            out |= POLLERR | POLLHUP;
+        if (b->tx_shut)
+            out |= POLLHUP;
+    }
+    return out;
+}
+
+static u32 tx_ready(struct sock *s, int fd, u32 kev)
+{
+    struct sd_block *b = s->b;
+    i64 room;
+
+    if (load_rlx(&b->tx_mode) != SD_MODE_RING)
+        return kev & (POLLOUT | POLLWRNORM);
+    if (load_rlx(&b->latched) & LATCH_FIN)
+        return POLLOUT | POLLWRNORM;
+    if (s->e.tx_head_seen == load_rlx(&s->e.tx->head)) {
+        room = sd_tx_room(&s->e);
+    } else {
+        s->e.tx_head_seen = load_acq(&s->e.tx->head);
+        room = (i64)(s->e.bytes - (load_rlx(&s->e.tx->tail) - s->e.tx_head_seen));
+        if ((u64)room > s->e.bytes)
+            room = SD_BROKEN;
+    }
+    if (room < 0) {
+        sd_drop(s, fd);
+        return POLLOUT | POLLWRNORM;
+    }
+    /* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
+    if ((u64)room * 4 < s->e.bytes)
+        return 0;
+    if (atomic_load(&b->tx_wait) && atomic_exchange(&b->tx_wait, 0))
+        atomic_fetch_sub(&s->e.tx->tx_armed, 1);
+    return POLLOUT | POLLWRNORM;
+}
+
+u32 sd_ready(struct sock *s, int fd, u32 kev)
+{
+    u32 out = rx_ready(s, fd, kev);
+
+    return out | tx_ready(s, fd, kev);
+}
+
+u32 sd_kernel_want(const struct sock *s, u32 want)
+{
+    const struct sd_block *b = s->b;
+
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM | POLLWRBAND))) {
+        want &= ~(u32)(POLLOUT | POLLWRNORM | POLLWRBAND);
+        want |= POLLIN; /* room comes as a doorbell */
+    }
+    return want;
+}
+
+u32 sd_arm(struct sock *s, u32 want)
+{
+    struct sd_block *b = s->b;
+    u32 armed = 0;
+
+    if (load_rlx(&b->rx_mode) == SD_MODE_RING && (want & (POLLIN | POLLRDNORM))) {
+        atomic_fetch_add(&s->e.rx->rx_armed, 1);
+        armed |= 1;
+    }
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)) && atomic_exchange(&b->tx_wait, 1) == 0)
+        atomic_fetch_add(&s->e.tx->tx_armed, 1); /* taken back by whoever sees room */
+    return armed;
+}
+
+void sd_disarm(struct sock *s, u32 armed)
+{
+    if (armed & 1)
+        atomic_fetch_sub(&s->e.rx->rx_armed, 1);
+}
+
+bool sd_needs_timer(const struct sock *s, u32 want)
+{
+    const struct sd_block *b = s->b;
+
+    return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && load_rlx(&b->tx_wait) &&
+           load_rlx(&b->rx_mode) != SD_MODE_RING;
+}
+
+bool sd_spin_pays(const struct sock *s)
+{
+    u32 me = sd_cpu() + 1;
+
+    if (load_rlx(&s->e.tx->prod_cpu) != me)
+        store_rlx(&s->e.tx->prod_cpu, me);
+    return load_rlx(&s->e.rx->prod_cpu) != me;
+}
