@@ -26,7 +26,7 @@ struct sd_frame {
 #define SD_STACK_LEVELS 6
 #define SD_STACK_SLICE (64 * 1024)
 
-/* One per thread, at the top of its stack mapping; %gs base. Offsets 0 and 8 are known to gate.S. */
+/* One per thread, at the top of its stack mapping; %gs base. Offsets 0, 8, 32, 40 and 64 are known to gate.S. */
 struct sd_tcb {
     u64 top;              /* stack of level 0 starts here and grows down */
     u32 level;            /* entries of this thread that are active */
@@ -35,10 +35,13 @@ struct sd_tcb {
     u64 alt_lo, alt_hi;   /* the program's sigaltstack */
     u32 tid, exiting;
     u32 clone_flags;      /* of the clone that is about to run */
-    u32 pad;
+    u32 flags;            /* SD_TCB_* */
     struct sd_frame *frame[SD_STACK_LEVELS];
     struct sd_tcb *next;  /* all of them */
 };
+
+#define SD_TCB_SIGSYS_BLOCKED 1u /* the program believes that it has blocked SIGSYS */
+#define SD_TCB_CLEAR_SIGHAND 2u  /* the clone about to run resets the child's handlers */
 
 /* A handler answers with the value for rax, or: */
 #define SD_PASS ((long)0x8000000000000000)  /* let the kernel do this very call at the slot, registers as they came */
@@ -137,7 +140,7 @@ SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(
 SD_CALL(sd_clone); SD_CALL(sd_clone3); SD_CALL(sd_fork); SD_CALL(sd_vfork); SD_CALL(sd_exit); SD_CALL(sd_exit_group);
 SD_CALL(sd_execve); SD_CALL(sd_execveat);
 SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_rt_sigtimedwait); SD_CALL(sd_sigaltstack);
-SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl);
+SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 
 /* sock/, called by start/ around fork and exec */
 void sd_socks_before_fork(void);              /* blocks are now shared by one process more */

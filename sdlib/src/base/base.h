@@ -17,6 +17,11 @@
 #include <stdbool.h>
 #include "sd_abi.h"
 
+#ifndef SD_HOSTED
+/* Also for what is only declared: no indirection through a global offset table, which a fixed image has no use for. */
+#pragma GCC visibility push(hidden)
+#endif
+
 typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;

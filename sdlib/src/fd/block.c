@@ -8,10 +8,7 @@
  */
 #include "sock/sock.h"
 
-static struct sd_proc early_proc; /* until an area is there */
-static const struct sd_config early_cfg = {.accel = 0, .reason = SD_REASON_no_supervisor, .spin_us = 0};
-
-struct sd_global g = {.proc = &early_proc, .cfg = &early_cfg};
+static struct sd_proc early_proc; /* of a forked child, until it has claimed a slot */
 
 static void claim_proc(struct sd_area *a, u32 ppid)
 {
@@ -21,12 +18,11 @@ static void claim_proc(struct sd_area *a, u32 ppid)
             continue;
         p->ppid = ppid;
         for (u32 k = 0; k < SD_CTR_MAX; k++)
-            p->ctr[k] = early_proc.ctr[k];
+            p->ctr[k] = g.proc->ctr[k];
         for (u32 k = 0; k < SD_REASON_MAX; k++) {
-            p->tcp_reasons[k] = early_proc.tcp_reasons[k];
-            p->moved_back[k] = early_proc.moved_back[k];
+            p->tcp_reasons[k] = g.proc->tcp_reasons[k];
+            p->moved_back[k] = g.proc->moved_back[k];
         }
-        sd_zero(&early_proc, sizeof early_proc);
         g.proc = p;
         return;
     }

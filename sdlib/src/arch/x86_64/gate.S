@@ -97,7 +97,17 @@ sd_restorer:
 
 /* ---- into C ----
  * rcx = P of the slot. The frame goes below the red zone of the program's stack; the C code runs on the thread's own.
- * struct sd_frame in gate.h has this layout, lowest address first. */
+ * struct sd_frame in sd.h has this layout, lowest address first.
+ *
+ * A signal handler may come in between any two instructions. It must find either level 0 and nothing of ours on the library stack, or a
+ * level that covers us: so the level goes up before rsp moves to that stack, and down only after rsp has left it. r12 keeps the level
+ * that we found: a nested entry that was left by siglongjmp has not put it back. */
+#define TCB_TOP 0
+#define TCB_LEVEL 8
+#define TCB_ALT_LO 32
+#define TCB_ALT_HI 40
+#define TCB_FRAME0 64
+
     .text
 sd_entry:
     lea     -128(%rsp), %rsp
@@ -112,47 +122,30 @@ sd_entry:
     push    %rax
     push    %rbp
     push    %rbx
+    push    %r12
     cld
     mov     %rsp, %rbx
     rdgsbase %rbp
     test    %rbp, %rbp
     jz      .Lnew_thread
 .Lhave_tcb:
-    /* struct sd_tcb: 0 stack top of level 0, 8 u32 level. Level 0 is the common case: nothing of ours is active below. */
-    cmpl    $0, 8(%rbp)
-    jne     .Lnested
-    mov     0(%rbp), %rsp
+    cmp     TCB_ALT_HI(%rbp), %rbx           /* on the program's sigaltstack we stay: the kernel must see that it is in use */
+    jb      .Lmaybe_alt
+.Lnot_alt:
+    mov     TCB_LEVEL(%rbp), %r12d
+    test    %r12d, %r12d
+    jnz     .Lnested
+    mov     %rbx, TCB_FRAME0(%rbp)
+    movl    $1, TCB_LEVEL(%rbp)
+    mov     TCB_TOP(%rbp), %rsp
 .Lon_stack:
-    incl    8(%rbp)
     mov     %rbx, %rdi
     mov     %rbp, %rsi
-    call    sd_dispatch
-    decl    8(%rbp)
+    call    sd_dispatch                      /* leaves rax and the way on in the frame */
     mov     %rbx, %rsp
-    mov     %rax, 16(%rsp)
-    pop     %rbx
-    pop     %rbp
-    pop     %rax
-    pop     %r9
-    pop     %r8
-    pop     %r10
-    pop     %rdx
-    pop     %rsi
-    pop     %rdi
-    popfq
-    pop     %rcx                             /* where in the slot to go on; sd_dispatch has set it */
-    lea     128(%rsp), %rsp
-    jmp     *%rcx
-.Lnew_thread:
-    mov     %rsp, %rdi
-    and     $-16, %rsp
-    call    sd_tcb_new                       /* on the program's stack; returns the TCB, sets gs */
-    mov     %rax, %rbp
-    mov     %rbx, %rsp
-    test    %rbp, %rbp
-    jnz     .Lhave_tcb
-    /* No memory for a stack: this one call goes to the kernel as it is. */
-    mov     16(%rsp), %rax
+    mov     %r12d, TCB_LEVEL(%rbp)
+.Lout:
+    pop     %r12
     pop     %rbx
     pop     %rbp
     pop     %rax
@@ -166,11 +159,25 @@ sd_entry:
     pop     %rcx
     lea     128(%rsp), %rsp
     jmp     *%rcx
+.Lnew_thread:
+    mov     %rsp, %rdi
+    and     $-16, %rsp
+    call    sd_tcb_new                       /* on the program's stack; returns the TCB, sets gs */
+    mov     %rbx, %rsp
+    mov     %rax, %rbp
+    test    %rbp, %rbp
+    jnz     .Lhave_tcb
+    jmp     .Lout                            /* no memory for a stack: this one call goes to the kernel as it is */
+.Lmaybe_alt:
+    cmp     TCB_ALT_LO(%rbp), %rbx
+    jb      .Lnot_alt
 .Lnested:
     mov     %rbp, %rdi
     mov     %rbx, %rsi
     and     $-16, %rsp
-    call    sd_pick_stack
+    call    sd_pick_stack                    /* drops abandoned levels, takes one; returns where the stack starts */
+    mov     TCB_LEVEL(%rbp), %r12d
+    dec     %r12d
     mov     %rax, %rsp
     jmp     .Lon_stack
 
@@ -215,5 +222,12 @@ sd_init:
     cld
     call    sd_init_c
     int3
+
+/* The supervisor runs sd_init_c on this stack. */
+    .bss
+    .balign 4096
+    .space  16384
+    .globl sd_boot_stack_top
+sd_boot_stack_top:
 
     .section .note.GNU-stack, "", @progbits

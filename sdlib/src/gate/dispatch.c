@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * dispatch.c - from a call's number to its handler.
+ */
+#include "gate/calls.h"
+#include "gate/gate.h"
+#include "sd.h"
+
+#define CLASS_F 8
+#define CLASS_Q 13
+
+/* What the slots look up with the low 16 bits of eax: the distance from P. */
+#define X(nr, class, handler) [__NR_##nr] = CLASS_##class,
+const u8 sd_class[65536] = {SD_CALLS(X)};
+#undef X
+
+#define X(nr, class, handler) [__NR_##nr] = handler,
+static const sd_handler table[] = {SD_CALLS(X)};
+#undef X
+
+long sd_call_handler(struct sd_frame *f, struct sd_tcb *t)
+{
+    if (unlikely(f->rax >= ARRAY_LEN(table) || !table[f->rax]))
+        return SD_PASS; /* x32, or a number above 65535: not what its low 16 bits looked like */
+    return table[f->rax](f, t);
+}
+
+void sd_take_over(void)
+{
+    u32 n = sd_boot.ncarry;
+
+    sd_boot.ncarry = 0;
+    sd_socks_carried(sd_boot.carry, n < SD_CARRY_MAX ? n : SD_CARRY_MAX);
+}
+
+void sd_dispatch(struct sd_frame *f, struct sd_tcb *t)
+{
+    u64 p = f->next;
+    long r;
+
+    if (unlikely(sd_boot.ncarry))
+        sd_take_over();
+    r = sd_call_handler(f, t);
+    if (r == SD_PASS) {
+        f->next = p;
+    } else if (r == SD_BARE) {
+        f->next = p + SD_SLOT_BARE;
+    } else {
+        f->rax = (u64)r;
+        f->next = p + SD_SLOT_RET;
+    }
+}

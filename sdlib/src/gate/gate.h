@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * gate.h - inside gate/ and start/.
+ */
+#ifndef SD_GATE_H
+#define SD_GATE_H
+
+#include "sd.h"
+
+extern u8 sd_slots[], sd_gate_start[], sd_gate_end[];
+extern _Atomic u64 sd_slot_ret[SD_SLOTS]; /* where the program goes on behind the slot's site */
+extern const u8 sd_class[65536];
+extern struct sd_boot sd_boot;
+void sd_restorer(void);
+
+/* A pointer that the kernel would not refuse at first sight. */
+static inline bool sd_plausible(const void *p) { return (u64)p >= 4096 && !((u64)p >> 47); }
+
+void sd_take_over(void); /* gate/dispatch.c: connections that lived through execve */
+long sd_call_handler(struct sd_frame *f, struct sd_tcb *t);
+void sd_patch_site(u32 slot, u64 ret, u32 nr); /* once for each site */
+void sd_patch_forbid(void);
+void sd_patch_after_fork(void);
+long sd_install_sigsys(void); /* gate/signal.c */
+long sd_adopt_handlers(void);
+void sd_tcbs_after_fork(struct sd_tcb *self); /* start/tcb.c */
+
+struct sd_map {
+    u64 lo, hi;
+    u32 prot, file; /* PROT_*; 1: backed by a file */
+};
+/* The mapping that holds addr; also the free address nearest below it for a page (0: none). False if not found. */
+bool sd_map_find(u64 addr, struct sd_map *m, u64 *hole);
+
+#endif

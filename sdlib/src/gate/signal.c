@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * signal.c - SIGSYS is ours. The program keeps believing that it is its own.
+ *
+ * A call that traps while SIGSYS is blocked kills the process, so it is never blocked: every set that the program gives to the kernel
+ * loses it, and what the program reads back has it again. The program's action for SIGSYS is remembered and runs for a SIGSYS that is
+ * not our trap (kill(2), a seccomp filter of its own).
+ */
+#include "gate/calls.h"
+#include "gate/gate.h"
+
+#define SIGSYS_BIT SIGBIT(SIGSYS)
+#define SIG_DFL 0ull
+#define SIG_IGN 1ull
+#define SS_DISABLE 2
+#define AUDIT_ARCH_X86_64 0xc000003eu
+#define FIXED_SLOTS 256u /* kept for sites that cannot be emulated from inside of a signal handler */
+#define PROBES 512u
+
+static struct ksigaction program_sigsys; /* what the program has asked for */
+static _Atomic u64 masks_with_sigsys;    /* SIGBIT(n): the program's sa_mask of signal n has SIGSYS */
+static _Atomic u32 slots_used;
+
+u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out)
+{
+    if (size != 8 || !sd_plausible(user_set))
+        return 0;
+    u64 set = *(const u64 *)user_set;
+    *out = set & ~SIGSYS_BIT;
+    return set != *out;
+}
+
+/* ------------------------------------------------------------ our handler */
+
+static long set_mask(u64 mask)
+{
+    mask &= ~SIGSYS_BIT;
+    return SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
+}
+
+/* The slot of a site, made if it is new; -1 if there is no room. An open hash table without deletion, so no lock. */
+static i32 slot_of(u64 ret, bool must)
+{
+    u32 at = (u32)((ret * 0x9e3779b97f4a7c15ull) >> 52);
+    _Static_assert(SD_SLOTS == 1 << 12, "the shift above");
+    for (u32 i = 0; i < PROBES; i++, at = (at + 1) % SD_SLOTS) {
+        u64 seen = load_acq(&sd_slot_ret[at]);
+        if (!seen) {
+            if (!must && load_rlx(&slots_used) >= SD_SLOTS - FIXED_SLOTS)
+                return -1;
+            if (atomic_compare_exchange_strong(&sd_slot_ret[at], &seen, ret)) {
+                atomic_fetch_add_explicit(&slots_used, 1, memory_order_relaxed);
+                return (i32)at;
+            }
+        }
+        if (seen == ret)
+            return (i32)at;
+    }
+    return -1;
+}
+
+/* Calls that only work with the program's own registers and stack. */
+static bool needs_slot(u32 nr)
+{
+    return nr == __NR_rt_sigreturn || nr == __NR_clone || nr == __NR_clone3 || nr == __NR_fork || nr == __NR_vfork || nr == __NR_exit ||
+           nr == __NR_sigaltstack || nr == __NR_restart_syscall;
+}
+
+/* Out of slots (thousands of generated sites): the call is made from here, with the program's mask so that it can be interrupted. */
+static NOINLINE void emulate(struct ucontext *uc)
+{
+    u64 *r = uc->reg;
+    struct sd_frame f = { .rax = r[UC_RAX], .rdi = r[UC_RDI], .rsi = r[UC_RSI], .rdx = r[UC_RDX], .r10 = r[UC_R10], .r8 = r[UC_R8],
+                          .r9 = r[UC_R9], .rbx = r[UC_RBX], .rbp = r[UC_RBP], .r12 = r[UC_R12], .flags = r[UC_EFLAGS] };
+    struct sd_tcb *t = sd_self();
+    if (!t)
+        t = sd_tcb_new((u64)&f);
+    /* The kernel puts the mask of the frame back when we return, so a call that changes the mask changes it there. */
+    if ((u32)f.rax == __NR_rt_sigprocmask) {
+        u64 old = uc->sigmask, set = 0;
+        long how = (long)(i32)f.rdi;
+        if (f.rsi)
+            set = *(u64 *)f.rsi & ~SIGSYS_BIT;
+        if (f.rdx)
+            *(u64 *)f.rdx = old;
+        if (f.rsi)
+            uc->sigmask = how == SIG_BLOCK ? old | set : how == SIG_UNBLOCK ? old & ~set : set;
+        r[UC_RAX] = 0;
+        return;
+    }
+    set_mask(uc->sigmask);
+    u8 class = sd_class[f.rax & 0xffff];
+    long answer = t && class ? sd_call_handler(&f, t) : SD_PASS;
+    if (answer == SD_PASS)
+        answer = SYS6(f.rax, f.rdi, f.rsi, f.rdx, f.r10, f.r8, f.r9);
+    r[UC_RAX] = (u64)answer;
+}
+
+/* A SIGSYS that is none of ours. All signals are blocked here. */
+static NOINLINE void hand_on(struct siginfo_sys *si, struct ucontext *uc)
+{
+    u64 rip = uc->reg[UC_RIP], slots = (u64)sd_slots;
+    if (rip - slots < (u64)SD_SLOTS * SD_SLOT_BYTES) {
+        /* The program's filter has answered a call made at a slot: its handler expects its own call site. */
+        u64 ret = load_rlx(&sd_slot_ret[(rip - slots) / SD_SLOT_BYTES]);
+        uc->reg[UC_RIP] = uc->reg[UC_RCX] = ret;
+        si->call_addr = ret;
+    }
+    struct ksigaction act = program_sigsys;
+    if (act.handler == SIG_IGN && si->code <= 0)
+        return;
+    if (act.handler <= SIG_IGN) {
+        static const struct ksigaction dfl = { .flags = SA_RESTORER, .restorer = 0 };
+        SYS4(__NR_rt_sigaction, SIGSYS, &dfl, 0, 8);
+        SYS3(__NR_tgkill, SYS0(__NR_getpid), SYS0(__NR_gettid), SIGSYS); /* delivered when this handler returns */
+        return;
+    }
+    set_mask(uc->sigmask | act.mask);
+    ((void (*)(int, struct siginfo_sys *, struct ucontext *))act.handler)(SIGSYS, si, uc);
+    uc->sigmask &= ~SIGSYS_BIT;
+}
+
+void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
+{
+    (void)sig;
+    u64 ret = uc->reg[UC_RIP];
+    if (si->code != SYS_USER_DISPATCH || si->call_addr != ret) {
+        hand_on(si, uc);
+        return;
+    }
+    COUNT(traps);
+    if (si->arch != AUDIT_ARCH_X86_64) {
+        uc->reg[UC_RAX] = (u64)-ENOSYS; /* int $0x80 in a 64-bit program */
+        return;
+    }
+    u32 nr = (u32)uc->reg[UC_RAX];
+    i32 slot = slot_of(ret, needs_slot(nr));
+    if (unlikely(slot < 0)) {
+        if (needs_slot(nr))
+            uc->reg[UC_RAX] = (u64)-EAGAIN;
+        else
+            emulate(uc);
+        return;
+    }
+    sd_patch_site((u32)slot, ret, nr);
+    uc->reg[UC_RIP] = (u64)sd_slots + (u64)SD_SLOT_BYTES * (u32)slot;
+}
+
+long sd_install_sigsys(void)
+{
+    struct ksigaction act = { .handler = (u64)sd_sigsys, .flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTORER,
+                              .restorer = (u64)sd_restorer, .mask = ~0ull };
+    return SYS4(__NR_rt_sigaction, SIGSYS, &act, 0, 8);
+}
+
+/* Handlers that exist already may block everything (Go's do): SIGSYS leaves their masks. */
+long sd_adopt_handlers(void)
+{
+    for (int sig = 1; sig <= NSIG; sig++) {
+        struct ksigaction act;
+        if (sig == SIGKILL || sig == SIGSTOP)
+            continue;
+        long r = SYS4(__NR_rt_sigaction, sig, 0, &act, 8);
+        if (r < 0)
+            return r;
+        if (sig == SIGSYS) {
+            program_sigsys = act;
+        } else if (act.mask & SIGSYS_BIT) {
+            act.mask &= ~SIGSYS_BIT;
+            r = SYS4(__NR_rt_sigaction, sig, &act, 0, 8);
+            if (r < 0)
+                return r;
+            atomic_fetch_or(&masks_with_sigsys, SIGBIT(sig));
+        }
+    }
+    return sd_install_sigsys();
+}
+
+/* ------------------------------------------------------ the program's calls */
+
+SD_CALL(sd_rt_sigaction)
+{
+    u64 sig = f->rdi & 0xffffffff;
+    const struct ksigaction *act = (void *)f->rsi;
+    struct ksigaction *old = (void *)f->rdx, copy;
+    if (f->r10 != 8 || sig - 1 >= NSIG || (act && !sd_plausible(act)) || (old && !sd_plausible(old)))
+        return SD_PASS;
+    if (sig == SIGSYS) {
+        copy = program_sigsys;
+        if (act && !t->foreign)
+            program_sigsys = *act;
+        if (old)
+            *old = copy;
+        return 0;
+    }
+    bool had = load_rlx(&masks_with_sigsys) & SIGBIT(sig), has = act && (act->mask & SIGSYS_BIT);
+    if (!had && !has)
+        return SD_PASS;
+    if (has) {
+        copy = *act;
+        copy.mask &= ~SIGSYS_BIT;
+    }
+    long r = SYS4(__NR_rt_sigaction, sig, has ? &copy : act, old, 8);
+    if (r < 0)
+        return r;
+    if (old && had)
+        old->mask |= SIGSYS_BIT;
+    if (act && !t->foreign) { /* a vfork child has handlers of its own */
+        if (has)
+            atomic_fetch_or(&masks_with_sigsys, SIGBIT(sig));
+        else
+            atomic_fetch_and(&masks_with_sigsys, ~SIGBIT(sig));
+    }
+    return r;
+}
+
+SD_CALL(sd_rt_sigprocmask)
+{
+    const u64 *set = (void *)f->rsi;
+    u64 *old = (void *)f->rdx, copy;
+    bool blocked = t->flags & SD_TCB_SIGSYS_BLOCKED;
+    if (f->r10 != 8 || (set && !sd_plausible(set)) || (old && !sd_plausible(old)))
+        return SD_PASS;
+    bool named = set && sd_strip_sigsys(set, 8, &copy);
+    if (!named && !blocked)
+        return SD_PASS;
+    u32 how = (u32)f->rdi;
+    if (set && !named)
+        copy = *set; /* `old` may be the same memory */
+    if (set && how <= SIG_SETMASK) {
+        /* Before the call: a signal that it lets in may leave by siglongjmp. */
+        if (how == SIG_SETMASK ? !named : how == SIG_UNBLOCK && named)
+            t->flags &= ~SD_TCB_SIGSYS_BLOCKED;
+        else if (named && how != SIG_UNBLOCK)
+            t->flags |= SD_TCB_SIGSYS_BLOCKED;
+    }
+    long r = SYS4(__NR_rt_sigprocmask, how, set ? &copy : NULL, old, 8);
+    if (r == 0 && old && blocked)
+        *old |= SIGSYS_BIT;
+    return r;
+}
+
+SD_CALL(sd_rt_sigsuspend)
+{
+    (void)t;
+    u64 copy;
+    if (!sd_strip_sigsys((void *)f->rdi, f->rsi, &copy))
+        return SD_PASS;
+    return SYS2(__NR_rt_sigsuspend, &copy, 8);
+}
+
+SD_CALL(sd_sigaltstack)
+{
+    const struct stack_t_ *ss = (void *)f->rdi;
+    u64 here = (u64)f;
+    /* On the stack itself the kernel refuses, and shows SS_ONSTACK: it has to see the program's rsp. */
+    if (!ss || !sd_plausible(ss) || (here >= t->alt_lo && here < t->alt_hi))
+        return SD_PASS;
+    struct stack_t_ wanted = *ss;
+    long r = SYS2(__NR_sigaltstack, &wanted, f->rsi);
+    if (r == 0) {
+        bool off = wanted.flags & SS_DISABLE;
+        t->alt_lo = off ? 0 : wanted.sp;
+        t->alt_hi = off ? 0 : wanted.sp + wanted.size;
+    }
+    return r;
+}

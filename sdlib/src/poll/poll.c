@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * poll.c - poll(2), ppoll(2) and the core that select.c uses too.
+ *
+ * Rings are looked at first, without a system call. When the program has to sleep it sleeps in the kernel, on its own
+ * descriptors, after each ring was armed: set armed words, one membarrier, look again, ppoll. A doorbell makes the
+ * kernel's POLLIN true; sd_ready() eats it and says what is true of the ring.
+ */
+#include "poll/poll.h"
+
+#define ON_STACK 32           /* entries; 40 bytes each */
+#define MAX_ENTRIES (1u << 20)
+#define LOOK_AT 8             /* sockets asked whether spinning pays */
+#define TIMER_NS 1000000ull   /* see sd_needs_timer */
+#define SNOOZE_NS 10000000ull
+
+bool sd_pollitem_find(struct sd_pollitem *it, int fd)
+{
+    it->s = NULL;
+    it->ep = NULL;
+    it->armed = 0;
+    if (fd < 0)
+        return false;
+    struct sock *s = sd_sock_of((u64)fd);
+    if (s)
+        it->s = sd_attached(s) ? s : NULL;
+    else
+        it->ep = sd_epoll_of((u64)fd);
+    return it->s || it->ep;
+}
+
+void sd_pollset_count(const struct sd_pollset *p)
+{
+    if (p->called)
+        COUNT(calls_kernel);
+    else
+        COUNT(calls_library);
+}
+
+static u32 item_ready(const struct sd_pollset *p, u32 i, u32 kev)
+{
+    struct sd_pollitem *it = &p->item[i];
+    u32 ready = kev;
+    if (kev & POLLNVAL)
+        return POLLNVAL; /* closed by another thread meanwhile */
+    if (it->s)
+        ready = sd_bits_spread(sd_ready(it->s, p->k[i].fd, sd_bits_fold(kev)));
+    else if (it->ep && sd_ep_peek(it->ep))
+        ready |= POLLIN | POLLRDNORM;
+    return ready & it->care;
+}
+
+/* Rings only, no system call unless a doorbell has to be eaten. */
+static bool any_ready(const struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++)
+        if ((p->item[i].s || p->item[i].ep) && item_ready(p, i, 0))
+            return true;
+    return false;
+}
+
+static void kernel_events(struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++) {
+        struct sd_pollitem *it = &p->item[i];
+        u32 want = it->s ? sd_kernel_want(it->s, sd_bits_fold(it->want)) : it->want;
+        p->k[i].events = (int16_t)want;
+        p->k[i].revents = 0;
+    }
+}
+
+/* revents of the kernel (asked) or 0 -> what the program is told. Returns the number of entries. */
+static long translate(struct sd_pollset *p, bool asked)
+{
+    long count = 0;
+    u64 now = asked ? sd_tsc() : 0;
+    for (u32 i = 0; i < p->n; i++) {
+        struct sd_pollitem *it = &p->item[i];
+        u32 kev = asked ? (u16)p->k[i].revents : 0;
+        if (asked && it->s)
+            it->s->checked_tsc = now;
+        u32 out = p->k[i].fd < 0 ? 0 : it->s || it->ep ? item_ready(p, i, kev) : kev & (it->care | POLLNVAL);
+        p->k[i].revents = (int16_t)out;
+        count += out != 0;
+    }
+    return count;
+}
+
+/* Every entry is a socket whose both directions are on the ring and whose kernel side was looked at a moment ago. */
+static bool may_skip_kernel(const struct sd_pollset *p)
+{
+    u64 now = sd_tsc();
+    if (p->ours != p->n)
+        return false;
+    for (u32 i = 0; i < p->n; i++) {
+        const struct sock *s = p->item[i].s;
+        if (!s || s->kcheck || now - s->checked_tsc > SD_KERNEL_US * g.tsc_per_us)
+            return false;
+        if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || load_rlx(&s->b->tx_mode) != SD_MODE_RING)
+            return false;
+    }
+    return true;
+}
+
+static long ask_now(struct sd_pollset *p)
+{
+    struct timespec64 zero = {0, 0};
+    kernel_events(p);
+    p->called = true;
+    long r = SYS5(__NR_ppoll, p->k, p->n, &zero, NULL, 8);
+    if (r == -EINTR)
+        return 0; /* cannot be with no time-out; should it, nothing was ready */
+    return r < 0 ? r : translate(p, true);
+}
+
+static bool worth_spinning(const struct sd_pollset *p, bool *here)
+{
+    u32 left = LOOK_AT;
+    *here = false;
+    for (u32 i = 0; i < p->n && left; i++) {
+        const struct sock *s = p->item[i].s;
+        if (!s)
+            continue;
+        if (sd_spin_pays(s))
+            return true;
+        *here |= sd_peer_here(s);
+        left--;
+    }
+    return false;
+}
+
+/* > 0: entries ready, 0: nothing, < 0: -errno. */
+static long spin(struct sd_pollset *p, u64 left)
+{
+    struct sd_spin sp;
+    bool here;
+    if (!worth_spinning(p, &here)) {
+        if (!here)
+            return 0;
+        p->called = true;
+        SYS0(__NR_sched_yield);
+        return any_ready(p) ? ask_now(p) : 0;
+    }
+    if (!sd_spin_begin(&sp, &sd_learn_process, left))
+        return 0;
+    long r = 0;
+    while (r == 0 && sd_spin_more(&sp)) {
+        if (any_ready(p))
+            r = may_skip_kernel(p) ? translate(p, false) : ask_now(p);
+        else if (sd_spin_ask_kernel(&sp))
+            r = ask_now(p);
+    }
+    sd_spin_end(&sp, r > 0);
+    return r;
+}
+
+static bool arm_all(struct sd_pollset *p, bool *timer)
+{
+    bool ready = false, any = false;
+    *timer = false;
+    for (u32 i = 0; i < p->n; i++) {
+        struct sd_pollitem *it = &p->item[i];
+        if (it->s) {
+            u32 want = sd_bits_fold(it->want);
+            it->armed = sd_arm(it->s, want);
+            *timer |= sd_needs_timer(it->s, want);
+            any = true;
+        } else if (it->ep) {
+            ready |= sd_ep_park(it->ep) && (it->care & POLLIN);
+        }
+    }
+    if (any)
+        sd_membarrier();
+    return ready || any_ready(p);
+}
+
+static void disarm_all(struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++) {
+        struct sd_pollitem *it = &p->item[i];
+        if (it->armed)
+            sd_disarm(it->s, it->armed);
+        it->armed = 0;
+    }
+}
+
+/* A descriptor is hung up, which poll always reports but select did not ask for: sleep without it for a while. */
+static bool snooze(struct sd_pollset *p)
+{
+    bool any = false;
+    for (u32 i = 0; i < p->n; i++) {
+        struct sd_pollitem *it = &p->item[i];
+        if (p->k[i].fd >= 0 && !it->s && !it->ep && !(it->care & POLLHUP)) {
+            p->k[i].fd = ~p->k[i].fd;
+            any = true;
+        }
+    }
+    return any;
+}
+
+static void unsnooze(struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++)
+        if (p->k[i].fd < 0 && !(p->item[i].care & POLLHUP))
+            p->k[i].fd = ~p->k[i].fd;
+}
+
+/* Sleeps once. > 0: ready; 0: look again (bells only, or time over); < 0: -errno. */
+static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *idle)
+{
+    struct timespec64 ts;
+    bool timer;
+    if (arm_all(p, &timer)) {
+        disarm_all(p);
+        return ask_now(p);
+    }
+    kernel_events(p); /* after arming: what is waited for decides what the kernel is asked */
+    bool dozing = *idle && snooze(p);
+    left = min_u64(left, timer ? TIMER_NS : SD_FOREVER);
+    left = min_u64(left, dozing ? SNOOZE_NS : SD_FOREVER);
+    COUNT(parks);
+    p->called = true;
+    u64 from = sd_tsc();
+    long r = SYS5(__NR_ppoll, p->k, p->n, sd_ns_ts(left, &ts), m->set, 8);
+    disarm_all(p);
+    if (dozing)
+        unsnooze(p);
+    if (r < 0)
+        return r;
+    if (r > 0)
+        sd_spin_parked(&sd_learn_process, from);
+    long n = translate(p, true);
+    *idle = r > 0 && n == 0 && !dozing;
+    return n;
+}
+
+/* Entries attach, move back and are closed by other threads while we sleep. */
+static void find_again(struct sd_pollset *p)
+{
+    p->ours = 0;
+    for (u32 i = 0; i < p->n; i++)
+        p->ours += sd_pollitem_find(&p->item[i], p->k[i].fd);
+}
+
+long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m)
+{
+    bool idle = false;
+    for (;;) {
+        long r = 0;
+        if (any_ready(p))
+            r = may_skip_kernel(p) ? translate(p, false) : ask_now(p);
+        else if (d->ns == 0)
+            return may_skip_kernel(p) ? translate(p, false) : ask_now(p);
+        if (r)
+            return r;
+        u64 left = sd_deadline_left(d);
+        if (left == 0)
+            return ask_now(p); /* a last look, as the kernel does */
+        r = spin(p, left);
+        if (r == 0) {
+            left = sd_deadline_left(d);
+            r = left ? park(p, left, m, &idle) : 0;
+        }
+        if (r)
+            return r;
+        find_again(p);
+    }
+}
+
+/* ------------------------------------------------------------- poll, ppoll */
+
+static bool has_ours(const struct pollfd *u, u64 n)
+{
+    struct sd_pollitem it;
+    for (u64 i = 0; i < n; i++)
+        if (sd_pollitem_find(&it, u[i].fd))
+            return true;
+    return false;
+}
+
+static long wait_and_tell(struct sd_pollset *p, struct pollfd *u, struct sd_deadline *d, const struct sd_mask *m)
+{
+    p->ours = 0;
+    p->called = false;
+    for (u32 i = 0; i < p->n; i++) {
+        struct sd_pollitem *it = &p->item[i];
+        p->k[i] = u[i];
+        p->ours += sd_pollitem_find(it, u[i].fd);
+        it->want = (u16)u[i].events;
+        it->care = it->want | POLLERR | POLLHUP;
+        it->back = i;
+    }
+    long r = sd_pollset_wait(p, d, m);
+    for (u32 i = 0; i < p->n && r >= 0; i++)
+        u[i].revents = p->k[i].revents;
+    sd_pollset_count(p);
+    return r;
+}
+
+static NOINLINE long poll_small(struct pollfd *u, u32 n, struct sd_deadline *d, const struct sd_mask *m)
+{
+    struct pollfd k[ON_STACK];
+    struct sd_pollitem item[ON_STACK];
+    struct sd_pollset p = {.k = k, .item = item, .n = n};
+    return wait_and_tell(&p, u, d, m);
+}
+
+static NOINLINE long poll_big(struct pollfd *u, u32 n, struct sd_deadline *d, const struct sd_mask *m)
+{
+    u64 bytes = n * (sizeof(struct pollfd) + sizeof(struct sd_pollitem));
+    u8 *mem = sd_alloc(bytes);
+    if (!mem)
+        return -ENOMEM;
+    struct sd_pollset p = {.item = (void *)mem, .k = (void *)(mem + n * sizeof(struct sd_pollitem)), .n = n};
+    long r = wait_and_tell(&p, u, d, m);
+    sd_free(mem, bytes);
+    return r;
+}
+
+static long poll_any(struct pollfd *u, u64 n, struct sd_deadline *d, const struct sd_mask *m)
+{
+    return n <= ON_STACK ? poll_small(u, (u32)n, d, m) : poll_big(u, (u32)n, d, m);
+}
+
+SD_CALL(sd_poll)
+{
+    struct pollfd *u = (struct pollfd *)f->rdi;
+    u32 n = (u32)f->rsi;
+    i32 ms = (i32)f->rdx;
+    struct sd_mask m = {0};
+    struct sd_deadline d = {.ns = ms < 0 ? SD_FOREVER : (u64)ms * 1000000};
+    if (t->foreign || !n || n > MAX_ENTRIES || sd_bad_ptr(u) || !has_ours(u, n))
+        return SD_PASS;
+    return poll_any(u, n, &d, &m);
+}
+
+SD_CALL(sd_ppoll)
+{
+    struct pollfd *u = (struct pollfd *)f->rdi;
+    u32 n = (u32)f->rsi;
+    struct timespec64 *ts = (struct timespec64 *)f->rdx;
+    struct sd_mask m;
+    struct sd_deadline d;
+    if (f->r10 && (f->r8 != 8 || sd_bad_ptr((void *)f->r10)))
+        return SD_PASS; /* EINVAL, EFAULT */
+    sd_mask_init(&m, (const void *)f->r10, f->r8);
+    if (t->foreign || !n || n > MAX_ENTRIES || sd_bad_ptr(u) || (ts && sd_bad_ptr(ts)) || !has_ours(u, n)
+        || !sd_deadline_ts(&d, ts))
+        return m.copied ? SYS5(__NR_ppoll, u, n, ts, m.set, 8) : SD_PASS;
+    long r = poll_any(u, n, &d, &m);
+    if (ts && d.end_ns) /* else no time has passed to speak of */
+        sd_ns_ts(sd_deadline_left(&d), ts);
+    return r;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * poll.h - readiness calls: what poll.c, select.c, epoll.c and wait.c share, and what fd/ and sock/ call.
+ */
+#ifndef SD_POLL_H
+#define SD_POLL_H
+
+#include "sd.h"
+
+/* ------------------------------------------------------- for fd/ and sock/ */
+
+/* One reference of a struct ep (the value of sd_epoll_of) per descriptor: dup takes one, close gives one back. */
+void sd_ep_ref(void *ep);
+void sd_ep_unref(void *ep);
+/* Doorbells of s were eaten outside of sd_ready(), or a send found the ring full: registrations that rely on a bell
+ * must look at the ring again. Cheap, takes no lock, makes no system call, may be called anywhere. */
+void sd_ep_touched(struct sock *s);
+/* An execve follows: registrations with the kernel become the program's own again, as the next image expects them.
+ * If the execve fails, the next epoll call of this image takes them back. */
+void sd_ep_before_exec(void);
+
+/* ----------------------------------------------------------------- wait.c */
+
+/* Absolute end of a wait. The clock is first read when the call is about to wait. */
+struct sd_deadline {
+    u64 ns;      /* time-out as given; SD_FOREVER: none; 0: do not wait */
+    u64 end_ns;  /* CLOCK_MONOTONIC, 0: clock not read yet */
+};
+#define SD_FOREVER (~0ull)
+
+/* False if the kernel would say EINVAL. ts NULL: for ever. */
+bool sd_deadline_ts(struct sd_deadline *d, const struct timespec64 *ts);
+u64 sd_deadline_left(struct sd_deadline *d); /* ns, 0: over */
+/* ns as a timespec for the kernel, NULL for SD_FOREVER. */
+struct timespec64 *sd_ns_ts(u64 ns, struct timespec64 *ts);
+
+/* What spinning has brought lately; one per process and one per epoll. Races between threads only cost accuracy. */
+struct sd_learn {
+    u32 budget_us; /* 0: not set yet */
+    u32 avg_us;    /* length of waits that were won, exponential average */
+};
+extern struct sd_learn sd_learn_process;
+
+struct sd_spin {
+    struct sd_learn *learn;
+    u64 start, end, next_kernel; /* tsc */
+    u32 rounds;
+};
+/* False: do not spin. max_ns bounds it by the caller's time-out. */
+bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns);
+bool sd_spin_more(struct sd_spin *sp);        /* pauses; false when the budget is used up */
+bool sd_spin_ask_kernel(struct sd_spin *sp);  /* true every 10 us */
+void sd_spin_end(struct sd_spin *sp, bool won);
+/* A park that began at tsc `from` and was ended by a doorbell or data. */
+void sd_spin_parked(struct sd_learn *l, u64 from);
+/* The peer last waited on this CPU: it can only run if we let it. */
+bool sd_peer_here(const struct sock *s);
+
+/* A sigset argument of the program, prepared for a call from C. */
+struct sd_mask {
+    const void *set; /* NULL: none */
+    u64 size;
+    u64 copy;
+    bool copied;
+};
+void sd_mask_init(struct sd_mask *m, const void *set, u64 size);
+
+/* An address that can only be the program's mistake: the kernel answers EFAULT where we would fault. */
+static inline bool sd_bad_ptr(const void *p)
+{
+    return (u64)p < 4096 || (u64)p >> 47;
+}
+
+/* POLLRDNORM and POLLWRNORM say for a TCP socket what IN and OUT say. */
+static inline u32 sd_bits_fold(u32 want)
+{
+    return want | (want & (POLLRDNORM) ? POLLIN : 0) | (want & (POLLWRNORM) ? POLLOUT : 0);
+}
+static inline u32 sd_bits_spread(u32 ready)
+{
+    return ready | (ready & POLLIN ? POLLRDNORM : 0) | (ready & POLLOUT ? POLLWRNORM : 0);
+}
+
+#define SD_KERNEL_US 50 /* longest that the kernel is not asked while rings keep us busy */
+
+/* ----------------------------------------------------------------- poll.c */
+
+struct sd_pollitem {
+    struct sock *s;  /* NULL: the kernel knows best */
+    void *ep;        /* an epoll descriptor with registrations of ours */
+    u32 want;        /* POLL* as the program asked */
+    u32 care;        /* bits that end the wait and are reported */
+    u32 armed;
+    u32 back;        /* index in the program's array */
+};
+
+struct sd_pollset {
+    struct pollfd *k; /* fd as given; events for the kernel; revents: the answer for the program at the end */
+    struct sd_pollitem *item;
+    u32 n;
+    u32 ours;     /* items with s or ep */
+    bool unasked; /* the answer may be given without asking the kernel */
+    bool called;  /* a system call was made */
+};
+/* Waits. Returns the number of entries with revents, 0 at the end of the time, or -errno. */
+long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m);
+/* Is fd of interest to us? Fills s or ep. */
+bool sd_pollitem_find(struct sd_pollitem *it, int fd);
+void sd_pollset_count(const struct sd_pollset *p);
+
+/* ---------------------------------------------------------------- epoll.c */
+
+bool sd_ep_peek(void *ep);  /* a hot registration could be reported */
+bool sd_ep_park(void *ep);  /* arms what is hot, so that the kernel's readiness is the truth; true: ready already */
+
+#endif

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * wait.c - deadlines, and how long to look at a ring before sleeping in the kernel.
+ *
+ * A spin that wins saves two system calls and a wake-up of several microseconds; one that loses burns a CPU that the
+ * peer may need. So the budget is halved with each loss down to SPIN_MIN_US and doubled with each win, and with each
+ * park that ended so soon that a longer spin would have won.
+ */
+#include "poll/poll.h"
+
+#define SPIN_MIN_US 2
+#define PARK_SHORT_US 30
+#define SPIN_KERNEL_US 10
+
+struct sd_learn sd_learn_process;
+
+bool sd_deadline_ts(struct sd_deadline *d, const struct timespec64 *ts)
+{
+    d->end_ns = 0;
+    d->ns = SD_FOREVER;
+    if (!ts)
+        return true;
+    if (ts->sec < 0 || ts->nsec < 0 || ts->nsec >= 1000000000)
+        return false;
+    if (ts->sec < (1ll << 33)) /* 270 years: the sum with the clock stays in range */
+        d->ns = (u64)ts->sec * 1000000000 + (u64)ts->nsec;
+    return true;
+}
+
+u64 sd_deadline_left(struct sd_deadline *d)
+{
+    if (d->ns == 0 || d->ns == SD_FOREVER)
+        return d->ns;
+    u64 now = sd_now_ns();
+    if (!d->end_ns)
+        d->end_ns = now + d->ns;
+    return d->end_ns > now ? d->end_ns - now : 0;
+}
+
+struct timespec64 *sd_ns_ts(u64 ns, struct timespec64 *ts)
+{
+    if (ns == SD_FOREVER)
+        return NULL;
+    ts->sec = (i64)(ns / 1000000000);
+    ts->nsec = (i64)(ns % 1000000000);
+    return ts;
+}
+
+static u32 spin_limit(void)
+{
+    u32 us = g.cfg->spin_us; /* the supervisor may change it at any time */
+    return us < 1000 ? us : 1000;
+}
+
+bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns)
+{
+    u32 limit = spin_limit();
+    if (!limit || !max_ns)
+        return false;
+    u32 us = l->budget_us ? l->budget_us : limit;
+    if (us > limit)
+        us = limit;
+    sp->learn = l;
+    sp->rounds = 0;
+    sp->start = sd_tsc();
+    sp->end = sp->start + min_u64(us, max_ns / 1000 + 1) * g.tsc_per_us;
+    sp->next_kernel = sp->start + SPIN_KERNEL_US * g.tsc_per_us;
+    COUNT(spins);
+    return true;
+}
+
+bool sd_spin_more(struct sd_spin *sp)
+{
+    cpu_relax();
+    sp->rounds++;
+    return sd_tsc() < sp->end;
+}
+
+bool sd_spin_ask_kernel(struct sd_spin *sp)
+{
+    u64 now = sd_tsc();
+    if (now < sp->next_kernel)
+        return false;
+    sp->next_kernel = now + SPIN_KERNEL_US * g.tsc_per_us;
+    return true;
+}
+
+static void grow(struct sd_learn *l)
+{
+    u32 limit = spin_limit(), us = l->budget_us * 2;
+    if (us < l->avg_us * 3)
+        us = l->avg_us * 3; /* straight to what has been enough before */
+    if (us < SPIN_MIN_US)
+        us = SPIN_MIN_US;
+    l->budget_us = us < limit ? us : limit;
+}
+
+void sd_spin_end(struct sd_spin *sp, bool won)
+{
+    struct sd_learn *l = sp->learn;
+    if (won) {
+        u32 took = (u32)((sd_tsc() - sp->start) / (g.tsc_per_us ? g.tsc_per_us : 1));
+        l->avg_us = (l->avg_us * 7 + took + 7) / 8;
+        if (!l->budget_us)
+            l->budget_us = spin_limit();
+        COUNT(spins_won);
+        grow(l);
+    } else {
+        u32 us = l->budget_us ? l->budget_us : spin_limit();
+        l->budget_us = us / 2 > SPIN_MIN_US ? us / 2 : SPIN_MIN_US;
+    }
+}
+
+void sd_spin_parked(struct sd_learn *l, u64 from)
+{
+    if (sd_tsc() - from < PARK_SHORT_US * g.tsc_per_us)
+        grow(l);
+}
+
+bool sd_peer_here(const struct sock *s)
+{
+    u32 here = 1 + sd_cpu();
+    return load_rlx(&s->e.tx->cons_cpu) == here || load_rlx(&s->e.rx->prod_cpu) == here;
+}
+
+void sd_mask_init(struct sd_mask *m, const void *set, u64 size)
+{
+    m->set = set;
+    m->size = size;
+    m->copied = false;
+    if (set && size == 8 && !sd_bad_ptr(set) && sd_strip_sigsys(set, size, &m->copy)) {
+        m->set = &m->copy;
+        m->copied = true;
+    }
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * exec.c - the ends of images, threads and processes, and calls that would take our own footing away.
+ */
+#include "gate/calls.h"
+#include "gate/gate.h"
+
+#define ARCH_SET_GS 0x1001
+#define ARCH_GET_GS 0x1004
+#define PR_SET_SECCOMP 22
+
+static NOINLINE long before_exec(struct sd_tcb *t)
+{
+    struct sd_carry carry[SD_CARRY_MAX];
+    u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX, t->foreign);
+    if (n)
+        sd_hypercall(SD_HC_EXEC, (u64)carry, n);
+    return SD_PASS;
+}
+
+SD_CALL(sd_execve)
+{
+    (void)f;
+    return before_exec(t);
+}
+
+SD_CALL(sd_execveat)
+{
+    (void)f;
+    return before_exec(t);
+}
+
+SD_CALL(sd_exit)
+{
+    (void)f;
+    t->exiting = 1; /* others may have the block once our thread number is gone */
+    return SD_PASS;
+}
+
+SD_CALL(sd_exit_group)
+{
+    (void)f;
+    if (!t->foreign)
+        sd_socks_exit();
+    return SD_PASS;
+}
+
+/* gs holds our block. Programs that use gs before the first socket call are left alone by the supervisor; one that starts to later is
+ * told that it cannot. */
+SD_CALL(sd_arch_prctl)
+{
+    (void)t;
+    if ((u32)f->rdi == ARCH_SET_GS)
+        return -EINVAL;
+    if ((u32)f->rdi == ARCH_GET_GS && sd_plausible((void *)f->rsi)) {
+        *(u64 *)f->rsi = 0;
+        return 0;
+    }
+    return SD_PASS;
+}
+
+/* A filter of the program may kill for calls that the program never makes. From here on we make none but its own: no patching, and no
+ * more questions to the supervisor, so new connections stay on TCP. */
+static long own_filter(void)
+{
+    sd_patch_forbid();
+    g.no_supervisor = 1;
+    return SD_PASS;
+}
+
+SD_CALL(sd_prctl)
+{
+    (void)t;
+    if ((u32)f->rdi == PR_SET_SYSCALL_USER_DISPATCH)
+        return -EINVAL; /* as on a kernel without it */
+    return (u32)f->rdi == PR_SET_SECCOMP ? own_filter() : SD_PASS;
+}
+
+SD_CALL(sd_seccomp)
+{
+    (void)t;
+    return f->rdi <= 1 ? own_filter() : SD_PASS; /* SECCOMP_SET_MODE_STRICT and _FILTER */
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * init.c - what the supervisor runs once in a process, with all threads stopped and all signals blocked.
+ *
+ * No hypercall in here: the supervisor is waiting for us.
+ */
+#include "gate/gate.h"
+
+/* In .data, so that it is part of the file and the supervisor finds it mapped. */
+__attribute__((section(".data"))) struct sd_boot sd_boot = { .version = SD_ABI_VERSION };
+
+static struct sd_proc private_proc;
+static const struct sd_config private_config = { .accel = 0, .reason = SD_REASON_no_supervisor, .patch = 1 };
+struct sd_global g = { .proc = &private_proc, .cfg = &private_config };
+
+long sd_slot_offsets_ok(void);
+
+/* TSC ticks in a microsecond, from 20 us of looking at the clock. */
+static u64 calibrate(void)
+{
+    u64 t0 = sd_now_ns(), c0 = sd_tsc(), t, c;
+    do {
+        t = sd_now_ns();
+        c = sd_tsc();
+    } while (t - t0 < 20000);
+    u64 ticks = (c - c0) * 1000 / (t - t0);
+    return ticks ? ticks : 1;
+}
+
+long sd_init_c(void)
+{
+    if (sd_boot.version != SD_ABI_VERSION)
+        return -EPROTO;
+    if (!sd_slot_offsets_ok())
+        return -ENOEXEC;
+    if (sd_self())
+        return -EBUSY; /* the program uses gs */
+    g.pid = (u32)SYS0(__NR_getpid);
+    g.mt = sd_boot.threads > 1;
+    g.tsc_per_us = calibrate();
+    SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0);
+    return sd_adopt_handlers();
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * mem.c - memory, time, barriers and the supervisor's number.
+ */
+#include "gate/gate.h"
+
+/* ---- memory: power-of-two classes from 64 bytes, a lock-free list of free pieces each. A list head holds 48 bits of address and a
+ * 16-bit tag that changes with every removal, against a piece that goes and comes back meanwhile (a signal handler may do that).
+ * Memory is never unmapped, so reading the link of a piece that somebody else has just taken is harmless. */
+#define SMALLEST_LOG2 6
+#define CLASSES 22
+#define CHUNK (256u * 1024)
+#define ADDRESS 0xffffffffffffull
+
+static _Atomic u64 free_list[CLASSES];
+static _Atomic u64 chunk_at; /* next free byte of the current chunk; chunks are aligned, so its end is known */
+
+static u32 class_of(u64 bytes)
+{
+    u32 class = 0;
+    while ((64ull << class) < bytes)
+        class++;
+    return class;
+}
+
+static u64 map_pages(u64 bytes)
+{
+    long at = SYS6(__NR_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at < 0 && at > -4096 ? 0 : (u64)at;
+}
+
+static void *from_chunk(u64 size)
+{
+    for (;;) {
+        u64 at = load_acq(&chunk_at);
+        u64 end = at ? ((at - 1) | (CHUNK - 1)) + 1 : 0;
+        if (at && at + size <= end) {
+            if (atomic_compare_exchange_strong(&chunk_at, &at, at + size))
+                return (void *)at;
+            continue;
+        }
+        u64 fresh = map_pages(2ull * CHUNK); /* half of it is only room for the alignment and never touched */
+        if (!fresh)
+            return NULL;
+        fresh = (fresh + CHUNK - 1) & ~(u64)(CHUNK - 1);
+        if (atomic_compare_exchange_strong(&chunk_at, &at, fresh + size))
+            return (void *)fresh;
+        SYS2(__NR_munmap, fresh, CHUNK);
+    }
+}
+
+void *sd_alloc(u64 bytes)
+{
+    u32 class = class_of(bytes);
+    if (class >= CLASSES)
+        return NULL;
+    u64 size = 64ull << class, head = load_acq(&free_list[class]);
+    while (head & ADDRESS) {
+        u64 at = head & ADDRESS, next = *(volatile u64 *)at;
+        if (atomic_compare_exchange_weak(&free_list[class], &head, (head & ~ADDRESS) + (1ull << 48) + (next & ADDRESS))) {
+            sd_zero((void *)at, size);
+            return (void *)at;
+        }
+    }
+    return size > CHUNK / 4 ? (void *)map_pages(size) : from_chunk(size);
+}
+
+void sd_free(void *p, u64 bytes)
+{
+    if (!p)
+        return;
+    u32 class = class_of(bytes);
+    u64 head = load_rlx(&free_list[class]);
+    do
+        *(volatile u64 *)p = head & ADDRESS;
+    while (!atomic_compare_exchange_weak(&free_list[class], &head, (head & ~ADDRESS) | (u64)p));
+}
+
+/* ---- the rest */
+
+void sd_membarrier(void)
+{
+    if (unlikely(SYS2(__NR_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0) < 0))
+        sd_fence(); /* no membarrier here (a filter of the program's): waiting stays right because waits are bounded then */
+}
+
+u64 sd_now_ns(void)
+{
+    struct timespec64 ts = { 0, 0 };
+    SYS2(__NR_clock_gettime, CLOCK_MONOTONIC, &ts);
+    return (u64)ts.sec * 1000000000ull + (u64)ts.nsec;
+}
+
+u32 sd_cpu(void)
+{
+    u32 aux;
+    __asm__ volatile("rdtscp" : "=c"(aux) : : "rax", "rdx");
+    return aux & 0xfff; /* arch/x86/include/asm/segment.h: the node is above */
+}
+
+long sd_hypercall(u32 op, u64 a, u64 b)
+{
+    if (g.no_supervisor)
+        return -ENOSYS;
+    long r = SYS3(SD_HC_NR, op, a, b);
+    if (r == -ENOSYS)
+        g.no_supervisor = 1;
+    return r;
+}
