@@ -52,7 +52,10 @@ class Totals:
             self.moved_back[reason] += int(slot.moved_back[index])
 
     def add_block(self, block: abi.CData) -> None:
-        """Take in a connection that nobody has closed."""
+        """Take in a connection that nobody has closed; its bytes are not yet in any process's counters."""
+        self.counters["bytes_shm_tx"] += block.bytes_shm_tx
+        self.counters["bytes_shm_rx"] += block.bytes_shm_rx
+        self.counters["bytes_tcp_tx"] += block.bytes_tcp
         if not block.established:
             return
         self.counters["conns_total"] += 1
