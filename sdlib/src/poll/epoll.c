@@ -54,10 +54,12 @@ struct ep {
     int fd;                     /* the descriptor that was used last */
     struct reg **tab;
     u32 cap, used, tagged;
+    u32 pid;                    /* whose it is; a forked child shares the kernel's half and must leave it alone until it uses it */
     _Atomic(struct reg *) pending;
     struct reg *hot;            /* circular */
     u32 nhot, nidle, calls;
-    u64 round, checked_tsc;
+    _Atomic u64 round;
+    u64 checked_tsc;
     struct sd_learn learn;
     struct ep *next;
 };
@@ -79,8 +81,13 @@ static u64 block_signals(void)
 static void structure_lock(u64 *old)
 {
     *old = block_signals();
-    while (!cas_u32(&structure, 0, 1))
-        SYS0(__NR_sched_yield);
+    for (;;) {
+        u32 holder = load_rlx(&structure);
+        if (holder == g.pid)
+            SYS0(__NR_sched_yield);
+        else if (cas_u32(&structure, holder, g.pid)) /* free, or held by a thread that was left behind by fork */
+            return;
+    }
 }
 
 static void structure_unlock(const u64 *old)
@@ -202,9 +209,10 @@ static struct reg *reg_of_tag(const struct ep *ep, u64 data)
     return r && (r->gen & 0xffff) == (data >> 32 & 0xffff) ? r : NULL;
 }
 
-static bool is_tag(u64 data)
+/* One that was given out, perhaps for a registration that is gone; not just any number of the program's. */
+static bool is_tag(const struct ep *ep, u64 data)
 {
-    return data >> 48 == TAG_HIGH;
+    return data >> 48 == TAG_HIGH && (u32)data < ep->cap && ((u32)(data >> 32) & 0xffff) <= next_gen;
 }
 
 static bool on_ring(const struct sock *s)
@@ -305,6 +313,21 @@ static void ep_leave(struct ep *ep)
 
 /* --------------------------------------------------------------- reporting */
 
+/* Has anything happened that an edge-triggered registration has not reported? */
+static bool is_news(const struct reg *r, u32 out, u64 tail, u32 latched)
+{
+    return r->fresh || latched != r->latched || (tail != r->seen_tail && (out & POLLIN))
+        || (r->tx_full && (out & POLLOUT));
+}
+
+/* Would reg_report have something to say? Changes nothing. */
+static bool reg_due(struct reg *r)
+{
+    u64 tail = load_acq(&r->s->e.rx->tail);
+    u32 out = sd_ready(r->s, r->live, 0) & (wanted(r) | ALWAYS);
+    return !r->off && out && (!(r->want & EPOLLET) || is_news(r, out, tail, load_rlx(&r->s->b->latched)));
+}
+
 /* What to tell the program of r now, 0: nothing. `kev` as in sd_ready. Applies edge triggers and one-shots. */
 static u32 reg_report(struct reg *r, u32 kev)
 {
@@ -321,9 +344,7 @@ static u32 reg_report(struct reg *r, u32 kev)
     if (!(ready & POLLOUT))
         r->tx_full = true;
     if (edge && out) {
-        bool news = r->fresh || latched != r->latched || (kev & (POLLERR | POLLPRI));
-        news |= tail != r->seen_tail && (out & POLLIN);
-        news |= r->tx_full && (out & POLLOUT);
+        bool news = is_news(r, out, tail, latched) || (kev & (POLLERR | POLLPRI));
         news |= load_rlx(&s->b->rx_mode) != SD_MODE_RING && (kev & (POLLIN | POLLRDHUP));
         news |= load_rlx(&s->b->tx_mode) != SD_MODE_RING && (kev & POLLOUT);
         if (!news)
@@ -347,8 +368,8 @@ static void put(struct epoll_event *e, u32 events, u64 data)
     e->data = data;
 }
 
-/* Owner held. Looks at the hot registrations; returns how many events were stored. */
-static int scan(struct ep *ep, struct epoll_event *e, int max, u64 round)
+/* Owner held. Looks at the hot registrations; returns how many events were stored. `age`: count idle rounds. */
+static int scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
 {
     struct reg *r = ep->hot;
     int n = 0;
@@ -359,7 +380,7 @@ static int scan(struct ep *ep, struct epoll_event *e, int max, u64 round)
             r->stamp = round;
             r->idle = 0;
             put(&e[n++], out, r->data);
-        } else if (++r->idle == IDLE_ROUNDS) {
+        } else if (age && ++r->idle == IDLE_ROUNDS) {
             ep->nidle++;
         }
         if (r->off)
@@ -391,7 +412,7 @@ static int translate(struct ep *ep, struct sd_tcb *t, struct epoll_event *e, int
         u64 data = e[i].data;
         struct reg *r = reg_of_tag(ep, data);
         if (!r) {
-            if (!is_tag(data))
+            if (!is_tag(ep, data))
                 put(&e[n++], kev, data);
             continue; /* a tag without registration: deleted by another thread meanwhile */
         }
@@ -432,6 +453,8 @@ static bool cool(struct ep *ep, bool idle_only, bool *timer)
         if (idle_only && r->idle < IDLE_ROUNDS)
             continue;
         disarm(r);
+        if (load_rlx(&r->s->b->tx_wait))
+            r->tx_full = true; /* a send found no room; below it is we who wait */
         store_rlx(&r->armed, sd_arm(r->s, wanted(r)));
         reg_sync(r, false); /* what is waited for decides what the kernel is asked */
     }
@@ -441,10 +464,7 @@ static bool cool(struct ep *ep, bool idle_only, bool *timer)
         next = r->hot_next;
         if (idle_only && r->idle < IDLE_ROUNDS)
             continue;
-        u64 tail = load_acq(&r->s->e.rx->tail);
-        bool news = !(r->want & EPOLLET) || r->fresh || r->tx_full || tail != r->seen_tail
-            || load_rlx(&r->s->b->latched) != r->latched;
-        if (news && (sd_ready(r->s, r->live, 0) & (wanted(r) | ALWAYS))) {
+        if (reg_due(r)) {
             disarm(r);
             if (!idle_only)
                 return true; /* the caller scans; the others stay hot, what is armed costs one bell */
@@ -467,8 +487,7 @@ bool sd_ep_peek(void *p)
         return false;
     r = ep->hot;
     for (u32 i = 0; i < ep->nhot && !ready; i++, r = r->hot_next)
-        ready = (!(r->want & EPOLLET) || r->fresh || r->tx_full || load_acq(&r->s->e.rx->tail) != r->seen_tail)
-            && (sd_ready(r->s, r->live, 0) & (wanted(r) | ALWAYS));
+        ready = reg_due(r);
     ep_leave(ep);
     return ready;
 }
@@ -496,6 +515,7 @@ struct epwait {
     struct sd_mask m;
     bool precise; /* epoll_pwait2: nanoseconds */
     bool called;
+    bool spinning;
 };
 
 /* Returns what the kernel has, translated; *raw its own count or -errno. */
@@ -539,8 +559,8 @@ static int look(struct epwait *w, int have)
         return 0;
     if (!ep_enter(ep, w->t))
         return have ? 0 : scan_all(w);
-    int n = scan(ep, w->e + have, w->max - have, w->round);
-    if (ep->nidle && (ep->calls & (IDLE_ROUNDS - 1)) == 0) {
+    int n = scan(ep, w->e + have, w->max - have, w->round, !w->spinning);
+    if (!w->spinning && ep->nidle && (ep->calls & (IDLE_ROUNDS - 1)) == 0) {
         ep->nidle = 0;
         cool(ep, true, &timer);
     }
@@ -580,11 +600,13 @@ static long spin(struct epwait *w, u64 left)
     }
     if (!sd_spin_begin(&sp, &w->ep->learn, left))
         return 0;
+    w->spinning = true; /* looks follow each other too fast to say who is idle */
     while (n == 0 && raw >= 0 && sd_spin_more(&sp)) {
         n = look(w, 0);
         if (n == 0 && sd_spin_ask_kernel(&sp))
             n = ask_kernel(w, 0, 0, &raw);
     }
+    w->spinning = false;
     sd_spin_end(&sp, n > 0);
     return n ? n : raw < 0 ? raw : 0;
 }
@@ -650,7 +672,8 @@ static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
     w->e = (struct epoll_event *)f->rsi;
     w->max = (i32)f->rdx;
     w->epfd = ep->fd = (int)f->rdi;
-    w->round = ++ep->round;
+    w->round = atomic_fetch_add(&ep->round, 1) + 1;
+    ep->pid = g.pid;
     atomic_fetch_add(&ep->refs, 1); /* another thread may close it meanwhile */
     long r = wait_loop(w);
     if (w->called)
@@ -743,7 +766,7 @@ static struct reg *reg_new(struct ep *ep)
     struct reg *r = free_regs;
     if (ep->used == ep->cap && !table_grow(ep))
         return NULL;
-    if (r) {
+    if (r && load_rlx(&r->pending) == 0) { /* else some ep->pending still leads through it */
         free_regs = r->next;
         sd_zero(r, sizeof(*r));
     } else {
@@ -792,6 +815,7 @@ static struct ep *ep_new(int epfd)
         return NULL;
     store_rlx(&ep->refs, 1);
     ep->fd = epfd;
+    ep->pid = g.pid;
     ep->next = all_eps;
     all_eps = ep;
     sd_epoll_set((u64)epfd, ep);
@@ -818,6 +842,7 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
     struct reg *r = ep ? reg_new(ep) : NULL;
     if (r) {
         ep->fd = epfd;
+        ep->pid = g.pid;
         r->s = s;
         r->fd = r->live = fd;
         r->want = r->kmask = ev->events;
@@ -901,6 +926,7 @@ SD_CALL(sd_epoll_ctl)
     if (op != EPOLL_CTL_MOD || !r)
         return SD_PASS;
     ep->fd = epfd;
+    ep->pid = g.pid;
     return ctl_mod(r, &ev, t);
 }
 
@@ -915,7 +941,7 @@ void sd_ep_changed(struct sock *s)
         r->useless = 0;
         push_pending(r, PEND_TOUCH | PEND_SYNC);
         /* Called from sd_ready inside a scan, too: then that scan's own end does it. */
-        if (load_rlx(&ep->owner) != t->tid && sd_epoll_of((u64)ep->fd) == ep && ep_enter(ep, t))
+        if (ep->pid == g.pid && load_rlx(&ep->owner) != t->tid && sd_epoll_of((u64)ep->fd) == ep && ep_enter(ep, t))
             ep_leave(ep);
     }
 }
@@ -926,6 +952,16 @@ void sd_ep_touched(struct sock *s)
     for (struct reg *r = s->regs; r && left; r = r->next, left--)
         if (!r->hot)
             push_pending(r, PEND_TOUCH);
+}
+
+void sd_ep_full(struct sock *s)
+{
+    u32 left = REGS_SEEN;
+    for (struct reg *r = s->regs; r && left; r = r->next, left--) {
+        r->tx_full = true;
+        if (!r->hot)
+            push_pending(r, PEND_TOUCH);
+    }
 }
 
 static int another_fd(const struct sock *s, int not)
@@ -947,7 +983,7 @@ void sd_ep_fd_closed(struct sock *s, int fd)
     for (r = s->regs; r; r = next) {
         next = r->next;
         if (other < 0) /* the kernel keeps it while another process holds the socket: nobody could translate it */
-            reg_drop(r, sd_self(), r->tagged && r->fd == fd && load_rlx(&s->b->users) > 1);
+            reg_drop(r, sd_self(), r->tagged && r->fd == fd && r->ep->pid == g.pid && load_rlx(&s->b->users) > 1);
         else if (r->live == fd)
             r->live = other; /* registered under a number that is gone, and still reported: as Linux does it */
     }
@@ -984,7 +1020,7 @@ void sd_ep_before_exec(void)
     u64 old;
     structure_lock(&old);
     for (struct ep *ep = all_eps; ep; ep = ep->next) {
-        if (sd_epoll_of((u64)ep->fd) != ep)
+        if (ep->pid != g.pid || sd_epoll_of((u64)ep->fd) != ep)
             continue;
         for (u32 i = 0; i < ep->cap; i++) {
             struct reg *r = ep->tab[i];
