@@ -49,12 +49,12 @@ struct reg {
 };
 
 struct ep {
-    _Atomic u32 owner, refs;
+    _Atomic u32 owner, waits; /* waits: calls that are in there */
     u32 owner_level, vain, vain_seq, seq;
     int fd;                     /* the descriptor that was used last */
     struct reg **tab;
     u32 cap, used, tagged;
-    u32 pid;                    /* whose it is; a forked child shares the kernel's half and must leave it alone until it uses it */
+    u32 pid;                    /* who used it last: a forked child shares the kernel's half and leaves it alone until then */
     _Atomic(struct reg *) pending;
     struct reg *hot;            /* circular */
     u32 nhot, nidle, calls;
@@ -674,13 +674,13 @@ static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
     w->epfd = ep->fd = (int)f->rdi;
     w->round = atomic_fetch_add(&ep->round, 1) + 1;
     ep->pid = g.pid;
-    atomic_fetch_add(&ep->refs, 1); /* another thread may close it meanwhile */
+    atomic_fetch_add(&ep->waits, 1); /* another thread may close it meanwhile */
     long r = wait_loop(w);
     if (w->called)
         COUNT(calls_kernel);
     else
         COUNT(calls_library);
-    sd_ep_unref(ep);
+    atomic_fetch_sub(&ep->waits, 1);
     return r;
 }
 
@@ -793,7 +793,7 @@ static void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel)
             *p = r->next;
             break;
         }
-    if (tell_kernel)
+    if (tell_kernel && sd_epoll_of((u64)ep->fd) == ep)
         SYS4(__NR_epoll_ctl, ep->fd, EPOLL_CTL_DEL, r->fd, NULL);
     r->dead = true;
     ep->tab[r->index] = NULL;
@@ -808,12 +808,39 @@ static void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel)
     reg_free(r);
 }
 
-static struct ep *ep_new(int epfd)
+static bool is_open(const struct ep *ep)
 {
+    if (sd_epoll_of((u64)ep->fd) == ep)
+        return true;
+    for (u32 fd = 0; fd < ARRAY_LEN(sd_fdkind); fd++)
+        if (sd_fdkind[fd] && sd_epoll_of(fd) == ep)
+            return true; /* a dup */
+    return false;
+}
+
+/* Structure held. What was closed since: nobody tells us of the last close of an epoll descriptor. The struct itself is
+ * left, sd_ep_changed of another thread may be looking at it. */
+static void sweep(struct sd_tcb *t)
+{
+    struct ep **pp = &all_eps, *ep;
+    while ((ep = *pp)) {
+        if (load_rlx(&ep->waits) || is_open(ep)) {
+            pp = &ep->next;
+            continue;
+        }
+        for (u32 i = 0; i < ep->cap; i++)
+            if (ep->tab[i])
+                reg_drop(ep->tab[i], t, false);
+        *pp = ep->next;
+    }
+}
+
+static struct ep *ep_new(int epfd, struct sd_tcb *t)
+{
+    sweep(t);
     struct ep *ep = sd_alloc(sizeof(*ep));
     if (!ep)
         return NULL;
-    store_rlx(&ep->refs, 1);
     ep->fd = epfd;
     ep->pid = g.pid;
     ep->next = all_eps;
@@ -838,7 +865,7 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
     structure_lock(&old);
     struct ep *ep = sd_epoll_of((u64)epfd);
     if (!ep)
-        ep = ep_new(epfd);
+        ep = ep_new(epfd, t);
     struct reg *r = ep ? reg_new(ep) : NULL;
     if (r) {
         ep->fd = epfd;
@@ -988,31 +1015,6 @@ void sd_ep_fd_closed(struct sock *s, int fd)
             r->live = other; /* registered under a number that is gone, and still reported: as Linux does it */
     }
     structure_unlock(&old);
-}
-
-void sd_ep_ref(void *p)
-{
-    struct ep *ep = p;
-    atomic_fetch_add(&ep->refs, 1);
-}
-
-void sd_ep_unref(void *p)
-{
-    struct ep *ep = p;
-    u64 old;
-    if (atomic_fetch_sub(&ep->refs, 1) != 1)
-        return;
-    structure_lock(&old);
-    for (u32 i = 0; i < ep->cap; i++)
-        if (ep->tab[i])
-            reg_drop(ep->tab[i], sd_self(), false);
-    for (struct ep **pp = &all_eps; *pp; pp = &(*pp)->next)
-        if (*pp == ep) {
-            *pp = ep->next;
-            break;
-        }
-    structure_unlock(&old);
-    /* The struct itself is left: sd_ep_changed of another thread may be looking at it. */
 }
 
 void sd_ep_before_exec(void)
