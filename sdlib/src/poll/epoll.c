@@ -54,7 +54,7 @@ struct ep {
     int fd;                     /* the descriptor that was used last */
     struct reg **tab;
     u32 cap, used, tagged;
-    u32 pid;                    /* who used it last: a forked child shares the kernel's half and leaves it alone until then */
+    u32 pid;                    /* who used it last: a forked child leaves the kernel's half, which it shares, alone until then */
     _Atomic(struct reg *) pending;
     struct reg *hot;            /* circular */
     u32 nhot, nidle, calls;
@@ -66,7 +66,7 @@ struct ep {
 
 static _Atomic u32 structure;
 static struct reg *free_regs;
-static struct ep *all_eps;
+static struct ep *all_eps, *free_eps;
 static u32 next_gen;
 
 /* ------------------------------------------------------------------- locks */
@@ -818,8 +818,8 @@ static bool is_open(const struct ep *ep)
     return false;
 }
 
-/* Structure held. What was closed since: nobody tells us of the last close of an epoll descriptor. The struct itself is
- * left, sd_ep_changed of another thread may be looking at it. */
+/* Structure held. What was closed since: nobody tells us of the last close of an epoll descriptor. The struct is only
+ * ever used for another epoll descriptor: sd_ep_changed of another thread may be looking at it. */
 static void sweep(struct sd_tcb *t)
 {
     struct ep **pp = &all_eps, *ep;
@@ -832,20 +832,30 @@ static void sweep(struct sd_tcb *t)
             if (ep->tab[i])
                 reg_drop(ep->tab[i], t, false);
         *pp = ep->next;
+        ep->next = free_eps;
+        free_eps = ep;
     }
 }
 
 static struct ep *ep_new(int epfd, struct sd_tcb *t)
 {
     sweep(t);
-    struct ep *ep = sd_alloc(sizeof(*ep));
-    if (!ep)
+    struct ep *ep = free_eps;
+    if (ep)
+        free_eps = ep->next;
+    else if (!(ep = sd_alloc(sizeof(*ep))))
         return NULL;
+    ep->tagged = 0;
     ep->fd = epfd;
     ep->pid = g.pid;
+    sd_epoll_set((u64)epfd, ep);
+    if (sd_epoll_of((u64)epfd) != ep) { /* its table is full */
+        ep->next = free_eps;
+        free_eps = ep;
+        return NULL;
+    }
     ep->next = all_eps;
     all_eps = ep;
-    sd_epoll_set((u64)epfd, ep);
     return ep;
 }
 

@@ -12,7 +12,7 @@
 /* Doorbells of s were eaten: registrations that rely on a bell must look at the ring again. Cheap, takes no lock, makes
  * no system call, may be called anywhere. */
 void sd_ep_touched(struct sock *s);
-/* The same after a send that took less than it was given: the program may wait for room now, though no send said EAGAIN. */
+/* The same after a send that took less than it was given: the program may wait for room though no send said EAGAIN. */
 void sd_ep_full(struct sock *s);
 /* An execve follows: registrations with the kernel become the program's own again, as the next image expects them.
  * If the execve fails, the next epoll call of this image takes them back. */
