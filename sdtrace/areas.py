@@ -101,7 +101,7 @@ class Area:
     def free_slot(slot: abi.CData) -> None:
         """Make a slot free for the next fork; its process has to be gone. The pid goes last: it gives the slot away."""
         pid_bytes = abi.sizeof("uint32_t")
-        abi.ffi.buffer(slot)[pid_bytes:] = bytes(abi.sizeof("struct sd_proc") - pid_bytes)
+        abi.ffi.buffer(abi.ffi.addressof(slot))[pid_bytes:] = bytes(abi.sizeof("struct sd_proc") - pid_bytes)
         slot.pid = 0
 
     def blocks(self) -> Iterator[abi.CData]:

@@ -81,17 +81,24 @@ static u64 stub_new(u64 site, u64 hole, u32 nr, bool load_nr, u64 slot)
 
 /* -------------------------------------------------------------------- sites */
 
-static bool one_word(u64 at, u32 n) { return (at & 7) + n <= 8; }
+/* May n <= 5 bytes at `at` be replaced while others run there? One store within an aligned block of 16 bytes, which no processor fetches in
+ * two parts; while there is only one thread, any. */
+static bool replaceable(u64 at, u32 n) { return !g.mt || (at & 15) + n <= 16; }
 
-static void store_word(u64 at, const u8 *bytes, u32 n)
+static void replace(u64 at, const u8 *bytes, u32 n)
 {
-    u64 base = at & ~7ull, word = *(volatile u64 *)base;
+    u64 block = at & ~15ull, base = (at & 15) > 8 ? block + 8 : at, word;
 
+    if ((at & 15) + n > 16) {
+        sd_copy((void *)at, bytes, n);
+        return;
+    }
+    sd_copy(&word, (void *)base, 8);
     for (u32 i = 0; i < n; i++) {
         u32 sh = (u32)(at - base + i) * 8;
         word = (word & ~(0xffull << sh)) | (u64)bytes[i] << sh;
     }
-    *(volatile u64 *)base = word; /* one aligned store: another processor fetches the old bytes or the new ones */
+    __asm__ volatile("movq %1, %0" : "=m"(*(u64 *)base) : "r"(word) : "memory"); /* one store: others fetch the old bytes or the new */
 }
 
 static bool rel32(u64 from_end, u64 to, u8 *out)
@@ -139,10 +146,10 @@ static u64 find_padding(u64 site, const struct sd_map *m, u32 *lead)
             return at;
         }
     }
-    /* No-ops after the site only: forwards, instruction starts are certain once one long no-op has been recognised behind a `ret`. */
-    for (u64 at = site + 2; at + 16 <= hi; at++) {
+    /* Behind a `ret`. Should that byte be the end of another instruction, the no-ops are executed in line, and stay harmless. */
+    for (u64 at = lo + 1; at + 16 <= hi; at++) {
         u32 run = 0, n;
-        if (*(const u8 *)(at - 1) != 0xc3 || !nop_len((const u8 *)at))
+        if (*(const u8 *)(at - 1) != 0xc3 || !nop_len((const u8 *)at) || (at < site + 2 && at + 24 > site))
             continue;
         while (run < 24 && (n = nop_len((const u8 *)at + run)) != 0)
             run += n;
@@ -168,12 +175,12 @@ static bool patch_mov(u64 site, u32 nr, const struct sd_map *m, u64 hole, u64 sl
     u64 stub;
     u32 imm;
 
-    if (site - 6 < m->lo || b[0] != 0xb8 || (b[-1] & 0xf0) == 0x40 || !one_word(site - 5, 5))
+    if (site - 6 < m->lo || b[0] != 0xb8 || (b[-1] & 0xf0) == 0x40 || !replaceable(site - 5, 5))
         return false;
     sd_copy(&imm, b + 1, 4);
     if (imm != nr || !(stub = stub_new(site, hole, nr, true, slot)) || !rel32(site, stub, code + 1) || !writable(m, site - 5, true))
         return false;
-    store_word(site - 5, code, 5);
+    replace(site - 5, code, 5);
     writable(m, site - 5, false);
     return true;
 }
@@ -184,7 +191,7 @@ static bool patch_short(u64 site, const struct sd_map *m, u64 hole, u64 slot)
     u32 lead = 0;
     u64 pad, stub, entry;
 
-    if (!one_word(site, 2) || !(pad = find_padding(site, m, &lead)) || !(stub = stub_new(site, hole, 0, false, slot)))
+    if (!replaceable(site, 2) || !(pad = find_padding(site, m, &lead)) || !(stub = stub_new(site, hole, 0, false, slot)))
         return false;
     entry = lead ? pad + 2 : pad;
     if (!rel32(entry + 5, stub, jump + 1))
@@ -198,7 +205,7 @@ static bool patch_short(u64 site, const struct sd_map *m, u64 hole, u64 slot)
         sd_copy((void *)pad, over, 2);
     }
     code[1] = (u8)d;
-    store_word(site, code, 2);
+    replace(site, code, 2);
     writable(m, pad, false);
     writable(m, site, false);
     return true;

@@ -54,7 +54,7 @@ struct ep {
     int fd;                     /* the descriptor that was used last */
     struct reg **tab;
     u32 cap, used, tagged;
-    u32 pid;                    /* who used it last: a forked child leaves the kernel's half, which it shares, alone until then */
+    u32 pid;                    /* who used it last: a forked child shares the kernel half and must not change it */
     _Atomic(struct reg *) pending;
     struct reg *hot;            /* circular */
     u32 nhot, nidle, calls;

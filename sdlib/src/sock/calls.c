@@ -12,6 +12,9 @@
     if (!s) \
         return SD_PASS
 
+/* What the kernel would refuse at once. A pointer that looks good and is not mapped ends in the program's own SIGSEGV. */
+static bool bad(u64 p, u64 len) { return len && (p < 4096 || (p + len) >> 47); }
+
 static long done(struct sock *s, long r)
 {
     sd_sock_put(s);
@@ -22,6 +25,8 @@ SD_CALL(sd_read)
 {
     HOLD(s, f->rdi);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
+    if (bad(f->rsi, f->rdx))
+        return done(s, -EFAULT);
     return done(s, f->rdx ? sd_rx(s, (int)f->rdi, &v, 1, 0) : 0);
 }
 
@@ -29,6 +34,8 @@ SD_CALL(sd_write)
 {
     HOLD(s, f->rdi);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
+    if (bad(f->rsi, f->rdx))
+        return done(s, -EFAULT);
     return done(s, sd_tx(s, (int)f->rdi, &v, 1, 0));
 }
 
@@ -70,6 +77,8 @@ SD_CALL(sd_recvfrom)
 {
     HOLD(s, f->rdi);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
+    if (bad(f->rsi, f->rdx))
+        return done(s, -EFAULT);
     long r = sd_rx(s, (int)f->rdi, &v, 1, (u32)f->r10);
     if (r >= 0 && f->r8 && f->r9)
         *(i32 *)f->r9 = 0; /* TCP names no sender */
@@ -80,6 +89,8 @@ SD_CALL(sd_sendto)
 {
     HOLD(s, f->rdi);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
+    if (bad(f->rsi, f->rdx))
+        return done(s, -EFAULT);
     return done(s, sd_tx(s, (int)f->rdi, &v, 1, (u32)f->r10));
 }
 
