@@ -6,6 +6,11 @@
 #include "gate/gate.h"
 #include "sd.h"
 
+_Static_assert(offsetof(struct sd_tcb, top) == 0 && offsetof(struct sd_tcb, level) == 8, "gate.S");
+_Static_assert(offsetof(struct sd_tcb, alt_lo) == 32 && offsetof(struct sd_tcb, alt_hi) == 40, "gate.S");
+_Static_assert(offsetof(struct sd_tcb, frame) == 64, "gate.S");
+_Static_assert(sizeof(struct sd_frame) == 12 * 8 && offsetof(struct sd_frame, next) == 11 * 8, "gate.S");
+
 #define CLASS_F 8
 #define CLASS_Q 13
 
@@ -20,17 +25,19 @@ static const sd_handler table[] = {SD_CALLS(X)};
 
 long sd_call_handler(struct sd_frame *f, struct sd_tcb *t)
 {
-    if (unlikely(f->rax >= ARRAY_LEN(table) || !table[f->rax]))
+    u32 nr = (u32)f->rax; /* the kernel ignores the upper half, too */
+
+    if (unlikely(nr >= ARRAY_LEN(table) || !table[nr]))
         return SD_PASS; /* x32, or a number above 65535: not what its low 16 bits looked like */
-    return table[f->rax](f, t);
+    return table[nr](f, t);
 }
 
 void sd_take_over(void)
 {
-    u32 n = sd_boot.ncarry;
+    u32 n = __atomic_exchange_n(&sd_boot.ncarry, 0, __ATOMIC_ACQ_REL); /* two threads may come first */
 
-    sd_boot.ncarry = 0;
-    sd_socks_carried(sd_boot.carry, n < SD_CARRY_MAX ? n : SD_CARRY_MAX);
+    if (n)
+        sd_socks_carried(sd_boot.carry, n < SD_CARRY_MAX ? n : SD_CARRY_MAX);
 }
 
 void sd_dispatch(struct sd_frame *f, struct sd_tcb *t)

@@ -25,11 +25,12 @@ long sd_install_sigsys(void); /* gate/signal.c */
 long sd_adopt_handlers(void);
 void sd_tcbs_after_fork(struct sd_tcb *self); /* start/tcb.c */
 
-struct sd_map {
+/* gate/maps.c, under the patch lock only: one static buffer. False, 0: /proc does not tell. */
+struct sd_mapping {
     u64 lo, hi;
-    u32 prot, file; /* PROT_*; 1: backed by a file */
+    bool text; /* file-backed, private, r-x */
 };
-/* The mapping that holds addr; also the free address nearest below it for a page (0: none). False if not found. */
-bool sd_map_find(u64 addr, struct sd_map *m, u64 *hole);
+bool sd_find_mapping(u64 addr, struct sd_mapping *m);
+u64 sd_find_gap(u64 addr, u64 bytes); /* where `bytes` are free below addr, at most 1 GiB away */
 
 #endif

@@ -1,95 +1,134 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * maps.c - /proc/self/maps, read a line at a time without memory of its own.
+ * maps.c - what is mapped where, as /proc/self/maps tells it.
  *
- * Looks for the mapping that holds an address, and for a hole near it where a page of stubs fits: the nearest below by preference,
- * since what lies directly above a program may be its heap, which grows.
+ * The descriptor lives for microseconds and only while a site is looked at for the first time. Linux 6.11 answers for one address
+ * with an ioctl; older kernels make us read the text. One static buffer: callers hold the patch lock.
  */
 #include "gate/gate.h"
 
-struct reader {
-    long fd;
-    i32 at, len;
-    u8 buf[512];
+#define AT_FDCWD (-100)
+#define BUFFER_BYTES 32768
+#define REACH (1ull << 30)
+#define LOWEST 0x20000ull /* above vm.mmap_min_addr */
+
+struct procmap_query { /* linux/fs.h */
+    u64 size, query_flags, query_addr;
+    u64 vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
+    u32 dev_major, dev_minor, vma_name_size, build_id_size;
+    u64 vma_name_addr, build_id_addr;
+};
+_Static_assert(sizeof(struct procmap_query) == 104, "linux/fs.h");
+#define PROCMAP_QUERY 0xc0686611u
+#define VMA_RWXS 15u
+#define VMA_RX 5u
+
+struct line {
+    u64 lo, hi, inode;
+    char perms[4];
+    bool stack; /* grows down into the gap below it */
 };
 
-static int next_byte(struct reader *r)
+static char buffer[BUFFER_BYTES];
+static u64 have, pos;
+
+static int next_char(int fd)
 {
-    if (r->at == r->len) {
-        r->len = (i32)SYS3(__NR_read, r->fd, r->buf, sizeof r->buf);
-        r->at = 0;
-        if (r->len <= 0)
+    if (pos == have) {
+        long n = SYS3(__NR_read, fd, buffer, BUFFER_BYTES);
+        if (n <= 0)
             return -1;
+        have = (u64)n;
+        pos = 0;
     }
-    return r->buf[r->at++];
+    return buffer[pos++];
 }
 
-static int hex(struct reader *r, u64 *v)
+/* A number in hexadecimal or decimal, and the character behind it. */
+static u64 number(int fd, u32 base, int *end)
 {
-    int c;
-
-    *v = 0;
-    while ((c = next_byte(r)) >= 0) {
-        if (c >= '0' && c <= '9')
-            *v = *v << 4 | (u64)(c - '0');
-        else if (c >= 'a' && c <= 'f')
-            *v = *v << 4 | (u64)(c - 'a' + 10);
-        else
-            break;
+    u64 value = 0;
+    for (;;) {
+        int c = next_char(fd);
+        u32 digit = c >= '0' && c <= '9' ? (u32)(c - '0') : c >= 'a' && c <= 'f' ? (u32)(c - 'a') + 10 : 99;
+        if (digit >= base) {
+            *end = c;
+            return value;
+        }
+        value = value * base + digit;
     }
-    return c;
 }
 
-/* "lo-hi rwxp offset maj:min inode path\n" */
-static bool line(struct reader *r, struct sd_map *m)
+/* lo-hi perms offset major:minor inode [name] */
+static bool next_line(int fd, struct line *l)
 {
-    u64 junk, inode = 0;
     int c;
-
-    if (hex(r, &m->lo) != '-' || hex(r, &m->hi) != ' ')
+    l->lo = number(fd, 16, &c);
+    if (c != '-')
         return false;
-    m->prot = 0;
-    while ((c = next_byte(r)) > ' ')
-        m->prot |= c == 'r' ? PROT_READ : c == 'w' ? PROT_WRITE : c == 'x' ? PROT_EXEC : c == 's' ? 8 : 0;
-    if (hex(r, &junk) != ' ' || hex(r, &junk) != ':' || hex(r, &junk) != ' ')
-        return false;
-    while ((c = next_byte(r)) >= '0' && c <= '9')
-        inode = inode * 10 + (u64)(c - '0');
-    m->file = inode != 0;
-    while (c >= 0 && c != '\n')
-        c = next_byte(r);
+    l->hi = number(fd, 16, &c);
+    for (u32 i = 0; i < 4; i++)
+        l->perms[i] = (char)next_char(fd);
+    next_char(fd);
+    for (u32 i = 0; i < 3; i++)
+        number(fd, 16, &c);
+    l->inode = number(fd, 10, &c);
+    while (c == ' ')
+        c = next_char(fd);
+    l->stack = c == '[' && (c = next_char(fd)) == 's';
+    while (c != '\n' && c >= 0)
+        c = next_char(fd);
     return true;
 }
 
-#define REACH 0x70000000ull /* less than 2 GiB: the module itself may be large */
-
-bool sd_map_find(u64 addr, struct sd_map *m, u64 *hole)
+static int open_maps(void)
 {
-    struct reader r = {.fd = SYS4(__NR_openat, -100, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0)};
-    struct sd_map l;
-    u64 end = 0x10000; /* vm.mmap_min_addr and a margin */
-    bool found = false;
+    have = pos = 0;
+    return (int)SYS4(__NR_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+}
 
-    *hole = 0;
-    if (r.fd < 0)
-        return false;
-    while (line(&r, &l)) {
-        /* A guard page on either side, so that no neighbour grows into it. */
-        if (l.lo > end && l.lo - end >= 3 * 4096) {
-            u64 cand = l.lo - 2 * 4096;
-            if (cand <= addr && addr - cand < REACH)
-                *hole = cand;
-            else if (!*hole && cand > addr && cand - addr < REACH)
-                *hole = cand;
-        }
-        if (addr >= l.lo && addr < l.hi) {
-            *m = l;
-            found = true;
-        }
-        end = l.hi;
-        if (found && *hole)
-            break;
+static bool read_mapping(int fd, u64 addr, struct sd_mapping *m)
+{
+    struct line l;
+    while (next_line(fd, &l)) {
+        if (addr < l.lo || addr >= l.hi)
+            continue;
+        m->lo = l.lo;
+        m->hi = l.hi;
+        m->text = l.inode && l.perms[0] == 'r' && l.perms[1] == '-' && l.perms[2] == 'x' && l.perms[3] == 'p';
+        return true;
     }
-    SYS1(__NR_close, r.fd);
+    return false;
+}
+
+bool sd_find_mapping(u64 addr, struct sd_mapping *m)
+{
+    int fd = open_maps();
+    bool found = true;
+    if (fd < 0)
+        return false;
+    struct procmap_query q = { .size = sizeof q, .query_addr = addr };
+    if (SYS3(__NR_ioctl, fd, PROCMAP_QUERY, &q) == 0)
+        *m = (struct sd_mapping){ .lo = q.vma_start, .hi = q.vma_end, .text = q.inode && (q.vma_flags & VMA_RWXS) == VMA_RX };
+    else
+        found = read_mapping(fd, addr, m);
+    SYS1(__NR_close, fd);
     return found;
+}
+
+u64 sd_find_gap(u64 addr, u64 bytes)
+{
+    int fd = open_maps();
+    u64 end = LOWEST, best = 0;
+    struct line l;
+    if (fd < 0)
+        return 0;
+    while (next_line(fd, &l) && l.lo <= addr) {
+        /* At the upper end of a gap: the heap below it keeps its room to grow. */
+        if (l.lo > end && l.lo - end >= 3 * bytes && !l.stack && addr - l.lo < REACH)
+            best = l.lo - 2 * bytes;
+        end = l.hi;
+    }
+    SYS1(__NR_close, fd);
+    return best;
 }

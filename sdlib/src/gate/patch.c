@@ -1,229 +1,218 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * patch.c - trap once, then patch.
+ * patch.c - make call sites jump to their slots instead of trapping.
  *
- * Dispatch turns a call from outside of the gate into SIGSYS. The handler finds the site's slot, tries once to rewrite the site so that the
- * next call jumps there, and goes on in the slot itself: it changes rip and returns, so that the call is made outside of any signal context.
+ * A site is looked at once, when it has trapped, and patched only in private file-backed text that is not writable. What is overwritten:
  *
- * Only two things are ever written into the program's text (DESIGN 2.3: a thread may be blocked at the site and returns to the byte behind
- * it, or restarts at it):
- *   - the five bytes of `mov $nr,%eax` before the call, by one aligned store; the call itself stays and traps if it is jumped to
- *   - the two bytes of the call, by a short jump to padding between functions, where a long jump has been put first
- * Padding is int3 (never executed), or a run of no-ops of at least seven bytes that begins with a jump over the rest: executed
- * in line it still does nothing.
+ *   mov $nr,%eax          the five bytes become `jmp stub`; the stub loads the number. The `syscall` behind stays: a thread that is
+ *   syscall               blocked in it returns to the byte behind it or restarts at it, and whoever jumps to it still traps.
+ *
+ *   syscall               becomes a short jump to a `jmp stub` in padding within 128 bytes. A thread blocked here returns to the byte
+ *                         behind; one that restarts finds the short jump, with the number in rax as the kernel has put it there.
+ *
+ * Padding that takes the five bytes of `jmp stub`:
+ *   - int3 between functions;
+ *   - the SIB byte and displacement of a no-op of eight bytes or more: `0f 1f 84 <e9 rel32>` is still a no-op of the same length, with any
+ *     prefix in front, so whoever runs through it notices nothing, even while we write;
+ *   - a no-op of seven bytes, rewritten as `eb 05 <e9 rel32>`.
+ *
+ * With more than one thread a store must look atomic to other CPUs' instruction fetch: only within one aligned 8-byte word.
+ * Stubs lie in pages near the module, since the slots are out of reach of a 32-bit displacement.
  */
 #include "gate/gate.h"
 
 _Atomic u64 sd_slot_ret[SD_SLOTS];
-static u8 tried[SD_SLOTS]; /* a site is looked at once */
-static u32 forbidden;
-static _Atomic u32 lock;
 
-static struct stubs {
-    u64 page, used;
-} stubs[64];
-static u32 nstubs;
+#define PAGE 4096ull
+#define AREA_BYTES (4 * PAGE)
+#define STUB_BYTES 32u
+#define AREAS 32
+#define OP_JMP 0xe9
+#define OP_JMP_SHORT 0xeb
+#define OP_MOV_EAX 0xb8
 
-static void take(void)
-{
-    while (!cas_u32(&lock, 0, 1))
-        SYS0(__NR_sched_yield);
-}
+static struct {
+    u64 base, used;
+} areas[AREAS];
+static _Atomic u32 lock; /* taken with all signals blocked, for the time of a few system calls */
+static _Atomic u8 tried[SD_SLOTS];
+static bool forbidden;
+
+void sd_patch_forbid(void) { forbidden = true; }
 
 void sd_patch_after_fork(void) { store_rlx(&lock, 0); }
 
-void sd_patch_forbid(void) { forbidden = 1; }
+/* ------------------------------------------------------------------ stores */
+
+static bool one_word(u64 at, u64 n) { return (at & 7) + n <= 8; }
+
+static void store_code(u64 at, const u8 *bytes, u64 n)
+{
+    if (!one_word(at, n)) {
+        for (u64 i = n; i--;)
+            ((volatile u8 *)at)[i] = bytes[i];
+        return;
+    }
+    u64 word = *(volatile u64 *)(at & ~7ull);
+    sd_copy((u8 *)&word + (at & 7), bytes, n);
+    *(volatile u64 *)(at & ~7ull) = word;
+}
+
+static long protect(u64 at, u64 n, u32 prot)
+{
+    u64 lo = at & ~(PAGE - 1), hi = (at + n + PAGE - 1) & ~(PAGE - 1);
+    return SYS3(__NR_mprotect, lo, hi - lo, prot);
+}
+
+/* Other threads run in these pages: executable all the time. Refused (PR_SET_MDWE, SELinux): the site keeps trapping. */
+static bool poke(u64 at, const u8 *bytes, u64 n)
+{
+    if (protect(at, n, PROT_READ | PROT_WRITE | PROT_EXEC) < 0)
+        return false;
+    store_code(at, bytes, n);
+    protect(at, n, PROT_READ | PROT_EXEC);
+    return true;
+}
+
+static void put_jmp(u8 *out, u64 at, u64 to)
+{
+    i32 distance = (i32)(to - (at + 5));
+    out[0] = OP_JMP;
+    sd_copy(out + 1, &distance, 4);
+}
 
 /* ------------------------------------------------------------------- stubs */
 
-#define STUB_BYTES 32
-
-/* A stub within reach of `site`, or 0. */
-static u64 stub_new(u64 site, u64 hole, u32 nr, bool load_nr, u64 slot)
+static bool reaches(u64 from, u64 to)
 {
-    struct stubs *p = NULL;
-    u8 code[STUB_BYTES] = {0};
-    u32 n = 0;
-    u64 at;
-
-    for (u32 i = 0; i < nstubs; i++) {
-        u64 d = stubs[i].page > site ? stubs[i].page - site : site - stubs[i].page;
-        if (d < 0x70000000 && stubs[i].used + STUB_BYTES <= 4096)
-            p = &stubs[i];
-    }
-    if (!p) {
-        if (!hole || nstubs == ARRAY_LEN(stubs))
-            return 0;
-        at = (u64)SYS6(__NR_mmap, hole, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-        if (at != hole)
-            return 0;
-        p = &stubs[nstubs++];
-        *p = (struct stubs){at, 0};
-    } else if (SYS3(__NR_mprotect, p->page, 4096, PROT_READ | PROT_WRITE | PROT_EXEC) < 0) {
-        return 0;
-    }
-    if (load_nr) {
-        code[n++] = 0xb8; /* mov $nr,%eax */
-        for (u32 i = 0; i < 4; i++)
-            code[n++] = (u8)(nr >> 8 * i);
-    }
-    code[n++] = 0xff; /* jmp *0(%rip) */
-    code[n++] = 0x25;
-    n += 4;
-    for (u32 i = 0; i < 8; i++)
-        code[n++] = (u8)(slot >> 8 * i);
-    at = p->page + p->used;
-    sd_copy((void *)at, code, STUB_BYTES);
-    p->used += STUB_BYTES;
-    SYS3(__NR_mprotect, p->page, 4096, PROT_READ | PROT_EXEC);
-    return at;
+    i64 d = (i64)(to - from);
+    return d < 0x7ff00000 && d > -0x7ff00000; /* from anywhere in the padding to anywhere in the area */
 }
 
-/* -------------------------------------------------------------------- sites */
-
-/* May n <= 5 bytes at `at` be replaced while others run there? One store within an aligned block of 16 bytes, which no processor fetches in
- * two parts; while there is only one thread, any. */
-static bool replaceable(u64 at, u32 n) { return !g.mt || (at & 15) + n <= 16; }
-
-static void replace(u64 at, const u8 *bytes, u32 n)
+static u64 stub_place(u64 site)
 {
-    u64 block = at & ~15ull, base = (at & 15) > 8 ? block + 8 : at, word;
-
-    if ((at & 15) + n > 16) {
-        sd_copy((void *)at, bytes, n);
-        return;
-    }
-    sd_copy(&word, (void *)base, 8);
-    for (u32 i = 0; i < n; i++) {
-        u32 sh = (u32)(at - base + i) * 8;
-        word = (word & ~(0xffull << sh)) | (u64)bytes[i] << sh;
-    }
-    __asm__ volatile("movq %1, %0" : "=m"(*(u64 *)base) : "r"(word) : "memory"); /* one store: others fetch the old bytes or the new */
-}
-
-static bool rel32(u64 from_end, u64 to, u8 *out)
-{
-    i64 d = (i64)(to - from_end);
-
-    if (d != (i32)d)
-        return false;
-    for (u32 i = 0; i < 4; i++)
-        out[i] = (u8)((u64)d >> 8 * i);
-    return true;
-}
-
-/* Length of the recommended multi-byte no-op at p, 0 if it is something else. */
-static u32 nop_len(const u8 *p)
-{
-    u32 pre = 0;
-
-    while (pre < 10 && (p[pre] == 0x66 || p[pre] == 0x2e))
-        pre++;
-    if (p[pre] == 0x90)
-        return pre + 1;
-    if (p[pre] != 0x0f || p[pre + 1] != 0x1f)
-        return 0;
-    switch (p[pre + 2]) {
-    case 0x00: return pre + 3;
-    case 0x40: return pre + 4;
-    case 0x44: return pre + 5;
-    case 0x80: return pre + 7;
-    case 0x84: return pre + 8;
+    for (u32 i = 0; i < AREAS; i++) {
+        if (!areas[i].base) {
+            u64 at = sd_find_gap(site, AREA_BYTES);
+            if (!at || (u64)SYS6(__NR_mmap, at, AREA_BYTES, PROT_READ | PROT_EXEC,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at)
+                return 0;
+            areas[i].base = at;
+        }
+        if (areas[i].used + STUB_BYTES <= AREA_BYTES && reaches(site, areas[i].base)) {
+            areas[i].used += STUB_BYTES;
+            return areas[i].base + areas[i].used - STUB_BYTES;
+        }
     }
     return 0;
 }
 
-/* Room for five bytes of jump within reach of a short jump at `site`; *lead is set where a jump over it has to stand in front. */
-static u64 find_padding(u64 site, const struct sd_map *m, u32 *lead)
+/* `[mov $nr,%eax;] jmp *0(%rip); .quad slot`; 0 if there is no place for it. */
+static u64 make_stub(u64 site, u64 slot, bool with_nr, u32 nr)
 {
-    u64 lo = site + 2 - 120 > m->lo ? site + 2 - 120 : m->lo;
-    u64 hi = site + 120 < m->hi - 16 ? site + 120 : m->hi - 16;
+    static const u8 jump[6] = { 0xff, 0x25, 0, 0, 0, 0 };
+    u8 code[19];
+    u64 at = stub_place(site), n = 0;
+    if (with_nr) {
+        code[0] = OP_MOV_EAX;
+        sd_copy(code + 1, &nr, 4);
+        n = 5;
+    }
+    sd_copy(code + n, jump, 6);
+    sd_copy(code + n + 6, &slot, 8);
+    return at && poke(at, code, n + 14) ? at : 0;
+}
 
-    for (u64 at = lo; at + 5 <= hi; at++) {
+/* ------------------------------------------------------------------- sites */
+
+/* `mov $nr,%eax` in front of the call, without a prefix that makes it another instruction. */
+static bool patch_mov(u64 site, const struct sd_mapping *m, u64 slot, u32 nr)
+{
+    const u8 *p = (const u8 *)site;
+    u32 immediate;
+    if (site < m->lo + 6 || p[-5] != OP_MOV_EAX || (p[-6] & 0xf0) == 0x40 || p[-6] == 0x66)
+        return false;
+    sd_copy(&immediate, p - 4, 4);
+    if (immediate != nr || (g.mt && !one_word(site - 5, 5)))
+        return false;
+    u64 stub = make_stub(site, slot, true, nr);
+    if (!stub)
+        return false;
+    u8 jump[5];
+    put_jmp(jump, site - 5, stub);
+    return poke(site - 5, jump, 5);
+}
+
+static bool is_run(const u8 *p, u8 byte, u32 n)
+{
+    while (n--)
+        if (*p++ != byte)
+            return false;
+    return true;
+}
+
+static bool is_nop(const u8 *p, u8 modrm) { return p[0] == 0x0f && p[1] == 0x1f && p[2] == modrm; }
+
+/* Where `jmp rel32` can go so that a short jump at site reaches it, or 0. *opens: the two bytes in front have to jump over it. */
+static u64 find_padding(u64 site, const struct sd_mapping *m, bool *opens)
+{
+    u64 lo = site + 2 - 128, hi = site + 2 + 127;
+    if (lo < m->lo + 8)
+        lo = m->lo + 8;
+    if (hi > m->hi - 8)
+        hi = m->hi - 8;
+    for (u64 at = lo; at <= hi; at++) {
         const u8 *p = (const u8 *)at;
-        if (p[0] == 0xcc && p[1] == 0xcc && p[2] == 0xcc && p[3] == 0xcc && p[4] == 0xcc && (at + 5 <= site || at >= site + 2)) {
-            *lead = 0;
+        *opens = false;
+        if (is_run(p, 0xcc, 5) && (p[-1] == 0xcc || p[-1] == 0xc3)) /* behind a ret or inside of a run: not an operand of something */
             return at;
-        }
-    }
-    /* Behind a `ret`. Should that byte be the end of another instruction, the no-ops are executed in line, and stay harmless. */
-    for (u64 at = lo + 1; at + 16 <= hi; at++) {
-        u32 run = 0, n;
-        if (*(const u8 *)(at - 1) != 0xc3 || !nop_len((const u8 *)at) || (at < site + 2 && at + 24 > site))
-            continue;
-        while (run < 24 && (n = nop_len((const u8 *)at + run)) != 0)
-            run += n;
-        if (run >= 7 && ((at + run) & 15) == 0) {
-            *lead = run;
+        if (is_nop(p - 3, 0x84) && is_run(p, 0, 5))
+            return at;
+        bool prefixed = p[-3] == 0x66 || p[-3] == 0x2e;
+        if (is_nop(p - 2, 0x80) && is_run(p + 1, 0, 4) && !prefixed && (!g.mt || one_word(at - 2, 2))) {
+            *opens = true;
             return at;
         }
     }
     return 0;
 }
 
-static bool writable(const struct sd_map *m, u64 at, bool on)
+static bool patch_syscall(u64 site, const struct sd_mapping *m, u64 slot)
 {
-    u64 lo = at & ~4095ull, hi = (at + 16 + 4095) & ~4095ull;
-
-    return SYS3(__NR_mprotect, lo, hi - lo, (m->prot & 7) | (on ? PROT_WRITE : 0)) == 0;
+    static const u8 over[2] = { OP_JMP_SHORT, 5 };
+    bool opens;
+    if (g.mt && !one_word(site, 2))
+        return false;
+    u64 pad = find_padding(site, m, &opens), stub = pad ? make_stub(site, slot, false, 0) : 0;
+    if (!stub)
+        return false;
+    u8 jump[5], hop[2] = { OP_JMP_SHORT, (u8)(pad - (site + 2)) };
+    put_jmp(jump, pad, stub);
+    return (!opens || poke(pad - 2, over, 2)) && poke(pad, jump, 5) && poke(site, hop, 2);
 }
 
-static bool patch_mov(u64 site, u32 nr, const struct sd_map *m, u64 hole, u64 slot)
+static bool patch(u32 slot, u64 ret, u32 nr)
 {
-    const u8 *b = (const u8 *)(site - 5);
-    u8 code[5] = {0xe9};
-    u64 stub;
-    u32 imm;
-
-    if (site - 6 < m->lo || b[0] != 0xb8 || (b[-1] & 0xf0) == 0x40 || !replaceable(site - 5, 5))
+    struct sd_mapping m;
+    u64 site = ret - 2, to = (u64)sd_slots + (u64)SD_SLOT_BYTES * slot;
+    const u8 *p = (const u8 *)site;
+    if (!sd_find_mapping(site, &m) || !m.text || ret > m.hi || p[0] != 0x0f || p[1] != 0x05)
         return false;
-    sd_copy(&imm, b + 1, 4);
-    if (imm != nr || !(stub = stub_new(site, hole, nr, true, slot)) || !rel32(site, stub, code + 1) || !writable(m, site - 5, true))
-        return false;
-    replace(site - 5, code, 5);
-    writable(m, site - 5, false);
-    return true;
-}
-
-static bool patch_short(u64 site, const struct sd_map *m, u64 hole, u64 slot)
-{
-    u8 jump[8] = {0xe9}, code[2] = {0xeb};
-    u32 lead = 0;
-    u64 pad, stub, entry;
-
-    if (!replaceable(site, 2) || !(pad = find_padding(site, m, &lead)) || !(stub = stub_new(site, hole, 0, false, slot)))
-        return false;
-    entry = lead ? pad + 2 : pad;
-    if (!rel32(entry + 5, stub, jump + 1))
-        return false;
-    i64 d = (i64)(entry - (site + 2));
-    if (d < -128 || d > 127 || !writable(m, pad < site ? pad : site, true) || !writable(m, pad < site ? site : pad, true))
-        return false;
-    sd_copy((void *)entry, jump, 5); /* nobody jumps into the middle of padding; in line it is skipped from here on */
-    if (lead) {
-        u8 over[2] = {0xeb, (u8)(lead - 2)};
-        sd_copy((void *)pad, over, 2);
-    }
-    code[1] = (u8)d;
-    replace(site, code, 2);
-    writable(m, pad, false);
-    writable(m, site, false);
-    return true;
+    return patch_mov(site, &m, to, nr) || patch_syscall(site, &m, to);
 }
 
 void sd_patch_site(u32 slot, u64 ret, u32 nr)
 {
-    u64 entry = (u64)sd_slots + (u64)slot * SD_SLOT_BYTES, site = ret - 2, hole;
-    const u8 *b = (const u8 *)site;
-    struct sd_map m;
-
-    if (tried[slot])
+    if (load_rlx(&tried[slot]) || forbidden || sd_boot.no_patch || !g.cfg->patch)
         return;
-    take();
-    if (!tried[slot]) {
-        tried[slot] = 1;
-        if (!sd_boot.no_patch && !forbidden && sd_map_find(site, &m, &hole) && m.file && (m.prot & 15) == (PROT_READ | PROT_EXEC) &&
-            b[0] == 0x0f && b[1] == 0x05 && (patch_mov(site, nr, &m, hole, entry) || patch_short(site, &m, hole, entry)))
+    /* A child that shares our memory may be killed at any moment, and would leave the lock and writable text behind. */
+    if (SYS0(__NR_getpid) != (long)g.pid)
+        return;
+    while (!cas_u32(&lock, 0, 1))
+        SYS0(__NR_sched_yield);
+    if (!load_rlx(&tried[slot])) {
+        store_rlx(&tried[slot], 1);
+        if (patch(slot, ret, nr))
             COUNT(sites_patched);
         else
             COUNT(sites_trapping);

@@ -35,6 +35,8 @@ long sd_init_c(void)
         return -ENOEXEC;
     if (sd_self())
         return -EBUSY; /* the program uses gs */
+    for (u32 i = 0; i < sd_boot.ncarry && i < SD_CARRY_MAX; i++)
+        sd_fdkind[sd_boot.carry[i].fd & 0xffff] = SD_KIND_OURS; /* leads to sd_take_over() */
     g.pid = (u32)SYS0(__NR_getpid);
     g.mt = sd_boot.threads > 1;
     g.tsc_per_us = calibrate();
