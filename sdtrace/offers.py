@@ -29,6 +29,8 @@ OFFER_TIMEOUT_S: Final = 0.05
 _OPEN_TIMEOUT_S: Final = 5.0
 _BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
 
+SWEEP_EVERY = 64  # attaches between two looks for segments whose block is free again
+
 
 @dataclass(frozen=True)
 class Key:
@@ -55,6 +57,8 @@ class Broker:
         self._open: dict[int, Key] = {}
         self._by_key: dict[Key, int] = {}
         self._segments: dict[Key, int] = {}
+        self._attached: dict[Key, int] = {}
+        self._attaches = 0
         self._failures = 0
         self._retry_at = 0.0
 
@@ -158,8 +162,27 @@ class Broker:
         os.close(event.memfd)
 
     def attach(self, key: Key) -> int | None:
-        """The segment's descriptor, now the caller's to close; None when there is none for this block."""
-        return self._segments.pop(key, None)
+        """The segment's descriptor, now the caller's to close; None when there is none for this block.
+
+        A copy is kept while the block lives, for the program that gets the connection through execve.
+        """
+        segment = self._segments.pop(key, None)
+        if segment is None:
+            kept = self._attached.get(key)
+            return None if kept is None else os.dup(kept)
+        self._sweep()
+        with suppress(OSError):  # out of descriptors: the connection cannot live through execve, nothing else
+            self._attached[key] = os.dup(segment)
+        return segment
+
+    def _sweep(self) -> None:
+        """Give up segments of blocks that were freed since; every so often, since it looks at all."""
+        self._attaches += 1
+        if self._attaches % SWEEP_EVERY:
+            return
+        for key in list(self._attached):
+            if key.area.block_generation(key.block) != key.generation:
+                os.close(self._attached.pop(key))
 
     def withdraw(self, key: Key) -> None:
         """Forget an open offer or a segment that was not attached."""
@@ -174,6 +197,8 @@ class Broker:
 
     def forget_area(self, area: Area) -> None:
         """Nobody sees this area any more."""
+        for key in [key for key in self._attached if key.area is area]:
+            os.close(self._attached.pop(key))
         for key in [key for key in (*self._by_key, *self._segments) if key.area is area]:
             self.withdraw(key)
 
@@ -182,6 +207,9 @@ class Broker:
         for segment in self._segments.values():
             os.close(segment)
         self._segments.clear()
+        for segment in self._attached.values():
+            os.close(segment)
+        self._attached.clear()
         if self._opening is not None:
             with suppress(MonitorUnavailable, OSError):
                 self._opening.result().close()

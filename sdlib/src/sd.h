@@ -99,6 +99,7 @@ struct sock {
     struct sd_end e;    /* the two rings, as ring.h sees them */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
+    _Atomic u32 parked; /* threads that sleep in recv on it, waiting for a doorbell (counted when g.mt) */
     u32 idle;           /* rounds without data while hot (poll/) */
     struct reg *regs;   /* its epoll registrations */
     struct sock *next_free;

@@ -82,7 +82,7 @@ void sd_sock_put(struct sock *s)
     }
 }
 
-static struct sock *pool_get(u32 *index)
+static struct sock *pool_get(void)
 {
     struct sock *s = NULL;
 
@@ -99,7 +99,6 @@ static struct sock *pool_get(u32 *index)
             s = sock_at(nsocks++);
     }
     store_rel(&pool_lock, 0);
-    (void)index;
     return s;
 }
 
@@ -111,20 +110,14 @@ static u32 index_of(const struct sock *s)
     return 0;
 }
 
-struct sock *sd_sock_new(u32 role)
+/* A socket on a block that exists: one that lived through execve. */
+struct sock *sd_sock_carried(u32 id, struct sd_block *b)
 {
-    struct sock *s = pool_get(NULL);
-    u32 id = 0;
-    struct sd_block *b;
+    struct sock *s = pool_get();
 
     if (!s)
         return NULL;
-    b = sd_block_new(&id);
-    if (!b) {
-        s->b = NULL;
-        sock_release(s);
-        return NULL;
-    }
+    store_rlx(&s->parked, 0);
     store_rlx(&s->refs, 0);
     store_rlx(&s->busy, 0);
     store_rlx(&s->dead, 0);
@@ -135,7 +128,19 @@ struct sock *sd_sock_new(u32 role)
     s->idle = 0;
     s->checked_tsc = 0;
     s->regs = NULL;
-    b->role = (u8)role;
+    return s;
+}
+
+struct sock *sd_sock_new(u32 role)
+{
+    u32 id = 0;
+    struct sd_block *b = sd_block_new(&id);
+    struct sock *s = b ? sd_sock_carried(id, b) : NULL;
+
+    if (s)
+        b->role = (u8)role;
+    else if (b)
+        store_rel(&b->state, SD_BLOCK_FREE);
     return s;
 }
 

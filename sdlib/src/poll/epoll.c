@@ -24,6 +24,8 @@
 #define LOCK_SEIZE 500        /* so many vain tries at the same holder: it has left */
 #define LOOK_AT 8
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
+#define WARM 128              /* so many stay hot over a park, if they had an event in the last NAPS of them */
+#define NAPS 4
 #define REGS_SEEN 256         /* bound of a walk over s->regs that runs without the lock */
 
 enum { PEND_TOUCH = 1, PEND_SYNC = 2 };
@@ -45,6 +47,7 @@ struct reg {
     u32 index, gen;
     u32 latched;                /* of the block, at the last report */
     u32 idle, useless;
+    u32 naps;                   /* parks since the last report */
     bool tagged, hot, fresh, off, tx_full, dead;
 };
 
@@ -58,6 +61,8 @@ struct ep {
     _Atomic(struct reg *) pending;
     struct reg *hot;            /* circular */
     u32 nhot, nidle, calls;
+    struct reg *slept[WARM];    /* cooled by the last park: a busy set wakes up as one, without a doorbell each */
+    u32 nslept;
     _Atomic u64 round;
     u64 checked_tsc;
     struct sd_learn learn;
@@ -378,7 +383,7 @@ static int scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool a
         u32 out = r->stamp == round ? 0 : reg_report(r, 0);
         if (out) {
             r->stamp = round;
-            r->idle = 0;
+            r->idle = r->naps = 0;
             put(&e[n++], out, r->data);
         } else if (age && ++r->idle == IDLE_ROUNDS) {
             ep->nidle++;
@@ -400,6 +405,20 @@ static u32 plain_report(struct reg *r, u32 kev)
         r->kmask = r->want & PRIVATE_BITS; /* what the kernel has made of it by itself */
     }
     return kev;
+}
+
+/* Owner held, after a park has ended: what slept beside the one that was rung for is looked at again instead of waiting for its own bell. */
+static void warm_up(struct ep *ep)
+{
+    for (u32 i = 0; i < ep->nslept; i++) {
+        struct reg *r = ep->slept[i];
+        if (r->ep != ep || r->dead || r->hot || r->off || !on_ring(r->s))
+            continue;
+        r->naps++;
+        disarm(r);
+        hot_add(ep, r);
+    }
+    ep->nslept = 0;
 }
 
 /* k events of the kernel -> what the program is told, in place. */
@@ -430,9 +449,12 @@ static int translate(struct ep *ep, struct sd_tcb *t, struct epoll_event *e, int
         }
         if (out) {
             r->stamp = round;
+            r->naps = 0;
             put(&e[n++], out, r->data);
         }
     }
+    if (locked && k > 0)
+        warm_up(ep);
     if (locked)
         ep_leave(ep);
     return n;
@@ -447,6 +469,8 @@ static bool cool(struct ep *ep, bool idle_only, bool *timer)
     struct reg *r = ep->hot, *next;
     u32 count = ep->nhot;
     *timer = false;
+    if (!idle_only)
+        ep->nslept = 0;
     if (!count)
         return false;
     for (u32 i = 0; i < count; i++, r = r->hot_next) {
@@ -473,6 +497,8 @@ static bool cool(struct ep *ep, bool idle_only, bool *timer)
             *timer = true;
         } else {
             hot_del(ep, r);
+            if (!idle_only && ep->nslept < WARM && r->naps < NAPS)
+                ep->slept[ep->nslept++] = r;
         }
     }
     return false;

@@ -290,5 +290,22 @@ SD_CALL(sd_getsockopt)
 
 void sd_socks_carried(const struct sd_carry *c, u32 n)
 {
-    (void)c, (void)n;
+    for (u32 i = 0; i < n; i++) {
+        struct sd_area *a = sd_area_get(c[i].block >> 16);
+        u32 index = c[i].block & 0xffff;
+        struct sock *s = NULL;
+
+        sd_fdkind[c[i].fd & 0xffff] = 0;
+        if (a && index < SD_AREA_BLOCKS && load_rlx(&a->block[index].state) == SD_BLOCK_ATTACHED)
+            for (u32 k = 0; k < i && !s; k++) /* a duplicate of one that is there already */
+                if (c[k].block == c[i].block)
+                    s = sd_sock_of((u64)c[k].fd);
+        if (a && !s && index < SD_AREA_BLOCKS && load_rlx(&a->block[index].state) == SD_BLOCK_ATTACHED) {
+            s = sd_sock_carried(c[i].block, &a->block[index]);
+            if (s && !sd_map_segment(s))
+                s = NULL;
+        }
+        if (s)
+            sd_fd_install(c[i].fd, s);
+    }
 }

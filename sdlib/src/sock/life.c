@@ -109,7 +109,7 @@ static void offer(struct sock *s, int fd)
     }
 }
 
-static bool map_segment(struct sock *s)
+bool sd_map_segment(struct sock *s)
 {
     struct sd_seg *seg;
     struct sd_end e = {0};
@@ -155,7 +155,7 @@ static void attach(struct sock *s, int fd)
         SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, &len);
         if (lowat != 1) {
             sd_reason(s, SD_REASON_option);
-        } else if (!map_segment(s)) {
+        } else if (!sd_map_segment(s)) {
             sd_reason(s, SD_REASON_no_memory);
         } else {
             COUNT(attaches);
@@ -351,6 +351,29 @@ static void latch_end(struct sock *s, u32 err)
     atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | (err ? POLLERR | POLLHUP : 0));
 }
 
+/* Sleeps in the kernel until something arrives on the descriptor (doorbell, FIN, error): recv's value for one peeked byte. */
+long sd_park(struct sock *s, int fd)
+{
+    u8 byte;
+    long r;
+
+    COUNT(parks);
+    COUNT(calls_kernel);
+    if (load_rlx(&s->b->users) > 1) {
+        /* Another process may eat the doorbell: look again every millisecond. */
+        struct pollfd p = {fd, POLLIN, 0};
+        struct timespec64 ms = {0, 1000000};
+        r = SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
+        return r < 0 ? r : 1;
+    }
+    if (!g.mt)
+        return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+    atomic_fetch_add(&s->parked, 1);
+    r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+    atomic_fetch_sub(&s->parked, 1);
+    return r;
+}
+
 void sd_look_at_kernel(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
@@ -358,6 +381,12 @@ void sd_look_at_kernel(struct sock *s, int fd)
     u8 byte;
     long r;
     bool bell = load_acq(&s->e.rx->bell) != 0;
+
+    /* A doorbell is for all who sleep here: whoever wakes up last eats it. Eaten earlier, the others would never see it. */
+    if (bell && load_rlx(&s->parked)) {
+        sd_unlock(&b->rx_lock, held);
+        return;
+    }
 
     s->kcheck &= ~1u;
     s->checked_tsc = sd_tsc();

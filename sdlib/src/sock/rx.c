@@ -99,7 +99,6 @@ static long wait_rx(struct sock *s, int fd)
 {
     u64 budget = (u64)g.cfg->spin_us * g.tsc_per_us;
     u64 t0 = sd_tsc();
-    u8 byte;
     long r;
 
     if (budget && sd_spin_pays(s)) {
@@ -122,9 +121,7 @@ static long wait_rx(struct sock *s, int fd)
         sd_disarm(s, armed);
         return 1;
     }
-    COUNT(parks);
-    COUNT(calls_kernel);
-    r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+    r = sd_park(s, fd);
     sd_disarm(s, armed);
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */

@@ -28,6 +28,7 @@ struct sock *sd_sock_enter(u64 fd);        /* like sd_sock_of, and the socket ca
 struct sd_block *sd_block_new(u32 *id);
 void sd_block_drop(struct sock *s);
 struct sd_area *sd_area_get(u32 index);
+struct sock *sd_sock_carried(u32 id, struct sd_block *b);
 u32 sd_fd_top(void);                       /* one above the highest descriptor ever ours */
 void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached */
 
@@ -39,6 +40,8 @@ void sd_tx_back(struct sock *s, int fd, u32 reason);
 void sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eat what bells are left */
 void sd_ring_bell(struct sock *s, int fd);
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
+bool sd_map_segment(struct sock *s);
+long sd_park(struct sock *s, int fd);
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
 
 #define LOCK_NONE 0

@@ -62,7 +62,6 @@ static long wait_room(struct sock *s, int fd, u64 *deadline)
 {
     struct sd_block *b = s->b;
     u64 t0 = sd_tsc(), budget = (u64)g.cfg->spin_us * g.tsc_per_us;
-    u8 byte;
     long r;
 
     if (budget && sd_spin_pays(s)) {
@@ -78,11 +77,9 @@ static long wait_room(struct sock *s, int fd, u64 *deadline)
     }
     if (arm_room(s))
         return 0;
-    COUNT(parks);
-    COUNT(calls_kernel);
     if (*deadline == (u64)-1 && load_rlx(&b->rx_mode) == SD_MODE_RING && !(load_rlx(&b->latched) & LATCH_FIN)) {
         /* Restarts and cancellation come from the kernel; the only bytes that can arrive are doorbells and the FIN. */
-        r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+        r = sd_park(s, fd);
         if (r == -EINTR)
             return r;
         if (r != -EAGAIN) {
@@ -95,6 +92,8 @@ static long wait_room(struct sock *s, int fd, u64 *deadline)
     }
     /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
     struct timespec64 ms = {0, 1000000};
+    COUNT(parks);
+    COUNT(calls_kernel);
     u64 now = sd_now_ns();
     if (now >= *deadline)
         return -EAGAIN;
@@ -204,6 +203,10 @@ long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
     long r;
 
     sd_tick(s, fd);
+    if (unlikely(load_rlx(&b->latched) & POLLERR)) { /* reset: reported once, then a broken pipe, as TCP does */
+        u32 err = atomic_exchange(&b->rx_err, 0);
+        return err ? -(long)err : broken_pipe(flags);
+    }
     if (unlikely(flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) && load_rlx(&b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, SD_REASON_flag);
     do {
