@@ -16,7 +16,8 @@
  *     prefix in front, so whoever runs through it notices nothing, even while we write;
  *   - a no-op of seven bytes, rewritten as `eb 05 <e9 rel32>`.
  *
- * With more than one thread a store must look atomic to other CPUs' instruction fetch: only within one aligned 8-byte word.
+ * With more than one thread a store must look atomic to other CPUs' instruction fetch: one store within an aligned block of 16 bytes,
+ * which no processor fetches in two parts.
  * Stubs lie in pages near the module, since the slots are out of reach of a 32-bit displacement.
  */
 #include "gate/gate.h"
@@ -44,18 +45,19 @@ void sd_patch_after_fork(void) { store_rlx(&lock, 0); }
 
 /* ------------------------------------------------------------------ stores */
 
-static bool one_word(u64 at, u64 n) { return (at & 7) + n <= 8; }
+static bool one_block(u64 at, u64 n) { return (at & 15) + n <= 16; }
 
 static void store_code(u64 at, const u8 *bytes, u64 n)
 {
-    if (!one_word(at, n)) {
+    if (n > 8 || !one_block(at, n)) { /* a stub that nobody runs yet, or the only thread */
         for (u64 i = n; i--;)
             ((volatile u8 *)at)[i] = bytes[i];
         return;
     }
-    u64 word = *(volatile u64 *)(at & ~7ull);
-    sd_copy((u8 *)&word + (at & 7), bytes, n);
-    *(volatile u64 *)(at & ~7ull) = word;
+    u64 from = (at & 15) <= 8 ? at : (at & ~15ull) + 8, word;
+    sd_copy(&word, (void *)from, 8);
+    sd_copy((u8 *)&word + (at - from), bytes, n);
+    __asm__ volatile("movq %1, %0" : "=m"(*(u64 *)from) : "r"(word) : "memory");
 }
 
 static long protect(u64 at, u64 n, u32 prot)
@@ -133,7 +135,7 @@ static bool patch_mov(u64 site, const struct sd_mapping *m, u64 slot, u32 nr)
     if (site < m->lo + 6 || p[-5] != OP_MOV_EAX || (p[-6] & 0xf0) == 0x40 || p[-6] == 0x66)
         return false;
     sd_copy(&immediate, p - 4, 4);
-    if (immediate != nr || (g.mt && !one_word(site - 5, 5)))
+    if (immediate != nr || (g.mt && !one_block(site - 5, 5)))
         return false;
     u64 stub = make_stub(site, slot, true, nr);
     if (!stub)
@@ -169,7 +171,7 @@ static u64 find_padding(u64 site, const struct sd_mapping *m, bool *opens)
         if (is_nop(p - 3, 0x84) && is_run(p, 0, 5))
             return at;
         bool prefixed = p[-3] == 0x66 || p[-3] == 0x2e;
-        if (is_nop(p - 2, 0x80) && is_run(p + 1, 0, 4) && !prefixed && (!g.mt || one_word(at - 2, 2))) {
+        if (is_nop(p - 2, 0x80) && is_run(p + 1, 0, 4) && !prefixed && (!g.mt || one_block(at - 2, 2))) {
             *opens = true;
             return at;
         }
@@ -181,7 +183,7 @@ static bool patch_syscall(u64 site, const struct sd_mapping *m, u64 slot)
 {
     static const u8 over[2] = { OP_JMP_SHORT, 5 };
     bool opens;
-    if (g.mt && !one_word(site, 2))
+    if (g.mt && !one_block(site, 2))
         return false;
     u64 pad = find_padding(site, m, &opens), stub = pad ? make_stub(site, slot, false, 0) : 0;
     if (!stub)
