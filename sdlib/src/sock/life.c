@@ -10,6 +10,7 @@
  * So while bell is 1 the next byte on that stream is a doorbell, and while it is 0 there is none: a receiver never eats a byte of the
  * program, even if the sender goes back to TCP in the same moment. Ringing and going back exclude each other by tx_lock.
  */
+#include "poll/poll.h"
 #include "sock/sock.h"
 
 u32 sd_lock(struct sock *s, _Atomic u32 *word)
@@ -395,6 +396,8 @@ void sd_look_at_kernel(struct sock *s, int fd)
         if (r == 1 && bell) {
             atomic_exchange(&s->e.rx->bell, 0); /* [B1]; full barrier: whoever looks at the ring next sees what the bell was for */
             COUNT(bells_rx);
+            if (s->regs)
+                sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
             s->kcheck |= 1; /* a FIN may stand behind it */
         } else if (r == 1) {
             if (!load_acq(&s->e.rx->sw_back) && !load_acq(&s->e.rx->bell))
@@ -412,6 +415,8 @@ void sd_drop(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
 
+    if (load_rlx(&b->latched) & POLLERR)
+        return;
     COUNT(hostile_drops);
     g.proc->moved_back[SD_REASON_hostile]++;
     store_rel(&b->rx_err, ECONNRESET);

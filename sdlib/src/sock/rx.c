@@ -181,7 +181,8 @@ static long ring_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         i64 r = ring_take(s, iov, n, got, peek);
         if (unlikely(r < 0)) {
             sd_drop(s, fd);
-            continue;
+            u32 err = got ? 0 : atomic_exchange(&b->rx_err, 0);
+            return err ? -(long)err : (long)got;
         }
         got += (u64)r;
         if (r > 0 && !peek && unlikely(load_rlx(&s->e.rx->tx_armed))) {

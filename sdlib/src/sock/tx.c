@@ -2,6 +2,7 @@
  *
  * tx.c - sending: to the kernel, through the switch, into the ring.
  */
+#include "poll/poll.h"
 #include "sock/sock.h"
 
 static long kernel_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
@@ -175,8 +176,10 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         if (load_rlx(&s->b->tx_mode) != SD_MODE_RING)
             return sent ? (long)sent : -ERANGE;
         if (nb) {
-            if (sent)
+            if (sent) {
+                sd_ep_full(s); /* who waits for room now must be woken though nobody was told EAGAIN */
                 return (long)sent;
+            }
             if (arm_room(s))
                 continue;
             if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
@@ -262,6 +265,7 @@ static long file_to_ring(struct sock *s, int fd, int in, i64 *off, u64 count, bo
         if (nb) {
             if (arm_room(s))
                 continue;
+            sd_ep_full(s);
             return sent ? (long)sent : -EAGAIN;
         }
         long w = wait_room(s, fd, &deadline);
