@@ -134,6 +134,12 @@ void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
         return;
     }
     u32 nr = (u32)uc->reg[UC_RAX];
+    if (nr == __NR_restart_syscall) {
+        /* A sleep that the injection has interrupted goes on. Now: rt_sigreturn makes the kernel forget what was to be restarted. */
+        set_mask(uc->sigmask);
+        uc->reg[UC_RAX] = (u64)SYS0(__NR_restart_syscall);
+        return;
+    }
     i32 slot = slot_of(ret, needs_slot(nr));
     if (unlikely(slot < 0)) {
         if (needs_slot(nr))
