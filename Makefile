@@ -62,7 +62,8 @@ $(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h) sdlib/include/sd_
 	mv $@.new $@
 
 test: build $(STAMPS)/packages-test
-	@$(PY) -m pytest $(PYTEST_ARGS)
+# Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.
+	@$(PY) -m pytest --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
 
 demo: build $(STAMPS)/packages-demo
 	@$(PY) -m tools.demo
