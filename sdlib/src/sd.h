@@ -69,7 +69,6 @@ extern struct sd_global g;
 #define COUNT(name) (g.proc->ctr[SD_CTR_##name]++)
 #define COUNT_N(name, n) (g.proc->ctr[SD_CTR_##name] += (u64)(n))
 
-static inline u32 sd_tid(const struct sd_tcb *t) { return t->tid; }
 static inline struct sd_tcb *sd_self(void)
 {
     struct sd_tcb *t;
@@ -100,7 +99,6 @@ struct sock {
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
     _Atomic u32 parked; /* threads that sleep in recv on it, waiting for a doorbell (counted when g.mt) */
-    u32 idle;           /* rounds without data while hot (poll/) */
     struct reg *regs;   /* its epoll registrations */
     struct sock *next_free;
 };
@@ -140,13 +138,12 @@ SD_CALL(sd_poll); SD_CALL(sd_ppoll); SD_CALL(sd_select); SD_CALL(sd_pselect6);
 SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(sd_epoll_pwait2);
 SD_CALL(sd_clone); SD_CALL(sd_clone3); SD_CALL(sd_fork); SD_CALL(sd_vfork); SD_CALL(sd_exit); SD_CALL(sd_exit_group);
 SD_CALL(sd_execve); SD_CALL(sd_execveat);
-SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_rt_sigtimedwait); SD_CALL(sd_sigaltstack);
+SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_sigaltstack);
 SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 
 /* sock/, called by start/ around fork and exec */
 void sd_socks_before_fork(void);              /* blocks are now shared by one process more */
 void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks that only vanished threads held */
-void sd_socks_fork_failed(void);
 u32 sd_socks_before_exec(struct sd_carry *out, u32 max, bool foreign); /* connections that survive; moves or pins what cannot be carried */
 void sd_socks_carried(const struct sd_carry *c, u32 n); /* a fresh image takes them over at its first entry into C */
 void sd_socks_exit(void);                     /* exit_group: fold blocks, give up users */

@@ -154,8 +154,6 @@ void sd_socks_before_fork(void)
     }
 }
 
-void sd_socks_fork_failed(void) {}
-
 void sd_socks_after_fork_child(void)
 {
     u32 parent = g.proc->pid;

@@ -125,7 +125,6 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     s->b = b;
     s->seg = NULL;
     s->kcheck = 0;
-    s->idle = 0;
     s->checked_tsc = 0;
     s->regs = NULL;
     return s;

@@ -69,7 +69,7 @@ static i64 tx_pos(const struct sock *s, int fd)
 }
 
 /* Bytes the program (or we) have read from the stream so far. A received FIN counts as one in bytes_received. */
-static i64 rx_pos(int fd)
+i64 sd_rx_pos(int fd)
 {
     struct tcp_info_head a, z;
     i32 q;
@@ -256,7 +256,7 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
         return load_rlx(&b->rx_mode) == SD_MODE_RING;
     if (!sw)
         return false;
-    pos = rx_pos(fd);
+    pos = sd_rx_pos(fd);
     if (pos < 0 || (u64)pos < sw - 1)
         return false;
     if ((u64)pos > sw - 1) {
@@ -301,7 +301,7 @@ void sd_rx_back(struct sock *s, int fd)
     u8 junk[64];
     i64 pos;
 
-    while ((pos = rx_pos(fd)) >= 0 && (u64)pos < resume) {
+    while ((pos = sd_rx_pos(fd)) >= 0 && (u64)pos < resume) {
         long r = SYS6(__NR_recvfrom, fd, junk, min_u64(resume - (u64)pos, sizeof junk), MSG_DONTWAIT, 0, 0);
         if (r <= 0)
             break;

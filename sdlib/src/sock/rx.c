@@ -71,12 +71,8 @@ static long switching_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 f
             if (sd_rx_poll_switch(s, fd))
                 return -ERANGE;
             u64 left = load_rlx(&s->e.rx->sw_ring) - 1;
-            struct tcp_info_head ti;
-            u32 len = sizeof ti;
-            SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &ti, &len);
-            i64 fin = ti.state == TCP_CLOSE_WAIT || ti.state == TCP_LAST_ACK || ti.state == TCP_CLOSING || ti.state == TCP_CLOSE;
+            i64 pos = sd_rx_pos(fd);
             SYS3(__NR_ioctl, fd, FIONREAD, &q);
-            i64 pos = (i64)ti.bytes_received - fin - q;
             if (q > 0 && pos >= 0 && (u64)pos < left) {
                 r = kernel_rx(fd, iov, n, (flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, min_u64((u64)q, left - (u64)pos));
                 if (r != -EAGAIN)

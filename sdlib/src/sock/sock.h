@@ -40,6 +40,7 @@ void sd_tx_back(struct sock *s, int fd, u32 reason);
 void sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eat what bells are left */
 void sd_ring_bell(struct sock *s, int fd);
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
+i64 sd_rx_pos(int fd);                      /* bytes read from the TCP stream so far, -1: unknown */
 bool sd_map_segment(struct sock *s);
 long sd_park(struct sock *s, int fd);
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
