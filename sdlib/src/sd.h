@@ -7,7 +7,9 @@
 
 #include "base/base.h"
 #include "base/linux.h"
+#include "ring/bell.h"
 #include "ring/ring.h"
+#include "ring/switch.h"
 
 /* ------------------------------------------------------------------ gate */
 

@@ -101,6 +101,12 @@ i64 sd_tx_room(struct sd_end *e)
     return (i64)(e->bytes - used);
 }
 
+i64 sd_tx_look(struct sd_end *e)
+{
+    e->tx_head_seen = load_acq(&e->tx->head); /* [R2] [W2] */
+    return sd_tx_room(e);
+}
+
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
 {
     i64 room = sd_tx_room(e);

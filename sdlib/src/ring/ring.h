@@ -28,8 +28,10 @@ i64 sd_rx_avail(struct sd_end *e);
 i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip);
 /* Consumes n bytes after sd_rx_copy looked at them from head `from`; false if a signal handler has consumed meanwhile: copy again. */
 bool sd_rx_commit(struct sd_end *e, u64 from, u64 n);
-/* Room for bytes, or SD_BROKEN. */
+/* Room for bytes, or SD_BROKEN. May be less than there is by now, but is never 0 when there is some. */
 i64 sd_tx_room(struct sd_end *e);
+/* The same, exact: reads the peer's word. */
+i64 sd_tx_look(struct sd_end *e);
 /* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count or SD_BROKEN. */
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);
 bool sd_tx_commit(struct sd_end *e, u64 from, u64 n);

@@ -96,7 +96,7 @@ static void farewell(struct sock *s, int fd)
     if (!sd_attached(s) || load_rlx(&s->refs) > 1 || load_rlx(&s->b->users) > 1)
         return;
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
-    atomic_fetch_or(&s->e.tx->prod_hint, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
+    sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !(load_rlx(&s->b->latched) & LATCH_FIN))
         sd_look_at_kernel(s, fd);
 }
@@ -225,7 +225,7 @@ SD_CALL(sd_shutdown)
         return SD_PASS;
     if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
         u32 held = sd_lock(s, &s->b->tx_lock); /* no bell may be on its way out behind the FIN */
-        atomic_fetch_or(&s->e.tx->prod_hint, SD_HINT_SHUT_WR);
+        sd_hint_say(&s->e, SD_HINT_SHUT_WR);
         s->b->tx_shut = 1;
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
         sd_unlock(&s->b->tx_lock, held);

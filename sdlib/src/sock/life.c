@@ -2,13 +2,9 @@
  *
  * life.c - offer, attach, switch, doorbell, back: everything that moves a connection between its states (sock.h).
  *
- * The switch of one direction, from the sender: "my byte number N and later are in the ring" is published in sw_ring [S1] before the
- * first byte is, and only after both ends have the rings mapped. N is read from the kernel (TCP_INFO), so nothing has to be counted
- * before. The receiver reads TCP until its own position, again from the kernel, is N. What comes on TCP after N are doorbells.
- *
- * A doorbell byte is sent only by whoever changed `bell` of that direction from 0 to 1 [B1], and eaten before `bell` goes back to 0.
- * So while bell is 1 the next byte on that stream is a doorbell, and while it is 0 there is none: a receiver never eats a byte of the
- * program, even if the sender goes back to TCP in the same moment. Ringing and going back exclude each other by tx_lock.
+ * The protocols themselves, and why they are exact, are ring/switch.h and ring/bell.h. Here they meet the kernel socket: stream positions
+ * are read from TCP_INFO, so nothing has to be counted before; doorbells are sent and eaten. Ringing and going back exclude each other
+ * by tx_lock, eating by rx_lock.
  */
 #include "poll/poll.h"
 #include "sock/sock.h"
@@ -142,7 +138,7 @@ static void announce(struct sock *s)
 {
     sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state */
     if (load_rlx(&s->b->rx_plain) == 0)
-        store_rel(&s->seg->attached[s->b->side], 1);
+        sd_attached_say(s->seg, s->b->side);
 }
 
 static void attach(struct sock *s, int fd)
@@ -177,7 +173,7 @@ void sd_tick(struct sock *s, int fd)
     const struct sd_config *c = g.cfg;
 
     if (likely(state == SD_BLOCK_ATTACHED)) {
-        if (s->seg && unlikely(!load_rlx(&s->seg->attached[b->side])))
+        if (s->seg && unlikely(!sd_attached_said(s->seg, b->side)))
             announce(s);
         return;
     }
@@ -224,9 +220,9 @@ bool sd_try_switch_tx(struct sock *s, int fd)
     i64 pos;
     bool done = false;
 
-    if (load_rlx(&b->tx_mode) != SD_MODE_TCP || !load_acq(&s->seg->attached[!b->side]) || !load_acq(&s->seg->attached[b->side]))
+    if (load_rlx(&b->tx_mode) != SD_MODE_TCP || !sd_attached_said(s->seg, !b->side) || !sd_attached_said(s->seg, b->side))
         return false;
-    if (b->tx_shut || load_rlx(&s->e.tx->go_back) || (load_rlx(&b->latched) & LATCH_FIN))
+    if (b->tx_shut || sd_back_asked(&s->e) || (load_rlx(&b->latched) & LATCH_FIN))
         return false;
     held = sd_lock(s, &b->tx_lock);
     if (load_rlx(&b->tx_mode) == SD_MODE_TCP && load_rlx(&b->tx_plain) == 0 && (pos = tx_pos(s, fd)) >= 0) {
@@ -235,7 +231,7 @@ bool sd_try_switch_tx(struct sock *s, int fd)
         /* Nagle with a delayed ACK would hold a doorbell for 40 ms. */
         set_int(fd, SOL_TCP, TCP_CORK, 0);
         set_int(fd, SOL_TCP, TCP_NODELAY, 1);
-        store_rel(&s->e.tx->sw_ring, (u64)pos + 1); /* [S1] */
+        sd_sw_publish(&s->e, (u64)pos);
         store_rel(&b->tx_mode, SD_MODE_RING);
         COUNT(switches_tx);
         done = true;
@@ -249,26 +245,31 @@ bool sd_try_switch_tx(struct sock *s, int fd)
 bool sd_rx_poll_switch(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
-    u64 sw = load_acq(&s->e.rx->sw_ring); /* [S1] */
+    u64 left;
     i64 pos;
 
     if (load_rlx(&b->rx_mode) != SD_MODE_TCP)
         return load_rlx(&b->rx_mode) == SD_MODE_RING;
-    if (!sw)
-        return false;
+    if (!sd_sw_published(&s->e))
+        return false; /* the usual answer, without asking the kernel */
     pos = sd_rx_pos(fd);
-    if (pos < 0 || (u64)pos < sw - 1)
+    if (pos < 0)
         return false;
-    if ((u64)pos > sw - 1) {
+    switch (sd_sw_decide(&s->e, (u64)pos, &left)) {
+    case SD_SW_TCP:
+    case SD_SW_DRAIN:
+        return false;
+    case SD_SW_BROKEN:
         sd_drop(s, fd);
         return true;
+    case SD_SW_RING:
+        break;
     }
     if (!cas_u32(&b->rx_mode, SD_MODE_TCP, SD_MODE_RING))
         return true;
     b->opt_saved |= 1u << 31;
-    atomic_fetch_sub(&s->e.rx->rx_armed, 1); /* the one it was born with */
+    sd_sw_arrive(&s->e);
     COUNT(switches_rx);
-    sd_fence();
     sd_ep_changed(s);
     return true;
 }
@@ -280,10 +281,8 @@ void sd_tx_back(struct sock *s, int fd, u32 reason)
     i64 pos = tx_pos(s, fd);
 
     if (load_rlx(&b->tx_mode) == SD_MODE_RING) {
-        if (pos >= 0) {
-            store_rlx(&s->e.tx->sw_back_tcp, (u64)pos);
-            store_rel(&s->e.tx->sw_back, load_rlx(&s->e.tx->tail) + 1);
-        } /* else the connection is gone: the kernel will say so */
+        if (pos >= 0) /* else the connection is gone: the kernel will say so */
+            sd_back_publish(&s->e, (u64)pos);
         set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
         if (b->opt_saved & SAVED_CORK)
             set_int(fd, SOL_TCP, TCP_CORK, 1);
@@ -297,12 +296,12 @@ void sd_tx_back(struct sock *s, int fd, u32 reason)
 
 void sd_rx_back(struct sock *s, int fd)
 {
-    u64 resume = load_rlx(&s->e.rx->sw_back_tcp);
     u8 junk[64];
+    u64 left;
     i64 pos;
 
-    while ((pos = sd_rx_pos(fd)) >= 0 && (u64)pos < resume) {
-        long r = SYS6(__NR_recvfrom, fd, junk, min_u64(resume - (u64)pos, sizeof junk), MSG_DONTWAIT, 0, 0);
+    while ((pos = sd_rx_pos(fd)) >= 0 && (left = sd_back_left(&s->e, (u64)pos)) > 0) {
+        long r = SYS6(__NR_recvfrom, fd, junk, min_u64(left, sizeof junk), MSG_DONTWAIT, 0, 0);
         if (r <= 0)
             break;
     }
@@ -321,13 +320,13 @@ void sd_ring_bell(struct sock *s, int fd)
     if (load_rlx(&b->tx_mode) == SD_MODE_TCP)
         sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
     held = sd_lock(s, &b->tx_lock);
-    if (load_rlx(&b->tx_mode) == SD_MODE_RING && atomic_exchange(&s->e.tx->bell, 1) == 0) { /* [B1] */
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING && sd_bell_take(&s->e)) {
         long r = SYS6(__NR_sendto, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
         if (r == 1) {
             COUNT(bells_tx);
         } else {
             /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. Others: it is gone. */
-            store_rel(&s->e.tx->bell, 0);
+            sd_bell_give_back(&s->e);
             if (r != -EAGAIN)
                 s->kcheck |= 1;
         }
@@ -338,15 +337,7 @@ void sd_ring_bell(struct sock *s, int fd)
 static void latch_end(struct sock *s, u32 err)
 {
     struct sd_block *b = s->b;
-    u32 hint = load_rlx(&s->e.rx->prod_hint);
-    bool unread = load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head);
-
-    /* The peer's kernel resets when doorbells were unread: not a reset that the program may see. It would see one if its peer had
-     * closed with bytes unread, which are in our ring. */
-    if (err == ECONNRESET && !unread && !(hint & SD_HINT_ABORT))
-        err = 0;
-    if (!err && unread && !(hint & SD_HINT_SHUT_WR))
-        err = ECONNRESET;
+    err = sd_end_error(&s->e, err);
     if (err)
         store_rel(&b->rx_err, err);
     atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | (err ? POLLERR | POLLHUP : 0));
@@ -381,7 +372,7 @@ void sd_look_at_kernel(struct sock *s, int fd)
     u32 held = sd_lock(s, &b->rx_lock);
     u8 byte;
     long r;
-    bool bell = load_acq(&s->e.rx->bell) != 0;
+    bool bell = sd_bell_due(&s->e);
 
     /* A doorbell is for all who sleep here: whoever wakes up last eats it. Eaten earlier, the others would never see it. */
     if (bell && load_rlx(&s->parked)) {
@@ -394,13 +385,13 @@ void sd_look_at_kernel(struct sock *s, int fd)
     if (!(load_rlx(&b->latched) & LATCH_FIN) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
         r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | (bell ? 0 : MSG_PEEK), 0, 0);
         if (r == 1 && bell) {
-            atomic_exchange(&s->e.rx->bell, 0); /* [B1]; full barrier: whoever looks at the ring next sees what the bell was for */
+            sd_bell_eaten(&s->e);
             COUNT(bells_rx);
             if (s->regs)
                 sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
             s->kcheck |= 1; /* a FIN may stand behind it */
         } else if (r == 1) {
-            if (!load_acq(&s->e.rx->sw_back) && !load_acq(&s->e.rx->bell))
+            if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
                 SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT, 0, 0); /* a byte no honest peer sends */
         } else if (r == 0) {
             latch_end(s, 0);

@@ -26,7 +26,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     }
     if (n > 0)
         out |= POLLIN | POLLRDNORM;
-    if (n == 0 && load_acq(&s->e.rx->sw_back) && load_rlx(&s->e.rx->head) == load_rlx(&s->e.rx->sw_back) - 1) {
+    if (n == 0 && sd_back_reached(&s->e)) {
         i32 q = 0;
         sd_rx_back(s, fd);
         SYS3(__NR_ioctl, fd, FIONREAD, &q);
@@ -52,14 +52,7 @@ static u32 tx_ready(struct sock *s, int fd, u32 kev)
         return kev & (POLLOUT | POLLWRNORM);
     if (load_rlx(&b->latched) & LATCH_FIN)
         return POLLOUT | POLLWRNORM;
-    if (s->e.tx_head_seen == load_rlx(&s->e.tx->head)) {
-        room = sd_tx_room(&s->e);
-    } else {
-        s->e.tx_head_seen = load_acq(&s->e.tx->head);
-        room = (i64)(s->e.bytes - (load_rlx(&s->e.tx->tail) - s->e.tx_head_seen));
-        if ((u64)room > s->e.bytes)
-            room = SD_BROKEN;
-    }
+    room = sd_tx_look(&s->e);
     if (room < 0) {
         sd_drop(s, fd);
         return POLLOUT | POLLWRNORM;
@@ -67,8 +60,7 @@ static u32 tx_ready(struct sock *s, int fd, u32 kev)
     /* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
     if ((u64)room * 4 < s->e.bytes)
         return 0;
-    if (atomic_load(&b->tx_wait) && atomic_exchange(&b->tx_wait, 0))
-        atomic_fetch_sub(&s->e.tx->tx_armed, 1);
+    sd_tx_disarm(&s->e, &b->tx_wait);
     return POLLOUT | POLLWRNORM;
 }
 
@@ -96,18 +88,18 @@ u32 sd_arm(struct sock *s, u32 want)
     u32 armed = 0;
 
     if (load_rlx(&b->rx_mode) == SD_MODE_RING && (want & (POLLIN | POLLRDNORM))) {
-        atomic_fetch_add(&s->e.rx->rx_armed, 1);
+        sd_rx_arm(&s->e);
         armed |= 1;
     }
-    if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)) && atomic_exchange(&b->tx_wait, 1) == 0)
-        atomic_fetch_add(&s->e.tx->tx_armed, 1); /* taken back by whoever sees room */
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)))
+        sd_tx_arm(&s->e, &b->tx_wait); /* taken back by whoever sees room */
     return armed;
 }
 
 void sd_disarm(struct sock *s, u32 armed)
 {
     if (armed & 1)
-        atomic_fetch_sub(&s->e.rx->rx_armed, 1);
+        sd_rx_disarm(&s->e);
 }
 
 bool sd_needs_timer(const struct sock *s, u32 want)

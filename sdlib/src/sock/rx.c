@@ -67,14 +67,14 @@ static long switching_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 f
         if (sd_rx_poll_switch(s, fd))
             return -ERANGE;
         SYS3(__NR_ioctl, fd, FIONREAD, &q);
-        if (load_acq(&s->e.rx->sw_ring)) { /* published now: read up to it */
+        if (sd_sw_published(&s->e)) { /* published now: read up to it */
             if (sd_rx_poll_switch(s, fd))
                 return -ERANGE;
-            u64 left = load_rlx(&s->e.rx->sw_ring) - 1;
+            u64 left;
             i64 pos = sd_rx_pos(fd);
             SYS3(__NR_ioctl, fd, FIONREAD, &q);
-            if (q > 0 && pos >= 0 && (u64)pos < left) {
-                r = kernel_rx(fd, iov, n, (flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, min_u64((u64)q, left - (u64)pos));
+            if (q > 0 && pos >= 0 && sd_sw_decide(&s->e, (u64)pos, &left) == SD_SW_DRAIN) {
+                r = kernel_rx(fd, iov, n, (flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, min_u64((u64)q, left));
                 if (r != -EAGAIN)
                     return r;
             }
@@ -83,7 +83,7 @@ static long switching_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 f
         }
         r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (nb ? MSG_DONTWAIT : 0), 0, 0);
         if (r <= 0) {
-            if (r == 0 && load_acq(&s->e.rx->sw_ring) && sd_rx_poll_switch(s, fd))
+            if (r == 0 && sd_rx_poll_switch(s, fd))
                 return -ERANGE;
             return r;
         }
@@ -113,7 +113,7 @@ static long wait_rx(struct sock *s, int fd)
     }
     u32 armed = sd_arm(s, POLLIN);
     sd_membarrier();
-    if (load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head) || load_acq(&s->e.rx->sw_back)) {
+    if (sd_rx_news(&s->e)) {
         sd_disarm(s, armed);
         return 1;
     }
@@ -123,9 +123,9 @@ static long wait_rx(struct sock *s, int fd)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
     if (r < 0) { /* the error is consumed: keep it */
         atomic_fetch_or(&s->b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
-        bool unread = load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head);
-        if (r != -ECONNRESET || unread || (load_rlx(&s->e.rx->prod_hint) & SD_HINT_ABORT))
-            store_rel(&s->b->rx_err, (u32)-r);
+        u32 err = sd_end_error(&s->e, (u32)-r);
+        if (err)
+            store_rel(&s->b->rx_err, err);
         return 1;
     }
     sd_look_at_kernel(s, fd);
@@ -181,15 +181,11 @@ static long ring_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             return err ? -(long)err : (long)got;
         }
         got += (u64)r;
-        if (r > 0 && !peek && unlikely(load_rlx(&s->e.rx->tx_armed))) {
-            u64 used = load_rlx(&s->e.rx->tail) - load_rlx(&s->e.rx->head);
-            if (used * 2 <= s->e.bytes)
-                sd_ring_bell(s, fd); /* there is room again */
-        }
+        if (r > 0 && !peek && sd_room_wanted(&s->e))
+            sd_ring_bell(s, fd);
         if (got == want || (got && !(flags & MSG_WAITALL)) || (got && peek))
             break;
-        if (load_acq(&s->e.rx->sw_back) && load_rlx(&s->e.rx->head) == load_rlx(&s->e.rx->sw_back) - 1 &&
-            load_rlx(&s->e.rx->tail) == load_rlx(&s->e.rx->head)) {
+        if (sd_back_reached(&s->e)) {
             sd_rx_back(s, fd);
             return got ? (long)got : -ERANGE;
         }

@@ -43,19 +43,9 @@ static u64 send_timeout_ns(int fd)
 /* Arms for room. True if there is some already. */
 static bool arm_room(struct sock *s)
 {
-    struct sd_block *b = s->b;
-
-    if (atomic_exchange(&b->tx_wait, 1) == 0)
-        atomic_fetch_add(&s->e.tx->tx_armed, 1);
+    sd_tx_arm(&s->e, &s->b->tx_wait);
     sd_membarrier();
-    s->e.tx_head_seen = load_acq(&s->e.tx->head);
-    return sd_tx_room(&s->e) != 0;
-}
-
-static void room_seen(struct sock *s)
-{
-    if (load_rlx(&s->b->tx_wait) && atomic_exchange(&s->b->tx_wait, 0))
-        atomic_fetch_sub(&s->e.tx->tx_armed, 1);
+    return sd_tx_look(&s->e) != 0;
 }
 
 /* Sleeps until there may be room. 0, or -EINTR / -EAGAIN (SO_SNDTIMEO) for the program. */
@@ -154,10 +144,10 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     for (;;) {
         if (s->b->tx_shut)
             return sent ? (long)sent : broken_pipe(flags);
-        if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || load_rlx(&s->e.tx->go_back)) {
+        if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)) {
             if (sent)
                 return (long)sent;
-            sd_tx_back(s, fd, load_rlx(&s->e.tx->go_back) ? SD_REASON_call : SD_REASON_peer_fin);
+            sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
             return -ERANGE;
         }
         i64 r = ring_put(s, iov, n, sent);
@@ -167,8 +157,8 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         }
         sent += (u64)r;
         if (r > 0) {
-            room_seen(s);
-            if (load_rlx(&s->e.tx->rx_armed)) /* no fence: the receiver's membarrier stands between its arming and its last look */
+            sd_tx_disarm(&s->e, &s->b->tx_wait);
+            if (sd_data_wanted(&s->e))
                 sd_ring_bell(s, fd);
         }
         if (sent == want)
@@ -232,8 +222,7 @@ static long file_to_ring(struct sock *s, int fd, int in, i64 *off, u64 count, bo
         if (load_rlx(&s->b->tx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN))
             return sent ? (long)sent : -ERANGE;
         u32 held = sd_lock(s, &s->b->tx_lock);
-        s->e.tx_head_seen = load_acq(&s->e.tx->head);
-        i64 room = sd_tx_room(&s->e);
+        i64 room = sd_tx_look(&s->e);
         long r = 0;
         if (room > 0) {
             u64 from = load_rlx(&s->e.tx->tail), at = from & (s->e.bytes - 1);
@@ -255,8 +244,8 @@ static long file_to_ring(struct sock *s, int fd, int in, i64 *off, u64 count, bo
             sent += (u64)r;
             if (off)
                 *off += r;
-            room_seen(s);
-            if (load_rlx(&s->e.tx->rx_armed))
+            sd_tx_disarm(&s->e, &s->b->tx_wait);
+            if (sd_data_wanted(&s->e))
                 sd_ring_bell(s, fd);
             if (!off)
                 return (long)sent; /* a pipe: what was there */

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bell.h - sleeping and waking: who is armed, and the word that keeps doorbells one at a time.
+ *
+ * A waiter arms itself, issues membarrier(GLOBAL_EXPEDITED), looks once more and only then sleeps in the kernel on its own descriptor. A
+ * poster publishes (tail, head or sw_back), then loads the armed word; if it is not zero a doorbell byte goes out on the TCP stream.
+ *
+ *   [W1] data: consumer: rx_armed++, membarrier, load tail and sw_back | producer: store tail (or sw_back), load rx_armed
+ *   [W2] room: producer: tx_armed++, membarrier, load head | consumer: store head, load tx_armed
+ *        On both, store and load of the poster stand in program order without a fence: the waiter's membarrier is a full barrier on
+ *        every CPU that runs the poster, and falls either before its store (then the waiter sees it) or after it has left the store
+ *        buffer, so before the load that has still to come (then the poster sees the waiter).
+ *   [B1] bell: poster: exchange(1), and only who changed 0 to 1 sends the byte | receiver: eats the byte, exchange(0), looks at the ring.
+ *        Two exchanges of one word: either the poster's comes later and sends a new byte, or it comes earlier, and then what it has
+ *        published is seen by the receiver's look behind its own exchange.
+ *
+ * Because 1 is stored before the byte is sent and 0 only after it was eaten: while the word is 0 there is no doorbell on that stream, and
+ * while it is 1 the next byte that arrives there behind the switch is one. A receiver that eats a byte only if it saw 1 *before* it
+ * asked the kernel never eats a byte of the program. A poster that could not send puts 0 back itself; it holds the direction's lock
+ * from take to send, so that going back to TCP cannot come in between.
+ *
+ * Armed words are counts. A waiter that is killed leaves its count behind: bells more than needed, never one less.
+ */
+#ifndef SD_BELL_H
+#define SD_BELL_H
+
+#include "ring/ring.h"
+
+/* ---- the waiter for data */
+
+static inline void sd_rx_arm(const struct sd_end *e)
+{
+    atomic_fetch_add(&e->rx->rx_armed, 1); /* [W1]; the caller's membarrier follows */
+}
+
+static inline void sd_rx_disarm(const struct sd_end *e)
+{
+    atomic_fetch_sub(&e->rx->rx_armed, 1);
+}
+
+/* Not to be slept on: bytes, or the producer is gone from the ring. Also true of indices that no honest peer writes: reading finds out. */
+static inline bool sd_rx_news(const struct sd_end *e)
+{
+    return load_acq(&e->rx->tail) != load_rlx(&e->rx->head) || load_acq(&e->rx->sw_back); /* [R1] [W1] [S2] */
+}
+
+/* ---- the waiter for room. `waiting` is shared by all who use this end: they count once, and whoever sees room takes it back. */
+
+static inline void sd_tx_arm(const struct sd_end *e, _Atomic u32 *waiting)
+{
+    if (atomic_exchange(waiting, 1) == 0)
+        atomic_fetch_add(&e->tx->tx_armed, 1); /* [W2]; the caller's membarrier follows */
+}
+
+static inline void sd_tx_disarm(const struct sd_end *e, _Atomic u32 *waiting)
+{
+    if (load_rlx(waiting) && atomic_exchange(waiting, 0))
+        atomic_fetch_sub(&e->tx->tx_armed, 1);
+}
+
+/* ---- the poster */
+
+/* After a commit: the peer sleeps, or is not yet on the ring. */
+static inline bool sd_data_wanted(const struct sd_end *e)
+{
+    return load_rlx(&e->tx->rx_armed) != 0; /* [W1] */
+}
+
+/* After a commit of the consumer: the peer waits for room and half of the ring is free, so that it is not woken for every byte. */
+static inline bool sd_room_wanted(const struct sd_end *e)
+{
+    return unlikely(load_rlx(&e->rx->tx_armed)) && /* [W2] */
+           (load_rlx(&e->rx->tail) - load_rlx(&e->rx->head)) * 2 <= e->bytes;
+}
+
+/* True: this caller, and nobody else, has to send one byte now, or to give the word back. */
+static inline bool sd_bell_take(const struct sd_end *e)
+{
+    return atomic_exchange(&e->tx->bell, 1) == 0; /* [B1] */
+}
+
+static inline void sd_bell_give_back(const struct sd_end *e)
+{
+    store_rel(&e->tx->bell, 0); /* no byte was sent */
+}
+
+/* ---- the receiver of bells */
+
+/* To be asked before the kernel is: then the next byte is a doorbell, if there is one. */
+static inline bool sd_bell_due(const struct sd_end *e)
+{
+    return load_acq(&e->rx->bell) != 0;
+}
+
+/* After the byte was read. A full barrier: whoever looks at the ring next sees what the bell was for. */
+static inline void sd_bell_eaten(const struct sd_end *e)
+{
+    atomic_exchange(&e->rx->bell, 0); /* [B1] */
+}
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * switch.c - the decisions of the switch (switch.h). Every word of the peer is loaded once and checked or compared, never trusted twice.
+ */
+#include <linux/errno.h>
+#include "ring/switch.h"
+
+void sd_sw_publish(const struct sd_end *e, u64 tcp_pos)
+{
+    store_rel(&e->tx->sw_ring, tcp_pos + 1); /* [S1] */
+}
+
+enum sd_sw sd_sw_decide(const struct sd_end *e, u64 tcp_pos, u64 *left)
+{
+    u64 sw = load_acq(&e->rx->sw_ring); /* [S1] */
+
+    if (!sw)
+        return SD_SW_TCP;
+    if (tcp_pos < sw - 1) {
+        *left = sw - 1 - tcp_pos;
+        return SD_SW_DRAIN;
+    }
+    return tcp_pos == sw - 1 ? SD_SW_RING : SD_SW_BROKEN;
+}
+
+void sd_back_publish(const struct sd_end *e, u64 tcp_pos)
+{
+    store_rlx(&e->tx->sw_back_tcp, tcp_pos);
+    store_rel(&e->tx->sw_back, load_rlx(&e->tx->tail) + 1); /* [S2] */
+}
+
+u64 sd_back_left(const struct sd_end *e, u64 tcp_pos)
+{
+    u64 resume = load_rlx(&e->rx->sw_back_tcp); /* behind the acquire in sd_back_reached() [S2] */
+
+    return resume > tcp_pos ? resume - tcp_pos : 0;
+}
+
+u32 sd_end_error(const struct sd_end *e, u32 err)
+{
+    u32 hint = load_rlx(&e->rx->prod_hint);
+    bool unread = load_rlx(&e->tx->tail) != load_acq(&e->tx->head);
+
+    /* The peer's kernel resets when doorbells were unread: not a reset that the program may see. It would see one if its peer had
+     * closed with bytes unread, which are in our ring. */
+    if (err == ECONNRESET && !unread && !(hint & SD_HINT_ABORT))
+        return 0;
+    if (!err && unread && !(hint & SD_HINT_SHUT_WR))
+        return ECONNRESET;
+    return err;
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * switch.h - one direction goes from TCP to the ring in mid-stream, and back.
+ *
+ *   [S1] sw_ring: the producer writes all TCP bytes up to its stream position N, publishes N, and stores the first byte in the ring only
+ *        after that. The consumer reads TCP until its own position is N, then the ring. What comes on TCP behind N are doorbells (bell.h).
+ *   [S2] sw_back: the producer's last byte in the ring is tail M; it notes its TCP position (bells counted) in sw_back_tcp, publishes M in
+ *        sw_back, and only then writes to TCP again. The consumer drains the ring up to M, reads TCP up to that position (at most one
+ *        bell can be there), and goes on with TCP. Final: a direction switches up once and back once.
+ *   [S3] attached: an end that has both rings mapped, and whose threads are all out of receives that know nothing of rings, says so. A
+ *        direction switches only after both have: a doorbell that the receiver takes for a byte of the program would be one.
+ *
+ * Positions are counted by the kernel and handed in by the caller; the words hold 1 + position, so that 0 means "not".
+ */
+#ifndef SD_SWITCH_H
+#define SD_SWITCH_H
+
+#include "ring/ring.h"
+
+enum sd_sw {
+    SD_SW_TCP,    /* not published: everything on TCP is the program's */
+    SD_SW_DRAIN,  /* published: `left` bytes on TCP come first */
+    SD_SW_RING,   /* now */
+    SD_SW_BROKEN, /* we have read more than the peer says it has sent */
+};
+
+/* ---- both */
+
+static inline void sd_attached_say(struct sd_seg *seg, u32 side)
+{
+    store_rel(&seg->attached[side & 1], 1); /* [S3] */
+}
+
+static inline bool sd_attached_said(const struct sd_seg *seg, u32 side)
+{
+    return load_acq(&seg->attached[side & 1]) != 0; /* [S3] */
+}
+
+/* ---- the producer; under the direction's lock, so that no other thread sends meanwhile */
+
+void sd_sw_publish(const struct sd_end *e, u64 tcp_pos);
+void sd_back_publish(const struct sd_end *e, u64 tcp_pos);
+
+/* The consumer has asked for the way back. */
+static inline bool sd_back_asked(const struct sd_end *e)
+{
+    return load_rlx(&e->tx->go_back) != 0;
+}
+
+/* ---- the consumer */
+
+static inline bool sd_sw_published(const struct sd_end *e)
+{
+    return load_acq(&e->rx->sw_ring) != 0; /* [S1] */
+}
+
+/* What is to be done by a consumer that has read tcp_pos bytes of TCP; *left is set for SD_SW_DRAIN. */
+enum sd_sw sd_sw_decide(const struct sd_end *e, u64 tcp_pos, u64 *left);
+
+/* On the ring from now on: the armed count that the direction was born with goes. Once, by whoever moved rx_mode. */
+static inline void sd_sw_arrive(const struct sd_end *e)
+{
+    atomic_fetch_sub(&e->rx->rx_armed, 1);
+    sd_fence(); /* [W1]: not armed any more before the ring is looked at */
+}
+
+static inline bool sd_back_published(const struct sd_end *e)
+{
+    return load_acq(&e->rx->sw_back) != 0; /* [S2] */
+}
+
+/* The ring is read up to the way back. */
+static inline bool sd_back_reached(const struct sd_end *e)
+{
+    u64 back = load_acq(&e->rx->sw_back); /* [S2] */
+    u64 head;
+
+    if (likely(!back))
+        return false;
+    head = load_rlx(&e->rx->head);
+    return head == back - 1 && load_rlx(&e->rx->tail) == head;
+}
+
+/* TCP bytes to throw away (doorbells) before the program's go on; only after sd_back_reached(). */
+u64 sd_back_left(const struct sd_end *e, u64 tcp_pos);
+
+/* ---- end of life */
+
+static inline void sd_hint_say(const struct sd_end *e, u32 hint)
+{
+    atomic_fetch_or(&e->tx->prod_hint, hint);
+}
+
+/* The kernel says that the stream is over, with `err` (0: FIN). What the program is to be told once the ring is drained. */
+u32 sd_end_error(const struct sd_end *e, u32 err);
+
+#endif
