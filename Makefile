@@ -5,6 +5,7 @@
 #   make test    all tests
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
+#   make baseline   count the instructions of the fast paths anew; `make test` compares with them
 #   make clean   remove what was built
 
 SHELL := /bin/bash
@@ -24,8 +25,11 @@ LAUNCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes -W
 	-D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fpie -Isdlib/include
 LAUNCH_LDFLAGS := -pie -Wl,-z,relro,-z,now
 
-.PHONY: build test demo lint clean ffi image filter filters
-build: $(STAMPS)/install ffi image filters $(BIN)/sdrun
+BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread
+BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
+
+.PHONY: build test demo lint baseline clean ffi image filter filters
+build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
 $(STAMPS)/packages-%: tools/setup/packages.sh tools/setup/%.txt
@@ -61,6 +65,10 @@ $(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h) sdlib/include/sd_
 	gcc $(LAUNCH_CFLAGS) -o $@.new $(LAUNCH_SOURCES) $(LAUNCH_LDFLAGS)
 	mv $@.new $@
 
+build/bench/%: tools/bench/%.c Makefile | $(STAMPS)/packages-build
+	@mkdir -p $(@D)
+	gcc $(BENCH_CFLAGS) -o $@ $<
+
 test: build $(STAMPS)/packages-test
 # Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.
 	@$(PY) -m pytest --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
@@ -72,6 +80,9 @@ lint: build
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+baseline: build
+	@$(PY) -m tools.instructions --write
 
 clean:
 	rm -rf $(VENV) build sdlib/_image sdrun.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fastpath.c - the calls whose instructions tools/instructions.py counts. Run by it under sdrun; alone it does nothing of use.
+ *
+ * Both ends of two loopback connections are in this one process and everything happens in one order, so each call always finds the same
+ * state: room when it sends, bytes when it receives. Every call into the library after the start goes through probe(): a counted call must
+ * not find what an uncounted one has left behind. The call is `mov $nr,%eax; syscall`, as libc's wrappers have it, between two `int3`,
+ * where the tracer takes over and where it stops; the number of the probe is in r15.
+ */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+
+/* Order and names: printed for the tracer. also_*: bring about the state for the next one. */
+#define PROBES(X) \
+    X(send8, __NR_sendto) X(recv8, __NR_recvfrom) X(write8, __NR_write) X(read8, __NR_read) X(recv_empty, __NR_recvfrom) \
+    X(also_epoll_send8, __NR_sendto) X(epoll_ready, __NR_epoll_wait) X(also_epoll_recv8, __NR_recvfrom) X(also_poll_send8, __NR_sendto) \
+    X(poll_ready, __NR_poll) X(also_poll_recv8, __NR_recvfrom) X(other_getppid, __NR_getppid) X(other_read, __NR_read) \
+    X(other_poll, __NR_poll) X(other_sigprocmask, __NR_rt_sigprocmask)
+
+enum { PROBE_NONE,
+#define X(name, nr) PROBE_##name,
+PROBES(X)
+#undef X
+};
+
+/* One function a probe, so that each has a call site of its own. In a block of 16 bytes the site can be patched with threads about, too. */
+#define X(name, nr) \
+    static __attribute__((noinline)) long probe_##name(long a, long b, long c, long d) \
+    { \
+        register long r10 __asm__("r10") = d; \
+        register long r8 __asm__("r8") = 0; \
+        register long r9 __asm__("r9") = 0; \
+        register long r15 __asm__("r15") = PROBE_##name; \
+        long r; \
+        __asm__ volatile(".balign 16\n\tnop; nop; nop; int3\n\tmov %[n], %%eax\n\tsyscall\n\tint3" \
+                         : "=&a"(r), "+r"(r15), "+r"(r10), "+r"(r8), "+r"(r9) \
+                         : [n] "i"(nr), "D"(a), "S"(b), "d"(c) \
+                         : "rcx", "r11", "memory"); \
+        return r; \
+    }
+PROBES(X)
+#undef X
+
+static void check(int ok, const char *what)
+{
+    if (!ok) {
+        perror(what);
+        exit(1);
+    }
+}
+
+static void connection(int listener, int *tx, int *rx)
+{
+    struct sockaddr_in to;
+    socklen_t len = sizeof to;
+
+    check(getsockname(listener, (struct sockaddr *)&to, &len) == 0, "getsockname");
+    *tx = socket(AF_INET, SOCK_STREAM, 0);
+    check(*tx >= 0 && connect(*tx, (struct sockaddr *)&to, sizeof to) == 0, "connect");
+    *rx = accept(listener, NULL, NULL);
+    check(*rx >= 0, "accept");
+}
+
+static void *sleeper(void *unused)
+{
+    (void)unused;
+    for (;;)
+        pause();
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct epoll_event event = {.events = EPOLLIN}, got;
+    struct pollfd ours = {.events = POLLIN}, other = {.events = POLLIN};
+    char out[8] = "8 bytes", in[64];
+    int tx, rx, etx, erx, listener, epfd, null, mt;
+    sigset_t none;
+    pthread_t thread;
+
+    mt = argc > 1 && strcmp(argv[1], "threads") == 0;
+    listener = socket(AF_INET, SOCK_STREAM, 0);
+    check(bind(listener, (struct sockaddr *)&any, sizeof any) == 0 && listen(listener, 8) == 0, "listen");
+    if (mt)
+        check(pthread_create(&thread, NULL, sleeper, NULL) == 0, "pthread_create");
+    connection(listener, &tx, &rx);
+    connection(listener, &etx, &erx);
+    epfd = epoll_create1(0);
+    check(epoll_ctl(epfd, EPOLL_CTL_ADD, erx, &event) == 0, "epoll_ctl");
+    null = open("/dev/null", O_RDWR);
+    ours.fd = rx;
+    other.fd = null;
+    sigemptyset(&none);
+#define X(name, nr) printf("%s ", #name);
+    PROBES(X)
+#undef X
+    printf("\n");
+    fflush(stdout);
+    if (read(0, in, sizeof in) <= 0) /* until the tracer is there: without one the next int3 is fatal */
+        return 1;
+    for (;;) {
+        check(probe_send8(tx, (long)out, 8, 0) == 8, "send8");
+        check(probe_recv8(rx, (long)in, 8, 0) == 8, "recv8");
+        check(probe_write8(tx, (long)out, 8, 0) == 8, "write8");
+        check(probe_read8(rx, (long)in, 64, 0) == 8, "read8");
+        check(probe_recv_empty(rx, (long)in, 64, MSG_DONTWAIT) < 0, "recv_empty");
+        check(probe_also_epoll_send8(etx, (long)out, 8, 0) == 8, "epoll_send8");
+        check(probe_epoll_ready(epfd, (long)&got, 1, -1) == 1, "epoll_ready");
+        check(probe_also_epoll_recv8(erx, (long)in, 64, 0) == 8, "epoll_recv8");
+        check(probe_also_poll_send8(tx, (long)out, 8, 0) == 8, "poll_send8");
+        check(probe_poll_ready((long)&ours, 1, -1, 0) == 1, "poll_ready");
+        check(probe_also_poll_recv8(rx, (long)in, 64, 0) == 8, "poll_recv8");
+        check(probe_other_getppid(0, 0, 0, 0) > 0, "other_getppid");
+        check(probe_other_read(null, (long)in, 8, 0) == 0, "other_read");
+        check(probe_other_poll((long)&other, 1, 0, 0) == 1, "other_poll");
+        check(probe_other_sigprocmask(SIG_SETMASK, (long)&none, 0, 8) == 0, "other_sigprocmask");
+    }
+}
