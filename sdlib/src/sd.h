@@ -137,7 +137,7 @@ SD_CALL(sd_socket); SD_CALL(sd_connect); SD_CALL(sd_accept); SD_CALL(sd_accept4)
 SD_CALL(sd_close); SD_CALL(sd_close_range); SD_CALL(sd_dup); SD_CALL(sd_dup2); SD_CALL(sd_dup3); SD_CALL(sd_fcntl); SD_CALL(sd_ioctl);
 SD_CALL(sd_shutdown); SD_CALL(sd_setsockopt); SD_CALL(sd_getsockopt);
 SD_CALL(sd_poll); SD_CALL(sd_ppoll); SD_CALL(sd_select); SD_CALL(sd_pselect6);
-SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(sd_epoll_pwait2);
+SD_CALL(sd_epoll_create); SD_CALL(sd_epoll_create1); SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(sd_epoll_pwait2);
 SD_CALL(sd_clone); SD_CALL(sd_clone3); SD_CALL(sd_fork); SD_CALL(sd_vfork); SD_CALL(sd_exit); SD_CALL(sd_exit_group);
 SD_CALL(sd_execve); SD_CALL(sd_execveat);
 SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_sigaltstack);

@@ -10,7 +10,8 @@ from tests.harness import Runner
 
 # Guest and arguments. Each runs its two sides in two processes, so a report has two ends of each connection.
 BEHAVIOURS = [
-    "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "half_close", "timeouts",
+    "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "epoll_shared", "half_close",
+    "timeouts",
     "threads", "exec_keeps", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect", "waiters epoll",
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
 ]

@@ -13,6 +13,7 @@
     X(fcntl, Q, sd_fcntl) X(ioctl, Q, sd_ioctl) X(shutdown, Q, sd_shutdown) \
     X(setsockopt, Q, sd_setsockopt) X(getsockopt, Q, sd_getsockopt) \
     X(poll, F, sd_poll) X(ppoll, F, sd_ppoll) X(select, F, sd_select) X(pselect6, F, sd_pselect6) \
+    X(epoll_create, F, sd_epoll_create) X(epoll_create1, F, sd_epoll_create1) \
     X(epoll_ctl, F, sd_epoll_ctl) X(epoll_wait, Q, sd_epoll_wait) X(epoll_pwait, Q, sd_epoll_pwait) \
     X(epoll_pwait2, Q, sd_epoll_pwait2) \
     X(clone, F, sd_clone) X(clone3, F, sd_clone3) X(fork, F, sd_fork) X(vfork, F, sd_vfork) \

@@ -371,6 +371,7 @@ void sd_look_at_kernel(struct sock *s, int fd)
     struct sd_block *b = s->b;
     u32 held = sd_lock(s, &b->rx_lock);
     u8 byte;
+    bool eaten = false;
     long r;
     bool bell = sd_bell_due(&s->e);
 
@@ -387,8 +388,7 @@ void sd_look_at_kernel(struct sock *s, int fd)
         if (r == 1 && bell) {
             sd_bell_eaten(&s->e);
             COUNT(bells_rx);
-            if (s->regs)
-                sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
+            eaten = true;
             s->kcheck |= 1; /* a FIN may stand behind it */
         } else if (r == 1) {
             if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
@@ -400,6 +400,8 @@ void sd_look_at_kernel(struct sock *s, int fd)
         }
     }
     sd_unlock(&b->rx_lock, held);
+    if (eaten && s->regs)
+        sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
 }
 
 void sd_drop(struct sock *s, int fd)

@@ -6,6 +6,7 @@
  * twice. So a clone that fails goes unnoticed; what was counted for a child that never came makes us more careful, not wrong.
  */
 #include "gate/gate.h"
+#include "poll/poll.h"
 
 #define CLONE_CLEAR_SIGHAND (1ull << 32)
 #define CLONE_NEWPID 0x20000000u
@@ -16,10 +17,12 @@ static long before(struct sd_tcb *t, u64 flags)
     t->flags &= ~SD_TCB_CLEAR_SIGHAND;
     if (flags & CLONE_CLEAR_SIGHAND)
         t->flags |= SD_TCB_CLEAR_SIGHAND;
-    if (!(flags & CLONE_VM))
+    if (!(flags & CLONE_VM)) {
+        sd_ep_before_fork();
         sd_socks_before_fork();
-    else if (!(flags & CLONE_VFORK) || (flags & CLONE_THREAD))
+    } else if (!(flags & CLONE_VFORK) || (flags & CLONE_THREAD)) {
         g.mt = 1;
+    }
     return SD_BARE;
 }
 

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ep_ctl.c - epoll_create and epoll_ctl (epoll.h).
+ */
+#include "poll/epoll.h"
+
+static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
+{
+    u64 old;
+    long ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, ev);
+    if (ret < 0)
+        return ret;
+    ep_structure_lock(&old);
+    struct ep *ep = sd_epoll_of((u64)epfd);
+    if (!ep)
+        ep = ep_new(epfd, t);
+    struct reg *r = ep ? reg_new(ep) : NULL;
+    if (r) {
+        ep->fd = epfd;
+        ep->pid = g.pid;
+        r->s = s;
+        r->fd = r->live = fd;
+        r->want = r->kmask = ev->events;
+        r->data = ev->data;
+        r->fresh = r->kin = true;
+        ep->tab[r->index] = r;
+        r->next = s->regs;
+        s->regs = r;
+        if (sd_attached(s) || (r->want & EPOLLONESHOT))
+            ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
+    }
+    ep_structure_unlock(&old);
+    if (!r) {
+        SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_DEL, fd, NULL);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+/* The kernel's half will do as it is: nothing but our own state changes. */
+static void rearm(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
+{
+    struct ep *ep = r->ep;
+    bool locked = ep_enter(ep, t);
+    r->want = ev->events;
+    r->data = ev->data;
+    r->off = r->ghost = false;
+    r->fresh = true;
+    if (!locked) {
+        push_pending(r, PEND_TOUCH);
+        return;
+    }
+    reg_disarm(r);
+    hot_add(ep, r);
+    if (unlikely(load_rlx(&ep->parked) || ep->watched))
+        ep_chill_all(ep); /* [E1] */
+    ep_leave(ep, t);
+}
+
+/* Would the kernel's half of r, live or a ghost, do for this? */
+static bool may_rearm(const struct reg *r, const struct epoll_event *ev)
+{
+    return !((r->want | ev->events) & EPOLLEXCLUSIVE) && r->ep->pid == g.pid && reg_covered(r, ev->events);
+}
+
+static long ctl_mod(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
+{
+    struct ep *ep = r->ep;
+    struct sock *s = r->s;
+    if ((r->want | ev->events) & EPOLLEXCLUSIVE)
+        return -EINVAL;
+    bool locked = ep_enter(ep, t);
+    struct reg was = *r;
+    r->want = ev->events;
+    r->data = ev->data;
+    r->off = false;
+    r->fresh = true;
+    r->useless = 0;
+    /* A MOD also re-arms, and where TCP is still in use only the kernel knows of what. */
+    bool force = !translated(s) || (!fully_on_ring(s) && ((ev->events | was.kmask) & (EPOLLET | EPOLLONESHOT)));
+    long ret = reg_sync(r, force);
+    if (ret < 0) {
+        r->want = was.want;
+        r->data = was.data;
+        r->off = was.off;
+        r->fresh = was.fresh;
+    }
+    if (!locked) {
+        push_pending(r, PEND_TOUCH);
+        return ret;
+    }
+    if (translated(s) && on_ring(s)) {
+        reg_disarm(r);
+        hot_add(ep, r);
+        if (load_rlx(&ep->parked) || ep->watched)
+            ep_chill_all(ep); /* [E1] */
+    }
+    ep_leave(ep, t);
+    return ret;
+}
+
+/* The program's half goes; the kernel's may stay as a ghost, if nobody else can see it. */
+static long ctl_del(int epfd, int fd, struct reg *r, struct sd_tcb *t)
+{
+    struct ep *ep = r->ep;
+    u64 old;
+    if (r->kin && r->tagged && !r->kicked && fully_on_ring(r->s) && translated(r->s) && !(r->want & EPOLLEXCLUSIVE) && ep->pid == g.pid &&
+        !ep->watched && load_rlx(&r->s->b->users) == 1 && ep_enter(ep, t)) {
+        r->ghost = true;
+        reg_disarm(r);
+        hot_del(ep, r);
+        ep_leave(ep, t);
+        return 0;
+    }
+    long ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_DEL, fd, NULL);
+    if (ret == 0) {
+        ep_structure_lock(&old);
+        reg_drop(r, t, false);
+        ep_structure_unlock(&old);
+    }
+    return ret;
+}
+
+static bool is_epoll(int fd)
+{
+    static const char want[] = "anon_inode:[eventpoll]";
+    char path[32] = "/proc/self/fd/", name[sizeof(want) - 1], digits[12];
+    u32 n = 14, k = 0;
+    if (sd_epoll_of((u64)(u32)fd))
+        return true;
+    for (u32 v = (u32)fd; k == 0 || v; v /= 10)
+        digits[k++] = (char)('0' + v % 10);
+    while (k)
+        path[n++] = digits[--k];
+    path[n] = 0;
+    if (SYS4(__NR_readlinkat, -100, path, name, sizeof(name)) != (long)sizeof(name))
+        return false;
+    for (u32 i = 0; i < sizeof(name); i++)
+        if (name[i] != want[i])
+            return false;
+    return true;
+}
+
+/* An epoll goes into the set of another: from now on the kernel's readiness of it has to be the truth while nobody is in it. */
+static long ctl_add_other(int epfd, int fd, const struct epoll_event *ev, struct sd_tcb *t)
+{
+    u64 old;
+    long ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, ev);
+    if (ret < 0 || !is_epoll(fd))
+        return ret;
+    ep_structure_lock(&old);
+    struct ep *inner = sd_epoll_of((u64)(u32)fd);
+    if (!inner)
+        inner = ep_new(fd, t);
+    ep_structure_unlock(&old);
+    if (inner && ep_enter(inner, t)) {
+        inner->watched = true;
+        ep_chill_all(inner);
+        ep_leave(inner, t);
+    }
+    return ret;
+}
+
+/* Known from birth: a thread may sleep on it before the first socket of ours comes in, and has to understand our tags then. */
+static long created(long epfd, struct sd_tcb *t)
+{
+    u64 old;
+    if (epfd < 0 || t->foreign)
+        return epfd;
+    ep_structure_lock(&old);
+    if (sd_epoll_of((u64)epfd))
+        sd_epoll_set((u64)epfd, NULL); /* closed behind our back */
+    ep_new((int)epfd, t);
+    ep_structure_unlock(&old);
+    return epfd;
+}
+
+SD_CALL(sd_epoll_create)
+{
+    return created(SYS1(__NR_epoll_create, f->rdi), t);
+}
+
+SD_CALL(sd_epoll_create1)
+{
+    return created(SYS1(__NR_epoll_create1, f->rdi), t);
+}
+
+SD_CALL(sd_epoll_ctl)
+{
+    int epfd = (int)f->rdi, op = (int)f->rsi, fd = (int)f->rdx;
+    const struct epoll_event *p = (const struct epoll_event *)f->r10;
+    struct sock *s = sd_sock_of((u64)(u32)fd);
+    if (t->foreign || (op != EPOLL_CTL_DEL && sd_bad_ptr(p)))
+        return SD_PASS;
+    if (!s)
+        return op == EPOLL_CTL_ADD ? ctl_add_other(epfd, fd, p, t) : SD_PASS;
+    struct ep *ep = sd_epoll_of((u64)(u32)epfd);
+    struct reg *r = ep ? reg_find(s, ep, fd) : NULL;
+    if (op == EPOLL_CTL_DEL)
+        return !r ? SD_PASS : r->ghost ? -ENOENT : ctl_del(epfd, fd, r, t);
+    struct epoll_event ev = *p;
+    if (r)
+        ep->fd = epfd;
+    if (op == EPOLL_CTL_ADD) {
+        if (r && !r->ghost)
+            return -EEXIST;
+        if (r && may_rearm(r, &ev)) {
+            rearm(r, &ev, t);
+            return 0;
+        }
+        if (r)
+            reg_end(r, t);
+        return ctl_add(epfd, fd, s, &ev, t);
+    }
+    if (op != EPOLL_CTL_MOD || !r)
+        return SD_PASS;
+    if (r->ghost)
+        return -ENOENT;
+    if (may_rearm(r, &ev)) {
+        rearm(r, &ev, t);
+        return 0;
+    }
+    ep->pid = g.pid;
+    return ctl_mod(r, &ev, t);
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ep_hooks.c - what fd/ and sock/ tell of sockets that lie in epoll sets (poll.h).
+ */
+#include "poll/epoll.h"
+
+void sd_ep_changed(struct sock *s)
+{
+    struct sd_tcb *t = sd_self();
+    u32 left = REGS_SEEN;
+    for (struct reg *r = s->regs; r && left; r = r->next, left--) {
+        struct ep *ep = r->ep;
+        r->useless = 0;
+        push_pending(r, PEND_TOUCH | PEND_SYNC);
+        /* Called from sd_ready inside a scan, too: then that scan's own end does it. */
+        if (ep->pid == g.pid && load_rlx(&ep->owner) != t->tid && sd_epoll_of((u64)ep->fd) == ep && ep_enter(ep, t))
+            ep_leave(ep, t);
+    }
+}
+
+static void touch(struct reg *r)
+{
+    struct ep *ep = r->ep;
+    if (r->hot || r->ghost)
+        return;
+    push_pending(r, PEND_TOUCH);
+    if (unlikely(load_rlx(&ep->parked) || ep->watched)) { /* [E1] whoever sleeps there has lost the bell that would wake it */
+        struct sd_tcb *t = sd_self();
+        if (load_rlx(&ep->owner) != t->tid && ep_enter(ep, t))
+            ep_leave(ep, t);
+    }
+}
+
+void sd_ep_touched(struct sock *s)
+{
+    u32 left = REGS_SEEN;
+    for (struct reg *r = s->regs; r && left; r = r->next, left--)
+        touch(r);
+}
+
+void sd_ep_full(struct sock *s)
+{
+    u32 left = REGS_SEEN;
+    for (struct reg *r = s->regs; r && left; r = r->next, left--) {
+        r->tx_full = true;
+        touch(r);
+    }
+}
+
+static int another_fd(const struct sock *s, int not)
+{
+    for (u32 fd = 0; fd < ARRAY_LEN(sd_fdkind); fd++)
+        if (sd_fdkind[fd] && (int)fd != not && sd_sock_of(fd) == s)
+            return (int)fd;
+    return -1;
+}
+
+void sd_ep_fd_closed(struct sock *s, int fd)
+{
+    struct reg *r = s->regs, *next;
+    u64 old;
+    if (!r)
+        return;
+    int other = load_rlx(&s->refs) > 1 ? another_fd(s, fd) : -1;
+    ep_structure_lock(&old);
+    for (r = s->regs; r; r = next) {
+        next = r->next;
+        if (other < 0) /* the kernel keeps it while another process holds the socket: nobody could translate it */
+            reg_drop(r, sd_self(), r->tagged && r->fd == fd && r->ep->pid == g.pid && load_rlx(&s->b->users) > 1);
+        else if (r->ghost && r->fd == fd)
+            reg_drop(r, sd_self(), r->ep->pid == g.pid); /* the last moment at which it has a name */
+        else if (r->live == fd)
+            r->live = other; /* registered under a number that is gone, and still reported: as Linux does it */
+    }
+    ep_structure_unlock(&old);
+}

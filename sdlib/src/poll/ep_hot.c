@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ep_hot.c - which registrations are looked at, what they have to say, and how they become cold (epoll.h).
+ */
+#include "poll/epoll.h"
+
+/* ---------------------------------------------------------------- hot list */
+
+void hot_add(struct ep *ep, struct reg *r)
+{
+    r->idle = 0;
+    if (r->hot)
+        return;
+    r->hot = true;
+    ep->nhot++;
+    if (!ep->hot) {
+        r->hot_next = r->hot_prev = r;
+    } else {
+        r->hot_next = ep->hot;
+        r->hot_prev = ep->hot->hot_prev;
+        r->hot_prev->hot_next = r;
+        r->hot_next->hot_prev = r;
+    }
+    ep->hot = r; /* the newest is looked at first */
+}
+
+void hot_del(struct ep *ep, struct reg *r)
+{
+    if (!r->hot)
+        return;
+    r->hot = false;
+    ep->nhot--;
+    r->hot_prev->hot_next = r->hot_next;
+    r->hot_next->hot_prev = r->hot_prev;
+    if (ep->hot == r)
+        ep->hot = r->hot_next == r ? NULL : r->hot_next;
+}
+
+void reg_disarm(struct reg *r)
+{
+    u32 armed = load_rlx(&r->armed) ? atomic_exchange(&r->armed, 0) : 0;
+    if (armed)
+        sd_disarm(r->s, armed);
+}
+
+/* ---------------------------------------------------------- notes of others */
+
+void push_pending(struct reg *r, u32 why)
+{
+    struct ep *ep = r->ep;
+    if (atomic_fetch_or(&r->pending, why) || !ep)
+        return; /* is in the list */
+    struct reg *head = load_rlx(&ep->pending);
+    do
+        r->pend_next = head;
+    while (!atomic_compare_exchange_weak(&ep->pending, &head, r));
+}
+
+void ep_settle(struct reg *r, u32 why, struct sd_tcb *t)
+{
+    push_pending(r, why);
+    if (ep_enter(r->ep, t))
+        ep_leave(r->ep, t);
+}
+
+void ep_drain(struct ep *ep)
+{
+    struct reg *r = atomic_exchange(&ep->pending, NULL), *next;
+    for (; r; r = next) {
+        next = r->pend_next;
+        u32 why = atomic_exchange(&r->pending, 0);
+        if (r->dead)
+            continue; /* left to its killer: see reg_drop */
+        if (r->ghost) { /* [E2] */
+            reg_disarm(r);
+            hot_del(ep, r);
+            continue;
+        }
+        if (why & PEND_SYNC)
+            reg_sync(r, false);
+        if (translated(r->s) && on_ring(r->s) && !r->off) {
+            reg_disarm(r);
+            hot_add(ep, r);
+        } else {
+            hot_del(ep, r);
+        }
+    }
+    if (load_rlx(&ep->parked) || ep->watched)
+        ep_chill_all(ep); /* [E1] */
+}
+
+/* After a park has ended: what slept beside the one that was rung for is looked at again instead of waiting for its own bell. */
+void ep_warm_up(struct ep *ep)
+{
+    for (u32 i = 0; i < ep->nslept; i++) {
+        struct reg *r = ep->slept[i];
+        if (r->ep != ep || r->dead || r->ghost || r->hot || r->off || !on_ring(r->s))
+            continue;
+        r->naps++;
+        reg_disarm(r);
+        hot_add(ep, r);
+    }
+    ep->nslept = 0;
+}
+
+/* --------------------------------------------------------------- reporting */
+
+/* Has anything happened that an edge-triggered registration has not reported? */
+static bool is_news(const struct reg *r, u32 out, u64 tail, u32 latched)
+{
+    return r->fresh || latched != r->latched || (tail != r->seen_tail && (out & POLLIN))
+        || (r->tx_full && (out & POLLOUT));
+}
+
+/* Nothing to say, as a few words tell that are in the cache if nothing has changed. False: look closely. */
+static inline bool quiet(const struct reg *r)
+{
+    const struct sock *s = r->s;
+    const struct sd_block *b = s->b;
+    if (load_rlx(&b->rx_mode) != SD_MODE_RING || load_rlx(&b->tx_mode) != SD_MODE_RING)
+        return false;
+    if (load_rlx(&s->e.rx->tail) != load_rlx(&s->e.rx->head) || s->kcheck || load_rlx(&b->latched) || load_rlx(&s->e.rx->sw_back))
+        return false;
+    return !(r->want & (POLLOUT | POLLWRNORM)) || ((r->want & EPOLLET) && !r->fresh && !r->tx_full && !load_rlx(&b->tx_wait));
+}
+
+bool reg_due(struct reg *r)
+{
+    if (r->off || quiet(r))
+        return false;
+    u64 tail = load_acq(&r->s->e.rx->tail);
+    u32 out = sd_ready(r->s, r->live, 0) & (reg_wanted(r) | ALWAYS);
+    return out && (!(r->want & EPOLLET) || is_news(r, out, tail, load_rlx(&r->s->b->latched)));
+}
+
+/* What to tell the program of r now, 0: nothing. `kev` as in sd_ready. Applies edge triggers and one-shots. */
+u32 reg_report(struct reg *r, u32 kev)
+{
+    struct sock *s = r->s;
+    bool edge = r->want & EPOLLET;
+    if (load_rlx(&s->b->tx_wait))
+        r->tx_full = true; /* read before sd_ready, which may clear it */
+    u64 tail = load_acq(&s->e.rx->tail); /* before sd_ready: bytes that come later are news again */
+    u32 ready = sd_ready(s, r->live, kev), want = reg_wanted(r);
+    u32 latched = load_rlx(&s->b->latched);
+    if (r->off || r->ghost)
+        return 0;
+    u32 out = ready & (want | ALWAYS);
+    if (!(ready & POLLOUT))
+        r->tx_full = true;
+    if (edge && out) {
+        bool news = is_news(r, out, tail, latched) || (kev & (POLLERR | POLLPRI));
+        news |= load_rlx(&s->b->rx_mode) != SD_MODE_RING && (kev & (POLLIN | POLLRDHUP));
+        news |= load_rlx(&s->b->tx_mode) != SD_MODE_RING && (kev & POLLOUT);
+        if (!news)
+            return 0;
+    }
+    if (!out)
+        return 0;
+    r->seen_tail = tail;
+    r->latched = latched;
+    r->fresh = false;
+    if (ready & POLLOUT)
+        r->tx_full = false;
+    if (r->want & EPOLLONESHOT)
+        r->off = true; /* the kernel is told only if it reports this again */
+    return sd_bits_spread(out) & ((r->want & ~PRIVATE_BITS) | ALWAYS);
+}
+
+/* Looks at the hot registrations; returns how many events were stored. `age`: count idle rounds. */
+int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
+{
+    struct reg *r = ep->hot;
+    int n = 0;
+    for (u32 left = ep->nhot; left && r && n < max; left--) {
+        struct reg *next = r->hot_next;
+        u32 out = r->stamp == round || quiet(r) ? 0 : reg_report(r, 0);
+        if (out) {
+            r->stamp = round;
+            r->idle = r->naps = 0;
+            ep_put(&e[n++], out, r->data);
+        } else if (age && ++r->idle == IDLE_ROUNDS) {
+            ep->nidle++;
+        }
+        if (r->off)
+            hot_del(ep, r);
+        r = next;
+    }
+    if (n == max && ep->hot && r && r->hot)
+        ep->hot = r; /* the next scan goes on behind the last that was reported */
+    return n;
+}
+
+/* ------------------------------------------------------------------ cooling */
+
+static void arm(struct reg *r)
+{
+    reg_disarm(r);
+    if (load_rlx(&r->s->b->tx_wait))
+        r->tx_full = true; /* a send found no room; below it is we who wait */
+    store_rlx(&r->armed, sd_arm(r->s, reg_wanted(r)));
+    reg_sync(r, false); /* what is waited for decides what the kernel is asked */
+}
+
+/* Arms the hot registrations (idle_only: those that were idle for long) and looks again. True: one is ready, nothing was changed.
+ * False: they are cold now, apart from those that need a timer. */
+bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
+{
+    struct reg *r = ep->hot, *next;
+    u32 count = ep->nhot;
+    *timer = false;
+    if (!idle_only)
+        ep->nslept = 0;
+    if (!count)
+        return false;
+    for (u32 i = 0; i < count; i++, r = r->hot_next)
+        if (!idle_only || r->idle >= IDLE_ROUNDS)
+            arm(r);
+    sd_membarrier();
+    r = ep->hot;
+    for (u32 i = 0; i < count; i++, r = next) {
+        next = r->hot_next;
+        if (idle_only && r->idle < IDLE_ROUNDS)
+            continue;
+        if (reg_due(r)) {
+            reg_disarm(r);
+            if (!idle_only)
+                return true; /* the caller scans; the others stay hot, what is armed costs one bell */
+            r->idle = 0;
+        } else if (sd_needs_timer(r->s, reg_wanted(r))) {
+            *timer = true;
+        } else {
+            hot_del(ep, r);
+            if (!idle_only && ep->nslept < WARM && r->naps < NAPS)
+                ep->slept[ep->nslept++] = r;
+        }
+    }
+    return false;
+}
+
+void ep_chill_all(struct ep *ep)
+{
+    struct reg *r = ep->hot, *next;
+    u32 count = ep->nhot;
+    if (!count)
+        return;
+    for (u32 i = 0; i < count; i++, r = r->hot_next)
+        arm(r);
+    sd_membarrier();
+    r = ep->hot;
+    for (u32 i = 0; i < count; i++, r = next) {
+        next = r->hot_next;
+        if (reg_due(r) || sd_needs_timer(r->s, reg_wanted(r)))
+            reg_kick(r);
+        else
+            hot_del(ep, r);
+    }
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ep_kernel.c - the kernel's half of a registration: tags, masks, and when they have to be right (epoll.h).
+ */
+#include "poll/epoll.h"
+
+#define TAG_HIGH 0x5d5dull
+
+static u32 next_gen;
+
+u32 reg_next_gen(void)
+{
+    return ++next_gen; /* structure held */
+}
+
+static u64 tag_of(const struct reg *r)
+{
+    return TAG_HIGH << 48 | (u64)(r->gen & 0xffff) << 32 | r->index;
+}
+
+struct reg *reg_of_tag(const struct ep *ep, u64 data)
+{
+    u32 index = (u32)data;
+    if (data >> 48 != TAG_HIGH || index >= ep->cap)
+        return NULL;
+    struct reg *r = ep->tab[index];
+    return r && (r->gen & 0xffff) == (data >> 32 & 0xffff) ? r : NULL;
+}
+
+/* One that was given out, perhaps for a registration that is gone; not just any number of the program's. */
+bool is_tag(const struct ep *ep, u64 data)
+{
+    return data >> 48 == TAG_HIGH && (u32)data < ep->cap && ((u32)(data >> 32) & 0xffff) <= next_gen;
+}
+
+bool on_ring(const struct sock *s)
+{
+    return load_rlx(&s->b->rx_mode) == SD_MODE_RING || load_rlx(&s->b->tx_mode) == SD_MODE_RING;
+}
+
+bool fully_on_ring(const struct sock *s)
+{
+    return load_rlx(&s->b->rx_mode) == SD_MODE_RING && load_rlx(&s->b->tx_mode) == SD_MODE_RING;
+}
+
+/* Ring and kernel decide together, and not yet for the last time. */
+bool translated(const struct sock *s)
+{
+    return sd_attached(s)
+        && !(load_rlx(&s->b->rx_mode) == SD_MODE_BACK && load_rlx(&s->b->tx_mode) == SD_MODE_BACK);
+}
+
+u32 reg_wanted(const struct reg *r)
+{
+    return r->off ? 0 : sd_bits_fold(r->want & ~PRIVATE_BITS);
+}
+
+static u32 ring_mask(const struct reg *r, u32 want)
+{
+    return sd_kernel_want(r->s, sd_bits_fold(want & ~PRIVATE_BITS)) | (want & (EPOLLET | EPOLLWAKEUP));
+}
+
+static u32 kernel_mask(const struct reg *r, bool ring)
+{
+    if (!ring)
+        return r->off ? r->want & PRIVATE_BITS : r->want;
+    if (r->off)
+        return EPOLLET; /* ERR and HUP are always reported: once, not for ever */
+    return ring_mask(r, r->want) | (r->useless > 1 ? EPOLLET : 0);
+}
+
+/* On the ring a mask that says more than we need does no harm, until it has kept us awake in vain. */
+static bool covers(const struct reg *r, u32 mask)
+{
+    if (mask == r->kmask)
+        return true;
+    return fully_on_ring(r->s) && r->useless < 2 && !r->kicked && !((mask ^ r->kmask) & PRIVATE_BITS) && !(mask & ~r->kmask);
+}
+
+bool reg_covered(const struct reg *r, u32 want)
+{
+    return r->kin && r->tagged && translated(r->s) && fully_on_ring(r->s) && covers(r, ring_mask(r, want));
+}
+
+static long kernel_ctl(const struct reg *r, int op, u32 mask, u64 data)
+{
+    struct epoll_event ev = {mask, data};
+    return SYS4(__NR_epoll_ctl, r->ep->fd, op, r->fd, &ev);
+}
+
+static long kernel_mod(const struct reg *r, u32 mask, u64 data)
+{
+    if (!(r->want & EPOLLEXCLUSIVE))
+        return kernel_ctl(r, EPOLL_CTL_MOD, mask, data);
+    /* The kernel does not modify exclusive registrations. While we translate it is an ordinary one. */
+    kernel_ctl(r, EPOLL_CTL_DEL, 0, 0);
+    return kernel_ctl(r, EPOLL_CTL_ADD, mask, data);
+}
+
+/* Makes the kernel's half what it has to be. A one-shot carries our tag from the start: we must know whether it has fired when the socket
+ * attaches later. */
+long reg_sync(struct reg *r, bool force)
+{
+    bool ring = translated(r->s), tag = ring || (r->want & EPOLLONESHOT);
+    u32 mask = kernel_mask(r, ring);
+    if (!force && tag == r->tagged && (!tag || covers(r, mask)))
+        return 0;
+    long ret = kernel_mod(r, mask, tag ? tag_of(r) : r->data);
+    if (ret < 0)
+        return ret;
+    r->ep->tagged += (u32)tag - (u32)r->tagged;
+    r->tagged = tag;
+    r->kicked = false;
+    r->kmask = mask;
+    return 0;
+}
+
+/* Wakes one thread that sleeps on the epoll (or on one that watches it): [E1]. */
+void reg_kick(struct reg *r)
+{
+    u32 mask = (kernel_mask(r, true) & ~EPOLLET) | POLLOUT;
+    if (kernel_mod(r, mask, tag_of(r)) < 0)
+        return; /* closed meanwhile: nothing is left to wake up for */
+    r->ep->tagged += !r->tagged;
+    r->tagged = r->kicked = true;
+    r->kmask = mask;
+}
+
+/* The kernel's half becomes the program's own. */
+bool reg_hand_back(struct reg *r)
+{
+    u32 mask = kernel_mask(r, false);
+    if (kernel_mod(r, mask, r->data) < 0)
+        return false;
+    r->ep->tagged--;
+    r->tagged = r->kicked = false;
+    r->kmask = mask;
+    return true;
+}

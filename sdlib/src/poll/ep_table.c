@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ep_table.c - where registrations and epolls live, and how they come and go (epoll.h, [E4]).
+ */
+#include "poll/epoll.h"
+
+static struct reg *free_regs;
+static struct ep *all_eps, *free_eps;
+
+static void reg_free(struct reg *r)
+{
+    r->next = free_regs;
+    free_regs = r;
+}
+
+/* The live one or the ghost of it. */
+struct reg *reg_find(const struct sock *s, const struct ep *ep, int fd)
+{
+    u32 left = REGS_SEEN;
+    for (struct reg *r = s->regs; r && left; r = r->next, left--)
+        if (r->ep == ep && r->fd == fd && !r->dead)
+            return r;
+    return NULL;
+}
+
+/* Structure held. */
+static bool table_grow(struct ep *ep)
+{
+    u32 cap = ep->cap ? ep->cap * 2 : 16;
+    struct reg **tab = sd_alloc(cap * sizeof(*tab));
+    if (!tab)
+        return false;
+    if (ep->cap)
+        sd_copy(tab, ep->tab, ep->cap * sizeof(*tab));
+    ep->tab = tab; /* the old one stays: somebody may be reading it, and all of them together are no larger than this */
+    __asm__ volatile("" : : : "memory");
+    ep->cap = cap;
+    return true;
+}
+
+struct reg *reg_new(struct ep *ep)
+{
+    struct reg *r = free_regs;
+    if (ep->used == ep->cap && !table_grow(ep))
+        return NULL;
+    if (r && load_rlx(&r->pending) == 0) { /* else some ep->pending still leads through it */
+        free_regs = r->next;
+        sd_zero(r, sizeof(*r));
+    } else {
+        r = sd_alloc(sizeof(*r));
+    }
+    if (!r)
+        return NULL;
+    u32 i = ep->used; /* slots below are mostly taken: look from here, around */
+    while (ep->tab[i % ep->cap])
+        i++;
+    r->index = i % ep->cap;
+    r->gen = reg_next_gen();
+    r->ep = ep;
+    ep->used++;
+    return r;
+}
+
+/* Structure held, signals blocked. */
+void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel)
+{
+    struct ep *ep = r->ep;
+    for (struct reg **p = &r->s->regs; *p; p = &(*p)->next)
+        if (*p == r) {
+            *p = r->next;
+            break;
+        }
+    if (tell_kernel && r->kin && sd_epoll_of((u64)ep->fd) == ep)
+        SYS4(__NR_epoll_ctl, ep->fd, EPOLL_CTL_DEL, r->fd, NULL);
+    r->dead = true;
+    r->kin = false;
+    ep->tab[r->index] = NULL;
+    ep->used--;
+    ep->tagged -= r->tagged;
+    reg_disarm(r);
+    if (!ep_lock(ep, t))
+        return; /* a frame below is in the list: it stays there, off and never reported. Costs one struct */
+    hot_del(ep, r);
+    ep_drain(ep);
+    ep_leave(ep, t);
+    reg_free(r);
+}
+
+static bool is_open(const struct ep *ep)
+{
+    if (sd_epoll_of((u64)ep->fd) == ep)
+        return true;
+    for (u32 fd = 0; fd < ARRAY_LEN(sd_fdkind); fd++)
+        if (sd_fdkind[fd] && sd_epoll_of(fd) == ep)
+            return true; /* a dup */
+    return false;
+}
+
+/* Structure held. What was closed since: nobody tells us of the last close of an epoll descriptor. The struct is only
+ * ever used for another epoll descriptor: sd_ep_changed of another thread may be looking at it. */
+static void sweep(struct sd_tcb *t)
+{
+    struct ep **pp = &all_eps, *ep;
+    while ((ep = *pp)) {
+        if (load_rlx(&ep->waits) || is_open(ep)) {
+            pp = &ep->next;
+            continue;
+        }
+        for (u32 i = 0; i < ep->cap; i++)
+            if (ep->tab[i])
+                reg_drop(ep->tab[i], t, false);
+        *pp = ep->next;
+        ep->next = free_eps;
+        free_eps = ep;
+    }
+}
+
+struct ep *ep_new(int epfd, struct sd_tcb *t)
+{
+    sweep(t);
+    struct ep *ep = free_eps;
+    if (ep)
+        free_eps = ep->next;
+    else if (!(ep = sd_alloc(sizeof(*ep))))
+        return NULL;
+    ep->tagged = 0;
+    ep->fd = epfd;
+    ep->pid = g.pid;
+    sd_epoll_set((u64)epfd, ep);
+    if (sd_epoll_of((u64)epfd) != ep) { /* its table is full */
+        ep->next = free_eps;
+        free_eps = ep;
+        return NULL;
+    }
+    ep->next = all_eps;
+    all_eps = ep;
+    return ep;
+}
+
+void reg_end(struct reg *r, struct sd_tcb *t)
+{
+    u64 old;
+    ep_structure_lock(&old);
+    if (r->ghost && !r->dead)
+        reg_drop(r, t, true);
+    ep_structure_unlock(&old);
+}
+
+/* A child will share the kernel's half of what is there: no ghosts. */
+void sd_ep_before_fork(void)
+{
+    u64 old;
+    if (!all_eps)
+        return;
+    ep_structure_lock(&old);
+    for (struct ep *ep = all_eps; ep; ep = ep->next)
+        for (u32 i = 0; i < ep->cap && ep->pid == g.pid; i++)
+            if (ep->tab[i] && ep->tab[i]->ghost)
+                reg_drop(ep->tab[i], sd_self(), true);
+    ep_structure_unlock(&old);
+}
+
+void sd_ep_before_exec(void)
+{
+    u64 old;
+    ep_structure_lock(&old);
+    for (struct ep *ep = all_eps; ep; ep = ep->next) {
+        if (ep->pid != g.pid || sd_epoll_of((u64)ep->fd) != ep)
+            continue;
+        for (u32 i = 0; i < ep->cap; i++) {
+            struct reg *r = ep->tab[i];
+            if (r && r->ghost)
+                reg_drop(r, sd_self(), true);
+            else if (r && r->tagged && reg_hand_back(r))
+                push_pending(r, PEND_TOUCH | PEND_SYNC);
+        }
+    }
+    ep_structure_unlock(&old);
+}

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ep_wait.c - epoll_wait and its kin: rings first, the kernel every so often, and to sleep with everything armed (epoll.h).
+ */
+#include "poll/epoll.h"
+
+#define ASK_EVERY 16
+#define LOOK_AT 8
+#define GHOSTS 16             /* dealt with after one report */
+#define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
+
+/* --------------------------------------------------- what the kernel reports */
+
+/* A kernel event of an entry that is not translated: a one-shot of a socket on TCP. */
+static u32 plain_report(struct reg *r, u32 kev)
+{
+    if (r->want & EPOLLONESHOT) {
+        r->off = true;
+        r->kmask = r->want & PRIVATE_BITS; /* what the kernel has made of it by itself */
+    }
+    return kev;
+}
+
+/* One event of the kernel on a registration that is translated. What the program is told, 0: nothing. */
+static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
+{
+    if (locked && !r->off && on_ring(r->s)) {
+        reg_disarm(r);
+        hot_add(ep, r);
+    }
+    u32 out = reg_report(r, sd_bits_fold(kev));
+    r->useless = out || r->kicked ? 0 : r->useless + 1;
+    if (locked && (r->kicked || (!out && (r->off || r->useless == 2))))
+        reg_sync(r, false); /* or a level that nobody wants would keep us busy for ever */
+    return out;
+}
+
+/* k events of the kernel -> what the program is told, in place. */
+static int translate(struct ep *ep, struct sd_tcb *t, struct epoll_event *e, int k, u64 round)
+{
+    struct reg *ghosts[GHOSTS];
+    bool locked = ep_enter(ep, t);
+    int n = 0, dead = 0;
+    for (int i = 0; i < k; i++) {
+        u32 kev = e[i].events, out;
+        u64 data = e[i].data;
+        struct reg *r = reg_of_tag(ep, data);
+        if (!r) {
+            if (!is_tag(ep, data))
+                ep_put(&e[n++], kev, data);
+            continue; /* a tag without registration: deleted by another thread meanwhile */
+        }
+        if (r->ghost) {
+            if (dead < GHOSTS)
+                ghosts[dead++] = r; /* the others are reported again */
+            continue;
+        }
+        out = translated(r->s) ? translate_one(ep, r, kev, locked) : plain_report(r, kev);
+        if (out) {
+            r->stamp = round;
+            r->naps = 0;
+            ep_put(&e[n++], out, r->data);
+        }
+    }
+    if (locked && k > 0)
+        ep_warm_up(ep);
+    if (locked)
+        ep_leave(ep, t);
+    while (dead--)
+        reg_end(ghosts[dead], t);
+    return n;
+}
+
+/* ------------------------------------------------- an epoll in another's set */
+
+bool sd_ep_peek(void *p)
+{
+    struct ep *ep = p;
+    struct sd_tcb *t = sd_self();
+    struct reg *r;
+    bool ready = false;
+    if (!ep_enter(ep, t))
+        return false;
+    r = ep->hot;
+    for (u32 i = 0; i < ep->nhot && !ready; i++, r = r->hot_next)
+        ready = reg_due(r);
+    ep_leave(ep, t);
+    return ready;
+}
+
+bool sd_ep_park(void *p)
+{
+    struct ep *ep = p;
+    struct sd_tcb *t = sd_self();
+    bool timer, ready;
+    if (!ep_enter(ep, t))
+        return false;
+    ep->watched = true; /* from now on: the kernel's readiness has to be the truth while nobody is in here */
+    ready = ep_cool(ep, false, &timer);
+    ep_leave(ep, t);
+    return ready;
+}
+
+/* ----------------------------------------------------------------- waiting */
+
+struct epwait {
+    struct ep *ep;
+    struct sd_tcb *t;
+    struct epoll_event *e;
+    int max, epfd;
+    u64 round;
+    struct sd_deadline d;
+    struct sd_mask m;
+    bool precise; /* epoll_pwait2: nanoseconds */
+    bool called;
+    bool spinning;
+};
+
+/* Returns what the kernel has, translated; *raw its own count or -errno. */
+static int ask_kernel(struct epwait *w, int have, u64 ns, long *raw)
+{
+    struct epoll_event *e = w->e + have;
+    const void *set = ns ? w->m.set : NULL;
+    struct timespec64 ts;
+    w->called = true;
+    if (w->precise && ns) {
+        *raw = SYS6(__NR_epoll_pwait2, w->epfd, e, w->max - have, sd_ns_ts(ns, &ts), set, 8);
+    } else {
+        u64 ms = min_u64(ns / 1000000 + (ns % 1000000 != 0), 0x7fffffff);
+        *raw = SYS6(__NR_epoll_pwait, w->epfd, e, w->max - have, ns == SD_FOREVER ? -1 : (long)ms, set, 8);
+    }
+    w->ep->checked_tsc = sd_tsc();
+    return *raw > 0 ? translate(w->ep, w->t, e, (int)*raw, w->round) : 0;
+}
+
+/* Without the lock: all registrations are looked at and nothing but their own state changes. */
+static int scan_all(struct epwait *w)
+{
+    struct ep *ep = w->ep;
+    int n = 0;
+    for (u32 i = 0; i < ep->cap && n < w->max; i++) {
+        struct reg *r = ep->tab[i];
+        if (!r || r->dead || !translated(r->s))
+            continue;
+        u32 out = reg_report(r, 0);
+        if (out)
+            ep_put(&w->e[n++], out, r->data);
+    }
+    return n;
+}
+
+static int look(struct epwait *w, int have)
+{
+    struct ep *ep = w->ep;
+    bool timer;
+    if (have >= w->max)
+        return 0;
+    if (!ep_enter(ep, w->t))
+        return have ? 0 : scan_all(w);
+    int n = ep_scan(ep, w->e + have, w->max - have, w->round, !w->spinning);
+    if (!w->spinning && ep->nidle && (ep->calls & (IDLE_ROUNDS - 1)) == 0) {
+        ep->nidle = 0;
+        ep_cool(ep, true, &timer);
+    }
+    ep_leave(ep, w->t);
+    return n;
+}
+
+static bool worth_spinning(struct epwait *w, bool *here)
+{
+    struct ep *ep = w->ep;
+    bool pays = false;
+    *here = false;
+    if (!ep->hot || !ep_enter(ep, w->t))
+        return false;
+    struct reg *r = ep->hot;
+    for (u32 i = 0; i < ep->nhot && i < LOOK_AT && !pays; i++, r = r->hot_next) {
+        pays = sd_spin_pays(r->s);
+        *here |= sd_peer_here(r->s);
+    }
+    ep_leave(ep, w->t);
+    return pays;
+}
+
+static long spin(struct epwait *w, u64 left)
+{
+    struct sd_spin sp;
+    bool here;
+    long raw = 0, n = 0;
+    if (!worth_spinning(w, &here)) {
+        if (!here)
+            return 0;
+        w->called = true;
+        SYS0(__NR_sched_yield);
+        return look(w, 0);
+    }
+    if (!sd_spin_begin(&sp, &w->ep->learn, left))
+        return 0;
+    w->spinning = true; /* looks follow each other too fast to say who is idle */
+    while (n == 0 && raw >= 0 && sd_spin_more(&sp)) {
+        n = look(w, 0);
+        if (n == 0 && sd_spin_ask_kernel(&sp))
+            n = ask_kernel(w, 0, 0, &raw);
+    }
+    w->spinning = false;
+    sd_spin_end(&sp, n > 0);
+    return n ? n : raw < 0 ? raw : 0;
+}
+
+/* Sleeps once. 0: look again. */
+static long park(struct epwait *w, u64 left)
+{
+    struct ep *ep = w->ep;
+    bool timer = true, counted = false; /* without the lock: come back soon */
+    long raw;
+    if (ep_enter(ep, w->t)) {
+        bool ready = ep_cool(ep, false, &timer);
+        counted = !ready;
+        if (counted)
+            atomic_fetch_add(&ep->parked, 1); /* [E1] before the lock is free */
+        ep_leave(ep, w->t);
+        if (ready)
+            return 0;
+    }
+    COUNT(parks);
+    u64 from = sd_tsc();
+    long n = ask_kernel(w, 0, timer ? min_u64(left, TIMER_NS) : left, &raw);
+    if (counted)
+        atomic_fetch_sub(&ep->parked, 1);
+    if (raw > 0 && ep->hot)
+        sd_spin_parked(&ep->learn, from);
+    return n ? n : raw < 0 ? raw : 0;
+}
+
+static long wait_loop(struct epwait *w)
+{
+    struct ep *ep = w->ep;
+    long raw = 0;
+    u64 now = sd_tsc();
+    int n = 0;
+    bool asked = ++ep->calls % ASK_EVERY == 0 || now - ep->checked_tsc > SD_KERNEL_US * g.tsc_per_us;
+    if (asked && ep->nhot) {
+        n = ask_kernel(w, 0, 0, &raw); /* the kernel first, or ready rings would starve its descriptors */
+        if (raw < 0)
+            return raw;
+    }
+    for (;;) {
+        n += look(w, n);
+        if (n)
+            return n;
+        u64 left = sd_deadline_left(&w->d);
+        if (!left) {
+            n = ask_kernel(w, 0, 0, &raw);
+            return n ? n : raw < 0 ? raw : 0;
+        }
+        long r = spin(w, left);
+        if (r == 0)
+            r = park(w, sd_deadline_left(&w->d));
+        if (r)
+            return r;
+    }
+}
+
+static bool arguments_ok(const struct sd_frame *f)
+{
+    i32 max = (i32)f->rdx;
+    return max > 0 && max <= MAX_EVENTS && !sd_bad_ptr((void *)f->rsi);
+}
+
+static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
+{
+    w->ep = ep;
+    w->e = (struct epoll_event *)f->rsi;
+    w->max = (i32)f->rdx;
+    w->epfd = ep->fd = (int)f->rdi;
+    w->round = atomic_fetch_add(&ep->round, 1) + 1;
+    ep->pid = g.pid;
+    atomic_fetch_add(&ep->waits, 1); /* another thread may close it meanwhile */
+    if (!g.mt)
+        store_rlx(&ep->parked, 0); /* one that was left by siglongjmp */
+    long r = wait_loop(w);
+    if (unlikely(load_rlx(&ep->parked) || ep->watched) && ep_enter(ep, w->t)) {
+        ep_chill_all(ep); /* [E1] others sleep on, and rely on bells */
+        ep_leave(ep, w->t);
+    }
+    if (w->called)
+        COUNT(calls_kernel);
+    else
+        COUNT(calls_library);
+    atomic_fetch_sub(&ep->waits, 1);
+    return r;
+}
+
+/* The struct ep if this wait is ours. With one thread and nothing to translate the kernel's answer is right as it is; with more of them a
+ * socket could come in, or attach, while we sleep, and the kernel would hand out tags. */
+static struct ep *our_wait(const struct sd_frame *f, const struct sd_tcb *t)
+{
+    struct ep *ep = t->foreign ? NULL : sd_epoll_of(f->rdi);
+    if (!ep || !arguments_ok(f))
+        return NULL;
+    return ep->tagged || load_rlx(&ep->pending) || g.mt ? ep : NULL;
+}
+
+SD_CALL(sd_epoll_wait)
+{
+    struct ep *ep = our_wait(f, t);
+    i32 ms = (i32)f->r10;
+    if (!ep)
+        return SD_PASS;
+    struct epwait w = {.t = t, .d = {.ns = ms < 0 ? SD_FOREVER : (u64)ms * 1000000}};
+    return wait_on(&w, f, ep);
+}
+
+static bool mask_ok(const struct sd_frame *f)
+{
+    return !f->r8 || (f->r9 == 8 && !sd_bad_ptr((void *)f->r8));
+}
+
+SD_CALL(sd_epoll_pwait)
+{
+    i32 ms = (i32)f->r10;
+    if (!mask_ok(f))
+        return SD_PASS; /* EINVAL, EFAULT */
+    struct epwait w = {.t = t, .d = {.ns = ms < 0 ? SD_FOREVER : (u64)ms * 1000000}};
+    sd_mask_init(&w.m, (const void *)f->r8, f->r9);
+    struct ep *ep = our_wait(f, t);
+    if (!ep)
+        return w.m.copied ? SYS6(__NR_epoll_pwait, f->rdi, f->rsi, f->rdx, f->r10, w.m.set, 8) : SD_PASS;
+    return wait_on(&w, f, ep);
+}
+
+SD_CALL(sd_epoll_pwait2)
+{
+    const struct timespec64 *ts = (const struct timespec64 *)f->r10;
+    if (!mask_ok(f) || (ts && sd_bad_ptr(ts)))
+        return SD_PASS;
+    struct epwait w = {.t = t, .precise = true};
+    sd_mask_init(&w.m, (const void *)f->r8, f->r9);
+    struct ep *ep = our_wait(f, t);
+    if (!ep || !sd_deadline_ts(&w.d, ts))
+        return w.m.copied ? SYS6(__NR_epoll_pwait2, f->rdi, f->rsi, f->rdx, ts, w.m.set, 8) : SD_PASS;
+    return wait_on(&w, f, ep);
+}
+

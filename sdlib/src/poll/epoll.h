@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * epoll.h - inside of ep_*.c: epoll descriptors that watch sockets of ours.
+ *
+ * Theory of operation
+ * -------------------
+ * A registration has two halves. The program's half is `want` and `data`. The kernel's half is what the kernel has been told of the same
+ * descriptor: `kin`, `kmask`, `tagged`. Until a socket is attached both are the same. From then on the kernel is given a tag instead of the
+ * program's data, and a mask that covers what sd_kernel_want() asks for; edge triggers, one-shots and the program's mask are applied here.
+ *
+ * Once both directions are on the ring the kernel only matters when somebody sleeps, so the kernel's half is allowed to lag behind:
+ *   - EPOLL_CTL_DEL leaves a *ghost*: the program has no registration, the kernel still has one. An ADD of the same descriptor wakes the
+ *     ghost up without a system call. An event that the kernel reports for a ghost ends it.
+ *   - a mask is only handed to the kernel when it lacks a bit that we need; what it reports in excess is ignored, and after the second
+ *     time in vain taken away.
+ *
+ * On the ring, a registration is *hot* while its ring is looked at with each wait, and *cold* when it is armed, so that a doorbell makes the
+ * kernel report it. Cost follows the hot ones.
+ *
+ * Invariants (live: neither ghost nor dead)
+ *   [E1] While a thread sleeps in the kernel on an epoll (`parked`), and always while the epoll is watched by another one or by poll
+ *        (`watched`), every live registration on the ring is cold and the kernel's half covers it. Whoever makes one hot meanwhile (another
+ *        thread's epoll_ctl, a switch, a bell eaten) arms it at once, looks again, and if it is due *kicks*: it asks the kernel for EPOLLOUT
+ *        on it, which is always true of a socket that carries nothing but doorbells, so a sleeper wakes up.
+ *   [E2] A ghost is neither hot nor armed.
+ *   [E3] Hot list, edge-trigger state and `parked` belong to whoever holds ep->owner. It is never held while parked. Who finds it taken by a
+ *        frame below itself (a signal handler) or by somebody who has left by siglongjmp pushes to ep->pending, which takes no lock, and
+ *        whoever gives the owner word back looks at ep->pending afterwards.
+ *   [E4] `structure` guards s->regs and the tables; it is held with all signals blocked, so nothing can interrupt it on its own thread.
+ */
+#ifndef SD_EPOLL_H
+#define SD_EPOLL_H
+
+#include "poll/poll.h"
+
+#define PRIVATE_BITS (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP)
+#define ALWAYS ((u32)(POLLERR | POLLHUP))
+#define IDLE_ROUNDS 64
+#define TIMER_NS 1000000ull
+#define WARM 128              /* so many stay hot over a park, if they had an event in the last NAPS of them */
+#define NAPS 4
+#define REGS_SEEN 256         /* bound of a walk over s->regs that runs without the lock */
+
+enum { PEND_TOUCH = 1, PEND_SYNC = 2 };
+
+/* Memory of a struct reg is only ever used for another struct reg, so a stale pointer is harmless. */
+struct reg {
+    /* what a scan reads */
+    struct sock *s;
+    struct reg *hot_next, *hot_prev;
+    u64 seen_tail, stamp;
+    u32 want;                   /* the program's, flags included */
+    u32 latched;                /* of the block, at the last report */
+    u32 idle, naps;             /* scans since the last event; parks since the last report */
+    bool hot, fresh, off, tx_full;
+    bool ghost, dead;
+    /* the rest */
+    bool kin, tagged, kicked;   /* kernel's half: is there, with our tag, asked for OUT to wake a sleeper */
+    u32 kmask;                  /* the kernel's */
+    struct ep *ep;
+    struct reg *next;           /* in s->regs, or in the free list */
+    struct reg *pend_next;
+    _Atomic u32 pending;        /* PEND_*: in ep->pending */
+    _Atomic u32 armed;          /* as sd_arm gave it */
+    u64 data;                   /* the program's */
+    int fd, live;               /* key in the kernel; a descriptor that still leads to the socket */
+    u32 index, gen, useless;
+};
+
+struct ep {
+    _Atomic u32 owner, waits;   /* waits: calls that are in there */
+    u32 owner_level, vain, vain_seq, seq;
+    int fd;                     /* the descriptor that was used last */
+    _Atomic u32 parked;         /* threads that sleep in the kernel; changed up under owner */
+    bool watched;               /* another epoll has this one in its set */
+    struct reg **tab;
+    u32 cap, used, tagged;
+    u32 pid;                    /* who used it last: a forked child shares the kernel half and must not change it */
+    _Atomic(struct reg *) pending;
+    struct reg *hot;            /* circular */
+    u32 nhot, nidle, calls;
+    struct reg *slept[WARM];    /* cooled by the last park: a busy set wakes up as one, without a doorbell each */
+    u32 nslept;
+    _Atomic u64 round;
+    u64 checked_tsc;
+    struct sd_learn learn;
+    struct ep *next;
+};
+
+/* ep_lock.c */
+void ep_structure_lock(u64 *old);
+void ep_structure_unlock(const u64 *old);
+bool ep_lock(struct ep *ep, struct sd_tcb *t);  /* false: see [E3] */
+bool ep_enter(struct ep *ep, struct sd_tcb *t); /* ep_lock, and takes over what other parts have noted */
+void ep_leave(struct ep *ep, struct sd_tcb *t);
+
+/* ep_kernel.c */
+struct reg *reg_of_tag(const struct ep *ep, u64 data);
+bool is_tag(const struct ep *ep, u64 data);
+u32 reg_next_gen(void);
+bool on_ring(const struct sock *s);
+bool fully_on_ring(const struct sock *s);
+bool translated(const struct sock *s);
+u32 reg_wanted(const struct reg *r);
+bool reg_covered(const struct reg *r, u32 want); /* the kernel's half will do for `want` as it is */
+long reg_sync(struct reg *r, bool force);
+void reg_kick(struct reg *r);
+bool reg_hand_back(struct reg *r);
+
+/* ep_hot.c; ep->owner is held, except where it says otherwise */
+void hot_add(struct ep *ep, struct reg *r);
+void hot_del(struct ep *ep, struct reg *r);
+void reg_disarm(struct reg *r);
+void push_pending(struct reg *r, u32 why); /* without the lock */
+void ep_drain(struct ep *ep);
+void ep_warm_up(struct ep *ep);
+bool reg_due(struct reg *r);
+u32 reg_report(struct reg *r, u32 kev);    /* without the lock too */
+int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age);
+bool ep_cool(struct ep *ep, bool idle_only, bool *timer);
+void ep_chill_all(struct ep *ep);          /* [E1] on the way out of a wait while others sleep */
+void ep_settle(struct reg *r, u32 why, struct sd_tcb *t); /* without the lock: note it, and do it now if possible */
+
+/* ep_table.c; structure is held, except for the first and the last */
+struct reg *reg_find(const struct sock *s, const struct ep *ep, int fd); /* the live one or its ghost */
+struct reg *reg_new(struct ep *ep);
+void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel);
+struct ep *ep_new(int epfd, struct sd_tcb *t);
+void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has reported */
+
+static inline void ep_put(struct epoll_event *e, u32 events, u64 data)
+{
+    e->events = events;
+    e->data = data;
+}
+
+#endif
