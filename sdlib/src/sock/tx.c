@@ -61,7 +61,14 @@ static long wait_room(struct sock *s, int fd, u64 *deadline)
                 return 0;
             cpu_relax();
         }
+    } else if (budget) { /* the reader is on this CPU, or spinning has not paid: let it run */
+        SYS0(__NR_sched_yield);
+        if (load_acq(&s->e.tx->head) != s->e.tx_head_seen)
+            return 0;
     }
+    /* A program that only sends never looks at the other direction, but its doorbells come from there. */
+    if (load_rlx(&b->rx_mode) == SD_MODE_TCP)
+        sd_rx_poll_switch(s, fd);
     if (!*deadline) {
         u64 to = send_timeout_ns(fd);
         *deadline = to ? sd_now_ns() + to : (u64)-1;
