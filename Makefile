@@ -5,6 +5,7 @@
 #   make test    all tests
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
+#   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
 #   make baseline   count the instructions of the fast paths anew; `make test` compares with them
 #   make clean   remove what was built
 
@@ -25,10 +26,12 @@ LAUNCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes -W
 	-D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fpie -Isdlib/include
 LAUNCH_LDFLAGS := -pie -Wl,-z,relro,-z,now
 
-BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread
+# The load programs of sdbench; the library's ring is one of the things they measure.
+BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -Isdlib/include -Isdlib/src
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
+MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: build test demo lint baseline clean ffi image filter filters
+.PHONY: build test demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -65,9 +68,23 @@ $(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h) sdlib/include/sd_
 	gcc $(LAUNCH_CFLAGS) -o $@.new $(LAUNCH_SOURCES) $(LAUNCH_LDFLAGS)
 	mv $@.new $@
 
-build/bench/%: tools/bench/%.c Makefile | $(STAMPS)/packages-build
+build/bench/%: tools/bench/%.c $(wildcard tools/bench/*.h) sdlib/src/ring/ring.c Makefile | $(STAMPS)/packages-build
 	@mkdir -p $(@D)
-	gcc $(BENCH_CFLAGS) -o $@ $<
+	gcc $(BENCH_CFLAGS) -o $@ $< $(if $(findstring pair,$*),sdlib/src/ring/ring.c)
+
+# eBPF redirection, one of sdbench's peers.
+build/bench/sockmap.bpf.o: tools/bench/bpf/sockmap.bpf.c tools/bench/sockmap.h | $(STAMPS)/packages-bench
+	@mkdir -p $(@D)
+	clang -O2 -g -target bpf -I/usr/include/$(MULTIARCH) -c -o $@ $<
+build/bench/sockmap: tools/bench/bpf/sockmap.c tools/bench/bench.h tools/bench/sockmap.h | $(STAMPS)/packages-bench
+	@mkdir -p $(@D)
+	gcc $(BENCH_CFLAGS) -o $@ $< -lbpf
+
+$(STAMPS)/requirements-bench: requirements-bench.lock $(STAMPS)/venv
+	$(PY) -m pip install -qq --disable-pip-version-check -r requirements-bench.lock
+	touch $@
+
+bench: build $(STAMPS)/packages-bench $(STAMPS)/requirements-bench build/bench/sockmap.bpf.o build/bench/sockmap
 
 test: build $(STAMPS)/packages-test
 # Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sdbench measures what it says, compares like with like and keeps what it has measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tools.sdbench import cli, micro
+from tools.sdbench.micro import Plan
+from tools.sdbench.results import Results, Row
+from tools.sdbench.runner import Case, Runner
+from tools.sdbench.stage import BenchError, NotHere, Stage
+
+SHORT = Plan(warm_ms=250, ms=60, sizes=(8,), places={"unpinned": None})
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.close()
+
+
+def run(stage: Stage, output: Path, cases: list[Case]) -> Results:
+    results = Results("micro", {"kernel": "6"}, {})
+    Runner(stage, results, 1, output, Console(quiet=True)).run(cases)
+    assert Results.load(output) == results
+    return results
+
+
+def test_round_trips_of_everybody(stage: Stage, tmp_path: Path) -> None:
+    (row,) = run(stage, tmp_path / "r.json", micro.rtt(SHORT)).rows
+    assert row.skipped.keys() <= {"sockmap"}
+    assert row.samples.keys() >= {"unix", "pipe", "ring", "sdrun", row.native}
+    for name, (sample,) in row.samples.items():
+        assert 0 < sample["p50_us"] <= sample["p99_us"] <= sample["p999_us"], name
+        assert sample["rate"] * sample["p50_us"] / 1e6 < 1.5, f"{name}: more round trips than fit into the time"
+    assert row.on_shm("sdrun") == 1
+    assert row.counters["sdrun"]["conns_shm"] == 2
+    assert row.on_shm("ring") is None
+
+
+def test_streams_and_crowds(stage: Stage, tmp_path: Path) -> None:
+    place = SHORT.places["unpinned"]
+    ways = {"tcp": micro.crowd(micro.natively, 50, 5, place, SHORT),
+            "sdrun": micro.crowd(micro.under_sdrun(), 50, 5, place, SHORT)}
+    cases = [*micro.batch(SHORT), Case("many", {"connections": "50"}, "rate", ways)]
+    stream, many = run(stage, tmp_path / "r.json", cases).rows
+    assert all(sample["mib_s"] > 0 and sample["cpu_us"] > 0 for (sample,) in stream.samples.values())
+    assert many.counters["sdrun"]["conns_total"] == 100
+    assert many.ratio("tcp") is not None and "sdrun" in many.samples
+
+
+def test_rates(stage: Stage, tmp_path: Path) -> None:
+    place = SHORT.places["unpinned"]
+    cases = [Case("rates", {"what": what}, "rate", {"native": micro.rate(micro.natively, what, place, SHORT),
+                                                    "sdrun": micro.rate(micro.under_sdrun(), what, place, SHORT)})
+             for what in ("setup", "short", "fork", "getppid")]
+    for row in run(stage, tmp_path / "r.json", cases).rows:
+        assert not row.skipped
+        assert all(sample["rate"] > 1 for samples in row.samples.values() for sample in samples), row.title
+
+
+def test_failures_and_gaps_are_said(stage: Stage, tmp_path: Path) -> None:
+    def refuses(_: Stage) -> dict[str, float]:
+        raise NotHere("no such thing here")
+
+    ways = {"tcp": micro.rate(micro.natively, "getppid", None, SHORT), "gone": refuses,
+            "broken": micro.rate(micro.behind("false"), "getppid", None, SHORT)}
+    (row,) = run(stage, tmp_path / "r.json", [Case("calls", {}, "ns", ways)]).rows
+    assert row.skipped["gone"] == "no such thing here"
+    assert row.skipped["broken"].startswith("failed: ")
+    assert row.samples.keys() == {"tcp"}
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    row = Row("rtt", {}, "p50_us", "tcp", {"tcp": [{"p50_us": 10}, {"p50_us": 40}, {"p50_us": 20}],
+                                           "sdrun": [{"p50_us": 5}, {"p50_us": 10}, {"p50_us": 10}]})
+    ratio = row.ratio("sdrun")
+    assert ratio and (ratio.median, ratio.low, ratio.high) == (2, 2, 4)
+    row.main = "rate"
+    assert row.ratio("sdrun") is None
+
+
+def test_names_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="no benchmark nothing; there are rtt, "):
+        cli.micro_cases(cli.parser().parse_args(["micro", "--only", "nothing"]))
+    (tmp_path / "other.json").write_text(json.dumps({"version": 0}))
+    with pytest.raises(ValueError, match="not a file of this sdbench"):
+        Results.load(tmp_path / "other.json")

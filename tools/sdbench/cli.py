@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of sdbench."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tools.sdbench import micro
+from tools.sdbench.machine import ROOT, SDRUN, describe
+from tools.sdbench.results import Results
+from tools.sdbench.runner import Case, Runner
+from tools.sdbench.stage import BenchError, NotHere, Stage
+
+FOLDER = ROOT / "build" / "bench" / "results"
+ROUNDS, QUICK_ROUNDS = 5, 3
+
+DESCRIPTION = """\
+What sdrun is worth: every figure is a ratio against the native kernel, measured in the same run, in turn.
+
+  sdbench micro      round trips, streams, many connections, rates, each technique switched off
+  sdbench apps       redis, nginx, memcached, PostgreSQL, HAProxy, Go, gRPC, node
+  sdbench -- CMD     your own command, natively and under sdrun
+  sdbench report     one HTML page and plots from what was measured
+"""
+
+
+def peer(text: str) -> tuple[str, str]:
+    """NAME=COMMAND."""
+    name, equals, command = text.partition("=")
+    if not (name and equals and command):
+        raise argparse.ArgumentTypeError("must be NAME=COMMAND")
+    return name, command
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    result = argparse.ArgumentParser(prog="sdbench", description=DESCRIPTION,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = result.add_subparsers(dest="kind", metavar="micro | apps | report | -- CMD", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--quick", action="store_true", help="a look: fewer cases, shorter, fewer rounds")
+    common.add_argument("--rounds", type=int, help=f"rounds of each case (default {ROUNDS}, quick {QUICK_ROUNDS})")
+    common.add_argument("--only", action="append", default=[], metavar="NAME", help="this benchmark; may be repeated")
+    common.add_argument("--output", type=Path, help=f"the JSON (default in {FOLDER.relative_to(ROOT)}/)")
+    one = kinds.add_parser("micro", parents=[common], help="one mechanism at a time")
+    one.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=COMMAND",
+                     help="also measure behind this command, such as 'vma=env LD_PRELOAD=libvma.so'")
+    return result
+
+
+def chosen(names: list[str], known: list[str]) -> list[str]:
+    """The benchmarks asked for. BenchError for one that is not there."""
+    for name in names:
+        if name not in known:
+            raise BenchError(f"no benchmark {name}; there are {', '.join(known)}")
+    return names or known
+
+
+def micro_cases(options: argparse.Namespace) -> list[Case]:
+    """What `sdbench micro` measures."""
+    peers = dict(options.peer)
+    plan = micro.quick_plan(peers=peers) if options.quick else micro.Plan(peers=peers)
+    names = chosen(options.only, list(micro.BENCHES))
+    return [case for name in names for case in micro.BENCHES[name](plan)]
+
+
+def measure(options: argparse.Namespace, cases: list[Case], stage: Stage, console: Console) -> int:
+    """Run the cases; exit status 1 if one failed."""
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    results = Results(options.kind, describe(), {"quick": options.quick, "rounds": rounds, "only": options.only})
+    output = options.output or FOLDER / f"{options.kind}.json"
+    machine = results.machine
+    console.print(f"{machine['cpus']} CPUs ({machine['cpu']}, {machine['machine']}), Linux {machine['kernel']}, "
+                  f"TCP congestion control {machine['congestion_control']}", highlight=False)
+    Runner(stage, results, rounds, output, console).run(cases)
+    console.print(f"written: {output}", markup=False, highlight=False)
+    failed = [row for row in results.rows if any(text.startswith("failed") for text in row.skipped.values())]
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Exit status 0 if all was measured, 1 if something failed, 2 for a wrong command line."""
+    options = parser().parse_args()
+    console = Console(soft_wrap=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    stage = Stage()
+    try:
+        if not SDRUN.exists():
+            raise BenchError(f"{SDRUN} is missing; `make build` builds it")
+        return measure(options, micro_cases(options), stage, console)
+    except (BenchError, NotHere) as error:
+        print(f"sdbench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        stage.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
