@@ -23,6 +23,8 @@ from sdtrace.areas import Area
 from sdtrace.processes import Program
 
 VERSION: Final = 1
+_TCP: Final = "tcp:"
+_BACK: Final = "back:"
 _BLOCK_REASONS: Final = {
     abi.const.SD_BLOCK_TCP: "few-operations",
     abi.const.SD_BLOCK_OFFERED: "peer-not-under-sdrun",
@@ -33,46 +35,44 @@ _BLOCK_REASONS: Final = {
 
 @dataclass
 class Totals:
-    """Sums over everything; names of counters and reasons as in sd_abi.h."""
+    """Sums over everything; names of counters as in sd_abi.h, those of reasons with `_TCP` or `_BACK` in front."""
 
     counters: Counter[str] = field(default_factory=Counter)
-    tcp_reasons: Counter[str] = field(default_factory=Counter)
-    moved_back: Counter[str] = field(default_factory=Counter)
     by_process: dict[tuple[int, int], tuple[str, Counter[str]]] = field(default_factory=dict)
     """Program and counters by (serial of the area, pid in its namespace)."""
 
     def add_slot(self, area: Area, slot: abi.CData) -> None:
         """Take in the counters of one process."""
         own = Counter({name: int(slot.ctr[index]) for index, name in enumerate(abi.COUNTERS)})
+        for index, reason in enumerate(abi.REASONS):
+            own[_TCP + reason] = int(slot.tcp_reasons[index])
+            own[_BACK + reason] = int(slot.moved_back[index])
         self.counters.update(own)
         _, sums = self.by_process.setdefault((area.serial, int(slot.pid)), (area.exe, Counter()))
         sums.update(own)
-        for index, reason in enumerate(abi.REASONS):
-            self.tcp_reasons[reason] += int(slot.tcp_reasons[index])
-            self.moved_back[reason] += int(slot.moved_back[index])
 
-    def add_block(self, block: abi.CData) -> None:
+    def add_block(self, area: Area, block: abi.CData) -> None:
         """Take in a connection that nobody has closed; its bytes are not yet in any process's counters."""
-        self.counters["bytes_shm_tx"] += block.bytes_shm_tx
-        self.counters["bytes_shm_rx"] += block.bytes_shm_rx
-        self.counters["bytes_tcp_tx"] += block.bytes_tcp
-        if not block.established:
-            return
-        self.counters["conns_total"] += 1
-        if abi.const.SD_MODE_TCP not in (block.rx_mode, block.tx_mode) or block.bytes_shm_tx or block.bytes_shm_rx:
-            self.counters["conns_shm"] += 1
-            return
-        self.counters["conns_tcp"] += 1
-        pinned = block.state == abi.const.SD_BLOCK_PINNED
-        reason = abi.REASONS[block.reason] if pinned and block.reason < len(abi.REASONS) else None
-        self.tcp_reasons[reason or _BLOCK_REASONS.get(block.state, "none")] += 1
+        own = Counter(bytes_shm_tx=block.bytes_shm_tx, bytes_shm_rx=block.bytes_shm_rx, bytes_tcp_tx=block.bytes_tcp)
+        if block.established:
+            own["conns_total"] = 1
+            if abi.const.SD_MODE_TCP not in (block.rx_mode, block.tx_mode) or block.bytes_shm_tx or block.bytes_shm_rx:
+                own["conns_shm"] = 1
+            else:
+                own["conns_tcp"] = 1
+                pinned = block.state == abi.const.SD_BLOCK_PINNED
+                reason = abi.REASONS[block.reason] if pinned and block.reason < len(abi.REASONS) else None
+                own[_TCP + (reason or _BLOCK_REASONS.get(block.state, "none"))] = 1
+        self.counters.update(own)
+        if (area.serial, int(block.owner_pid)) in self.by_process:
+            self.by_process[area.serial, int(block.owner_pid)][1].update(own)
 
     def add_area(self, area: Area) -> None:
         """Take in a whole area as it is now."""
         for slot in area.slots():
             self.add_slot(area, slot)
         for block in area.blocks():
-            self.add_block(block)
+            self.add_block(area, block)
 
     def with_areas(self, areas: Iterable[Area]) -> Totals:
         """These sums and those of areas that are still in use."""
@@ -99,10 +99,30 @@ def _lines(programs: list[Program], totals: Totals) -> list[dict[str, Any]]:
     return lines
 
 
+def _reasons(counters: Counter[str], kind: str) -> dict[str, int]:
+    return {name.removeprefix(kind): n for name, n in counters.items() if n and name.startswith(kind)}
+
+
+def _connections(counters: Counter[str]) -> dict[str, Any]:
+    total, shm = counters["conns_total"], counters["conns_shm"]
+    return {
+        "total": total, "shm": shm, "rdma": 0, "tcp": total - shm,
+        "tcp_reasons": _reasons(counters, _TCP), "moved_back": _reasons(counters, _BACK),
+    }  # fmt: skip
+
+
+def _bytes(counters: Counter[str]) -> dict[str, int]:
+    return {
+        "shm": counters["bytes_shm_tx"] + counters["bytes_shm_rx"], "rdma": 0,
+        "tcp": counters["bytes_tcp_tx"] + counters["bytes_tcp_rx"],
+    }  # fmt: skip
+
+
 def _line(pid: int, exe: str, injected: bool, reason: str, counters: Counter[str]) -> dict[str, Any]:
     return {
         "pid": pid, "exe": exe, "injected": injected, "reason": "" if injected else reason,
         "sites_patched": counters["sites_patched"], "sites_trapping": counters["sites_trapping"],
+        "connections": _connections(counters), "bytes": _bytes(counters),
     }  # fmt: skip
 
 
@@ -111,21 +131,13 @@ def build(
 ) -> dict[str, Any]:
     """The report as the issue describes it; `exit_status` None when the kernel did not tell."""
     count = totals.counters
-    total, shm = count["conns_total"], count["conns_shm"]
     return {
         "version": VERSION,
         "exit_status": exit_status,
         "processes": _lines(programs, totals),
-        "connections": {
-            "total": total, "shm": shm, "rdma": 0, "tcp": total - shm,
-            "tcp_reasons": {name: number for name, number in totals.tcp_reasons.items() if number},
-            "moved_back": {name: number for name, number in totals.moved_back.items() if number},
-        },
+        "connections": _connections(count),
         "calls": {"library": count["calls_library"], "kernel": count["calls_kernel"]},
-        "bytes": {
-            "shm": count["bytes_shm_tx"] + count["bytes_shm_rx"], "rdma": 0,
-            "tcp": count["bytes_tcp_tx"] + count["bytes_tcp_rx"],
-        },
+        "bytes": _bytes(count),
         "counters": {name: count[name] for name in abi.COUNTERS},
         "processes_not_listed": unlisted,
         "supervisor_errors": errors,
