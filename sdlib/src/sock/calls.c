@@ -15,6 +15,20 @@
 /* What the kernel would refuse at once. A pointer that looks good and is not mapped ends in the program's own SIGSEGV. */
 static bool bad(u64 p, u64 len) { return len && (p < 4096 || (p + len) >> 47); }
 
+/* The same for a vector: 0, -EFAULT, or -EINVAL for a length that is no ssize_t. */
+static long bad_iov(const struct iovec *iov, u64 n)
+{
+    if (bad((u64)iov, n * sizeof *iov))
+        return -EFAULT;
+    for (u64 i = 0; i < n; i++) {
+        if ((i64)iov[i].len < 0)
+            return -EINVAL;
+        if (bad((u64)iov[i].base, iov[i].len))
+            return -EFAULT;
+    }
+    return 0;
+}
+
 static long done(struct sock *s, long r)
 {
     sd_sock_put(s);
@@ -39,38 +53,89 @@ SD_CALL(sd_write)
     return done(s, sd_tx(s, (int)f->rdi, &v, 1, 0));
 }
 
+static long vector_in(struct sock *s, struct sd_frame *f, u32 flags)
+{
+    struct iovec *iov = (struct iovec *)f->rsi;
+    long r;
+
+    if (f->rdx > MAX_IOV || !f->rdx)
+        return SD_PASS;
+    if ((r = bad_iov(iov, f->rdx)) || !sd_iov_bytes(iov, f->rdx))
+        return r; /* read(2) of nothing does not wait, recv(2) of nothing does */
+    return sd_rx(s, (int)f->rdi, iov, f->rdx, flags);
+}
+
+static long vector_out(struct sock *s, struct sd_frame *f, u32 flags)
+{
+    struct iovec *iov = (struct iovec *)f->rsi;
+    long r;
+
+    if (f->rdx > MAX_IOV || !f->rdx)
+        return SD_PASS;
+    if ((r = bad_iov(iov, f->rdx)))
+        return r;
+    return sd_tx(s, (int)f->rdi, iov, f->rdx, flags);
+}
+
 SD_CALL(sd_readv)
 {
     HOLD(s, f->rdi);
-    if (f->rdx > MAX_IOV || !f->rdx)
-        return done(s, SD_PASS);
-    return done(s, sd_rx(s, (int)f->rdi, (struct iovec *)f->rsi, f->rdx, 0));
+    return done(s, vector_in(s, f, 0));
 }
 
 SD_CALL(sd_writev)
 {
     HOLD(s, f->rdi);
-    if (f->rdx > MAX_IOV || !f->rdx)
-        return done(s, SD_PASS);
-    return done(s, sd_tx(s, (int)f->rdi, (struct iovec *)f->rsi, f->rdx, 0));
+    return done(s, vector_out(s, f, 0));
 }
 
-#define RWF_NOWAIT 8
-/* Only offset -1 makes sense on a socket; anything else is the kernel's ESPIPE. */
+#define RWF_NOWAIT 8u
+#define RWF_APPEND 16u
+#define RWF_NOAPPEND 32u
+#define RWF_HARMLESS (1u | 2u | 4u | RWF_NOWAIT | RWF_APPEND | RWF_NOAPPEND) /* HIPRI, DSYNC, SYNC: a socket ignores them */
+
+/* 0 and *flags for sd_rx or sd_tx, or the error. Only offset -1 makes sense on a socket; anything else is the kernel's ESPIPE. */
+static long rw_flags(const struct sd_frame *f, u32 *flags)
+{
+    u32 rwf = (u32)f->r9;
+
+    if (f->r10 != (u64)-1)
+        return SD_PASS;
+    if (rwf & ~RWF_HARMLESS)
+        return -EOPNOTSUPP;
+    if ((rwf & RWF_APPEND) && (rwf & RWF_NOAPPEND))
+        return -EINVAL;
+    *flags = rwf & RWF_NOWAIT ? MSG_DONTWAIT : 0;
+    return 0;
+}
+
 SD_CALL(sd_preadv2)
 {
+    u32 flags;
+    long r = rw_flags(f, &flags);
+
     HOLD(s, f->rdi);
-    if (f->r10 != (u64)-1 || f->rdx > MAX_IOV || !f->rdx || (f->r9 & ~(u64)RWF_NOWAIT))
-        return done(s, SD_PASS);
-    return done(s, sd_rx(s, (int)f->rdi, (struct iovec *)f->rsi, f->rdx, f->r9 ? MSG_DONTWAIT : 0));
+    return done(s, r && sd_attached(s) ? r : r ? SD_PASS : vector_in(s, f, flags));
 }
 
 SD_CALL(sd_pwritev2)
 {
+    u32 flags;
+    long r = rw_flags(f, &flags);
+
     HOLD(s, f->rdi);
-    if (f->r10 != (u64)-1 || f->rdx > MAX_IOV || !f->rdx || (f->r9 & ~(u64)RWF_NOWAIT))
-        return done(s, SD_PASS);
-    return done(s, sd_tx(s, (int)f->rdi, (struct iovec *)f->rsi, f->rdx, f->r9 ? MSG_DONTWAIT : 0));
+    return done(s, r && sd_attached(s) ? r : r ? SD_PASS : vector_out(s, f, flags));
+}
+
+/* TCP names no sender: what the kernel does with the program's length, after the bytes were taken. */
+static long no_name(i32 *len)
+{
+    if (bad((u64)len, sizeof *len))
+        return -EFAULT;
+    if (*len < 0)
+        return -EINVAL;
+    *len = 0;
+    return 0;
 }
 
 SD_CALL(sd_recvfrom)
@@ -80,8 +145,10 @@ SD_CALL(sd_recvfrom)
     if (bad(f->rsi, f->rdx))
         return done(s, -EFAULT);
     long r = sd_rx(s, (int)f->rdi, &v, 1, (u32)f->r10);
-    if (r >= 0 && f->r8 && f->r9)
-        *(i32 *)f->r9 = 0; /* TCP names no sender */
+    if (r >= 0 && f->r8) {
+        long e = no_name((i32 *)f->r9);
+        r = e ? e : r;
+    }
     return done(s, r);
 }
 
@@ -98,12 +165,15 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     long r;
 
+    if (bad((u64)m, sizeof *m))
+        return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
-    if (flags & MSG_ERRQUEUE)
-        return SYS3(__NR_recvmsg, fd, m, flags);
-    r = sd_rx(s, fd, m->iov, m->iovlen, flags & ~(u32)MSG_CMSG_CLOEXEC);
-    if (r >= 0) {
+    if ((r = bad_iov(m->iov, m->iovlen)))
+        return r;
+    bool told = false;
+    r = sd_rx_msg(s, fd, m, flags, &told);
+    if (r >= 0 && !told) {
         m->namelen = 0;
         m->controllen = 0;
         m->flags = flags & MSG_CMSG_CLOEXEC;
@@ -135,27 +205,62 @@ SD_CALL(sd_sendmsg)
     return done(s, send_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx));
 }
 
+/* Between messages only, as in the kernel; the wait for one is not bounded. */
+struct mm_time {
+    struct timespec64 *user;
+    u64 end;
+};
+
+static long mm_time_init(struct mm_time *t, struct timespec64 *user)
+{
+    t->user = user;
+    if (!user)
+        return 0;
+    if (bad((u64)user, sizeof *user))
+        return -EFAULT;
+    if (user->sec < 0 || user->nsec < 0 || user->nsec >= 1000000000)
+        return -EINVAL;
+    t->end = user->sec < (1ll << 33) ? sd_now_ns() + (u64)user->sec * 1000000000 + (u64)user->nsec : (u64)-1;
+    return 0;
+}
+
+static bool mm_time_over(struct mm_time *t)
+{
+    u64 now;
+
+    if (!t->user)
+        return false;
+    now = sd_now_ns();
+    u64 left = t->end > now ? t->end - now : 0;
+    *t->user = (struct timespec64){(i64)(left / 1000000000), (i64)(left % 1000000000)};
+    return !left;
+}
+
 SD_CALL(sd_recvmmsg)
 {
     struct mmsghdr *v = (struct mmsghdr *)f->rsi;
-    u64 i, n = f->rdx;
+    u64 i, n = (u32)f->rdx;
     u32 flags = (u32)f->r10;
-    long r = 0;
+    struct mm_time time;
+    long r;
 
     HOLD(s, f->rdi);
-    if (f->r8) /* a time-out that is looked at between messages only */
-        return done(s, sd_attached(s) ? -ENOSYS : SD_PASS);
-    for (i = 0; i < n; i++) {
-        r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE);
+    r = mm_time_init(&time, (struct timespec64 *)f->r8);
+    for (i = 0; i < n && !r; i++) {
+        if (bad((u64)&v[i], sizeof v[i]))
+            r = -EFAULT;
+        else
+            r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE);
         if (r < 0)
             break;
         v[i].len = (u32)r;
-        if (r == 0) {
+        r = 0;
+        if (flags & MSG_WAITFORONE)
+            flags |= MSG_DONTWAIT;
+        if (mm_time_over(&time)) {
             i++;
             break;
         }
-        if (flags & MSG_WAITFORONE)
-            flags |= MSG_DONTWAIT;
     }
     return done(s, i ? (long)i : r);
 }

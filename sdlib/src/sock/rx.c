@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * rx.c - receiving: from the kernel, through the switch, from the ring.
+ * rx.c - receiving: from the ring, and who else is asked.
  */
-#include "sock/sock.h"
+#include "sock/rx.h"
 
 u64 sd_iov_bytes(const struct iovec *iov, u64 n)
 {
@@ -13,111 +13,86 @@ u64 sd_iov_bytes(const struct iovec *iov, u64 n)
     return sum;
 }
 
-/* The program's own call, at most `limit` bytes of it. */
-static long kernel_rx(int fd, struct iovec *iov, u64 n, u32 flags, u64 limit)
+/* What is left of SO_RCVTIMEO for a receive that has waited before; the kernel's own clock starts anew with each park. */
+static bool time_left(int fd, const struct rx *w, struct timespec64 *ts)
 {
-    struct iovec one;
-    struct msghdr m = {.iov = iov, .iovlen = n};
+    i64 tv[2] = {0, 0};
+    u32 len = sizeof tv;
+    i64 ns;
 
-    if (n == 1 || sd_iov_bytes(iov, n) > limit) {
-        /* A shorter answer is always allowed: give the first buffers only. */
-        for (u64 i = 0; i < n; i++) {
-            if (!iov[i].len)
-                continue;
-            one = (struct iovec){iov[i].base, min_u64(iov[i].len, limit)};
-            return SYS6(__NR_recvfrom, fd, one.base, one.len, flags, 0, 0);
-        }
-    }
-    return SYS3(__NR_recvmsg, fd, &m, flags);
+    SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVTIMEO_OLD, tv, &len);
+    if (!tv[0] && !tv[1])
+        return false;
+    ns = tv[0] * 1000000000 + tv[1] * 1000 - (i64)((sd_tsc() - w->since) / (g.tsc_per_us ? g.tsc_per_us : 1)) * 1000;
+    if (ns < 0)
+        ns = 0;
+    ts->sec = ns / 1000000000;
+    ts->nsec = ns % 1000000000;
+    return true;
 }
 
-static long plain_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
+static long park(struct sock *s, int fd, bool again, const struct rx *w)
 {
-    struct sd_block *b = s->b;
-    bool shared = g.mt || load_rlx(&b->users) > 1;
-    long r;
-
-    if (shared) {
-        atomic_fetch_add(&b->rx_plain, 1); /* [A1] */
-        if (load_acq(&b->state) == SD_BLOCK_ATTACHED && s->seg && load_acq(&s->seg->attached[b->side])) {
-            atomic_fetch_sub(&b->rx_plain, 1);
-            return -ERANGE; /* not an errno of recv: look again */
-        }
-    }
-    r = kernel_rx(fd, iov, n, flags, (u64)-1 >> 1);
-    if (shared)
-        atomic_fetch_sub(&b->rx_plain, 1);
-    COUNT(calls_kernel);
-    if (r > 0) {
-        b->bytes_tcp += (u64)r;
-        b->established = 1;
-    }
-    return r;
-}
-
-/* Attached, but the peer still sends on TCP; it may switch at any moment, and then doorbells follow its bytes. What FIONREAD
- * counted before sw_ring was seen empty can only be bytes of the program. */
-static long switching_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb)
-{
+    struct pollfd p = {fd, POLLIN, 0};
+    struct timespec64 ts;
     u8 byte;
-    i32 q = 0;
     long r;
 
-    for (;;) {
-        if (sd_rx_poll_switch(s, fd))
-            return -ERANGE;
-        SYS3(__NR_ioctl, fd, FIONREAD, &q);
-        if (sd_sw_published(&s->e)) { /* published now: read up to it */
-            if (sd_rx_poll_switch(s, fd))
-                return -ERANGE;
-            u64 left;
-            i64 pos = sd_rx_pos(fd);
-            SYS3(__NR_ioctl, fd, FIONREAD, &q);
-            if (q > 0 && pos >= 0 && sd_sw_decide(&s->e, (u64)pos, &left) == SD_SW_DRAIN) {
-                r = kernel_rx(fd, iov, n, (flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, min_u64((u64)q, left));
-                if (r != -EAGAIN)
-                    return r;
-            }
-        } else if (q > 0) {
-            return kernel_rx(fd, iov, n, (flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, (u64)q);
-        }
-        r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (nb ? MSG_DONTWAIT : 0), 0, 0);
-        if (r <= 0) {
-            if (r == 0 && sd_rx_poll_switch(s, fd))
-                return -ERANGE;
-            return r;
-        }
-    }
+    if (!again || !time_left(fd, w, &ts))
+        return sd_park(s, fd);
+    COUNT(parks);
+    COUNT(calls_kernel);
+    r = SYS5(__NR_ppoll, &p, 1, &ts, 0, 8);
+    if (r == 0)
+        return -EAGAIN;
+    return r < 0 ? r : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT, 0, 0) == -EAGAIN ? 1 : r;
 }
 
-/* The ring is empty and the program waits: spin, then park in recv on the program's own descriptor. */
-static long wait_rx(struct sock *s, int fd)
+/* Something has come since the ring was looked at with `had` bytes in it. */
+static bool more(const struct sock *s, u64 had)
+{
+    return load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head) != had; /* [R1] [W1] */
+}
+
+static bool spin_rx(struct sock *s, u64 had, u64 t0)
 {
     u64 budget = (u64)g.cfg->spin_us * g.tsc_per_us;
-    u64 t0 = sd_tsc();
+
+    if (!budget)
+        return false;
+    if (!sd_spin_pays(s)) {
+        SYS0(__NR_sched_yield);
+        return more(s, had);
+    }
+    COUNT(spins);
+    while (sd_tsc() - t0 < budget) {
+        if (more(s, had)) {
+            COUNT(spins_won);
+            return true;
+        }
+        cpu_relax();
+    }
+    return false;
+}
+
+/* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
+static long wait_rx(struct sock *s, int fd, struct rx *w)
+{
+    u64 had = w->peek ? w->got : 0, t0 = sd_tsc();
+    bool again = w->since != 0;
     long r;
 
-    if (budget && sd_spin_pays(s)) {
-        COUNT(spins);
-        while (sd_tsc() - t0 < budget) {
-            if (sd_rx_avail(&s->e)) {
-                COUNT(spins_won);
-                return 1;
-            }
-            cpu_relax();
-        }
-    } else if (budget) {
-        SYS0(__NR_sched_yield);
-        if (sd_rx_avail(&s->e))
-            return 1;
-    }
+    if (!again)
+        w->since = t0;
+    if (spin_rx(s, had, t0))
+        return 1;
     u32 armed = sd_arm(s, POLLIN);
     sd_membarrier();
-    if (sd_rx_news(&s->e)) {
+    if (more(s, had) || sd_back_published(&s->e)) { /* [W1] [S2] */
         sd_disarm(s, armed);
         return 1;
     }
-    r = sd_park(s, fd);
+    r = park(s, fd, again, w);
     sd_disarm(s, armed);
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
@@ -132,113 +107,173 @@ static long wait_rx(struct sock *s, int fd)
     return 1;
 }
 
-/* Bytes into the buffers from `skip` on; consumes unless peek. */
-static i64 ring_take(struct sock *s, struct iovec *iov, u64 n, u64 skip, bool peek)
+/* MSG_TRUNC: as many bytes as could be copied, without copying. */
+static i64 ring_count(const struct sock *s, u64 most, u64 skip)
+{
+    u64 n = load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head); /* [R1] */
+
+    if (unlikely(n > s->e.bytes))
+        return SD_BROKEN;
+    return n > skip ? (i64)min_u64(n - skip, most) : 0;
+}
+
+static i64 ring_copy(struct sock *s, const struct rx *w)
+{
+    u64 skip = w->got, base = w->peek ? w->got : 0;
+    i64 got = 0;
+
+    for (u64 i = 0; i < w->n; i++) {
+        const struct iovec *v = &w->iov[i];
+        if (skip >= v->len) {
+            skip -= v->len;
+            continue;
+        }
+        i64 r = sd_rx_copy(&s->e, v->base + skip, v->len - skip, base + (u64)got);
+        if (r < 0)
+            return SD_BROKEN;
+        got += r;
+        if ((u64)r < v->len - skip)
+            break;
+        skip = 0;
+    }
+    return got;
+}
+
+/* What the ring has, up to what is still wanted. */
+static i64 ring_take(struct sock *s, struct rx *w)
 {
     struct sd_block *b = s->b;
     i64 got;
     u32 held = sd_lock(s, &b->rx_lock);
 
     for (;;) {
-        u64 from = load_rlx(&s->e.rx->head), pass = skip;
-        got = 0;
-        for (u64 i = 0; i < n; i++) {
-            if (pass >= iov[i].len) {
-                pass -= iov[i].len;
-                continue;
-            }
-            i64 r = sd_rx_copy(&s->e, iov[i].base + pass, iov[i].len - pass, (u64)got);
-            if (r < 0) {
-                got = SD_BROKEN;
-                break;
-            }
-            got += r;
-            if ((u64)r < iov[i].len - pass)
-                break;
-            pass = 0;
-        }
-        if (got <= 0 || peek || sd_rx_commit(&s->e, from, (u64)got))
+        u64 from = load_rlx(&s->e.rx->head);
+        got = unlikely(w->drop) ? ring_count(s, w->len - w->got, w->peek ? w->got : 0) : ring_copy(s, w);
+        if (got <= 0 || w->peek || sd_rx_commit(&s->e, from, (u64)got))
             break;
     }
-    if (got > 0 && !peek)
+    if (got > 0 && !w->peek)
         b->bytes_shm_rx += (u64)got;
     sd_unlock(&b->rx_lock, held);
     return got;
 }
 
-static long ring_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb)
+static long the_end(struct sock *s, const struct rx *w)
+{
+    u32 err = w->got ? 0 : atomic_exchange(&s->b->rx_err, 0);
+
+    return sd_rx_result(w, -(long)err);
+}
+
+/* Without waiting: the kernel is asked now and then whether it has anything to say. */
+static bool kernel_has_news(struct sock *s, int fd)
+{
+    if (!(s->kcheck & 1) && sd_tsc() - s->checked_tsc <= 50 * g.tsc_per_us)
+        return false;
+    sd_look_at_kernel(s, fd);
+    COUNT(calls_kernel);
+    return load_rlx(&s->b->latched) & LATCH_FIN;
+}
+
+static long ring_rx(struct sock *s, int fd, struct rx *w)
 {
     struct sd_block *b = s->b;
-    u64 want = sd_iov_bytes(iov, n), got = 0;
-    bool peek = flags & MSG_PEEK;
     u64 calls = g.proc->ctr[SD_CTR_calls_kernel];
 
     for (;;) {
-        i64 r = ring_take(s, iov, n, got, peek);
+        i64 r = ring_take(s, w);
         if (unlikely(r < 0)) {
             sd_drop(s, fd);
-            u32 err = got ? 0 : atomic_exchange(&b->rx_err, 0);
-            return err ? -(long)err : (long)got;
+            return the_end(s, w);
         }
-        got += (u64)r;
-        if (r > 0 && !peek && sd_room_wanted(&s->e))
+        w->got += (u64)r;
+        if (r > 0 && !w->peek && sd_room_wanted(&s->e))
             sd_ring_bell(s, fd);
-        if (got == want || (got && !(flags & MSG_WAITALL)) || (got && peek))
+        if (w->got >= w->target)
             break;
-        if (sd_back_reached(&s->e)) {
-            sd_rx_back(s, fd);
-            return got ? (long)got : -ERANGE;
+        if (w->peek && w->got && (sd_back_published(&s->e) || w->got == s->e.bytes))
+            break; /* no more can come behind it while it is not consumed */
+        if (unlikely(sd_back_published(&s->e))) {
+            if (sd_back_reached(&s->e)) {
+                sd_rx_back(s, fd);
+                return -ERANGE;
+            }
+            if (!more(s, 0)) { /* the ring was to end elsewhere: no honest peer */
+                sd_drop(s, fd);
+                return the_end(s, w);
+            }
+            continue;
         }
         if (load_rlx(&b->latched) & LATCH_FIN) {
-            if (load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head))
+            if (more(s, w->peek ? w->got : 0))
                 continue; /* stored before the FIN was sent */
-            u32 err = got ? 0 : atomic_exchange(&b->rx_err, 0);
-            return err ? -(long)err : (long)got;
+            return the_end(s, w);
         }
-        if (nb) {
-            if ((s->kcheck & 1) || sd_tsc() - s->checked_tsc > 50 * g.tsc_per_us) {
-                sd_look_at_kernel(s, fd);
-                COUNT(calls_kernel);
-                if ((load_rlx(&b->latched) & LATCH_FIN) || load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head))
-                    continue;
-            }
-            return got ? (long)got : -EAGAIN;
+        if (w->nb) {
+            if (kernel_has_news(s, fd) || more(s, w->peek ? w->got : 0))
+                continue;
+            return sd_rx_result(w, -EAGAIN);
         }
-        long w = wait_rx(s, fd);
-        if (w < 0)
-            return got ? (long)got : w;
+        long waited = wait_rx(s, fd, w);
+        if (waited < 0)
+            return sd_rx_result(w, waited);
     }
     if (calls == g.proc->ctr[SD_CTR_calls_kernel])
         COUNT(calls_library);
-    return (long)got;
+    return (long)w->got;
+}
+
+static long receive(struct sock *s, int fd, struct rx *w)
+{
+    struct sd_block *b = s->b;
+    long r;
+
+    do {
+        if (likely(load_rlx(&b->rx_mode) == SD_MODE_RING)) {
+            r = ring_rx(s, fd, w);
+        } else if (!sd_attached(s) || load_rlx(&b->rx_mode) == SD_MODE_BACK) {
+            r = sd_plain_rx(s, fd, w);
+        } else {
+            r = w->peek ? sd_switching_peek(s, fd, w) : sd_switching_rx(s, fd, w);
+            COUNT(calls_kernel);
+        }
+    } while (r == -ERANGE);
+    return r;
+}
+
+static long begin(struct sock *s, int fd, struct rx *w)
+{
+    u8 byte;
+    struct iovec one = {&byte, 1};
+    long r;
+
+    sd_tick(s, fd);
+    if (unlikely(w->flags & (MSG_OOB | MSG_ERRQUEUE)))
+        return sd_kernel_rx(fd, w, w->flags, (u64)-1 >> 1);
+    w->nb = (w->flags & MSG_DONTWAIT) || load_rlx(&s->b->nonblock);
+    w->peek = w->flags & MSG_PEEK;
+    w->drop = w->flags & MSG_TRUNC;
+    w->target = w->flags & MSG_WAITALL ? w->len : 1;
+    if (unlikely(!w->len) && sd_attached(s)) { /* waits all the same, and takes nothing */
+        *w = (struct rx){.iov = &one, .n = 1, .len = 1, .target = 1, .peek = true, .nb = w->nb, .flags = w->flags | MSG_PEEK};
+        r = receive(s, fd, w);
+        return r > 0 ? 0 : r;
+    }
+    return receive(s, fd, w);
 }
 
 long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
 {
-    struct sd_block *b = s->b;
-    bool nb = (flags & MSG_DONTWAIT) || load_rlx(&b->nonblock);
-    long r;
+    struct rx w = {.iov = iov, .n = n, .len = sd_iov_bytes(iov, n), .flags = flags};
 
-    sd_tick(s, fd);
-    if (unlikely(flags & (MSG_OOB | MSG_ERRQUEUE)))
-        return kernel_rx(fd, iov, n, flags, (u64)-1 >> 1);
-    do {
-        if (load_rlx(&b->rx_mode) == SD_MODE_RING) {
-            if (flags & MSG_TRUNC) { /* TCP: throw away instead of copying */
-                u8 junk[256];
-                struct iovec j = {junk, min_u64(sd_iov_bytes(iov, n), sizeof junk)};
-                r = ring_rx(s, fd, &j, 1, flags & ~(u32)(MSG_TRUNC | MSG_WAITALL), nb);
-            } else {
-                r = ring_rx(s, fd, iov, n, flags, nb);
-            }
-        } else if (!sd_attached(s) || load_rlx(&b->rx_mode) == SD_MODE_BACK) {
-            r = plain_rx(s, fd, iov, n, flags);
-        } else {
-            r = switching_rx(s, fd, iov, n, flags, nb);
-            COUNT(calls_kernel);
-            if (r > 0)
-                b->bytes_tcp += (u64)r;
-        }
-    } while (r == -ERANGE);
+    return begin(s, fd, &w);
+}
+
+long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told)
+{
+    struct rx w = {.iov = m->iov, .n = m->iovlen, .len = sd_iov_bytes(m->iov, m->iovlen), .flags = flags, .msg = m};
+    long r = begin(s, fd, &w);
+
+    *told = w.told;
     return r;
 }

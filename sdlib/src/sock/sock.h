@@ -51,6 +51,8 @@ void sd_unlock(_Atomic u32 *word, u32 held);
 
 /* sock/rx.c, tx.c */
 long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
+/* recvmsg; *told: the kernel has filled the header, and its flags are final. */
+long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told);
 long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 u64 sd_iov_bytes(const struct iovec *iov, u64 n);
 

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * rx.h - one receive, shared by rx.c (the ring) and rx_tcp.c (the kernel and the switch).
+ *
+ * A receive ends when it has `target` bytes (tcp_recvmsg: 1 or, with MSG_WAITALL, all), at the end of the stream, or with nothing more to
+ * wait for. It may begin on TCP and end in the ring: each of the steps adds to `got` and answers -ERANGE, which is no errno of recv, when
+ * the next byte comes from somewhere else.
+ */
+#ifndef SD_RX_H
+#define SD_RX_H
+
+#include "sock/sock.h"
+
+/* One receive as the program asked for it, and how far it is. */
+struct rx {
+    struct iovec *iov;
+    struct msghdr *msg; /* recvmsg: the program's own, with room for control messages; NULL */
+    bool told;          /* the kernel has filled it */
+    u64 n, len;
+    u64 target;
+    u64 got;
+    u64 since; /* tsc at the first wait, for SO_RCVTIMEO */
+    u32 flags;
+    bool nb, peek, drop; /* drop: MSG_TRUNC, bytes are thrown away instead of copied */
+};
+
+static inline long sd_rx_result(const struct rx *w, long r)
+{
+    return w->got ? (long)w->got : r;
+}
+
+long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit);
+long sd_plain_rx(struct sock *s, int fd, struct rx *w);      /* all on the kernel: the program's own call */
+long sd_switching_rx(struct sock *s, int fd, struct rx *w);  /* attached, the peer still sends on TCP */
+long sd_switching_peek(struct sock *s, int fd, struct rx *w);
+
+#endif

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * rx_tcp.c - receiving what is still, or again, on TCP.
+ */
+#include "sock/rx.h"
+
+/* The program's own call for what is still missing, at most `limit` bytes of it. A shorter answer is always allowed. */
+long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit)
+{
+    struct msghdr m = {.iov = w->iov, .iovlen = w->n};
+    u64 skip = w->got;
+
+    if (!skip && w->len <= limit && (w->msg || w->n != 1)) {
+        w->told = w->msg;
+        return SYS3(__NR_recvmsg, fd, w->msg ? w->msg : &m, flags);
+    }
+    for (u64 i = 0; i < w->n; i++) {
+        if (skip < w->iov[i].len)
+            return SYS6(__NR_recvfrom, fd, w->iov[i].base + skip, min_u64(w->iov[i].len - skip, limit), flags, 0, 0);
+        skip -= w->iov[i].len;
+    }
+    return SYS6(__NR_recvfrom, fd, 0, 0, flags, 0, 0);
+}
+
+long sd_plain_rx(struct sock *s, int fd, struct rx *w)
+{
+    struct sd_block *b = s->b;
+    bool shared = g.mt || load_rlx(&b->users) > 1;
+    long r;
+
+    if (shared) {
+        atomic_fetch_add(&b->rx_plain, 1); /* [A1] */
+        if (load_acq(&b->state) == SD_BLOCK_ATTACHED && load_rlx(&b->rx_mode) != SD_MODE_BACK && s->seg &&
+            sd_attached_said(s->seg, b->side)) {
+            atomic_fetch_sub(&b->rx_plain, 1);
+            return -ERANGE;
+        }
+    }
+    r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
+    if (shared)
+        atomic_fetch_sub(&b->rx_plain, 1);
+    COUNT(calls_kernel);
+    if (r > 0) {
+        b->bytes_tcp += w->peek ? 0 : (u64)r;
+        b->established = 1;
+        w->got += (u64)r;
+    }
+    return sd_rx_result(w, r);
+}
+
+/* TCP bytes that can be read now and are the program's for certain: what FIONREAD counted before sw_ring was seen empty, or what stands
+ * before the switch. *last: with them, all of TCP is read. */
+static u64 tcp_bytes(struct sock *s, int fd, bool *last)
+{
+    u64 left = 0;
+    i32 q = 0;
+    i64 pos;
+
+    *last = false;
+    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    if (!sd_sw_published(&s->e))
+        return q > 0 ? (u64)q : 0;
+    pos = sd_rx_pos(fd);
+    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    if (q <= 0 || pos < 0 || sd_sw_decide(&s->e, (u64)pos, &left) != SD_SW_DRAIN)
+        return 0;
+    *last = (u64)q >= left;
+    return min_u64((u64)q, left);
+}
+
+/* Waits for one byte, a doorbell or the end: recv's answer. */
+static long wait_tcp(struct sock *s, int fd, const struct rx *w)
+{
+    u8 byte;
+    long r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb ? MSG_DONTWAIT : 0), 0, 0);
+
+    if (r == 0 && sd_rx_poll_switch(s, fd))
+        return -ERANGE; /* a FIN behind the switch: the ring is read first */
+    return r;
+}
+
+/* Attached, but the peer still sends on TCP; it may switch at any moment, and then doorbells follow its bytes. */
+long sd_switching_rx(struct sock *s, int fd, struct rx *w)
+{
+    bool last;
+    long r;
+
+    for (;;) {
+        if (sd_rx_poll_switch(s, fd))
+            return -ERANGE;
+        u64 n = tcp_bytes(s, fd, &last);
+        if (n) {
+            r = sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n);
+            if (r < 0 && r != -EAGAIN)
+                return sd_rx_result(w, r);
+            if (r > 0) {
+                w->got += (u64)r;
+                s->b->bytes_tcp += (u64)r;
+                if (w->got == w->len)
+                    return (long)w->got;
+                continue;
+            }
+        }
+        if (w->got && (w->nb || w->got >= w->target))
+            return (long)w->got;
+        r = wait_tcp(s, fd, w);
+        if (r <= 0)
+            return r == -ERANGE ? r : sd_rx_result(w, r);
+    }
+}
+
+/* The last bytes of TCP were looked at; those of the ring stand behind them. */
+static void peek_on(struct sock *s, struct rx *w)
+{
+    u64 skip = w->got, tcp = w->got;
+
+    for (u64 i = 0; i < w->n; i++) {
+        if (skip >= w->iov[i].len) {
+            skip -= w->iov[i].len;
+            continue;
+        }
+        i64 r = sd_rx_copy(&s->e, w->iov[i].base + skip, w->iov[i].len - skip, w->got - tcp);
+        if (r <= 0)
+            return;
+        w->got += (u64)r;
+        skip = 0;
+    }
+}
+
+/* The same for MSG_PEEK, which may have to show bytes of both. */
+long sd_switching_peek(struct sock *s, int fd, struct rx *w)
+{
+    struct pollfd end = {fd, POLLRDHUP, 0};
+    struct timespec64 ms = {0, 1000000};
+    bool last;
+    long r = 0;
+
+    for (;;) {
+        w->got = 0;
+        if (sd_rx_poll_switch(s, fd))
+            return -ERANGE;
+        u64 n = tcp_bytes(s, fd, &last);
+        if (n) {
+            r = sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n);
+            w->got = r > 0 ? (u64)r : 0;
+            if (last && w->got == n)
+                peek_on(s, w);
+        }
+        if (w->got && (w->nb || w->got >= w->target || r < 0))
+            return (long)w->got;
+        if (w->got) { /* MSG_WAITALL: nothing wakes us at the right byte */
+            r = SYS5(__NR_ppoll, &end, 1, &ms, 0, 8);
+            if (r == 0)
+                continue;
+            return (long)w->got;
+        }
+        r = wait_tcp(s, fd, w);
+        if (r <= 0)
+            return r;
+    }
+}

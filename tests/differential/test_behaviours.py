@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each behaviour under sdrun, in every placement and at every moment of upgrade, is what it is natively."""
+
+from __future__ import annotations
+
+import difflib
+
+import pytest
+
+import tests.differential.behaviours  # noqa: F401  registers them
+from tests.differential.conftest import Runs
+from tests.differential.worlds import BEHAVIOURS, WORLDS
+
+CASES = [pytest.param(world.name, name, id=f"{name}-{world.name}")
+         for world in WORLDS for name, each in BEHAVIOURS.items() if not each.only or world.name in each.only]
+
+
+@pytest.mark.parametrize(("world", "name"), CASES)
+def test_same_as_natively(world: str, name: str, runs: Runs, request: pytest.FixtureRequest) -> None:
+    behaviour = BEHAVIOURS[name]
+    why = behaviour.broken.get(world, behaviour.broken.get("all"))
+    if why:
+        request.node.add_marker(pytest.mark.xfail(reason=why, strict=True))
+    anew = getattr(request.node, "execution_count", 1) > 1  # pytest-rerunfailures
+    wanted = runs.outcome("native", name, anew=anew).transcript
+    assert not wanted or not wanted[-1].startswith("failed"), "natively: " + wanted[-1]
+    got = runs.outcome(world, name, anew=anew).transcript
+    if got != wanted:
+        again = runs.outcome("native", name, anew=True).transcript
+        lines = "\n".join(difflib.unified_diff(wanted, got, "native", world, lineterm="", n=4))
+        pytest.fail(f"{lines}\n(natively again: {'the same as before' if again == wanted else again})", pytrace=False)
+
+
+@pytest.mark.parametrize("name", [name for name, each in BEHAVIOURS.items() if each.carried])
+def test_carried_by_shared_memory(name: str, runs: Runs) -> None:
+    """Before: both ends eager and warm. Every byte of the behaviour was in a ring, and nothing moved back."""
+    outcome = runs.outcome("before", name)
+    ends = runs.ends("before", name)
+    assert ends.shm >= 2, ends
+    assert not ends.moved_back, ends
+    assert ends.shm_bytes >= outcome.sent, (ends, outcome.sent)
