@@ -14,7 +14,7 @@ from tests.harness import GUESTS, Runner, free_port, own_address
 BASH = """
 set -eu
 exec 3<>/dev/tcp/127.0.0.1/$1
-for i in $(seq 200); do
+for i in $(seq 2000); do
     echo "line $i of bash" >&3
     read -r back <&3
     [ "$back" = "line $i of bash" ]
