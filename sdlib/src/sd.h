@@ -18,6 +18,7 @@
 #define SD_SLOT_P 30
 #define SD_SLOT_RET 2  /* from P: the jump back behind the bare instruction */
 #define SD_SLOT_BARE 43 /* from P: bare instruction whose child comes back through sd_child */
+#define SD_SLOT_DIRECT 73 /* from P: into C, for a stub that knows the number */
 
 /* Pushed by sd_entry on the program's stack; lowest address first. */
 struct sd_frame {
@@ -51,8 +52,9 @@ struct sd_tcb {
 typedef long (*sd_handler)(struct sd_frame *f, struct sd_tcb *t);
 #define SD_CALL(name) long name(struct sd_frame *f, struct sd_tcb *t)
 
-extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code */
+extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code; SD_KIND_FAST: sock/fast.c first. Distances from P */
 #define SD_KIND_OURS 8
+#define SD_KIND_FAST 68
 
 /* --------------------------------------------------------------- process */
 
@@ -144,6 +146,7 @@ SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend);
 SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 
 /* sock/, called by start/ around fork and exec */
+void sd_fast_off(void);                       /* sockets are about to be shared, or used by several threads */
 void sd_socks_before_fork(void);              /* blocks are now shared by one process more */
 void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks that only vanished threads held */
 u32 sd_socks_before_exec(struct sd_carry *out, u32 max, bool foreign); /* connections that survive; moves or pins what cannot be carried */

@@ -11,7 +11,7 @@ _Static_assert(offsetof(struct sd_tcb, alt_lo) == 32 && offsetof(struct sd_tcb, 
 _Static_assert(offsetof(struct sd_tcb, frame) == 64, "gate.S");
 _Static_assert(sizeof(struct sd_frame) == 12 * 8 && offsetof(struct sd_frame, next) == 11 * 8, "gate.S");
 
-#define CLASS_F 8
+#define CLASS_F SD_KIND_OURS
 #define CLASS_Q 13
 
 /* What the slots look up with the low 16 bits of eax: the distance from P. */

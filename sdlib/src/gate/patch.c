@@ -109,6 +109,14 @@ static u64 stub_place(u64 site)
     return 0;
 }
 
+/* Where a stub that knows the number goes on: past the slot's look at it. */
+static u64 known_number(u64 slot, u32 nr)
+{
+    if (nr >= sizeof sd_class)
+        return slot;
+    return slot + SD_SLOT_P + (sd_class[nr] == SD_KIND_OURS ? SD_SLOT_DIRECT : sd_class[nr]);
+}
+
 /* `[mov $nr,%eax;] jmp *0(%rip); .quad slot`; 0 if there is no place for it. */
 static u64 make_stub(u64 site, u64 slot, bool with_nr, u32 nr)
 {
@@ -119,6 +127,7 @@ static u64 make_stub(u64 site, u64 slot, bool with_nr, u32 nr)
         code[0] = OP_MOV_EAX;
         sd_copy(code + 1, &nr, 4);
         n = 5;
+        slot = known_number(slot, nr);
     }
     sd_copy(code + n, jump, 6);
     sd_copy(code + n + 6, &slot, 8);

@@ -175,6 +175,7 @@ void sd_tick(struct sock *s, int fd)
     if (likely(state == SD_BLOCK_ATTACHED)) {
         if (s->seg && unlikely(!sd_attached_said(s->seg, b->side)))
             announce(s);
+        sd_fast_on(s, fd);
         return;
     }
     if (state == SD_BLOCK_TCP && c->accel && b->established && !g.no_supervisor) {

@@ -56,6 +56,9 @@ long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told);
 long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 u64 sd_iov_bytes(const struct iovec *iov, u64 n);
 
+/* sock/fast.c */
+void sd_fast_on(struct sock *s, int fd);   /* if it may be: small messages take the short way */
+
 #define MAX_IOV 1024
 
 #endif

@@ -18,10 +18,12 @@ static long before(struct sd_tcb *t, u64 flags)
     if (flags & CLONE_CLEAR_SIGHAND)
         t->flags |= SD_TCB_CLEAR_SIGHAND;
     if (!(flags & CLONE_VM)) {
+        sd_fast_off();
         sd_ep_before_fork();
         sd_socks_before_fork();
     } else if (!(flags & CLONE_VFORK) || (flags & CLONE_THREAD)) {
         g.mt = 1;
+        sd_fast_off();
     }
     return SD_BARE;
 }

@@ -16,6 +16,8 @@
  *   F  the C code, on the library's own stack.
  *   Q  looks the descriptor in rdi up in sd_fdkind[]: again P or F.
  *   C  bare like P, but the call may return twice: the child goes to sd_child before it goes back.
+ *   R  what sd_fdkind[] says of a connection whose two directions are on the ring: sd_fast, which sends and receives small messages.
+ *   D  F for a stub that knows the number and comes here directly: rcx is not set yet.
  * Only lea, mov, movz and jmp are used up to here: none of them changes the flags. The number is cut to 16 bits and so
  * is the descriptor; where that cut lied (x32 numbers, descriptors above 65535), the C code finds out and sends it to P.
  */
@@ -24,6 +26,8 @@
 #define OFF_F 8
 #define OFF_Q 13
 #define OFF_C 43
+#define OFF_R 68
+#define OFF_D 73
 
     .section .gate, "ax", @progbits
     .globl sd_slots
@@ -54,6 +58,9 @@ sd_slots:
     jmp     *(sd_slot_ret + 8 * i)(%rip)
 2:  lea     1b(%rip), %rcx
     jmp     sd_child
+    jmp     sd_fast                          /* R = P + 68 */
+    lea     1b(%rip), %rcx                   /* D = P + 73 */
+    jmp     sd_entry
     .set i, i + 1
     .endr
     .balign 128, 0xcc
@@ -70,6 +77,10 @@ sd_slot_offsets_ok:
     cmpw    $0x0f44, sd_slots + SLOT_P + OFF_Q(%rip)
     jne     1f
     cmpw    $0x050f, sd_slots + SLOT_P + OFF_C(%rip)
+    jne     1f
+    cmpb    $0xe9, sd_slots + SLOT_P + OFF_R(%rip)
+    jne     1f
+    cmpw    $0x8d48, sd_slots + SLOT_P + OFF_D(%rip)
     jne     1f
     inc     %eax
 1:  ret
@@ -180,6 +191,99 @@ sd_entry:
     dec     %r12d
     mov     %rax, %rsp
     jmp     .Lon_stack
+
+/* ---- small messages on the ring ----
+ * rcx = P. read, write, sendto and recvfrom of sock/fast.c; whatever is unusual comes back as SD_SLOW with nothing done, and starts over at
+ * sd_entry. Flags travel in ax (lahf, seto): pushfq and popfq cost more than the rest. Level and frame as in sd_entry, so that a handler
+ * which comes in between is nested, and one that never returns is noticed. */
+#define SD_SLOW -4096
+
+sd_fast:
+    lea     -128(%rsp), %rsp
+    push    %rcx
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    push    %r10
+    push    %r8
+    push    %r9
+    push    %rax
+    lahf
+    seto    %al
+    push    %rax
+    rdgsbase %r11
+    test    %r11, %r11
+    jz      .Lslow
+    cmpl    $0, TCB_LEVEL(%r11)
+    jne     .Lslow
+    cmp     TCB_ALT_HI(%r11), %rsp
+    jb      .Lfast_alt
+.Lfast_on:
+    mov     8(%rsp), %rax
+    mov     %rsp, TCB_FRAME0(%r11)
+    movl    $1, TCB_LEVEL(%r11)
+    mov     TCB_TOP(%r11), %rsp
+    mov     %r10, %rcx
+    sub     $44, %eax                        /* read 0, write 1, sendto 44, recvfrom 45 */
+    je      .Lfast_send
+    jb      .Lfast_plain
+    dec     %eax
+    jnz     .Lfast_other
+    call    sd_fast_recv
+.Lfast_done:
+    rdgsbase %r11
+    mov     TCB_FRAME0(%r11), %rsp
+    movl    $0, TCB_LEVEL(%r11)
+    cmp     $SD_SLOW, %rax
+    je      .Lslow
+    pop     %rcx
+    lea     8(%rsp), %rsp
+    pop     %r9
+    pop     %r8
+    pop     %r10
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    xchg    %rax, %rcx
+    add     $0x7f, %al                       /* OF again */
+    sahf
+    mov     %rcx, %rax
+    pop     %rcx
+    lea     128(%rsp), %rsp
+    lea     2(%rcx), %rcx                    /* SD_SLOT_RET */
+    jmp     *%rcx
+.Lfast_plain:
+    add     $43, %eax
+    jg      .Lfast_other
+    je      .Lfast_write
+    call    sd_fast_read
+    jmp     .Lfast_done
+.Lfast_write:
+    call    sd_fast_write
+    jmp     .Lfast_done
+.Lfast_send:
+    call    sd_fast_send
+    jmp     .Lfast_done
+.Lfast_other:
+    mov     $SD_SLOW, %rax
+    jmp     .Lfast_done
+.Lfast_alt:
+    cmp     TCB_ALT_LO(%r11), %rsp           /* on the program's sigaltstack: sd_entry knows what to do */
+    jb      .Lfast_on
+.Lslow:
+    pop     %rax
+    add     $0x7f, %al
+    sahf
+    pop     %rax
+    pop     %r9
+    pop     %r8
+    pop     %r10
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    pop     %rcx
+    lea     128(%rsp), %rsp
+    jmp     sd_entry
 
 /* ---- the child of fork, vfork, clone ----
  * Runs on the child's stack, rcx = P. The kernel has cleared dispatch in it; gs is still the parent thread's. */

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fast.c - small messages between two ends that are both awake, in as few instructions as it takes.
+ *
+ * A descriptor is *fast* (SD_KIND_FAST in sd_fdkind[]) while its connection is on the ring in a direction at least, nobody shares the socket and the
+ * process has one thread. The gate then calls one of the four functions below with the call's own arguments. Each either does all of the call or
+ * answers SD_SLOW having done nothing; the call then starts over on the ordinary way (calls.c), which knows all the rest. So the conditions here are
+ * those under which tx.c and rx.c would do the same: keep them together.
+ *
+ * sd_tick() makes a descriptor fast, sd_fast_off() ends it for all of them, before a fork and before a thread; the words of the block and of the ring that can
+ * change at any time are looked at each time. A signal handler may come in anywhere and use the same connection: the index is moved by sd_cas_local,
+ * and if it has moved meanwhile the call starts over.
+ */
+#include "sock/sock.h"
+
+#define SLOW (-4096l)      /* gate.S */
+#define SMALL 256u         /* larger ones are not worth an own loop */
+
+static struct sock *sd_fast_sock[65536];
+
+long sd_fast_read(u64 fd, u8 *buf, u64 len);
+long sd_fast_write(u64 fd, const u8 *buf, u64 len);
+long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags);
+long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr);
+
+/* No string instruction: the program's direction flag stays as it is. */
+static inline void copy_small(u8 *dst, const u8 *src, u64 n)
+{
+    if (likely(n == 8)) {
+        *(u64 *)dst = *(const u64 *)src;
+        return;
+    }
+    for (; n >= 32; n -= 32, dst += 32, src += 32) {
+        const u64 *from = (const u64 *)src;
+        u64 *to = (u64 *)dst, a = from[0], b = from[1], c = from[2], d = from[3];
+        to[0] = a;
+        to[1] = b;
+        to[2] = c;
+        to[3] = d;
+    }
+    for (; n >= 8; n -= 8, dst += 8, src += 8)
+        *(u64 *)dst = *(const u64 *)src;
+    for (; n; n--)
+        *dst++ = *src++;
+}
+
+/* What the kernel refuses at first sight is left to it. */
+static inline bool plausible(const void *buf)
+{
+    return (u64)buf - 4096 < (1ull << 47) - 4096 - SMALL;
+}
+
+/* After a commit. On their own, so that the ways to them save no registers. */
+static NOINLINE long sent_to_sleeper(struct sock *s, u64 fd, u64 n)
+{
+    sd_ring_bell(s, (int)fd);
+    return (long)n;
+}
+
+static NOINLINE long taken_from_waiter(struct sock *s, u64 fd, u64 n)
+{
+    if (sd_room_wanted(&s->e))
+        sd_ring_bell(s, (int)fd);
+    return (long)n;
+}
+
+static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf, u64 len, bool word)
+{
+    if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || (!word && len - 1 >= SMALL) || !plausible(buf)))
+        return SLOW;
+    struct sock *s = sd_fast_sock[fd];
+    struct sd_block *b = s->b;
+    struct sd_dir *d = s->e.tx;
+    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING || (b->tx_shut | load_rlx(&b->latched) | load_rlx(&b->tx_wait) | load_rlx(&d->go_back))))
+        return SLOW;
+    u64 tail = load_rlx(&d->tail), at = tail & (s->e.bytes - 1), next = tail + len;
+    if (unlikely(next - s->e.tx_head_seen > s->e.bytes || at + len > s->e.bytes))
+        return SLOW; /* looks at the other side's index again, goes around the corner */
+    if (word)
+        *(u64 *)(s->e.tx_ring + at) = *(const u64 *)buf;
+    else
+        copy_small(s->e.tx_ring + at, buf, len);
+    if (unlikely(!sd_cas_local(&d->tail, tail, next))) /* [R1] */
+        return SLOW;
+    b->bytes_shm_tx += len;
+    COUNT(calls_library);
+    return unlikely(load_rlx(&d->rx_armed)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
+}
+
+static NOINLINE long tx_any(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false); }
+
+/* A word is the same with everything known that can be. */
+static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 len, bool word)
+{
+    if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || !plausible(buf)))
+        return SLOW;
+    struct sock *s = sd_fast_sock[fd];
+    struct sd_block *b = s->b;
+    struct sd_dir *d = s->e.rx;
+    u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head, at = head & (s->e.bytes - 1), least = word ? len : 1;
+    if (n < len) {
+        n = load_acq(&d->tail) - head; /* [R1] */
+        if (unlikely(n - least > s->e.bytes - least))
+            return SLOW; /* empty, or broken */
+        s->e.rx_tail_seen = head + n;
+    }
+    n = word ? len : min_u64(n, len);
+    if (unlikely((!word && n - 1 >= SMALL) || at + n > s->e.bytes || load_rlx(&b->rx_mode) != SD_MODE_RING))
+        return SLOW; /* much, around the corner, or nothing was asked for */
+    if (word)
+        *(u64 *)buf = *(const u64 *)(s->e.rx_ring + at);
+    else
+        copy_small(buf, s->e.rx_ring + at, n);
+    if (unlikely(!sd_cas_local(&d->head, head, head + n))) /* [R2] */
+        return SLOW;
+    b->bytes_shm_rx += n;
+    COUNT(calls_library);
+    return unlikely(load_rlx(&d->tx_armed)) ? taken_from_waiter(s, fd, n) : (long)n; /* [W2] */
+}
+
+static NOINLINE long rx_any(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false); }
+
+long sd_fast_read(u64 fd, u8 *buf, u64 len)
+{
+    return len == 8 ? fast_rx(fd, buf, 8, true) : rx_any(fd, buf, len);
+}
+
+long sd_fast_write(u64 fd, const u8 *buf, u64 len)
+{
+    return len == 8 ? fast_tx(fd, buf, 8, true) : tx_any(fd, buf, len);
+}
+
+long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
+{
+    return (flags & ~(u32)MSG_DONTWAIT) | addr ? SLOW : sd_fast_read(fd, buf, len);
+}
+
+long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags)
+{
+    return flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL) ? SLOW : sd_fast_write(fd, buf, len);
+}
+
+void sd_fast_on(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+
+    bool ring = load_rlx(&b->rx_mode) == SD_MODE_RING || load_rlx(&b->tx_mode) == SD_MODE_RING;
+
+    if (!ring || g.mt || load_rlx(&b->users) != 1 || sd_sock_of((u32)fd) != s)
+        return;
+    sd_fast_sock[fd] = s;
+    *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_FAST;
+}
+
+void sd_fast_off(void)
+{
+    for (u32 fd = 0; fd < sd_fd_top() && fd < ARRAY_LEN(sd_fast_sock); fd++)
+        if (sd_fdkind[fd] == SD_KIND_FAST)
+            *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_OURS;
+}
