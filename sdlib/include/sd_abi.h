@@ -33,7 +33,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 1
+#define SD_ABI_VERSION 2
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -202,8 +202,8 @@ struct sd_dir {
     uint64_t pad0[7];
     /* line 1, producer, written a few times in a life. */
     SD_ATOMIC uint64_t sw_ring;     /* 1 + TCP stream position of the first byte that is in the ring; 0 = still on TCP */
-    SD_ATOMIC uint64_t sw_back;     /* 1 + ring counter at which the producer went back to TCP; 0 = not. Stored after sw_back_tcp */
-    SD_ATOMIC uint64_t sw_back_tcp; /* TCP stream position (doorbells included) where the program's bytes go on */
+    SD_ATOMIC uint64_t sw_back;     /* 1 + TCP stream position (doorbells included) where the program's bytes go on; 0 = not gone back */
+    SD_ATOMIC uint64_t sw_back_at;  /* ring counter behind the last byte in the ring; stored before sw_back */
     SD_ATOMIC uint32_t prod_hint;   /* SD_HINT_*: makes the end of life fast and exact, never the truth */
     uint32_t pad1;
     uint64_t pad2[4];
@@ -228,6 +228,7 @@ enum sd_hint {
     SD_HINT_SHUT_WR = 1, /* shutdown(SHUT_WR) comes: the FIN is a half-close, not the end of the peer */
     SD_HINT_ABORT = 2,   /* closed with SO_LINGER 0: the reset is meant */
     SD_HINT_CLOSED = 4,  /* closed in an orderly way */
+    SD_HINT_LEAVING = 8, /* goes back to TCP: no doorbell comes here any more, so nobody may wait for one */
 };
 
 /* Direction d is written by side d. Ring of direction d starts at SD_SEG_HDR_BYTES + d * ring_bytes. */

@@ -22,6 +22,7 @@ from sdlib.wire.messages import Code
 from tests.monitor.support import RING, Link, MonitorProcess, Raw, events_of, still_serves
 
 MakeRaw = Callable[..., Raw]
+PROTOCOL, ABI = messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION
 HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION))
 OFFER = messages.encode(messages.Offer(7, RING))
 
@@ -57,13 +58,15 @@ def test_nothing_works_before_hello(monitor: MonitorProcess, raw: MakeRaw, link:
         assert hostile.hears_reject().code == Code.PROTOCOL
 
 
-@pytest.mark.parametrize(("protocol", "abi_version"), [(2, 1), (0, 1), (1, 2), (1, 0)])
+@pytest.mark.parametrize(("protocol", "abi_version"), [
+    (PROTOCOL + 1, ABI), (PROTOCOL - 1, ABI), (PROTOCOL, ABI + 1), (PROTOCOL, ABI - 1)])
 def test_other_versions_are_told_so(raw: MakeRaw, protocol: int, abi_version: int) -> None:
     stranger = raw(greet=False)
     stranger.say(messages.Hello(protocol, abi_version))
     reject = stranger.hears_reject()
     assert reject.code == Code.VERSION
-    assert f"version 1, the client {protocol if protocol != 1 else abi_version}" in reject.text
+    ours, theirs = (PROTOCOL, protocol) if protocol != PROTOCOL else (ABI, abi_version)
+    assert f"version {ours}, the client {theirs}" in reject.text
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
  * bell.h - sleeping and waking: who is armed, and the word that keeps doorbells one at a time.
  *
  * A waiter arms itself, issues membarrier(GLOBAL_EXPEDITED), looks once more and only then sleeps in the kernel on its own descriptor. A
- * poster publishes (tail, head or sw_back), then loads the armed word; if it is not zero a doorbell byte goes out on the TCP stream.
+ * poster publishes (tail or head), then loads the armed word; if it is not zero a doorbell byte goes out on the TCP stream.
  *
- *   [W1] data: consumer: rx_armed++, membarrier, load tail and sw_back | producer: store tail (or sw_back), load rx_armed
+ *   [W1] data: consumer: rx_armed++, membarrier, load tail | producer: store tail, load rx_armed
  *   [W2] room: producer: tx_armed++, membarrier, load head | consumer: store head, load tx_armed
  *        On both, store and load of the poster stand in program order without a fence: the waiter's membarrier is a full barrier on
  *        every CPU that runs the poster, and falls either before its store (then the waiter sees it) or after it has left the store
@@ -38,10 +38,11 @@ static inline void sd_rx_disarm(const struct sd_end *e)
     atomic_fetch_sub(&e->rx->rx_armed, 1);
 }
 
-/* Not to be slept on: bytes, or the producer is gone from the ring. Also true of indices that no honest peer writes: reading finds out. */
-static inline bool sd_rx_news(const struct sd_end *e)
+/* Not to be slept on: other bytes than the `had` that are known of. Also true of indices that no honest peer writes: reading finds out. A producer that goes back to TCP is
+ * no news: what it sends there wakes by itself. */
+static inline bool sd_rx_news(const struct sd_end *e, u64 had)
 {
-    return load_acq(&e->rx->tail) != load_rlx(&e->rx->head) || load_acq(&e->rx->sw_back); /* [R1] [W1] [S2] */
+    return load_acq(&e->rx->tail) - load_rlx(&e->rx->head) != had; /* [R1] [W1] */
 }
 
 /* ---- the waiter for room. `waiting` is shared by all who use this end: they count once, and whoever sees room takes it back. */

@@ -23,15 +23,21 @@ enum sd_sw sd_sw_decide(const struct sd_end *e, u64 tcp_pos, u64 *left)
     return tcp_pos == sw - 1 ? SD_SW_RING : SD_SW_BROKEN;
 }
 
+bool sd_back_announce(const struct sd_end *e)
+{
+    sd_hint_say(e, SD_HINT_LEAVING);            /* [S4] a locked instruction: no fence needed */
+    return load_rlx(&e->rx->tx_armed) != 0;
+}
+
 void sd_back_publish(const struct sd_end *e, u64 tcp_pos)
 {
-    store_rlx(&e->tx->sw_back_tcp, tcp_pos);
-    store_rel(&e->tx->sw_back, load_rlx(&e->tx->tail) + 1); /* [S2] */
+    store_rlx(&e->tx->sw_back_at, load_rlx(&e->tx->tail));
+    store_rel(&e->tx->sw_back, tcp_pos + 1); /* [S2] */
 }
 
 u64 sd_back_left(const struct sd_end *e, u64 tcp_pos)
 {
-    u64 resume = load_rlx(&e->rx->sw_back_tcp); /* behind the acquire in sd_back_reached() [S2] */
+    u64 resume = load_rlx(&e->rx->sw_back) - 1; /* sd_back_reached() has seen it [S2] */
 
     return resume > tcp_pos ? resume - tcp_pos : 0;
 }

@@ -4,13 +4,17 @@
  *
  *   [S1] sw_ring: the producer writes all TCP bytes up to its stream position N, publishes N, and stores the first byte in the ring only
  *        after that. The consumer reads TCP until its own position is N, then the ring. What comes on TCP behind N are doorbells (bell.h).
- *   [S2] sw_back: the producer's last byte in the ring is tail M; it notes its TCP position (bells counted) in sw_back_tcp, publishes M in
- *        sw_back, and only then writes to TCP again. The consumer drains the ring up to M, reads TCP up to that position (at most one
+ *   [S2] sw_back: the producer notes in sw_back_at where its bytes in the ring end, publishes its TCP position (bells counted) in sw_back,
+ *        and only then writes to TCP again. The consumer drains the ring up to there, reads TCP up to that position (at most one
  *        bell can be there), and goes on with TCP. Final: a direction switches up once and back once.
  *   [S3] attached: an end that has both rings mapped, and whose threads are all out of receives that know nothing of rings, says so. A
  *        direction switches only after both have: a doorbell that the receiver takes for a byte of the program would be one.
+ *   [S4] leaving: once a direction is back it can ring no bells, and who waits for room in the other direction would sleep for ever. So
+ *        the producer says that it leaves, and rings if somebody waits, while a bell still fits in front of that position. The waiter arms,
+ *        then looks whether its bells are over. Both do so by a locked instruction and a load: one of them sees the other.
  *
- * Positions are counted by the kernel and handed in by the caller; the words hold 1 + position, so that 0 means "not".
+ * Positions are counted by the kernel and handed in by the caller; the words hold 1 + position, so that 0 means "not"; ring counters
+ * wrap and have no such value to spare.
  */
 #ifndef SD_SWITCH_H
 #define SD_SWITCH_H
@@ -39,6 +43,8 @@ static inline bool sd_attached_said(const struct sd_seg *seg, u32 side)
 /* ---- the producer; under the direction's lock, so that no other thread sends meanwhile */
 
 void sd_sw_publish(const struct sd_end *e, u64 tcp_pos);
+/* Comes first on the way back. True: the peer waits for room; ring before reading the position. */
+bool sd_back_announce(const struct sd_end *e);
 void sd_back_publish(const struct sd_end *e, u64 tcp_pos);
 
 /* The consumer has asked for the way back. */
@@ -69,16 +75,21 @@ static inline bool sd_back_published(const struct sd_end *e)
     return load_acq(&e->rx->sw_back) != 0; /* [S2] */
 }
 
+/* Nobody will ring when there is room: a waiter has to look from time to time. To be asked after arming. */
+static inline bool sd_bells_over(const struct sd_end *e)
+{
+    return load_acq(&e->rx->prod_hint) & SD_HINT_LEAVING; /* [S4] */
+}
+
 /* The ring is read up to the way back. */
 static inline bool sd_back_reached(const struct sd_end *e)
 {
-    u64 back = load_acq(&e->rx->sw_back); /* [S2] */
     u64 head;
 
-    if (likely(!back))
+    if (likely(!load_acq(&e->rx->sw_back))) /* [S2] */
         return false;
     head = load_rlx(&e->rx->head);
-    return head == back - 1 && load_rlx(&e->rx->tail) == head;
+    return head == load_rlx(&e->rx->sw_back_at) && head == load_rlx(&e->rx->tail);
 }
 
 /* TCP bytes to throw away (doorbells) before the program's go on; only after sd_back_reached(). */

@@ -275,13 +275,17 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
     return true;
 }
 
+static void send_bell(struct sock *s, int fd);
+
 void sd_tx_back(struct sock *s, int fd, u32 reason)
 {
     struct sd_block *b = s->b;
     u32 held = sd_lock(s, &b->tx_lock);
-    i64 pos = tx_pos(s, fd);
 
     if (load_rlx(&b->tx_mode) == SD_MODE_RING) {
+        if (sd_back_announce(&s->e))
+            send_bell(s, fd);
+        i64 pos = tx_pos(s, fd);
         if (pos >= 0) /* else the connection is gone: the kernel will say so */
             sd_back_publish(&s->e, (u64)pos);
         set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
@@ -295,43 +299,60 @@ void sd_tx_back(struct sock *s, int fd, u32 reason)
     sd_ep_changed(s);
 }
 
-void sd_rx_back(struct sock *s, int fd)
+bool sd_rx_back(struct sock *s, int fd)
 {
-    u8 junk[64];
-    u64 left;
-    i64 pos;
+    struct sd_block *b = s->b;
+    u32 held = sd_lock(s, &b->rx_lock);
+    bool done = load_rlx(&b->rx_mode) != SD_MODE_RING; /* another thread was faster */
 
-    while ((pos = sd_rx_pos(fd)) >= 0 && (left = sd_back_left(&s->e, (u64)pos)) > 0) {
-        long r = SYS6(__NR_recvfrom, fd, junk, min_u64(left, sizeof junk), MSG_DONTWAIT, 0, 0);
-        if (r <= 0)
-            break;
+    if (!done) {
+        i64 pos = sd_rx_pos(fd);
+        u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
+        u8 bell;
+        if (left > 1) /* more than the one doorbell that can be there */
+            sd_drop(s, fd);
+        else /* shared memory is faster than TCP: the bell may still be on its way, and must not reach the program */
+            done = !left || SYS6(__NR_recvfrom, fd, &bell, 1, MSG_DONTWAIT, 0, 0) == 1;
+        if (done)
+            store_rel(&b->rx_mode, SD_MODE_BACK);
     }
-    store_rel(&s->b->rx_mode, SD_MODE_BACK);
-    sd_ep_changed(s);
+    sd_unlock(&b->rx_lock, held);
+    if (done)
+        sd_ep_changed(s);
+    return done;
 }
 
 /* ----------------------------------------------------------------- doorbell */
+
+/* With tx_lock held, in a direction that is on the ring. */
+static void send_bell(struct sock *s, int fd)
+{
+    u8 byte = 0;
+    long r;
+
+    if (!sd_bell_take(&s->e))
+        return;
+    r = SYS6(__NR_sendto, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+    if (r == 1) {
+        COUNT(bells_tx);
+        return;
+    }
+    /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. Others: it is gone. */
+    sd_bell_give_back(&s->e);
+    if (r != -EAGAIN)
+        s->kcheck |= 1;
+}
 
 void sd_ring_bell(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
     u32 held;
-    u8 byte = 0;
 
     if (load_rlx(&b->tx_mode) == SD_MODE_TCP)
         sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
     held = sd_lock(s, &b->tx_lock);
-    if (load_rlx(&b->tx_mode) == SD_MODE_RING && sd_bell_take(&s->e)) {
-        long r = SYS6(__NR_sendto, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
-        if (r == 1) {
-            COUNT(bells_tx);
-        } else {
-            /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. Others: it is gone. */
-            sd_bell_give_back(&s->e);
-            if (r != -EAGAIN)
-                s->kcheck |= 1;
-        }
-    }
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING)
+        send_bell(s, fd);
     sd_unlock(&b->tx_lock, held);
 }
 

@@ -26,9 +26,8 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     }
     if (n > 0)
         out |= POLLIN | POLLRDNORM;
-    if (n == 0 && sd_back_reached(&s->e)) {
+    if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) {
         i32 q = 0;
-        sd_rx_back(s, fd);
         SYS3(__NR_ioctl, fd, FIONREAD, &q);
         return (kev & (mask & ~(u32)(POLLIN | POLLRDNORM))) | (q > 0 || (kev & POLLRDHUP) ? POLLIN | POLLRDNORM : 0);
     }
@@ -107,7 +106,7 @@ bool sd_needs_timer(const struct sock *s, u32 want)
     const struct sd_block *b = s->b;
 
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && load_rlx(&b->tx_wait) &&
-           load_rlx(&b->rx_mode) != SD_MODE_RING;
+           (load_rlx(&b->rx_mode) != SD_MODE_RING || sd_bells_over(&s->e));
 }
 
 bool sd_spin_pays(const struct sock *s)

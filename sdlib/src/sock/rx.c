@@ -2,6 +2,7 @@
  *
  * rx.c - receiving: from the ring, and who else is asked.
  */
+#include "ring/vec.h"
 #include "sock/rx.h"
 
 u64 sd_iov_bytes(const struct iovec *iov, u64 n)
@@ -51,7 +52,7 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w)
 /* Something has come since the ring was looked at with `had` bytes in it. */
 static bool more(const struct sock *s, u64 had)
 {
-    return load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head) != had; /* [R1] [W1] */
+    return sd_rx_news(&s->e, had);
 }
 
 static bool spin_rx(struct sock *s, u64 had, u64 t0)
@@ -88,7 +89,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
         return 1;
     u32 armed = sd_arm(s, POLLIN);
     sd_membarrier();
-    if (more(s, had) || sd_back_published(&s->e)) { /* [W1] [S2] */
+    if (more(s, had)) {
         sd_disarm(s, armed);
         return 1;
     }
@@ -119,24 +120,7 @@ static i64 ring_count(const struct sock *s, u64 most, u64 skip)
 
 static i64 ring_copy(struct sock *s, const struct rx *w)
 {
-    u64 skip = w->got, base = w->peek ? w->got : 0;
-    i64 got = 0;
-
-    for (u64 i = 0; i < w->n; i++) {
-        const struct iovec *v = &w->iov[i];
-        if (skip >= v->len) {
-            skip -= v->len;
-            continue;
-        }
-        i64 r = sd_rx_copy(&s->e, v->base + skip, v->len - skip, base + (u64)got);
-        if (r < 0)
-            return SD_BROKEN;
-        got += r;
-        if ((u64)r < v->len - skip)
-            break;
-        skip = 0;
-    }
-    return got;
+    return sd_rx_scatter(&s->e, w->iov, w->n, w->got, w->peek ? w->got : 0);
 }
 
 /* What the ring has, up to what is still wanted. */
@@ -195,14 +179,15 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
             break; /* no more can come behind it while it is not consumed */
         if (unlikely(sd_back_published(&s->e))) {
             if (sd_back_reached(&s->e)) {
-                sd_rx_back(s, fd);
-                return -ERANGE;
-            }
-            if (!more(s, 0)) { /* the ring was to end elsewhere: no honest peer */
+                if (sd_rx_back(s, fd))
+                    return -ERANGE;
+                /* else its last bell is on the way, and wakes us */
+            } else if (!more(s, 0) && !sd_back_reached(&s->e)) { /* the ring was to end elsewhere: no honest peer */
                 sd_drop(s, fd);
                 return the_end(s, w);
+            } else {
+                continue;
             }
-            continue;
         }
         if (load_rlx(&b->latched) & LATCH_FIN) {
             if (more(s, w->peek ? w->got : 0))

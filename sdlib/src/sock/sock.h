@@ -37,7 +37,7 @@ void sd_tick(struct sock *s, int fd);      /* one operation: offer, attach when 
 bool sd_try_switch_tx(struct sock *s, int fd);
 bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now */
 void sd_tx_back(struct sock *s, int fd, u32 reason);
-void sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eat what bells are left */
+bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 void sd_ring_bell(struct sock *s, int fd);
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
 i64 sd_rx_pos(int fd);                      /* bytes read from the TCP stream so far, -1: unknown */

@@ -3,6 +3,7 @@
  * tx.c - sending: to the kernel, through the switch, into the ring.
  */
 #include "poll/poll.h"
+#include "ring/vec.h"
 #include "sock/sock.h"
 
 static long kernel_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
@@ -75,7 +76,8 @@ static long wait_room(struct sock *s, int fd, u64 *deadline)
     }
     if (arm_room(s))
         return 0;
-    if (*deadline == (u64)-1 && load_rlx(&b->rx_mode) == SD_MODE_RING && !(load_rlx(&b->latched) & LATCH_FIN)) {
+    if (*deadline == (u64)-1 && load_rlx(&b->rx_mode) == SD_MODE_RING && !sd_bells_over(&s->e) &&
+        !(load_rlx(&b->latched) & LATCH_FIN)) {
         /* Restarts and cancellation come from the kernel; the only bytes that can arrive are doorbells and the FIN. */
         r = sd_park(s, fd);
         if (r == -EINTR)
@@ -106,25 +108,11 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip)
     u32 held = sd_lock(s, &b->tx_lock);
 
     for (;;) {
-        u64 from = load_rlx(&s->e.tx->tail), pass = skip;
+        u64 from = load_rlx(&s->e.tx->tail);
         put = 0;
         if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING))
             break;
-        for (u64 i = 0; i < n; i++) {
-            if (pass >= iov[i].len) {
-                pass -= iov[i].len;
-                continue;
-            }
-            i64 r = sd_tx_copy(&s->e, iov[i].base + pass, iov[i].len - pass, (u64)put);
-            if (r < 0) {
-                put = SD_BROKEN;
-                break;
-            }
-            put += r;
-            if ((u64)r < iov[i].len - pass)
-                break;
-            pass = 0;
-        }
+        put = sd_tx_gather(&s->e, iov, n, skip);
         if (put <= 0 || sd_tx_commit(&s->e, from, (u64)put))
             break;
     }

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sd_py.h - what Python can call of sdlib/src/ring: one end of a segment, without a socket and without injecting anything.
+ *
+ * Each function is the ring's own of a similar name (ring/ring.h, ring/bell.h, ring/switch.h say what it means); src/py/end.c only gives it
+ * types that cffi knows. Positions of the TCP stream come from the caller, who may have a real connection or pretend to.
+ * Counts are >= 0 or SD_PY_BROKEN: the peer has written an index that no honest one can.
+ */
+#ifndef SD_PY_H
+#define SD_PY_H
+
+#ifndef SD_CFFI
+#include <stdbool.h>
+#include <stdint.h>
+#endif
+
+#define SD_PY_BROKEN (-1)
+
+/* What a consumer has to do (enum sd_sw). */
+enum sd_py_step { SD_PY_TCP = 0, SD_PY_DRAIN = 1, SD_PY_RING = 2, SD_PY_BAD = 3 };
+
+/* One buffer of a vectored call (struct iovec). */
+struct sd_py_buffer {
+    uint8_t *base;
+    uint64_t bytes;
+};
+
+struct sd_py_end; /* this end's private half: what the peer cannot change */
+
+/* ---- segment */
+
+void sd_py_format(void *segment, uint32_t ring_bytes);
+/* Both indices of direction `dir`, for tests that start just below the wrap. Before anybody has opened the segment. */
+void sd_py_start_at(void *segment, uint32_t dir, uint64_t counter);
+/* NULL if the header is not what file_bytes allow, or out of memory. The memory must outlive the end. */
+struct sd_py_end *sd_py_open(void *segment, uint64_t file_bytes, uint32_t side);
+void sd_py_close(struct sd_py_end *end);
+
+/* ---- bytes */
+
+int64_t sd_py_readable(struct sd_py_end *end);
+int64_t sd_py_writable(struct sd_py_end *end);
+int64_t sd_py_put(struct sd_py_end *end, const uint8_t *data, uint64_t n);
+int64_t sd_py_take(struct sd_py_end *end, uint8_t *data, uint64_t n);
+int64_t sd_py_peek(struct sd_py_end *end, uint8_t *data, uint64_t n);
+/* As sendmsg and recvmsg: `skip` bytes of the buffers are done with already. */
+int64_t sd_py_gather(struct sd_py_end *end, struct sd_py_buffer *buffers, uint64_t count, uint64_t skip);
+int64_t sd_py_scatter(struct sd_py_end *end, struct sd_py_buffer *buffers, uint64_t count, uint64_t skip);
+
+/* ---- sleeping and waking */
+
+void sd_py_rx_arm(struct sd_py_end *end);
+void sd_py_rx_disarm(struct sd_py_end *end);
+bool sd_py_rx_news(struct sd_py_end *end);
+void sd_py_tx_arm(struct sd_py_end *end);
+void sd_py_tx_disarm(struct sd_py_end *end);
+bool sd_py_data_wanted(struct sd_py_end *end);
+bool sd_py_room_wanted(struct sd_py_end *end);
+bool sd_py_bell_take(struct sd_py_end *end);
+void sd_py_bell_give_back(struct sd_py_end *end);
+bool sd_py_bell_due(struct sd_py_end *end);
+void sd_py_bell_eaten(struct sd_py_end *end);
+/* membarrier(GLOBAL_EXPEDITED), registering first. 0 or -errno. */
+int sd_py_membarrier(void);
+
+/* ---- the switch */
+
+void sd_py_attached_say(struct sd_py_end *end);
+bool sd_py_attached_said(struct sd_py_end *end, uint32_t side);
+void sd_py_sw_publish(struct sd_py_end *end, uint64_t tcp_pos);
+bool sd_py_sw_published(struct sd_py_end *end);
+enum sd_py_step sd_py_sw_decide(struct sd_py_end *end, uint64_t tcp_pos, uint64_t *left);
+void sd_py_sw_arrive(struct sd_py_end *end);
+bool sd_py_back_announce(struct sd_py_end *end);
+void sd_py_back_publish(struct sd_py_end *end, uint64_t tcp_pos);
+bool sd_py_back_asked(struct sd_py_end *end);
+bool sd_py_back_published(struct sd_py_end *end);
+bool sd_py_bells_over(struct sd_py_end *end);
+bool sd_py_back_reached(struct sd_py_end *end);
+uint64_t sd_py_back_left(struct sd_py_end *end, uint64_t tcp_pos);
+void sd_py_hint_say(struct sd_py_end *end, uint32_t hint);
+uint32_t sd_py_end_error(struct sd_py_end *end, uint32_t err);
+
+#endif
