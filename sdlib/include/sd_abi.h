@@ -170,7 +170,8 @@ struct sd_block {
     SD_ATOMIC uint32_t latched; /* EPOLLRDHUP|EPOLLHUP|EPOLLERR seen, bit 31: FIN consumed */
     SD_ATOMIC uint32_t rx_err;  /* errno to deliver once after the ring is drained */
     SD_ATOMIC uint32_t tx_wait; /* someone waits for room (armed in the ring) */
-    uint32_t pad[7];
+    uint32_t rcvlowat;          /* SO_RCVLOWAT as the program has set it while attached, 0: not set; the kernel's is 1 then */
+    uint32_t pad[6];
 };
 
 struct sd_area {

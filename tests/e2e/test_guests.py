@@ -14,6 +14,7 @@ BEHAVIOURS = [
     "timeouts",
     "threads", "exec_keeps", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect", "waiters epoll",
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
+    "gone close", "gone exit", "gone kill", "gone unread", "mid_switch",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
 

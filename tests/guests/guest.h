@@ -151,11 +151,14 @@ UNUSED static int connect_loopback(const struct sockaddr_in *addr)
     return fd;
 }
 
-/* A hundred small messages in each direction: more than any upgrade threshold, and both sides have waited. */
+/* A hundred small messages in each direction: more than any upgrade threshold, and both sides have waited. The pause is for the
+ * supervisor, which needs a few milliseconds of a busy machine to bring the two ends together; the behaviours come after the switch. */
 UNUSED static void warm_up(int fd, bool first)
 {
     for (int i = 0; i < 100; i++) {
         unsigned char c = (unsigned char)i, back;
+        if (i == 10)
+            sleep_ms(20);
         if (first)
             write_all(fd, &c, 1);
         read_all(fd, &back, 1);

@@ -47,7 +47,10 @@
 #define SO_ERROR 4
 #define SO_TYPE 3
 #define SO_LINGER 13
+#define SO_SNDBUF 7
 #define SO_RCVLOWAT 18
+#define SO_SNDBUFFORCE 32
+#define SO_BUF_LOCK 72
 #define SO_RCVTIMEO_OLD 20
 #define SO_SNDTIMEO_OLD 21
 #define SO_SNDTIMEO_NEW 67
@@ -111,6 +114,12 @@ struct tcp_info_head {
     u64 bytes_received; /* offset 128 */
 };
 _Static_assert(offsetof(struct tcp_info_head, bytes_acked) == 120, "linux/tcp.h: tcpi_bytes_acked");
+struct tcp_info_window {
+    struct tcp_info_head head;
+    u8 rest1[92];
+    u32 snd_wnd; /* offset 228 */
+};
+_Static_assert(offsetof(struct tcp_info_window, snd_wnd) == 228, "linux/tcp.h: tcpi_snd_wnd");
 enum tcp_state { TCP_ESTABLISHED = 1, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7,
                  TCP_CLOSE_WAIT = 8, TCP_LAST_ACK = 9, TCP_CLOSING = 11 };
 

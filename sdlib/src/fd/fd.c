@@ -126,6 +126,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     s->seg = NULL;
     s->kcheck = 0;
     s->checked_tsc = 0;
+    s->asked_tsc = sd_tsc();
     s->regs = NULL;
     return s;
 }

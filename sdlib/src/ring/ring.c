@@ -37,6 +37,7 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_ring = rings + side * n;
     e->rx_ring = rings + !side * n;
     e->bytes = n;
+    e->tx_bytes = n;
     e->rx_tail_seen = 0;
     e->tx_head_seen = 0;
     return 0;
@@ -87,24 +88,29 @@ bool sd_rx_commit(struct sd_end *e, u64 from, u64 n)
     return sd_cas_local(&e->rx->head, from, from + n); /* [R2] */
 }
 
+/* Exact: reads the peer's word. */
+static i64 fresh_room(struct sd_end *e, u64 tail)
+{
+    u64 used;
+
+    e->tx_head_seen = load_acq(&e->tx->head); /* [R2] [W2] */
+    used = tail - e->tx_head_seen;
+    if (unlikely(used > e->bytes))
+        return SD_BROKEN;
+    return used < e->tx_bytes ? (i64)(e->tx_bytes - used) : 0;
+}
+
+i64 sd_tx_look(struct sd_end *e)
+{
+    return fresh_room(e, load_rlx(&e->tx->tail));
+}
+
 i64 sd_tx_room(struct sd_end *e)
 {
     u64 tail = load_rlx(&e->tx->tail);
     u64 used = tail - e->tx_head_seen;
 
-    if (used >= e->bytes) {
-        e->tx_head_seen = load_acq(&e->tx->head); /* [R2] */
-        used = tail - e->tx_head_seen;
-        if (unlikely(used > e->bytes))
-            return SD_BROKEN;
-    }
-    return (i64)(e->bytes - used);
-}
-
-i64 sd_tx_look(struct sd_end *e)
-{
-    e->tx_head_seen = load_acq(&e->tx->head); /* [R2] [W2] */
-    return sd_tx_room(e);
+    return used < e->tx_bytes ? (i64)(e->tx_bytes - used) : fresh_room(e, tail);
 }
 
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
@@ -112,14 +118,10 @@ i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
     i64 room = sd_tx_room(e);
     u64 at, first;
 
-    if (room < 0)
+    if (room >= 0 && skip + n > (u64)room)
+        room = fresh_room(e, load_rlx(&e->tx->tail)); /* the remembered head may be old: look once more before taking less */
+    if (unlikely(room < 0))
         return SD_BROKEN;
-    if (skip + n > (u64)room) {
-        e->tx_head_seen = load_acq(&e->tx->head); /* [R2] */
-        room = (i64)(e->bytes - (load_rlx(&e->tx->tail) - e->tx_head_seen));
-        if (unlikely((u64)room > e->bytes))
-            return SD_BROKEN;
-    }
     if (skip >= (u64)room)
         return 0;
     n = min_u64(n, (u64)room - skip);

@@ -14,6 +14,7 @@ struct sd_end {
     struct sd_dir *rx, *tx;
     u8 *rx_ring, *tx_ring;
     u64 bytes; /* of each ring, a power of two */
+    u64 tx_bytes; /* so many of ours may be unread: all of them, or less if the program has chosen a small buffer */
     u64 rx_tail_seen, tx_head_seen; /* last index read from the other side: avoids its cache line */
 };
 

@@ -2,6 +2,7 @@
  *
  * ctl.c - birth, death, names and options of a socket.
  */
+#include "poll/poll.h"
 #include "sock/sock.h"
 
 #define SO_PROTOCOL 38
@@ -97,8 +98,16 @@ static void farewell(struct sock *s, int fd)
         return;
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
-    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !(load_rlx(&s->b->latched) & LATCH_FIN))
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING)
+        return;
+    if (!(load_rlx(&s->b->latched) & LATCH_FIN))
         sd_look_at_kernel(s, fd);
+    if (sd_rx_avail(&s->e) > 0) { /* unread bytes: TCP resets; the kernel does not see them and would say FIN */
+        linger[0] = 1;
+        linger[1] = 0;
+        sd_hint_say(&s->e, SD_HINT_ABORT);
+        SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+    }
 }
 
 static void forget(u64 fd)
@@ -245,6 +254,20 @@ static u32 saved_bit(u64 level, u64 name)
     return level != SOL_TCP ? 0 : name == TCP_NODELAY ? 1 : name == TCP_CORK ? 2 : 0;
 }
 
+/* Doorbells are single bytes, so the kernel's low-water mark stays at 1; it says what the program's would be there. */
+static long set_lowat(struct sock *s, const struct sd_frame *f)
+{
+    long r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+    i32 one = 1;
+
+    if (r == 0) {
+        s->b->rcvlowat = (u32)sockopt_int((int)f->rdi, SO_RCVLOWAT);
+        SYS5(__NR_setsockopt, f->rdi, SOL_SOCKET, SO_RCVLOWAT, &one, 4);
+        sd_ep_touched(s);
+    }
+    return r;
+}
+
 SD_CALL(sd_setsockopt)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -257,6 +280,11 @@ SD_CALL(sd_setsockopt)
     if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (u32)f->r8 >= 4 && f->r10) {
         s->b->opt_saved = *(i32 *)f->r10 ? s->b->opt_saved | bit : s->b->opt_saved & ~bit;
         r = 0;
+    } else if (sd_attached(s) && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
+        r = set_lowat(s, f);
+    } else if (sd_attached(s) && f->rsi == SOL_SOCKET && (f->rdx == SO_SNDBUF || f->rdx == SO_SNDBUFFORCE)) {
+        r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+        sd_tx_limit(s, (int)f->rdi);
     } else if (sd_attached(s) && f->rsi == SOL_TCP && (f->rdx == TCP_ULP || f->rdx == TCP_ZEROCOPY_RECEIVE)) {
         r = -ENOPROTOOPT; /* as on a kernel without the module: its users have a way without */
     } else if (!sd_attached(s) && f->rsi == SOL_TCP && f->rdx == TCP_ULP) {
@@ -279,6 +307,10 @@ SD_CALL(sd_getsockopt)
         *(i32 *)f->r10 = s->b->opt_saved & bit ? 1 : 0;
         *(i32 *)f->r8 = 4;
         r = 0;
+    } else if (s->b->rcvlowat && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
+        r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+        if (r == 0 && *(i32 *)f->r8 >= 4)
+            *(i32 *)f->r10 = (i32)s->b->rcvlowat;
     } else if (f->rsi == SOL_SOCKET && f->rdx == SO_ERROR) {
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r10 == 0)
@@ -302,7 +334,7 @@ void sd_socks_carried(const struct sd_carry *c, u32 n)
                     s = sd_sock_of((u64)c[k].fd);
         if (a && !s && index < SD_AREA_BLOCKS && load_rlx(&a->block[index].state) == SD_BLOCK_ATTACHED) {
             s = sd_sock_carried(c[i].block, &a->block[index]);
-            if (s && !sd_map_segment(s))
+            if (s && !sd_map_segment(s, c[i].fd))
                 s = NULL;
         }
         if (s)

@@ -40,6 +40,20 @@ void sd_unlock(_Atomic u32 *word, u32 held)
 
 /* ------------------------------------------------------- stream positions */
 
+static u32 get_int(int fd, int level, int name)
+{
+    i32 v = 0;
+    u32 len = 4;
+
+    SYS5(__NR_getsockopt, fd, level, name, &v, &len);
+    return (u32)v;
+}
+
+static void set_int(int fd, int level, int name, i32 v)
+{
+    SYS5(__NR_setsockopt, fd, level, name, &v, 4);
+}
+
 static bool tcp_info(int fd, struct tcp_info_head *ti)
 {
     u32 len = sizeof *ti;
@@ -64,8 +78,19 @@ static i64 tx_pos(const struct sock *s, int fd)
     return -1;
 }
 
-/* Bytes the program (or we) have read from the stream so far. A received FIN counts as one in bytes_received. */
-i64 sd_rx_pos(int fd)
+/* A closed connection does not tell whether its bytes_received counts a FIN. But nothing arrives any more, so the place is known from the
+ * other end: of the unread bytes one may be a doorbell, the others come before the switch, or behind the way back. */
+static i64 closed_rx_pos(const struct sock *s, i32 unread)
+{
+    u64 bell = unread > 0 && sd_bell_due(&s->e), sw = load_acq(&s->e.rx->sw_ring); /* [S1] */
+
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+        return (i64)(load_rlx(&s->e.rx->sw_back_tcp) - bell);
+    return sw ? (i64)(sw - 1 - ((u64)unread - bell)) : -1;
+}
+
+/* Bytes the program (or we) have read from the stream so far, -1: unknown. A received FIN counts as one in bytes_received. */
+i64 sd_rx_pos(const struct sock *s, int fd)
 {
     struct tcp_info_head a, z;
     i32 q;
@@ -73,11 +98,12 @@ i64 sd_rx_pos(int fd)
     for (int i = 0; i < 100; i++) {
         if (!tcp_info(fd, &a) || SYS3(__NR_ioctl, fd, FIONREAD, &q) < 0 || !tcp_info(fd, &z))
             return -1;
-        if (a.bytes_received == z.bytes_received && a.state == z.state) {
-            bool fin = a.state == TCP_CLOSE_WAIT || a.state == TCP_LAST_ACK || a.state == TCP_CLOSING || a.state == TCP_TIME_WAIT ||
-                       a.state == TCP_CLOSE;
-            return (i64)a.bytes_received - fin - q;
-        }
+        if (a.bytes_received != z.bytes_received || a.state != z.state)
+            continue;
+        if (a.state == TCP_CLOSE)
+            return closed_rx_pos(s, q);
+        bool fin = a.state == TCP_CLOSE_WAIT || a.state == TCP_LAST_ACK || a.state == TCP_CLOSING || a.state == TCP_TIME_WAIT;
+        return (i64)a.bytes_received - fin - q;
     }
     return -1;
 }
@@ -106,7 +132,24 @@ static void offer(struct sock *s, int fd)
     }
 }
 
-bool sd_map_segment(struct sock *s)
+#define BUF_LOCK_SND 1u /* SOCK_SNDBUF_LOCK: the program has set SO_SNDBUF */
+
+/* A program that has chosen how much the kernel may take before it says "full" gets no megabyte from us: as much as its own buffer and the
+ * peer's window hold. The kernel counts its overhead, too, and says twice what was asked for. */
+void sd_tx_limit(struct sock *s, int fd)
+{
+    struct tcp_info_window w = {0};
+    u32 len = sizeof w;
+    u64 most = s->e.bytes;
+
+    if (get_int(fd, SOL_SOCKET, SO_BUF_LOCK) & BUF_LOCK_SND) {
+        SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &w, &len);
+        most = min_u64(most, get_int(fd, SOL_SOCKET, SO_SNDBUF) / 2 + (u64)w.snd_wnd);
+    }
+    s->e.tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
+}
+
+bool sd_map_segment(struct sock *s, int fd)
 {
     struct sd_seg *seg;
     struct sd_end e = {0};
@@ -131,6 +174,7 @@ bool sd_map_segment(struct sock *s)
     }
     s->e = e;
     s->seg = seg;
+    sd_tx_limit(s, fd);
     return true;
 }
 
@@ -152,7 +196,7 @@ static void attach(struct sock *s, int fd)
         SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, &len);
         if (lowat != 1) {
             sd_reason(s, SD_REASON_option);
-        } else if (!sd_map_segment(s)) {
+        } else if (!sd_map_segment(s, fd)) {
             sd_reason(s, SD_REASON_no_memory);
         } else {
             COUNT(attaches);
@@ -200,20 +244,6 @@ bool sd_attached(const struct sock *s)
 #define SAVED_NODELAY 1u
 #define SAVED_CORK 2u
 
-static u32 get_int(int fd, int level, int name)
-{
-    i32 v = 0;
-    u32 len = 4;
-
-    SYS5(__NR_getsockopt, fd, level, name, &v, &len);
-    return (u32)v;
-}
-
-static void set_int(int fd, int level, int name, i32 v)
-{
-    SYS5(__NR_setsockopt, fd, level, name, &v, 4);
-}
-
 bool sd_try_switch_tx(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
@@ -253,7 +283,7 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
         return load_rlx(&b->rx_mode) == SD_MODE_RING;
     if (!sd_sw_published(&s->e))
         return false; /* the usual answer, without asking the kernel */
-    pos = sd_rx_pos(fd);
+    pos = sd_rx_pos(s, fd);
     if (pos < 0)
         return false;
     switch (sd_sw_decide(&s->e, (u64)pos, &left)) {
@@ -306,13 +336,15 @@ bool sd_rx_back(struct sock *s, int fd)
     bool done = load_rlx(&b->rx_mode) != SD_MODE_RING; /* another thread was faster */
 
     if (!done) {
-        i64 pos = sd_rx_pos(fd);
+        i64 pos = sd_rx_pos(s, fd);
         u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
         u8 bell;
         if (left > 1) /* more than the one doorbell that can be there */
             sd_drop(s, fd);
         else /* shared memory is faster than TCP: the bell may still be on its way, and must not reach the program */
             done = !left || SYS6(__NR_recvfrom, fd, &bell, 1, MSG_DONTWAIT, 0, 0) == 1;
+        if (done && b->rcvlowat)
+            set_int(fd, SOL_SOCKET, SO_RCVLOWAT, (i32)b->rcvlowat);
         if (done)
             store_rel(&b->rx_mode, SD_MODE_BACK);
     }

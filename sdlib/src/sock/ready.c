@@ -24,7 +24,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
         sd_look_at_kernel(s, fd);
         n = sd_rx_avail(&s->e);
     }
-    if (n > 0)
+    if (n > 0 && (u64)n >= min_u64(b->rcvlowat, s->e.bytes / 2))
         out |= POLLIN | POLLRDNORM;
     if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) {
         i32 q = 0;
@@ -57,7 +57,7 @@ static u32 tx_ready(struct sock *s, int fd, u32 kev)
         return POLLOUT | POLLWRNORM;
     }
     /* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
-    if ((u64)room * 4 < s->e.bytes)
+    if ((u64)room * 4 < s->e.tx_bytes)
         return 0;
     sd_tx_disarm(&s->e, &b->tx_wait);
     return POLLOUT | POLLWRNORM;

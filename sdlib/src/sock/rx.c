@@ -238,7 +238,7 @@ static long begin(struct sock *s, int fd, struct rx *w)
     w->nb = (w->flags & MSG_DONTWAIT) || load_rlx(&s->b->nonblock);
     w->peek = w->flags & MSG_PEEK;
     w->drop = w->flags & MSG_TRUNC;
-    w->target = w->flags & MSG_WAITALL ? w->len : 1;
+    w->target = w->flags & MSG_WAITALL ? w->len : min_u64(w->len, s->b->rcvlowat ? s->b->rcvlowat : 1);
     if (unlikely(!w->len) && sd_attached(s)) { /* waits all the same, and takes nothing */
         *w = (struct rx){.iov = &one, .n = 1, .len = 1, .target = 1, .peek = true, .nb = w->nb, .flags = w->flags | MSG_PEEK};
         r = receive(s, fd, w);

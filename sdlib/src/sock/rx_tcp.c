@@ -60,7 +60,7 @@ static u64 tcp_bytes(struct sock *s, int fd, bool *last)
     SYS3(__NR_ioctl, fd, FIONREAD, &q);
     if (!sd_sw_published(&s->e))
         return q > 0 ? (u64)q : 0;
-    pos = sd_rx_pos(fd);
+    pos = sd_rx_pos(s, fd);
     SYS3(__NR_ioctl, fd, FIONREAD, &q);
     if (q <= 0 || pos < 0 || sd_sw_decide(&s->e, (u64)pos, &left) != SD_SW_DRAIN)
         return 0;
@@ -88,9 +88,11 @@ long sd_switching_rx(struct sock *s, int fd, struct rx *w)
     for (;;) {
         if (sd_rx_poll_switch(s, fd))
             return -ERANGE;
+        u32 held = sd_lock(s, &s->b->rx_lock); /* nobody else may read between our count and our read */
         u64 n = tcp_bytes(s, fd, &last);
+        r = n ? sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n) : 0;
+        sd_unlock(&s->b->rx_lock, held);
         if (n) {
-            r = sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n);
             if (r < 0 && r != -EAGAIN)
                 return sd_rx_result(w, r);
             if (r > 0) {

@@ -40,8 +40,9 @@ void sd_tx_back(struct sock *s, int fd, u32 reason);
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 void sd_ring_bell(struct sock *s, int fd);
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
-i64 sd_rx_pos(int fd);                      /* bytes read from the TCP stream so far, -1: unknown */
-bool sd_map_segment(struct sock *s);
+i64 sd_rx_pos(const struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
+bool sd_map_segment(struct sock *s, int fd);
+void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
 long sd_park(struct sock *s, int fd);
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
 

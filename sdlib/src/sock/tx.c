@@ -122,6 +122,29 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip)
     return put;
 }
 
+#define LOOK_US 10000
+#define FAST_SENDS 32
+
+/* Nobody reads the ring of a peer that has gone, so bytes put there would be taken as sent for as long as they fit, where TCP says so with
+ * the second send. A peer that closes leaves a hint; that it was killed only the kernel knows, which is asked every LOOK_US. */
+static bool peer_left(struct sock *s, int fd)
+{
+    struct pollfd p = {fd, POLLRDHUP, 0};
+    struct timespec64 zero = {0, 0};
+    u64 now = sd_tsc();
+
+    s->fast_sends = FAST_SENDS;
+    if (!(load_rlx(&s->e.rx->prod_hint) & SD_HINT_CLOSED) && now - s->asked_tsc < LOOK_US * g.tsc_per_us)
+        return false;
+    s->asked_tsc = now;
+    COUNT(calls_kernel);
+    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) != 1)
+        return false;
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+        sd_look_at_kernel(s, fd); /* FIN or reset, as it is told with our rings in mind */
+    return true;
+}
+
 static long broken_pipe(u32 flags)
 {
     struct sd_tcb *t = sd_self();
@@ -129,6 +152,14 @@ static long broken_pipe(u32 flags)
     if (!(flags & MSG_NOSIGNAL))
         SYS3(__NR_tgkill, SYS0(__NR_getpid), t->tid, SIGPIPE);
     return -EPIPE;
+}
+
+/* Reported once, then a broken pipe, as TCP does. */
+static long after_reset(struct sock *s, u32 flags)
+{
+    u32 err = atomic_exchange(&s->b->rx_err, 0);
+
+    return err ? -(long)err : broken_pipe(flags);
 }
 
 static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb)
@@ -139,9 +170,11 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     for (;;) {
         if (s->b->tx_shut)
             return sent ? (long)sent : broken_pipe(flags);
-        if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)) {
+        if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e) || peer_left(s, fd)) {
             if (sent)
                 return (long)sent;
+            if (load_rlx(&s->b->latched) & POLLERR)
+                return after_reset(s, flags);
             sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
             return -ERANGE;
         }
@@ -191,10 +224,8 @@ long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
     long r;
 
     sd_tick(s, fd);
-    if (unlikely(load_rlx(&b->latched) & POLLERR)) { /* reset: reported once, then a broken pipe, as TCP does */
-        u32 err = atomic_exchange(&b->rx_err, 0);
-        return err ? -(long)err : broken_pipe(flags);
-    }
+    if (unlikely(load_rlx(&b->latched) & POLLERR))
+        return after_reset(s, flags);
     if (unlikely(flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) && load_rlx(&b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, SD_REASON_flag);
     do {
