@@ -3,6 +3,7 @@
 #
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
+#   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part)
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
 #   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
@@ -31,7 +32,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: build test demo lint bench baseline clean ffi image filter filters
+.PHONY: build test suites demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -89,6 +90,9 @@ bench: build $(STAMPS)/packages-bench $(STAMPS)/requirements-bench build/bench/s
 test: build $(STAMPS)/packages-test
 # Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.
 	@$(PY) -m pytest --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
+
+suites: build $(STAMPS)/packages-test
+	@SDRUN_SUITES=all $(PY) -m pytest --reruns 1 tests/suites $(PYTEST_ARGS)
 
 demo: build $(STAMPS)/packages-demo
 	@$(PY) -m tools.demo
