@@ -101,7 +101,7 @@ struct sock {
     struct sd_seg *seg; /* NULL until attached */
     struct sd_end e;    /* the two rings, as ring.h sees them */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
-    u32 fast_sends;     /* so many more may go the short way */
+    i32 fast_sends;     /* so many more may go the short way */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
     _Atomic u32 parked; /* threads that sleep in recv on it, waiting for a doorbell (counted when g.mt) */

@@ -71,10 +71,11 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     struct sock *s = sd_fast_sock[fd];
     struct sd_block *b = s->b;
     struct sd_dir *d = s->e.tx;
-    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING || (b->tx_shut | load_rlx(&b->latched) | load_rlx(&b->tx_wait) | load_rlx(&d->go_back)) ||
-                 (load_rlx(&s->e.rx->prod_hint) & SD_HINT_CLOSED) || !s->fast_sends))
+    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING || (b->tx_shut | load_rlx(&b->latched) | load_rlx(&b->tx_wait) | load_rlx(&d->go_back) |
+                                                           load_rlx(&s->e.rx->prod_hint))))
         return SLOW;
-    s->fast_sends--; /* the ordinary way asks now and then whether the peer is still there */
+    if (unlikely(--s->fast_sends < 0))
+        return SLOW; /* the ordinary way asks now and then whether the peer is still there */
     u64 tail = load_rlx(&d->tail), at = tail & (s->e.bytes - 1), next = tail + len;
     if (unlikely(next - s->e.tx_head_seen > s->e.tx_bytes || at + len > s->e.bytes))
         return SLOW; /* looks at the other side's index again, goes around the corner */
@@ -150,6 +151,7 @@ void sd_fast_on(struct sock *s, int fd)
 
     if (!ring || g.mt || load_rlx(&b->users) != 1 || sd_sock_of((u32)fd) != s)
         return;
+    s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */
     sd_fast_sock[fd] = s;
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_FAST;
 }

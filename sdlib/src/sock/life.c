@@ -85,7 +85,7 @@ static i64 closed_rx_pos(const struct sock *s, i32 unread)
     u64 bell = unread > 0 && sd_bell_due(&s->e), sw = load_acq(&s->e.rx->sw_ring); /* [S1] */
 
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
-        return (i64)(load_rlx(&s->e.rx->sw_back_tcp) - bell);
+        return (i64)(load_rlx(&s->e.rx->sw_back) - 1 - bell);
     return sw ? (i64)(sw - 1 - ((u64)unread - bell)) : -1;
 }
 
@@ -362,8 +362,10 @@ static void send_bell(struct sock *s, int fd)
     u8 byte = 0;
     long r;
 
-    if (!sd_bell_take(&s->e))
+    if (!sd_bell_take(&s->e)) {
+        s->fast_sends = 0; /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
+    }
     r = SYS6(__NR_sendto, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
     if (r == 1) {
         COUNT(bells_tx);

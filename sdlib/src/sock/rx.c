@@ -109,10 +109,11 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
 }
 
 /* MSG_TRUNC: as many bytes as could be copied, without copying. */
-static i64 ring_count(const struct sock *s, u64 most, u64 skip)
+static i64 ring_count(struct sock *s, u64 most, u64 skip)
 {
-    u64 n = load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head); /* [R1] */
+    u64 tail = load_acq(&s->e.rx->tail), n = tail - load_rlx(&s->e.rx->head); /* [R1] */
 
+    s->e.rx_tail_seen = tail; /* never behind the head: fast.c relies on it */
     if (unlikely(n > s->e.bytes))
         return SD_BROKEN;
     return n > skip ? (i64)min_u64(n - skip, most) : 0;
