@@ -81,11 +81,15 @@ build/bench/sockmap: tools/bench/bpf/sockmap.c tools/bench/bench.h tools/bench/s
 	@mkdir -p $(@D)
 	gcc $(BENCH_CFLAGS) -o $@ $< -lbpf
 
+build/bench/hello: tools/bench/apps/hello.go | $(STAMPS)/packages-bench
+	@mkdir -p $(@D)
+	go build -o $@ $<
+
 $(STAMPS)/requirements-bench: requirements-bench.lock $(STAMPS)/venv
 	$(PY) -m pip install -qq --disable-pip-version-check -r requirements-bench.lock
 	touch $@
 
-bench: build $(STAMPS)/packages-bench $(STAMPS)/requirements-bench build/bench/sockmap.bpf.o build/bench/sockmap
+bench: build $(STAMPS)/packages-bench $(STAMPS)/requirements-bench build/bench/sockmap.bpf.o build/bench/sockmap build/bench/hello
 
 test: build $(STAMPS)/packages-test
 # Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.

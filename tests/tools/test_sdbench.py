@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tools.sdbench import cli, micro
+from tools.sdbench import apps, cli, micro
 from tools.sdbench.micro import Plan
 from tools.sdbench.results import Results, Row
 from tools.sdbench.runner import Case, Runner
@@ -93,3 +93,18 @@ def test_names_are_checked(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"version": 0}))
     with pytest.raises(ValueError, match="not a file of this sdbench"):
         Results.load(tmp_path / "other.json")
+
+
+def test_an_application_in_all_ways(stage: Stage, tmp_path: Path) -> None:
+    serve, load = apps.everything(True)["nginx"]["64 KiB, 1 connection"]
+    ways = {name: apps.asked(serve, load, way) for name, way in apps.ways(None, 0.3).items()}
+    (row,) = run(stage, tmp_path / "r.json", [Case("nginx", {}, "rate", ways)]).rows
+    assert row.skipped == {}
+    assert row.on_shm("sdrun") == 1
+    assert all(sample["rate"] > 100 and sample["cpu_us"] > 1 for (sample,) in row.samples.values())
+
+
+def test_a_wrong_answer_is_no_answer(stage: Stage) -> None:
+    serve, load = apps.http(apps.nginx, "not-there", 1)
+    with pytest.raises(BenchError, match=r"unexpected answer: HTTP/1\.1 404"):
+        apps.asked(serve, load, apps.ways(None, 0.1)["tcp"])(stage)

@@ -204,6 +204,13 @@ static inline struct measured measure(struct shared *s, int workers, int first, 
             sleep_ms(ms);
     }
     atomic_store(&s->phase, PHASE_WARM); /* nobody adds to a histogram any more */
+    for (int i = 0; i < workers; i++) {
+        int status;
+        if (waitpid(s->worker[i].pid, &status, WNOHANG) != 0) { /* what it has counted is not what was to be measured */
+            errno = 0;
+            die("worker %d ended too early", i);
+        }
+    }
     return m;
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.sdbench import micro
+from tools.sdbench import apps, micro
 from tools.sdbench.machine import ROOT, SDRUN, describe
 from tools.sdbench.results import Results
 from tools.sdbench.runner import Case, Runner
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--only", action="append", default=[], metavar="NAME", help="this benchmark; may be repeated")
     common.add_argument("--output", type=Path, help=f"the JSON (default in {FOLDER.relative_to(ROOT)}/)")
     one = kinds.add_parser("micro", parents=[common], help="one mechanism at a time")
+    kinds.add_parser("apps", parents=[common], help="real programs")
     one.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=COMMAND",
                      help="also measure behind this command, such as 'vma=env LD_PRELOAD=libvma.so'")
     return result
@@ -67,6 +68,13 @@ def micro_cases(options: argparse.Namespace) -> list[Case]:
     plan = micro.quick_plan(peers=peers) if options.quick else micro.Plan(peers=peers)
     names = chosen(options.only, list(micro.BENCHES))
     return [case for name in names for case in micro.BENCHES[name](plan)]
+
+
+def wanted(options: argparse.Namespace, stage: Stage) -> list[Case]:
+    """The cases of this command line."""
+    if options.kind == "micro":
+        return micro_cases(options)
+    return apps.cases(stage, chosen(options.only, apps.NAMES), options.quick, options.rounds)
 
 
 def measure(options: argparse.Namespace, cases: list[Case], stage: Stage, console: Console) -> int:
@@ -92,7 +100,7 @@ def main() -> int:
     try:
         if not SDRUN.exists():
             raise BenchError(f"{SDRUN} is missing; `make build` builds it")
-        return measure(options, micro_cases(options), stage, console)
+        return measure(options, wanted(options, stage), stage, console)
     except (BenchError, NotHere) as error:
         print(f"sdbench: {error}", file=sys.stderr)
         return 1

@@ -43,8 +43,15 @@ class Stage:
                     "XDG_CONFIG_HOME": str(self.folder / "config")}
         self._count = 0
         self._primed = False
+        self._at_end: list[Callable[[], None]] = []
+        self.report_folder: Path | None = None
+        """Where sdrun writes its reports, if another user than ours runs it."""
         self._running: list[subprocess.Popen[bytes]] = []
         self._reports: list[Path] = []
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Have something done by `close`."""
+        self._at_end.append(action)
 
     def prime(self) -> None:
         """Have a monitor running and everything read from disk before the first measurement."""
@@ -56,7 +63,7 @@ class Stage:
         """The words before a command that put it under sdrun; its report is for `reports`."""
         self.prime()
         self._count += 1
-        report = self.folder / f"report-{self._count}.json"
+        report = (self.report_folder or self.folder) / f"report-{self._count}.json"
         self._reports.append(report)
         return [str(SDRUN), "--report", str(report), *options, "--"]
 
@@ -79,7 +86,7 @@ class Stage:
 
     def _errors(self) -> str:
         lines = (self.folder / f"errors-{self._count}").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return "; ".join(lines[-3:]) or "it said nothing"
 
     def start(self, argv: Sequence[str], stdout: int = subprocess.DEVNULL,
               cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -140,6 +147,8 @@ class Stage:
         """End everything, the monitor too, and remove the folder."""
         for program in list(self._running):
             self.end(program)
+        for action in self._at_end:
+            action()
         for path in self.folder.glob("socksdirect/*.sock"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
                 probe.connect(str(path))
