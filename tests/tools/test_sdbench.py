@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tools.sdbench import apps, cli, micro
+from tools.sdbench import apps, cli, command, micro, plots, report
+from tools.sdbench.machine import PROGRAMS
 from tools.sdbench.micro import Plan
 from tools.sdbench.results import Results, Row
 from tools.sdbench.runner import Case, Runner
@@ -19,7 +20,7 @@ from tools.sdbench.stage import BenchError, NotHere, Stage
 SHORT = Plan(warm_ms=250, ms=60, sizes=(8,), places={"unpinned": None})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     made = Stage()
     yield made
@@ -108,3 +109,64 @@ def test_a_wrong_answer_is_no_answer(stage: Stage) -> None:
     serve, load = apps.http(apps.nginx, "not-there", 1)
     with pytest.raises(BenchError, match=r"unexpected answer: HTTP/1\.1 404"):
         apps.asked(serve, load, apps.ways(None, 0.1)["tcp"])(stage)
+
+
+def made(folder: Path) -> Path:
+    rounds = [{"rate": 10.0, "cpu_us": 2.0}, {"rate": 20.0, "cpu_us": 2.0}]
+    row = Row("redis", {"what": "a <b> | c", "placement": "one core"}, "rate", "tcp",
+              {"tcp": rounds, "sdrun": [{"rate": 5.0, "cpu_us": 1.0}, {"rate": 8.0, "cpu_us": 1.0}]},
+              {"unix": "not here"}, {"sdrun": {"calls_library": 3000, "calls_kernel": 1000, "parks": 8}})
+    sized = [Row(bench, {"size": size, "placement": "one core"}, "rate", "tcp",
+                 {name: [{"p50_us": 2.0, "mib_s": 1.0, "rate": 5.0, "cpu_us": cost}] for name in ("tcp", "sdrun")})
+             for bench in ("rtt", "stream") for size, cost in (("8 B", 1.0), ("64 KiB", 7.4))]
+    Results("apps", {"kernel": "6"}, {"rounds": 2}, [row, *sized]).save(folder / "apps.json")
+    return folder / "apps.json"
+
+
+def test_report(tmp_path: Path) -> None:
+    docs = tmp_path / "docs.md"
+    docs.write_text(f"head\n{report.BEGIN}\nold\n{report.END}\ntail\n")
+    assert report.main([made(tmp_path)], tmp_path / "report", docs) == 0
+    page, text = (tmp_path / "report" / "index.html").read_text(), docs.read_text()
+    assert "a &lt;b&gt; | c" in page and 'class="worse"' in page
+    assert text.startswith("head\n") and text.endswith("tail\n") and "old" not in text
+    assert "a <b> \\| c, one core | 15.0 /s | 6.50 /s | 0.45 (0.40 to 0.50) | 2.00x" in text
+    assert "| tcp | one core | 1,000 | 100 | 1.00 |" in text
+    assert "| redis | a <b> \\| c, one core | 75.0% | 0 | 2.00 |" in text
+    assert report.main([made(tmp_path)], tmp_path / "report", docs) == 0
+    assert docs.read_text() == text
+    assert report.main([], tmp_path / "report", None) == 1
+
+
+@pytest.mark.skipif(not plots.possible(), reason="matplotlib is not installed")
+def test_plots(tmp_path: Path) -> None:
+    files = plots.draw(Results.load(made(tmp_path)).rows, tmp_path)
+    assert files.keys() == {"redis", "Round trips", "Streams, read message by message"}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in files.values())
+
+
+def test_own_command(stage: Stage, tmp_path: Path) -> None:
+    job = command.Job([str(PROGRAMS / "pair"), "tcp", "rtt", "8", "-t", "100", "-w", "300"], 2, ["spin_us=20"])
+    row = command.measure(stage, job, Console(quiet=True))
+    assert {name: len(samples) for name, samples in row.samples.items()} == {"native": 2, "sdrun": 2}
+    lines = command.verdict(row)
+    assert "2 of 2 ends of connections on shared memory" in lines
+    assert lines[-1].startswith("verdict: ")
+    with pytest.raises(BenchError, match="ended with status 3: oh dear"):
+        command.measure(stage, command.Job(["sh", "-c", "echo oh dear; exit 3"], 1, []), Console(quiet=True))
+
+
+def test_verdicts() -> None:
+    def said(under: list[float]) -> str:
+        samples = {"native": [{"s": 1.0, "cpu_s": 1.0}] * len(under),
+                   "sdrun": [{"s": took, "cpu_s": 1.0} for took in under]}
+        return command.verdict(Row("command", {}, "s", "native", samples))[-1]
+
+    assert said([0.5, 0.25]) == "verdict: faster under sdrun, 3.00 times"
+    assert said([2.0, 2.0]) == "verdict: slower under sdrun, 2.00 times"
+    assert said([0.9, 1.1]).startswith("verdict: no clear difference")
+
+
+def test_command_lines() -> None:
+    assert cli.split(["micro", "--quick"]) == (["micro", "--quick"], [])
+    assert cli.split(["--rounds", "2", "--", "ls", "--", "-l"]) == (["command", "--rounds", "2"], ["ls", "--", "-l"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.sdbench import apps, micro
+from tools.sdbench import apps, command, micro, report
 from tools.sdbench.machine import ROOT, SDRUN, describe
 from tools.sdbench.results import Results
 from tools.sdbench.runner import Case, Runner
@@ -51,7 +51,23 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_parser("apps", parents=[common], help="real programs")
     one.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=COMMAND",
                      help="also measure behind this command, such as 'vma=env LD_PRELOAD=libvma.so'")
+    own = kinds.add_parser("command", help=argparse.SUPPRESS)
+    own.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each (default {ROUNDS})")
+    own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for sdrun")
+    own.add_argument("--output", type=Path, default=FOLDER / "command.json", help="the JSON")
+    page = kinds.add_parser("report", help="HTML and plots")
+    page.add_argument("results", nargs="*", type=Path, help=f"JSON files (default: all of {FOLDER.relative_to(ROOT)}/)")
+    page.add_argument("--output", type=Path, default=FOLDER.parent / "report", help="folder for the page and the plots")
+    page.add_argument("--docs", type=Path, help="also write the tables into this Markdown file, between its marks")
     return result
+
+
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The command line before `--`, made a `command` if it names no other, and the command after it."""
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return ["command", *words[:at]], words[at + 1:]
 
 
 def chosen(names: list[str], known: list[str]) -> list[str]:
@@ -91,16 +107,28 @@ def measure(options: argparse.Namespace, cases: list[Case], stage: Stage, consol
     return 1 if failed else 0
 
 
+def serve(options: argparse.Namespace, argv: list[str], stage: Stage, console: Console) -> int:
+    """What the command line asks for."""
+    if not SDRUN.exists():
+        raise BenchError(f"{SDRUN} is missing; `make build` builds it")
+    if options.kind == "command":
+        if not argv or options.rounds < 1:
+            raise BenchError("usage: sdbench [--rounds N] [--set KEY=VALUE] [--output FILE] -- CMD")
+        return command.run(stage, command.Job(argv, options.rounds, options.set), options.output, console)
+    return measure(options, wanted(options, stage), stage, console)
+
+
 def main() -> int:
     """Exit status 0 if all was measured, 1 if something failed, 2 for a wrong command line."""
-    options = parser().parse_args()
+    words, argv = split(sys.argv[1:])
+    options = parser().parse_args(words)
+    if options.kind == "report":
+        return report.main(options.results or sorted(FOLDER.glob("*.json")), options.output, options.docs)
     console = Console(soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     stage = Stage()
     try:
-        if not SDRUN.exists():
-            raise BenchError(f"{SDRUN} is missing; `make build` builds it")
-        return measure(options, wanted(options, stage), stage, console)
+        return serve(options, argv, stage, console)
     except (BenchError, NotHere) as error:
         print(f"sdbench: {error}", file=sys.stderr)
         return 1

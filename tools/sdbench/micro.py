@@ -21,7 +21,7 @@ from tools.sdbench.stage import Stage, own_network, program, sockmap
 Prefix = Callable[[Stage], list[str]]
 Place = tuple[int, int] | None
 
-SIZES = (8, 64, 512, 1024, 4096, 16384, 65536, 262144, 1048576)
+SIZES = (8, 64, 1024, 4096, 65536, 1048576)
 QUICK_SIZES = (8, 1024, 65536)
 CUBIC_FROM = 65536
 """Below this the congestion control of a loopback connection makes no difference."""
