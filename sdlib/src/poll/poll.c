@@ -86,7 +86,7 @@ static long translate(struct sd_pollset *p, bool asked)
     return count;
 }
 
-/* Every entry is a socket whose both directions are on the ring and whose kernel side was looked at a moment ago. */
+/* Every entry is a socket of which the directions that are asked for are on the ring, and whose kernel side was looked at a moment ago. */
 static bool may_skip_kernel(const struct sd_pollset *p)
 {
     u64 now = sd_tsc();
@@ -94,9 +94,10 @@ static bool may_skip_kernel(const struct sd_pollset *p)
         return false;
     for (u32 i = 0; i < p->n; i++) {
         const struct sock *s = p->item[i].s;
+        bool out = p->item[i].want & (POLLOUT | POLLWRNORM | POLLWRBAND);
         if (!s || s->kcheck || now - s->checked_tsc > SD_KERNEL_US * g.tsc_per_us)
             return false;
-        if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || load_rlx(&s->b->tx_mode) != SD_MODE_RING)
+        if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || (out && load_rlx(&s->b->tx_mode) != SD_MODE_RING))
             return false;
     }
     return true;
