@@ -187,8 +187,9 @@ static long spin(struct epwait *w, u64 left)
     struct sd_spin sp;
     bool here;
     long raw = 0, n = 0;
-    if (!worth_spinning(w, &here)) {
-        if (!here)
+    bool pays = worth_spinning(w, &here), held = pays && sd_spin_held(&w->ep->learn);
+    if (!pays || held) {
+        if (!here && !held)
             return 0;
         w->called = true;
         SYS0(__NR_sched_yield);

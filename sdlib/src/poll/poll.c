@@ -135,8 +135,9 @@ static long spin(struct sd_pollset *p, u64 left)
 {
     struct sd_spin sp;
     bool here;
-    if (!worth_spinning(p, &here)) {
-        if (!here)
+    bool pays = worth_spinning(p, &here), held = pays && sd_spin_held(&sd_learn_process);
+    if (!pays || held) {
+        if (!here && !held)
             return 0;
         p->called = true;
         SYS0(__NR_sched_yield);

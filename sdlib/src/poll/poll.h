@@ -38,17 +38,20 @@ struct timespec64 *sd_ns_ts(u64 ns, struct timespec64 *ts);
 struct sd_learn {
     u32 budget_us; /* 0: not set yet */
     u32 avg_us;    /* length of waits that were won, exponential average */
+    u32 hold, held; /* so many waits without spinning are left, of so many: somebody else wanted the CPU */
 };
 extern struct sd_learn sd_learn_process;
 
 struct sd_spin {
     struct sd_learn *learn;
-    u64 start, end, next_kernel; /* tsc */
-    u32 rounds;
+    u64 start, end, next_kernel, last; /* tsc */
+    bool preempted;
 };
 /* False: do not spin. max_ns bounds it by the caller's time-out. */
 bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns);
-bool sd_spin_more(struct sd_spin *sp);        /* pauses; false when the budget is used up */
+bool sd_spin_more(struct sd_spin *sp);        /* pauses; false when the budget is used up, or the CPU was taken from us */
+/* Spinning takes the CPU from somebody: let him run once and look again. Counts down. */
+bool sd_spin_held(struct sd_learn *l);
 bool sd_spin_ask_kernel(struct sd_spin *sp);  /* true every 10 us */
 void sd_spin_end(struct sd_spin *sp, bool won);
 /* A park that began at tsc `from` and was ended by a doorbell or data. */

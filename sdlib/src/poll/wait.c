@@ -5,12 +5,18 @@
  * A spin that wins saves two system calls and a wake-up of several microseconds; one that loses burns a CPU that the
  * peer may need. So the budget is halved with each loss down to SPIN_MIN_US and doubled with each win, and with each
  * park that ended so soon that a longer spin would have won.
+ *
+ * More runnable threads than CPUs: a spin takes the time from the one that it waits for. A hole in the spinner's clock tells that it was
+ * preempted; then the next waits only yield, and more of them each time that happens again.
  */
 #include "poll/poll.h"
 
 #define SPIN_MIN_US 2
 #define PARK_SHORT_US 30
 #define SPIN_KERNEL_US 10
+#define PREEMPTED_US 40       /* longer than any round of a spin takes */
+#define HOLD_FIRST 16
+#define HOLD_MOST 1024
 
 struct sd_learn sd_learn_process;
 
@@ -61,8 +67,8 @@ bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns)
     if (us > limit)
         us = limit;
     sp->learn = l;
-    sp->rounds = 0;
-    sp->start = sd_tsc();
+    sp->preempted = false;
+    sp->start = sp->last = sd_tsc();
     sp->end = sp->start + min_u64(us, max_ns / 1000 + 1) * g.tsc_per_us;
     sp->next_kernel = sp->start + SPIN_KERNEL_US * g.tsc_per_us;
     COUNT(spins);
@@ -72,8 +78,18 @@ bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns)
 bool sd_spin_more(struct sd_spin *sp)
 {
     cpu_relax();
-    sp->rounds++;
-    return sd_tsc() < sp->end;
+    u64 now = sd_tsc();
+    sp->preempted = now - sp->last > PREEMPTED_US * g.tsc_per_us;
+    sp->last = now;
+    return now < sp->end && !sp->preempted;
+}
+
+bool sd_spin_held(struct sd_learn *l)
+{
+    if (likely(!l->hold))
+        return false;
+    l->hold--;
+    return true;
 }
 
 bool sd_spin_ask_kernel(struct sd_spin *sp)
@@ -98,6 +114,12 @@ static void grow(struct sd_learn *l)
 void sd_spin_end(struct sd_spin *sp, bool won)
 {
     struct sd_learn *l = sp->learn;
+    if (sp->preempted) {
+        l->held = l->held ? l->held * 2 : HOLD_FIRST;
+        l->hold = l->held = l->held < HOLD_MOST ? l->held : HOLD_MOST;
+    } else if (won) {
+        l->held = 0;
+    }
     if (won) {
         u32 took = (u32)((sd_tsc() - sp->start) / (g.tsc_per_us ? g.tsc_per_us : 1));
         l->avg_us = (l->avg_us * 7 + took + 7) / 8;
