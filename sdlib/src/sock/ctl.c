@@ -263,6 +263,7 @@ static long set_lowat(struct sock *s, const struct sd_frame *f)
     if (r == 0) {
         s->b->rcvlowat = (u32)sockopt_int((int)f->rdi, SO_RCVLOWAT);
         SYS5(__NR_setsockopt, f->rdi, SOL_SOCKET, SO_RCVLOWAT, &one, 4);
+        sd_fast_off(); /* knows nothing of it */
         sd_ep_touched(s);
     }
     return r;

@@ -146,10 +146,9 @@ long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags)
 void sd_fast_on(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
-
     bool ring = load_rlx(&b->rx_mode) == SD_MODE_RING || load_rlx(&b->tx_mode) == SD_MODE_RING;
 
-    if (!ring || g.mt || load_rlx(&b->users) != 1 || sd_sock_of((u32)fd) != s)
+    if (!ring || g.mt || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
         return;
     s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */
     sd_fast_sock[fd] = s;
