@@ -13,8 +13,8 @@ import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from policies import values
-from policies.model import App, Layer, Policy, PolicyError, Upgrade, Values
+from policies import rules, values
+from policies.model import App, Layer, Override, Policy, PolicyError, Rule, Upgrade, Values
 
 if TYPE_CHECKING:
     from policies.yamlfile import Document
@@ -23,6 +23,12 @@ SYSTEM_DIR: Final = "/etc/socksdirect/policy.d"
 HERE: Final = os.path.dirname(os.path.abspath(__file__))
 PACKAGED_DIR: Final = os.path.join(HERE, "apps")
 MAX_BYTES: Final = 1 << 20
+ENV_POLICY: Final = "SDRUN_POLICY"
+ENV_SET: Final = "SDRUN_SET"
+ENV_RULES: Final = "SDRUN_RULES"
+
+ALSO_FOR: Final = {"postgresql": ("postgres", "psql", "pg"), "go": ("go",)}
+"""Packaged files for programs that are not named after them: beginnings of names, by the file's."""
 
 
 def look_up(env: Mapping[str, str]) -> list[str]:
@@ -44,9 +50,18 @@ def look_up(env: Mapping[str, str]) -> list[str]:
 
 
 def load(path: str | None, env: Mapping[str, str] = os.environ) -> Policy:
-    """The policy of a command: the file at `path` (--policy) first, then those of `look_up`. Raises PolicyError."""
+    """The policy of a command: the file at `path` (--policy, else $SDRUN_POLICY) first, then those of `look_up`.
+
+    $SDRUN_SET (KEY=VALUE, by spaces) and $SDRUN_RULES (by semicolons or newlines) are over all files. Raises
+    PolicyError.
+    """
+    path = path or env.get(ENV_POLICY)
     files = ([path] if path else []) + look_up(env)
-    return Policy(tuple(read_layer(file) for file in files))
+    sets = values.parse_sets(env.get(ENV_SET, "").split(), ENV_SET)
+    lines = [line for line in env.get(ENV_RULES, "").replace("\n", ";").split(";") if line.strip()]
+    given = Override(ENV_SET, sets, rules.parse_lines(lines, ENV_RULES))
+    overrides = (given,) if given.values or given.rules else ()
+    return Policy(tuple(read_layer(file) for file in files), overrides=overrides)
 
 
 def read_layer(path: str) -> Layer:
@@ -63,7 +78,8 @@ def packaged_layers(exe: str) -> tuple[Layer, ...]:
     """The project's own files that may speak about this program."""
     name = exe.rpartition("/")[2]
     stems = sorted(file[:-5] for file in os.listdir(PACKAGED_DIR) if file.endswith(".yaml"))
-    files = [os.path.join(PACKAGED_DIR, f"{stem}.yaml") for stem in stems if name.startswith(stem)]
+    files = [os.path.join(PACKAGED_DIR, f"{stem}.yaml") for stem in stems
+             if name.startswith(ALSO_FOR.get(stem, (stem,)))]
     if not files:
         return ()
     from policies.yamlfile import Document
@@ -96,8 +112,12 @@ def to_layer(document: Document) -> Layer:
     """The layer of a document that fits the schema; raises PolicyError for what a schema cannot say."""
     top = document.value
     where = f"{document.name}:{document.place(('default',)).line}" if "default" in top else ""
-    apps = tuple(_app(document, index, app) for index, app in enumerate(top.get("apps", [])))
-    return Layer(document.name, top.get("default"), where, apps)
+    apps: list[App] = []
+    for index, written in enumerate(top.get("apps", [])):
+        app = _app(document, index, written)
+        _refuse_unreachable_app(document, index, app, apps)
+        apps.append(app)
+    return Layer(document.name, top.get("default"), where, tuple(apps))
 
 
 def _app(document: Document, index: int, app: dict[str, Any]) -> App:
@@ -105,7 +125,43 @@ def _app(document: Document, index: int, app: dict[str, Any]) -> App:
     path = ("apps", index)
     where = f"{document.name}:{document.place(path).line}"
     uid = _uid(document, index, app["match"].get("uid"))
-    return App(app["match"]["program"], uid, _values(document, index, app), where)
+    said = _values(document, index, app)
+    found = _rules(document, index, app.get("rules", []))
+    if said.get("io_uring") == "allow" and (said.get("action") == "deny" or any(r.action == "deny" for r in found)):
+        raise document.error((*path, "io_uring"), "`io_uring` is `allow` where something is denied",
+                             "must be deny: what a ring submits passes by every check")
+    return App(app["match"]["program"], uid, said, where, found)
+
+
+def _refuse_unreachable_app(document: Document, index: int, app: App, earlier: list[App]) -> None:
+    """The first app that matches is taken: one behind an app that matches all of the same is never asked."""
+    for other in earlier:
+        if rules.glob_covers(other.program, app.program) and other.uid in (None, app.uid):
+            line = other.where.rpartition(":")[2]
+            wrong = f"never applies, since `{other.program}` in line {line} comes before"
+            raise document.error(("apps", index, "match"), wrong, "remove it or put it first")
+
+
+def _rules(document: Document, index: int, written: list[dict[str, Any]]) -> tuple[Rule, ...]:
+    """The rules of an app; each must be able to apply."""
+    found: list[Rule] = []
+    for number, rule in enumerate(written):
+        path = ("apps", index, "rules", number)
+        proto = "tcp" if "tcp" in rule else "udp"
+        where = f"{document.name}:{document.place(path).line}"
+        try:
+            found.append(rules.build(rule["dir"], proto, rule[proto], rule["action"], rule.get("errno", "EACCES"),
+                                     rule.get("transport", rules.TRANSPORTS), where))
+        except ValueError as right:
+            key = "action" if str(right).startswith("kernel or deny") else proto
+            wrong = f"`{key}` is {document.text((*path, key))}"
+            raise document.error((*path, key), wrong, f"must be {right}") from None
+        before = rules.shadowed_by(found, number)
+        if before is not None:
+            line = found[before].where.rpartition(":")[2]
+            wrong = f"this rule never applies, since `{found[before].text}` in line {line} comes before"
+            raise document.error(path, wrong, "remove it or put it first")
+    return tuple(found)
 
 
 def _uid(document: Document, index: int, user: str | int | None) -> int | None:
@@ -127,14 +183,14 @@ def _values(document: Document, index: int, app: dict[str, Any]) -> Values:
     if "upgrade" in app:
         said["upgrade"] = _upgrade(app["upgrade"])
     limits = app.get("limits", {})
-    if "spin_us" in limits:
-        said["spin_us"] = limits["spin_us"]
-    if "ring" in limits:
-        try:
-            said["ring"] = values.ring(str(limits["ring"]))
-        except ValueError as right:
-            wrong = f"`ring` is `{limits['ring']}`"
-            raise document.error(("apps", index, "limits", "ring"), wrong, f"must be {right}") from None
+    said.update({key: limits[key] for key in ("spin_us", "connections") if key in limits})
+    for key, parse in (("ring", values.ring), ("total", values.total)):
+        if key in limits:
+            try:
+                said[key] = parse(str(limits[key]))
+            except ValueError as right:
+                wrong = f"`{key}` is `{limits[key]}`"
+                raise document.error(("apps", index, "limits", key), wrong, f"must be {right}") from None
     return said
 
 

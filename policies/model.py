@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 Upgrade: TypeAlias = Literal["never", "eager"] | tuple[Literal["after_ops", "after_bytes"], int]
-Action: TypeAlias = Literal["accelerate", "kernel"]
+Action: TypeAlias = Literal["accelerate", "kernel", "deny"]
+Dir: TypeAlias = Literal["in", "out"]
+Proto: TypeAlias = Literal["tcp", "udp"]
 IoUring: TypeAlias = Literal["deny", "allow"]
 Values: TypeAlias = Mapping[str, object]
 """Parsed values by their names in `KEYS`."""
 
-KEYS: Final = ("action", "reason", "upgrade", "ring", "spin_us", "io_uring", "patch")
+KEYS: Final = ("action", "reason", "upgrade", "ring", "total", "connections", "spin_us", "io_uring", "patch")
+
+
+FOR_ALL: Final = ("-r", "--set", "SDRUN_RULES", "SDRUN_SET")
+"""Sources that speak about every program."""
 
 
 class PolicyError(Exception):
@@ -25,6 +32,30 @@ class PolicyError(Exception):
         super().__init__("".join(char if char.isprintable() else "?" for char in line))
 
 
+class Box(NamedTuple):
+    """Addresses `low`..`high` of one family (4 or 6; IPv4-mapped ones count as 4), ports `first`..`last`."""
+
+    family: int
+    low: int
+    high: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of `rules`. `dir` out: the address and port connected to; in: the peer's address, our port."""
+
+    dir: Dir
+    proto: Proto
+    boxes: tuple[Box, ...]
+    action: Action
+    errno: int = errno.EACCES
+    transport: tuple[str, ...] = ("shm", "rdma")
+    text: str = ""
+    where: str = ""
+
+
 @dataclass(frozen=True)
 class App:
     """One entry of `apps`: whom it is for and what it says. `where` is file:line."""
@@ -33,6 +64,7 @@ class App:
     uid: int | None
     values: Values
     where: str
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,11 +78,31 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Override:
+    """What the command line or the environment says, for every program. `name` is where."""
+
+    name: str
+    values: Values = field(default_factory=lambda: MappingProxyType({}))
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True)
 class Policy:
     """All layers that a person gave, the most important first; `packaged` adds those that come with the project."""
 
     layers: tuple[Layer, ...] = ()
     packaged: bool = True
+    overrides: tuple[Override, ...] = ()
+    """Of the environment; the command line's are given to `policies.effective`."""
+
+
+class Verdict(NamedTuple):
+    """What holds for one connection, and who said so."""
+
+    action: Action
+    errno: int
+    transport: tuple[str, ...]
+    where: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +110,7 @@ class Settings:
     """What holds for one program. `source` says for each value (by its name in the policy file) who said so."""
 
     accelerate: bool
+    """Some connection of it may be accelerated: the program gets the library."""
     upgrade: Upgrade
     spin_us: int
     ring_bytes: int
@@ -65,3 +118,23 @@ class Settings:
     patch: bool
     reason: str = ""
     source: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    total_bytes: int = 4 << 30
+    connections: int = 10_000
+    action: Action = "accelerate"
+    """For what no rule speaks about."""
+    rules: tuple[Rule, ...] = ()
+    action_is_own: bool = False
+    """The action was given for this program, not for all that the file does not name."""
+
+    @property
+    def passes_on(self) -> bool:
+        """Is something denied to this program by name? That holds for all that it starts, too."""
+        named = any(rule.action == "deny" and rule.where not in FOR_ALL for rule in self.rules)
+        return named or (self.action == "deny" and self.action_is_own)
+
+    @property
+    def denies(self) -> frozenset[tuple[Dir, Proto]]:
+        """Of what something is denied: these calls are the supervisor's to perform."""
+        if self.action == "deny":
+            return frozenset({("in", "tcp"), ("in", "udp"), ("out", "tcp"), ("out", "udp")})
+        return frozenset((rule.dir, rule.proto) for rule in self.rules if rule.action == "deny")

@@ -14,21 +14,44 @@ from policies.model import PolicyError, Upgrade, Values
 
 RING_MIN: Final = 4096  # SD_RING_MIN and SD_RING_MAX; a test compares them, so that --set need not load cffi
 RING_MAX: Final = 64 << 20
+TOTAL_MAX: Final = 1 << 50
+CONNECTIONS_MAX: Final = 1 << 20
 SPIN_MAX_US: Final = 100_000
 COUNT_MAX: Final = (1 << 63) - 1
-_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
-_SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|)", re.ASCII)
+_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB|)", re.ASCII)
 RING_RIGHT: Final = "a power of two from 4KiB to 64MiB, such as 256KiB"
+TOTAL_RIGHT: Final = "a size such as 256MiB that holds the two rings of one connection at least"
 UPGRADE_RIGHT: Final = "eager, never, after_ops:N or after_bytes:N with N from 1"
 
 
-def ring(text: str) -> int:
-    """Bytes of a ring: a number with B, KiB, MiB or nothing behind it."""
+def _bytes(text: str) -> int:
+    """A number with B, KiB, MiB, GiB or nothing behind it; -1 for anything else."""
     found = _SIZE.fullmatch(text)
-    size = int(found[1]) * _UNITS[found[2]] if found else 0
+    return int(found[1]) * _UNITS[found[2]] if found else -1
+
+
+def ring(text: str) -> int:
+    """Bytes of a ring."""
+    size = _bytes(text)
     if not RING_MIN <= size <= RING_MAX or size & (size - 1):
         raise ValueError(RING_RIGHT)
     return size
+
+
+def total(text: str) -> int:
+    """Bytes of all rings of a program."""
+    size = _bytes(text)
+    if not 3 * RING_MIN <= size <= TOTAL_MAX:
+        raise ValueError(TOTAL_RIGHT)
+    return size
+
+
+def connections(text: str) -> int:
+    """How many connections of a program may be accelerated at a time."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= CONNECTIONS_MAX):
+        raise ValueError(f"a whole number from 0 to {CONNECTIONS_MAX}")
+    return int(text)
 
 
 def upgrade(text: str) -> Upgrade:
@@ -71,26 +94,38 @@ def patch(text: str) -> bool:
 
 # Name after --set: (name in policies.model.KEYS, parser). `default` is the action of whatever is started.
 SETTABLE: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
-    "default": ("action", _one_of("accelerate", "kernel")),
+    "default": ("action", _one_of("accelerate", "kernel", "deny")),
     "upgrade": ("upgrade", upgrade),
     "ring": ("ring", ring),
+    "total": ("total", total),
+    "connections": ("connections", connections),
     "spin_us": ("spin_us", spin_us),
     "io_uring": ("io_uring", _one_of("deny", "allow")),
     "patch": ("patch", patch),
 }
 
 
-def parse_sets(sets: Sequence[str]) -> Values:
+def parse_sets(sets: Sequence[str], origin: str = "--set") -> Values:
     """The values of all `--set KEY=VALUE`, the last of a kind counts; raises PolicyError."""
     values: dict[str, object] = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or key not in SETTABLE:
             known = ", ".join(SETTABLE)
-            raise PolicyError(f"--set {text[:80]}: no such value; KEY=VALUE with KEY one of {known}")
+            raise PolicyError(f"{origin} {text[:80]}: no such value; KEY=VALUE with KEY one of {known}")
         name, parse = SETTABLE[key]
         try:
             values[name] = parse(value)
         except ValueError as right:
-            raise PolicyError(f"--set {text[:80]}: wrong value; {key} must be {right}") from None
+            raise PolicyError(f"{origin} {text[:80]}: wrong value; {key} must be {right}") from None
     return values
+
+
+def show(key: str, value: object) -> str:
+    """A value (by its name in policies.model.KEYS) as one would write it."""
+    if key in ("ring", "total") and isinstance(value, int):
+        unit = next(unit for unit in ("GiB", "MiB", "KiB", "B") if value % _UNITS[unit] == 0)
+        return f"{value // _UNITS[unit]}{unit}"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value[0]}:{value[1]}" if isinstance(value, tuple) else str(value)

@@ -6,10 +6,13 @@
 libseccomp compiles the rules.  It cannot compare the instruction pointer, so the gate test is put in front by hand.
 Order of the result, and why:
 
-1. another architecture than x86-64 (i386 on the same machine): allowed, such processes are never injected;
+1. another architecture than x86-64 (i386 on the same machine): allowed, such processes are never injected; in strict
+   variants its networking gets ENOSYS;
 2. the library's reserved call, and whatever else is wanted even from the gate: decided by number alone;
 3. a call that no rule names: allowed by number alone.  The kernel sees that the verdict depends on nothing else
    and puts it into its per-filter bitmap, so most calls never run the program at all;
+   In strict variants (syscalls.py), numbers of x32 get ENOSYS, and calls whose arguments decide even when the library
+   makes them go on at step 5;
 4. the instruction pointer lies in the gate (both halves; it is the address after the instruction): allowed;
 5. the rules, as libseccomp compiled them.
 """
@@ -28,7 +31,7 @@ from typing import Final
 import pyseccomp
 
 from sdlib import abi
-from sdtrace.syscalls import DENIED_ERRNO, VARIANTS, Variant
+from sdtrace.syscalls import DENIED_ERRNO, I386_DENIED, I386_NOTIFIED, VARIANTS, X32_BIT, Match, Variant
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 LD_W_ABS: Final = 0x20
@@ -40,6 +43,9 @@ RET_USER_NOTIF: Final = 0x7FC00000
 RET_ERRNO: Final = 0x00050000
 OFF_NR, OFF_ARCH, OFF_IP_LO, OFF_IP_HI = 0, 4, 8, 12
 """Offsets in struct seccomp_data, linux/seccomp.h."""
+
+_GATE_TEST: Final = 6
+"""Instructions of the gate test."""
 
 Instruction = tuple[int, int, int, int]
 """struct sock_filter: code, jump if true, jump if false, operand."""
@@ -54,37 +60,59 @@ def compile_rules(variant: Variant) -> list[Instruction]:
     compiled = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     compiled.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ALLOW)
     for rule in variant.rules():
-        if rule.even_from_gate:
+        if rule.even_from_gate and not rule.matches:
             continue
-        arguments = [pyseccomp.Arg(match.index, pyseccomp.MASKED_EQ, match.mask, match.value) for match in rule.matches]
-        compiled.add_rule(pyseccomp.NOTIFY, rule.name, *arguments)
+        arguments = [_argument(match) for match in rule.matches]
+        action = pyseccomp.NOTIFY if rule.action == "notify" else pyseccomp.ERRNO(DENIED_ERRNO)
+        compiled.add_rule(action, rule.name, *arguments)
     with tempfile.TemporaryFile() as exported:
         compiled.export_bpf(exported)
         exported.seek(0)
         return list(struct.iter_unpack("=HBBI", exported.read()))
 
 
+def _argument(match: Match) -> pyseccomp.Arg:
+    if match.not_zero:
+        return pyseccomp.Arg(match.index, pyseccomp.NE, 0)
+    return pyseccomp.Arg(match.index, pyseccomp.MASKED_EQ, match.mask, match.value)
+
+
+def _other_architecture(variant: Variant) -> list[Instruction]:
+    """What happens to calls of another architecture; the number is not loaded yet. Never falls through."""
+    program: list[Instruction] = []
+    if variant.deny:
+        program.append((LD_W_ABS, 0, 0, OFF_NR))
+        for number in I386_DENIED:
+            program += [(JEQ_K, 0, 1, number), (RET_K, 0, 0, RET_ERRNO | DENIED_ERRNO)]
+        for number in I386_NOTIFIED:
+            program += [(JEQ_K, 0, 1, number), (RET_K, 0, 0, RET_USER_NOTIF)]
+    return [*program, (RET_K, 0, 0, RET_ALLOW)]
+
+
 def prologue(variant: Variant, gate_start: int, gate_end: int) -> list[Instruction]:
     """Steps 1 to 4. Falls through to the rules."""
     if gate_start >> 32 != gate_end >> 32:
         raise FilterError(f"the gate {gate_start:#x}..{gate_end:#x} crosses a 4 GiB boundary: move it in sdlib.ld")
+    other = _other_architecture(variant)
     program: list[Instruction] = [
         (LD_W_ABS, 0, 0, OFF_ARCH),
-        (JEQ_K, 1, 0, AUDIT_ARCH_X86_64),
-        (RET_K, 0, 0, RET_ALLOW),
+        (JEQ_K, len(other), 0, AUDIT_ARCH_X86_64),
+        *other,
         (LD_W_ABS, 0, 0, OFF_NR),
     ]
+    if variant.deny:
+        program += [(JGE_K, 0, 1, X32_BIT), (RET_K, 0, 0, RET_ERRNO | DENIED_ERRNO)]
     decided = {int(abi.const.SD_HC_NR): RET_USER_NOTIF}
     for rule in variant.rules():
-        if rule.even_from_gate:
-            if rule.matches:
-                raise FilterError(f"{rule.name}: a rule that holds even from the gate cannot look at arguments")
+        if rule.even_from_gate and not rule.matches:
             decided[rule.number] = RET_USER_NOTIF if rule.action == "notify" else RET_ERRNO | DENIED_ERRNO
     for number, verdict in decided.items():
         program += [(JEQ_K, 0, 1, number), (RET_K, 0, 0, verdict)]
-    named = sorted({rule.number for rule in variant.rules() if not rule.even_from_gate})
-    for position, number in enumerate(named):
-        program.append((JEQ_K, len(named) - position, 0, number))
+    even = {rule.number for rule in variant.rules() if rule.even_from_gate} - set(decided)
+    named = sorted({rule.number for rule in variant.rules() if not rule.even_from_gate} - set(decided) - even)
+    tests = [(number, _GATE_TEST) for number in sorted(even)] + [(number, 0) for number in named]
+    for position, (number, further) in enumerate(tests):
+        program.append((JEQ_K, len(tests) - position + further, 0, number))
     program += [
         (RET_K, 0, 0, RET_ALLOW),
         (LD_W_ABS, 0, 0, OFF_IP_HI),

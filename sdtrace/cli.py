@@ -20,6 +20,8 @@ class Options:
     report: Path | None
     policy: str | None
     sets: list[str]
+    rules: list[str]
+    learn: Path | None
     explain: bool
     no_accel: bool
     verdict: bool
@@ -34,6 +36,8 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--policy")
     parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser.add_argument("--rule", dest="rules", action="append", default=[])
+    parser.add_argument("--learn", type=Path)
     for flag in ("--explain", "--no-accel", "--verdict"):
         parser.add_argument(flag, action="store_true")
     return Options(**vars(parser.parse_args(argv)))

@@ -7,6 +7,7 @@ import enum
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,7 @@ class Kind(enum.IntEnum):
 
 
 VERDICT_URING_ALLOWED: Final = 1
+VERDICT_DENY: Final = {"tcp": 2, "udp": 4}
 NOTIF_ANSWERED: Final = 1
 
 
@@ -57,9 +59,15 @@ class Control:
         body = payload[:TEXT_BYTES - 1].ljust(TEXT_BYTES, b"\0")
         self._socket.send(_HEADER.pack(kind, status, flags, 0) + body)
 
-    def verdict(self, status: int, text: str = "", *, uring_allowed: bool = False) -> None:
-        """Tell the launcher to start (status 0), or what to print and exit with."""
-        self._send(Kind.VERDICT, status, VERDICT_URING_ALLOWED if uring_allowed else 0, text.encode(errors="replace"))
+    def verdict(self, status: int, text: str = "", *, uring_allowed: bool = False, denied: Iterable[str] = ()) -> None:
+        """Tell the launcher to start (status 0), or what to print and exit with.
+
+        `denied`: protocols ("tcp", "udp") of which some program may be denied something.
+        """
+        flags = VERDICT_URING_ALLOWED if uring_allowed else 0
+        for proto in denied:
+            flags |= VERDICT_DENY[proto]
+        self._send(Kind.VERDICT, status, flags, text.encode(errors="replace"))
 
     def ready(self) -> None:
         """From now on the keeper may hand over."""

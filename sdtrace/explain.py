@@ -29,5 +29,7 @@ def show(report: dict[str, Any]) -> None:
         console.print(f"  moved back to TCP: {number} {name}")
     console.print(f"calls on them: {calls['library']} answered in the library, {calls['kernel']} reached the kernel")
     console.print(f"bytes: shared memory {size['shm']}, TCP {size['tcp']}")
+    for line in report["denied"]:
+        console.print(f"denied: {line['times']} x {line['what']} of {line['exe']} ({line['rule']})", markup=False)
     if report["supervisor_errors"]:
         console.print(f"errors inside sdrun (see the system log): {report['supervisor_errors']}")

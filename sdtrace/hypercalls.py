@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Callable
 from typing import Final
 
-from policies import Settings
+from policies import Settings, judge
 from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
@@ -24,13 +25,14 @@ from sdtrace.processes import Process
 
 _CARRY: Final = struct.Struct("=iI")
 _INVALID: Final = -errno.EINVAL
+_CONNECTED: Final = 1  # sd_block.role
 
 
 class Hypercalls:
     """Answers for all processes of one supervisor."""
 
-    def __init__(self, broker: Broker, settings: Callable[[str], Settings], *, accelerate: bool) -> None:
-        """`settings` gives the policy's values for a program by its path."""
+    def __init__(self, broker: Broker, settings: Callable[[str, int], Settings], *, accelerate: bool) -> None:
+        """`settings` gives the policy's values for a program by its path and user."""
         self._broker = broker
         self._settings = settings
         self._accelerate = accelerate
@@ -72,7 +74,7 @@ class Hypercalls:
         area = self._known_area(process, index)
         if area is None:
             exe = process.program.exe
-            area = Area(index, exe, self._settings(exe), accelerate=self._accelerate)
+            area = Area(index, exe, self._settings(exe, _uid(process)), accelerate=self._accelerate)
             area.host_pids = process.pid == process.ns_pid
             process.areas[index] = area
             self.areas.append(area)
@@ -101,12 +103,29 @@ class Hypercalls:
             return _INVALID
         sock = _take_socket(notif.tid, fd)
         try:
-            result, reason = self._broker.offer(key, sock)
+            if self._stays(process, key, sock):
+                result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_policy
+            else:
+                result, reason = self._broker.offer(key, sock)
         finally:
             os.close(sock)
         if reason:
             key.area.view.block[key.block].reason = reason
         return result
+
+    def _stays(self, process: Process, key: Key, fd: int) -> bool:
+        """Does a rule keep this connection on TCP? Who connected is the library's word: nobody else gains by a lie."""
+        settings = self._settings(process.program.exe, _uid(process))
+        if not settings.rules:
+            return False  # what holds for all its connections is in the area's `accel`
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            local, peer = sock.getsockname(), sock.getpeername()
+            packed = socket.inet_pton(sock.family, peer[0].partition("%")[0])
+        if key.area.view.block[key.block].role == _CONNECTED:
+            verdict = judge(settings, "out", "tcp", packed, peer[1])
+        else:
+            verdict = judge(settings, "in", "tcp", packed, local[1])
+        return verdict.action != "accelerate" or "shm" not in verdict.transport
 
     def _attach(self, listener: Listener, notif: Notification, process: Process) -> int | None:
         key = self._key(process, notif.args[2])
@@ -141,6 +160,10 @@ class Hypercalls:
                 return _INVALID
         process.carry = carry
         return 0
+
+
+def _uid(process: Process) -> int:
+    return procfs.status(process.pid).uid
 
 
 def _give(listener: Listener, notif: Notification, fd: int) -> int | None:

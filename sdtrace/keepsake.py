@@ -2,20 +2,25 @@
 """Memory shared with the keeper, which reads it after our death (launch/sdrun.h, struct keepsake).
 
 The buffer of RECV lies here, so the kernel itself notes which notification we have taken.  The rescue part says which
-thread is running a call for us, and with what registers it must go on (launch/rescue.c).
+thread is running a call for us, and with what registers it must go on (launch/rescue.c).  The last part has the ids of
+notifications that our threads work on (workers.py).
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+import threading
 from typing import Final
 
-SIZE: Final = 4096
+SIZE: Final = 16384
 NOTIF_BYTES: Final = 80
 _RESCUE: Final = struct.Struct("=IIQ2QQ")
 _RESCUE_AT: Final = 128
 _WORD: Final = struct.Struct("=I")
+_OUTSTANDING_AT: Final = 1024
+OUTSTANDING_MAX: Final = (SIZE - _OUTSTANDING_AT) // 8
+_ID: Final = struct.Struct("=Q")
 
 
 class Keepsake:
@@ -24,6 +29,25 @@ class Keepsake:
     def __init__(self, fd: int = -1) -> None:
         """Map descriptor `fd` (-1: anonymous memory that nobody else reads)."""
         self.page = mmap.mmap(fd, SIZE)
+        self._places: dict[int, int] = {}
+        self._free = list(range(OUTSTANDING_MAX - 1, -1, -1))
+        self._lock = threading.Lock()
+
+    def add_outstanding(self, notif_id: int) -> bool:
+        """A thread works on this notification; False: no room to note it."""
+        with self._lock:
+            if not self._free:
+                return False
+            place = self._places[notif_id] = self._free.pop()
+            _ID.pack_into(self.page, _OUTSTANDING_AT + place * _ID.size, notif_id)
+        return True
+
+    def drop_outstanding(self, notif_id: int) -> None:
+        """It has been answered."""
+        with self._lock:
+            place = self._places.pop(notif_id)
+            _ID.pack_into(self.page, _OUTSTANDING_AT + place * _ID.size, 0)
+            self._free.append(place)
 
     def forget_notification(self) -> None:
         """The one in `page` has been answered; RECV wants zeroes there anyway."""

@@ -26,6 +26,9 @@ _SYNC_WAKE_UP: Final = 1
 _FLAG_CONTINUE: Final = 1
 _ADDFD_SEND: Final = 2
 
+X86_64: Final = 0xC000003E
+"""AUDIT_ARCH_X86_64, linux/audit.h."""
+
 _NOTIF: Final = struct.Struct("=QIIiIQ6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
 _ADD: Final = struct.Struct("=QIIII")
@@ -40,12 +43,13 @@ class Notification:
     nr: int
     ip: int
     args: tuple[int, ...]
+    arch: int = X86_64
 
     @classmethod
     def parse(cls, data: bytes | memoryview) -> Notification:
         """From the kernel's bytes."""
-        notif_id, tid, _, nr, _, ip, *args = _NOTIF.unpack_from(data)
-        return cls(notif_id, tid, nr, ip, tuple(args))
+        notif_id, tid, _, nr, arch, ip, *args = _NOTIF.unpack_from(data)
+        return cls(notif_id, tid, nr, ip, tuple(args), arch)
 
     def int_arg(self, index: int) -> int:
         """Argument `index` as the C int that the kernel makes of it."""
@@ -91,13 +95,13 @@ class Listener:
         """Return `value` from the call; -errno for an error."""
         return self._respond(notif.id, max(value, 0), min(value, 0), 0)
 
-    def add_fd(self, notif: Notification, fd: int, *, reply: bool = False) -> int:
-        """Give the task a duplicate of `fd`, close-on-exec; with `reply` its number is the call's result.
+    def add_fd(self, notif: Notification, fd: int, *, reply: bool = False, cloexec: bool = True) -> int:
+        """Give the task a duplicate of `fd`, close-on-exec unless told; with `reply` its number is the call's result.
 
         Returns the number in the task. OSError: ENOENT (task gone), EMFILE (its limit), ...
         """
         flags = _ADDFD_SEND if reply else 0
-        request = bytearray(_ADD.pack(notif.id, flags, fd, 0, os.O_CLOEXEC))
+        request = bytearray(_ADD.pack(notif.id, flags, fd, 0, os.O_CLOEXEC if cloexec else 0))
         added: int = fcntl.ioctl(self.fd, ADDFD, request, True)  # a mutable buffer: else Python hides the result
         return added
 

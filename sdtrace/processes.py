@@ -46,6 +46,10 @@ class Process:
     areas: dict[int, Area] = field(default_factory=dict)
     carry: list[tuple[int, int]] | None = None
     """Connections that an exec, announced by the library, will take along: (descriptor, block id)."""
+    domains: frozenset[tuple[str, int]] = frozenset()
+    """Programs, by path and user, whose denials hold here (lineage.py)."""
+    reaper: bool = False
+    """Processes whose parent ended may have become its children."""
 
 
 class Processes:
@@ -96,11 +100,16 @@ class Processes:
         if process.carry is None:
             process.areas = {}
 
+    def known(self, pid: int) -> Process | None:
+        """The record of a living process, if there is one."""
+        process = self._living.get(pid)
+        return process if process is not None and procfs.alive(process.pidfd) else None
+
     def is_pidfd(self, fd: int) -> bool:
         """Is `fd` one that we asked to be watched?"""
         return fd in self._by_pidfd
 
-    def ended(self, pidfd: int) -> None:
+    def ended(self, pidfd: int) -> Process | None:
         """The process is no more; its programs stay for the report."""
         process = self._by_pidfd.pop(pidfd, None)
         if process is not None:
@@ -108,3 +117,4 @@ class Processes:
             with contextlib.suppress(OSError, KeyError):
                 self._unwatch(pidfd)
             os.close(pidfd)
+        return process

@@ -52,6 +52,8 @@ class Status:
     tracer: int
     ns_pid: int
     filters: int
+    uid: int
+    """Effective."""
 
 
 def _read(path: str) -> bytes:
@@ -88,6 +90,29 @@ def status(tid: int) -> Status:
         tracer=int(_field(text, b"TracerPid")),
         ns_pid=int(_field(text, b"NSpid", b"%d" % tgid).split()[-1]),
         filters=int(_field(text, b"Seccomp_filters")),
+        uid=int(_field(text, b"Uid", b"0 0").split()[1]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a call of the task may do that depends on who it is."""
+
+    capabilities: int
+    """Effective."""
+    user_namespace: str
+    umask: int
+    threads: int
+
+
+def rights(tid: int) -> Rights:
+    """Of a task that waits in a call."""
+    text = _read(f"/proc/{tid}/status")
+    return Rights(
+        capabilities=int(_field(text, b"CapEff"), 16),
+        user_namespace=os.readlink(f"/proc/{tid}/ns/user"),
+        umask=int(_field(text, b"Umask", b"0022"), 8),
+        threads=int(_field(text, b"Threads")),
     )
 
 

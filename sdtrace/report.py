@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +127,8 @@ def _line(pid: int, exe: str, injected: bool, reason: str, counters: Counter[str
 
 
 def build(
-    programs: list[Program], unlisted: int, totals: Totals, exit_status: int | None, errors: int
+    programs: list[Program], unlisted: int, totals: Totals, exit_status: int | None, errors: int,
+    denials: Mapping[tuple[str, str, str], int],
 ) -> dict[str, Any]:
     """The report as the issue describes it; `exit_status` None when the kernel did not tell."""
     count = totals.counters
@@ -139,6 +140,8 @@ def build(
         "calls": {"library": count["calls_library"], "kernel": count["calls_kernel"]},
         "bytes": _bytes(count),
         "counters": {name: count[name] for name in abi.COUNTERS},
+        "denied": [{"exe": exe, "what": what, "rule": rule, "times": times}
+                   for (exe, what, rule), times in denials.items()],
         "processes_not_listed": unlisted,
         "supervisor_errors": errors,
     }  # fmt: skip

@@ -14,12 +14,16 @@ Answers by call
     the library's own number    hypercalls.py
     arch_prctl(ARCH_SET_FS)     a new program image; injected here only if connections survived the exec
     exit_group                  of the root process, the last one: the report is written first
-    socket calls                first use of TCP: inject, and let the call happen anew inside the library
+    socket calls                first use of TCP: inject, and let the call happen anew inside the library; in strict
+    trees (sdtrace/syscalls.py) a restricted program's are performed by enforce.py
+    execve, prctl               only in strict trees: who starts whom (lineage.py)
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import select
 import socket
@@ -35,21 +39,27 @@ from sdlib import abi
 from sdtrace import cli, explain, inject, procfs, report
 from sdtrace.areas import Area
 from sdtrace.control import NOTIF_ANSWERED, Control, KeeperGone, Kind
+from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
 from sdtrace.image import load as load_image
 from sdtrace.keepsake import Keepsake
-from sdtrace.notify import Listener, Notification
+from sdtrace.learning import Learner
+from sdtrace.lineage import Lineage, Subject
+from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.remote import release_lingering
-from sdtrace.syscalls import ARCH_PRCTL, EXIT_GROUP, SOCKET_NUMBERS
+from sdtrace.syscalls import ARCH_PRCTL, EXECVE, EXECVEAT, EXIT_GROUP, PRCTL, SOCKET_NUMBERS
+from sdtrace.workers import POLL_S, Workers
 
 _STOPS_MAX: Final = 5
 _LINGERING_POLL_S: Final = 0.01
 _ORPHAN_POLL_S: Final = 5.0
 _EXIT_PATIENCE_MS: Final = 2000
+_PR_SET_DUMPABLE: Final = 4
+_LAUNCHER: Final = os.path.realpath(os.path.join(sys.prefix, "bin", "sdrun"))
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -67,10 +77,23 @@ class Supervisor:
         self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
+        self._strict = bool(options.learn or policies.denied_somewhere(policy, options.sets, options.rules))
+        self._learner = Learner() if options.learn else None
+        self._workers = Workers(keepsake)
+        self._enforcer = Enforcer(self._workers, self._learner)
+        self._lineage = Lineage(self._processes, self._settings, options.root_pid, self._filters, _LAUNCHER)
         self._errors = 0
         self._ledger = report.Totals()
         self._written: dict[str, object] | None = None
-        self._settings_of = lru_cache(maxsize=256)(self._find_settings)
+        self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
+        self._gate = range(0)
+        if not isinstance(image, str):
+            self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
+
+    @property
+    def strict(self) -> bool:
+        """May something be denied to some program?"""
+        return self._strict
 
     # ------------------------------------------------------------------- loop
 
@@ -87,11 +110,13 @@ class Supervisor:
             self._one(listener, notif, answered=answered)
         lingering = False
         while True:
-            ready = self._epoll.poll(_LINGERING_POLL_S if lingering else _ORPHAN_POLL_S)
+            ready = self._epoll.poll(_LINGERING_POLL_S if lingering else POLL_S if self._workers else _ORPHAN_POLL_S)
             for fd, events in ready:
                 if fd == listener.fd and not events & select.EPOLLIN:
                     return  # EPOLLHUP
                 self._dispatch(listener, fd)
+            if self._workers:
+                self._workers.sweep()
             if not ready:
                 self._sweep_areas()
             lingering = release_lingering()
@@ -100,10 +125,15 @@ class Supervisor:
         if fd == listener.fd:
             self._receive(listener)
         elif self._processes.is_pidfd(fd):
-            self._processes.ended(fd)
+            self._ended(fd)
             self._sweep_areas()
         elif fd == self._broker.fileno():
             self._guard(self._broker.events)
+
+    def _ended(self, pidfd: int) -> None:
+        process = self._processes.ended(pidfd)
+        if process is not None:
+            self._lineage.forget(process)
 
     def _receive(self, listener: Listener) -> None:
         notif = listener.receive()
@@ -131,7 +161,9 @@ class Supervisor:
         elif not self._guard(self._answer, listener, notif):
             with contextlib.suppress(OSError):
                 if notif.nr == abi.const.SD_HC_NR:
-                    listener.reply(notif, -_ENOSYS)
+                    listener.reply(notif, -errno.ENOSYS)
+                elif self._strict and notif.nr in PERFORMED:
+                    listener.reply(notif, -errno.EACCES)
                 else:
                     listener.let_through(notif)
 
@@ -149,21 +181,50 @@ class Supervisor:
                 return
             process = self._processes.find(status)
         except OSError:
-            listener.let_through(notif)  # gone, or going
+            if not (self._strict and notif.nr in PERFORMED):
+                listener.let_through(notif)  # gone, or going
+            elif listener.valid(notif):
+                listener.reply(notif, -errno.EACCES)
             return
         if notif.nr == abi.const.SD_HC_NR:
             self._has_library(process.program)
             self._hypercalls.handle(listener, notif, process)
-            return
+        elif self._strict:
+            self._answer_strictly(listener, notif, status, process)
+        elif not self._inject_for(listener, notif, status, process):
+            listener.let_through(notif)
+
+    def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
+                         process: Process) -> None:
+        subject = self._lineage.subject(process, status, notif.tid, watched=self._learner is not None)
+        if self._note(notif, process, subject):
+            listener.let_through(notif)
+        elif self._inject_for(listener, notif, status, process):
+            pass  # it comes again, from the gate
+        elif notif.nr in PERFORMED:
+            self._enforcer.answer(listener, notif, subject)
+        else:
+            listener.let_through(notif)
+
+    def _inject_for(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        """Inject if this call is the place for it; True: the call comes again."""
         injected = False
         if notif.nr == ARCH_PRCTL:
             injected = self._birth(listener, notif, status, process)
         elif notif.nr == EXIT_GROUP:
             self._leaving(notif, process)
-        elif notif.nr in SOCKET_NUMBERS:
+        elif notif.nr in SOCKET_NUMBERS and notif.ip not in self._gate:
             injected = self._first_use(listener, notif, status, process)
-        if not injected:
-            listener.let_through(notif)
+        return injected
+
+    def _note(self, notif: Notification, process: Process, subject: Subject) -> bool:
+        """Calls of a strict tree that are let through once we have taken note of them."""
+        if self._learner is not None and subject.exe != _LAUNCHER:
+            self._learner.program(subject.exe)
+        if notif.arch != X86_64 or notif.nr == PRCTL:
+            self._lineage.reaps(process)  # of a 32-bit program any of its few notified calls may have been that
+            return True
+        return notif.nr in (EXECVE, EXECVEAT)
 
     @staticmethod
     def _has_library(program: Program) -> None:
@@ -187,7 +248,7 @@ class Supervisor:
              carry: list[tuple[int, int]]) -> bool:
         """Inject. True: the call will come again, inside the library. False, with the reason noted: let it through."""
         program = process.program
-        settings = self._settings(program.exe)
+        settings = self._settings(program.exe, status.uid)
         try:
             if isinstance(self._image, str):
                 raise RemoteError(self._image)
@@ -213,11 +274,11 @@ class Supervisor:
         program.areas.extend(area for area in process.areas.values() if area not in program.areas)
         return True
 
-    def _settings(self, exe: str) -> Settings:
-        return self._settings_of(exe)
+    def _settings(self, exe: str, uid: int) -> Settings:
+        return self._settings_of(exe, uid)
 
-    def _find_settings(self, exe: str) -> Settings:
-        return policies.effective(self._policy, exe, self._options.sets)
+    def _find_settings(self, exe: str, uid: int) -> Settings:
+        return policies.effective(self._policy, exe, self._options.sets, uid, self._options.rules)
 
     # ----------------------------------------------------------------- report
 
@@ -235,7 +296,7 @@ class Supervisor:
         """Take note of processes that have ended but whose pidfds have not come up yet."""
         for process in self._processes:
             if not (procfs.alive(process.pidfd) and procfs.running(process.pid)):
-                self._processes.ended(process.pidfd)
+                self._ended(process.pidfd)
 
     def _orphans(self) -> list[Area]:
         """Areas that no process we know has; forked children that we have never heard of may see them."""
@@ -277,7 +338,7 @@ class Supervisor:
             return
         totals = self._ledger.with_areas(self._hypercalls.areas)
         programs, unlisted = self._processes.programs, self._processes.unlisted
-        content = report.build(programs, unlisted, totals, exit_status, self._errors)
+        content = report.build(programs, unlisted, totals, exit_status, self._errors, self._enforcer.denials)
         if content == self._written:
             return
         self._written = content
@@ -290,12 +351,17 @@ class Supervisor:
             with contextlib.suppress(OSError):  # nobody reads standard error any more
                 explain.show(content)
 
+    def write_policy(self) -> None:
+        """Write down what was learned."""
+        if self._learner is not None and self._options.learn is not None:
+            try:
+                self._learner.write(self._options.learn, self._options.command)
+            except OSError as error:
+                syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.learn}: {error}")
+
     def close(self) -> None:
         """Let the monitor know that we leave."""
         self._broker.close()
-
-
-_ENOSYS: Final = 38
 
 
 def _is_tcp(notif: Notification) -> bool:
@@ -315,15 +381,22 @@ def _is_tcp(notif: Notification) -> bool:
 def _load_policy(options: cli.Options, control: Control) -> tuple[Policy, str]:
     """The policy, and what is wrong with it ("" if nothing); after the verdict, if one is waited for."""
     policy, wrong = Policy(), ""
-    uring_allowed = False
+    uring_allowed, denied = False, frozenset[str]()
     try:
         policy = policies.load(options.policy)
-        uring_allowed = policies.effective(policy, options.command, options.sets).io_uring == "allow"
+        settings = policies.effective(policy, options.command, options.sets, rules=options.rules)
+        uring_allowed = settings.io_uring == "allow"
+        denied = frozenset({"udp"}) if options.learn else policies.denied_somewhere(policy, options.sets, options.rules)
     except policies.PolicyError as error:
         wrong = str(error)
     if options.verdict:
-        control.verdict(2 if wrong else 0, wrong, uring_allowed=uring_allowed)
+        control.verdict(2 if wrong else 0, wrong, uring_allowed=uring_allowed, denied=denied)
     return policy, wrong
+
+
+def _out_of_reach() -> None:
+    """Programs of our user must not be able to change us, where we stand for a policy. Late: it closes /proc/self."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _receive_listener(control: Control, keepsake: Keepsake) -> tuple[Listener, list[tuple[Notification, bool]]]:
@@ -360,7 +433,10 @@ def main(argv: list[str]) -> int:
         listener, early = _receive_listener(control, keepsake)
     except (KeeperGone, OSError):
         return 1  # the command was never started, or has ended already
+    if supervisor.strict:
+        _out_of_reach()
     supervisor.serve(listener, early)
+    supervisor.write_policy()
     supervisor.write_report(supervisor.exit_status())
     supervisor.close()
     return 0

@@ -65,12 +65,13 @@ static int read_program(const char *path)
     return 0;
 }
 
-int filter_load(struct options *o, bool uring_allowed, const char *bin_dir)
+int filter_load(struct options *o, uint32_t verdict, const char *bin_dir)
 {
     char path[PATH_BYTES];
-    bool exit_notified = o->report || o->explain;
-    int n = snprintf(path, sizeof(path), "%s/../share/sdrun/uring-%s%s.bpf", bin_dir, uring_allowed ? "allow" : "deny",
-                     exit_notified ? "-exit" : "");
+    bool uring_allowed = verdict & VERDICT_URING_ALLOWED && !(verdict & (VERDICT_DENY_TCP | VERDICT_DENY_UDP));
+    const char *denies = verdict & VERDICT_DENY_UDP ? "-udp" : verdict & VERDICT_DENY_TCP ? "-tcp" : "";
+    int n = snprintf(path, sizeof(path), "%s/../share/sdrun/uring-%s%s%s.bpf", bin_dir, uring_allowed ? "allow" : "deny",
+                     denies, o->report || o->explain ? "-exit" : "");
     int error = n < (int)sizeof(path) ? read_program(path) : -ENAMETOOLONG;
     if (error) {
         complain("cannot load the filter %s: %s; `make build` makes it", path, strerror(-error));

@@ -12,7 +12,8 @@
  *             The others are queued: they are what the supervisor is for.
  *   SERVING   the supervisor has said READY and got the queue; only it receives.
  *   ALONE     the supervisor is gone. Every call is let through, every request of the library gets ENOSYS, with which
- *             it keeps new connections on TCP.
+ *             it keeps new connections on TCP. Where something may be denied (strict), nobody is left to decide: calls
+ *             that could make a connection fail with EACCES, so that killing the supervisor is no way around a policy.
  *
  * On the way to ALONE, whatever the dead one had received must be answered too: no other holder is shown it again, but any
  * holder may answer it. That is the queue as handed over, and `keepsake.notif`, which the kernel itself filled in.
@@ -23,6 +24,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -53,6 +55,7 @@ static struct {
     int listener;       /* -1: not here yet */
     bool ready;         /* MSG_READY has come */
     bool must_check;
+    bool strict;        /* the verdict had VERDICT_DENY_* */
     int64_t deadline_ms; /* of being started, then of being ready */
     struct keepsake *keepsake;
     struct { struct seccomp_notif notif; uint32_t flags; } queue[QUEUE_MAX];
@@ -68,12 +71,20 @@ static int64_t now_ms(void)
 
 static void start_supervisor(void);
 
-/* Fail open. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
+static bool harmless(int nr)
+{
+    return nr == SYS_arch_prctl || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat || nr == SYS_prctl ||
+           nr == SYS_socket;
+}
+
+/* Fail open, if nothing is denied. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
 static void let_through(const struct seccomp_notif *n)
 {
     struct seccomp_notif_resp r = {.id = n->id};
     if (n->data.nr == SD_HC_NR)
         r.error = -ENOSYS;
+    else if (g.strict && g.state == ALONE && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
+        r.error = -EACCES;
     else
         r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
     if (ioctl(g.listener, SECCOMP_IOCTL_NOTIF_SEND, &r) < 0 && errno != ENOENT && errno != EINPROGRESS)
@@ -131,6 +142,9 @@ static void go_alone(void)
     for (int i = 0; i < g.queued; i++)
         if (!(g.queue[i].flags & NOTIF_ANSWERED))
             let_through(&g.queue[i].notif);
+    for (int i = 0; i < KEEPSAKE_OUTSTANDING; i++)
+        if (g.keepsake->outstanding[i]) /* only strict trees have any */
+            let_through(&(struct seccomp_notif){.id = g.keepsake->outstanding[i], .data.nr = SYS_connect});
 }
 
 static void supervisor_gone(void)
@@ -151,6 +165,8 @@ static void from_supervisor(void)
         close(fd);
     if (got <= 0)
         return; /* it ends; its pidfd tells when */
+    if (m.kind == MSG_VERDICT)
+        g.strict = m.flags & (VERDICT_DENY_TCP | VERDICT_DENY_UDP);
     if (m.kind == MSG_VERDICT && g.launcher >= 0)
         channel_send(g.launcher, &m, -1);
     if (m.kind == MSG_READY) {

@@ -26,6 +26,11 @@ static const char HELP[] =
     "  --no-accel       inject and redirect, but leave every byte on TCP (to compare)\n"
     "  --set KEY=VALUE  override one policy value; may be repeated\n"
     "  --policy FILE    use this policy file\n"
+    "  -r RULE          one rule, before those of all files: DIR PROTO ADDRESS:PORTS ACTION, such as\n"
+    "                   \"out tcp *:25 deny errno=EACCES\"; may be repeated\n"
+    "  --check          check options and policy files, start nothing; CMD may be left out\n"
+    "  --print          print what holds for CMD and who said so, start nothing\n"
+    "  --learn FILE     run CMD and write the smallest policy that allows what it did\n"
     "  --version        print the version\n"
     "  --help           print this\n"
     "\n"
@@ -40,6 +45,8 @@ struct choice {
 static const struct choice CHOICES[] = {
     {"--report", true, 'r'},   {"--explain", false, 'e'}, {"--no-accel", false, 'n'}, {"--set", true, 's'},
     {"--policy", true, 'p'},   {"--version", false, 'v'}, {"--help", false, 'h'},     {"-h", false, 'h'},
+    {"-r", true, 'R'},         {"--rule", true, 'R'},     {"--check", false, 'c'},    {"--print", false, 'P'},
+    {"--learn", true, 'l'},
 };
 
 static int usage(const char *what, const char *which)
@@ -63,17 +70,25 @@ static const char *absolute(const char *name)
 
 /* A report that cannot be written is noticed before hours of running: the file is replaced by rename, so it is the
  * directory that must be writable. */
-static int check_report(const char *report)
+static int check_output(const char *option, const char *name)
 {
     struct stat st;
     char copy[PATH_BYTES];
-    if (snprintf(copy, sizeof(copy), "%s", report) >= (int)sizeof(copy))
-        return usage("--report: name too long", "");
+    if (snprintf(copy, sizeof(copy), "%s", name) >= (int)sizeof(copy))
+        return usage(option, "name too long");
     const char *dir = dirname(copy);
-    if (access(dir, W_OK | X_OK) < 0 || (stat(report, &st) == 0 && S_ISDIR(st.st_mode))) {
-        complain("--report: cannot write %s: %s", report, errno == ENOENT ? strerror(ENOENT) : "not a writable place");
+    if (access(dir, W_OK | X_OK) < 0 || (stat(name, &st) == 0 && S_ISDIR(st.st_mode))) {
+        complain("%s: cannot write %s: %s", option, name, errno == ENOENT ? strerror(ENOENT) : "not a writable place");
         return EXIT_USAGE;
     }
+    return -1;
+}
+
+static int append(const char **list, int *n, const char *value, const char *option)
+{
+    if (*n == SETS_MAX)
+        return usage("too many options", option);
+    list[(*n)++] = value;
     return -1;
 }
 
@@ -82,17 +97,25 @@ static int apply(struct options *o, char letter, const char *value)
     switch (letter) {
     case 'r':
         o->report = absolute(value);
-        return o->report ? check_report(o->report) : EXIT_USAGE;
+        return o->report ? check_output("--report", o->report) : EXIT_USAGE;
+    case 'l':
+        o->learn = absolute(value);
+        o->must_check = true;
+        return o->learn ? check_output("--learn", o->learn) : EXIT_USAGE;
+    case 'R':
+        o->must_check = true;
+        return append(o->rules, &o->nrules, value, "-r");
+    case 'c':
+    case 'P':
+        o->only = letter == 'c' ? "--check" : "--print";
+        return -1;
     case 'p':
         o->policy = absolute(value);
         o->must_check = true;
         return o->policy ? -1 : EXIT_USAGE;
     case 's':
-        if (o->nsets == SETS_MAX)
-            return usage("--set: too many", "");
-        o->sets[o->nsets++] = value;
         o->must_check = true;
-        return -1;
+        return append(o->sets, &o->nsets, value, "--set");
     case 'e':
         o->explain = true;
         return -1;
@@ -127,7 +150,11 @@ static bool policy_files_exist(void)
 {
     char dir[PATH_BYTES];
     const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
+    static const char *const variables[] = {"SDRUN_POLICY", "SDRUN_SET", "SDRUN_RULES"};
     int n = 0;
+    for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++)
+        if (getenv(variables[i]))
+            return true;
     if (config && *config == '/')
         n = snprintf(dir, sizeof(dir), "%s/socksdirect", config);
     else if (home)
@@ -174,7 +201,7 @@ int options_parse(struct options *o, char **argv)
         if (status >= 0)
             return status;
     }
-    if (!*argv)
+    if (!*argv && !o->only)
         return usage("no command given", "");
     o->command = argv;
     if (!o->must_check)

@@ -7,7 +7,7 @@
  *   keeper                       forked before the filter, so it is not subject to it
  *   verdict                      only when values or policy files must be checked
  *   filter                       from here on this process is part of the watched tree
- *   listener -> keeper           sendmsg is not filtered
+ *   listener -> keeper           by sendmsg, which is filtered only where datagrams may be denied
  *   exec                         same pid, parent, group, terminal, descriptors, dispositions and mask
  */
 #include "sdrun.h"
@@ -15,10 +15,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define VERDICT_TIMEOUT_MS 15000 /* Python on a loaded machine; the keeper gives up on it after 10 s */
@@ -52,7 +57,7 @@ static int own_directory(char dir[PATH_BYTES])
 }
 
 /* Waits for the supervisor's word. Returns 0 to start, else the exit status after one line. */
-static int wait_for_verdict(int channel, bool *uring_allowed)
+static int wait_for_verdict(int channel, uint32_t *verdict)
 {
     struct message m;
     int fd, got = 0;
@@ -67,16 +72,48 @@ static int wait_for_verdict(int channel, bool *uring_allowed)
         complain("the supervisor did not start, so options and policy files cannot be checked; try `make build`");
         return EXIT_UNABLE;
     }
-    *uring_allowed = m.flags & VERDICT_URING_ALLOWED;
+    *verdict = m.flags;
     if (m.status)
         complain("%.*s", TEXT_MAX - 1, m.text);
     return (int)m.status;
 }
 
+/* Where datagrams may be denied, our own sendmsg would wait for the listener that it carries. A child that shares our
+ * descriptors, but is older than the filter, sends for us: it waits for the number on *order. Returns its pid or -errno. */
+static pid_t start_courier(int channel, int *order)
+{
+    int p[2], listener;
+    struct message m = {.kind = MSG_LISTENER};
+    if (pipe2(p, O_CLOEXEC) < 0)
+        return -errno;
+    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES, NULL, NULL, NULL, NULL);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* it holds the pipe's other end, too: there would be no end of file */
+        if (read(p[0], &listener, sizeof(listener)) != sizeof(listener))
+            _exit(EIO);
+        _exit(-channel_send(channel, &m, listener));
+    }
+    *order = p[1];
+    return pid < 0 ? -errno : pid;
+}
+
+static int send_by_courier(pid_t courier, int order, int listener)
+{
+    int status;
+    if (courier < 0 || write(order, &listener, sizeof(listener)) != sizeof(listener))
+        return courier < 0 ? courier : -errno;
+    while (waitpid(courier, &status, __WALL) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
+}
+
 /* Returns 0, or the exit status. */
-static int watch_myself(struct options *o, int channel)
+static int watch_myself(struct options *o, int channel, bool sends_are_held)
 {
     struct message m = {.kind = MSG_LISTENER};
+    int order = -1;
+    pid_t courier = sends_are_held ? start_courier(channel, &order) : 0;
     int listener = filter_install();
     if (listener == -EBUSY) {
         if (o->report || o->explain)
@@ -87,7 +124,7 @@ static int watch_myself(struct options *o, int channel)
         complain("cannot install the filter: %s", strerror(-listener));
         return EXIT_UNABLE;
     }
-    int error = channel_send(channel, &m, listener);
+    int error = courier ? send_by_courier(courier, order, listener) : channel_send(channel, &m, listener);
     close(listener);
     if (!error)
         return 0;
@@ -101,13 +138,16 @@ int main(int argc, char **argv)
     static struct options o;
     static char bin_dir[PATH_BYTES], path[PATH_BYTES];
     int channel[2], status, error;
-    bool uring_allowed = false;
+    uint32_t verdict = 0;
 
     (void)argc;
     if ((status = options_parse(&o, argv)) >= 0)
         return status;
-    if ((status = command_find(o.command[0], path)) || (status = own_directory(bin_dir)) ||
-        (status = filter_check_kernel()))
+    if ((*o.command && (status = command_find(o.command[0], path))) || (status = own_directory(bin_dir)))
+        return status;
+    if (o.only)
+        return options_only(&o, bin_dir, path);
+    if ((status = filter_check_kernel()))
         return status;
     error = channel_pair(channel);
     struct keeper k = {
@@ -122,8 +162,8 @@ int main(int argc, char **argv)
     }
     close(channel[1]);
     close(k.root_pidfd);
-    if ((o.must_check && (status = wait_for_verdict(channel[0], &uring_allowed))) ||
-        (status = filter_load(&o, uring_allowed, bin_dir)) || (status = watch_myself(&o, channel[0])))
+    if ((o.must_check && (status = wait_for_verdict(channel[0], &verdict))) ||
+        (status = filter_load(&o, verdict, bin_dir)) || (status = watch_myself(&o, channel[0], verdict & VERDICT_DENY_UDP)))
         return status;
     command_exec(path, o.command);
     complain("%s: cannot execute: %s", o.command[0], strerror(errno));

@@ -34,8 +34,12 @@ enum { EXIT_USAGE = 2, EXIT_UNABLE = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FO
 struct options {
     const char *report;
     const char *policy;
+    const char *learn;
+    const char *only; /* --check or --print: nothing is started */
     const char *sets[SETS_MAX];
     int nsets;
+    const char *rules[SETS_MAX];
+    int nrules;
     bool explain;
     bool no_accel;
     bool must_check; /* the supervisor's verdict is needed before the command starts */
@@ -52,7 +56,9 @@ enum message_kind {
     MSG_GO = 5,       /* keeper -> supervisor: that was the last of them */
 };
 
-enum { VERDICT_URING_ALLOWED = 1, NOTIF_ANSWERED = 1 };
+/* Of MSG_VERDICT: which filter. DENY_*: some program of the tree may be denied something; see sdtrace/syscalls.py. */
+enum { VERDICT_URING_ALLOWED = 1, VERDICT_DENY_TCP = 2, VERDICT_DENY_UDP = 4 };
+enum { NOTIF_ANSWERED = 1 };
 
 struct message {
     uint32_t kind;
@@ -64,6 +70,9 @@ struct message {
         struct seccomp_notif notif;
     };
 };
+
+#define KEEPSAKE_BYTES 16384
+#define KEEPSAKE_OUTSTANDING ((KEEPSAKE_BYTES - 1024) / 8)
 
 /* Memory that outlives the supervisor. The kernel itself writes `notif` (it is the buffer of the supervisor's RECV), so
  * there is no moment in which a received notification is known to a dead process only.
@@ -78,12 +87,19 @@ struct keepsake {
     uint64_t landing_word[2]; /* the program's own bytes there */
     uint64_t rescue_mask;
     struct user_regs_struct rescue_regs;
+    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct)];
+    /* Notifications that threads of the supervisor work on; 0: none. */
+    volatile uint64_t outstanding[KEEPSAKE_OUTSTANDING];
 };
+_Static_assert(offsetof(struct keepsake, outstanding) == 1024 && sizeof(struct keepsake) == KEEPSAKE_BYTES, "keepsake.py");
 
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Returns -1 to go on, else the exit status (--help, --version, an error that has been printed). */
 int options_parse(struct options *o, char **argv);
+
+/* --check and --print: becomes `python -m policies`. Returns only on error, with the exit status. */
+int options_only(const struct options *o, const char *bin_dir, const char *command_path);
 
 /* Fills `path`; returns 0, or the exit status after one line on stderr. */
 int command_find(const char *name, char path[PATH_BYTES]);
@@ -93,7 +109,7 @@ void command_exec(const char *path, char **argv);
 /* Returns 0 or EXIT_UNABLE after one line on stderr. */
 int filter_check_kernel(void);
 /* Directory of the compiled filters, relative to this executable. */
-int filter_load(struct options *o, bool uring_allowed, const char *bin_dir);
+int filter_load(struct options *o, uint32_t verdict, const char *bin_dir);
 /* Returns the listener, or -errno; -EBUSY: an outer sdrun has one already. */
 int filter_install(void);
 

@@ -67,9 +67,9 @@ void keeper_detach(const struct keeper *k)
 int make_keepsake(struct keepsake **k)
 {
     int fd = memfd_create("sdrun-keepsake", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, PATH_BYTES) < 0)
+    if (fd < 0 || ftruncate(fd, KEEPSAKE_BYTES) < 0)
         return -1;
-    *k = mmap(NULL, PATH_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    *k = mmap(NULL, KEEPSAKE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     return *k == MAP_FAILED ? -1 : fd;
 }
 
@@ -95,10 +95,34 @@ static void clean_environment(void)
     *to = NULL;
 }
 
+/* What decides about policy; returns the new number of arguments. */
+static int policy_options(const struct options *o, char **args, int n)
+{
+    if (o->policy)
+        args[n++] = text("--policy=%s", o->policy);
+    for (int i = 0; i < o->nsets; i++)
+        args[n++] = text("--set=%s", o->sets[i]);
+    for (int i = 0; i < o->nrules; i++)
+        args[n++] = text("--rule=%s", o->rules[i]);
+    return n;
+}
+
+int options_only(const struct options *o, const char *bin_dir, const char *command_path)
+{
+    char *args[2 * SETS_MAX + 20] = {text("%s/python3", bin_dir), text("-I"), text("-m"), text("policies"), text("%s", o->only)};
+    int n = policy_options(o, args, 5);
+    if (*command_path)
+        args[n++] = text("--command=%s", command_path);
+    clean_environment();
+    execv(args[0], args);
+    complain("cannot run %s; `make build` makes it", args[0]);
+    return EXIT_UNABLE;
+}
+
 void run_supervisor(const struct keeper *k, int control, int keepsake)
 {
     const struct options *o = k->options;
-    char *args[SETS_MAX + 16], *python = text("%s/python3", k->bin_dir);
+    char *args[2 * SETS_MAX + 20], *python = text("%s/python3", k->bin_dir);
     int n = 0;
     args[n++] = python;
     args[n++] = "-I"; /* the program's directory and user packages are not for us either */
@@ -111,16 +135,15 @@ void run_supervisor(const struct keeper *k, int control, int keepsake)
     args[n++] = text("--command=%s", k->command_path);
     if (o->report)
         args[n++] = text("--report=%s", o->report);
-    if (o->policy)
-        args[n++] = text("--policy=%s", o->policy);
     if (o->explain)
         args[n++] = "--explain";
     if (o->no_accel)
         args[n++] = "--no-accel";
     if (o->must_check)
         args[n++] = "--verdict";
-    for (int i = 0; i < o->nsets; i++)
-        args[n++] = text("--set=%s", o->sets[i]);
+    if (o->learn)
+        args[n++] = text("--learn=%s", o->learn);
+    n = policy_options(o, args, n);
     args[n] = NULL;
     fcntl(control, F_SETFD, 0);
     fcntl(keepsake, F_SETFD, 0);

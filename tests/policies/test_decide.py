@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import policies
 from policies import Settings
 from policies.engine import decide, matches
-from policies.loader import PACKAGED_DIR, look_up, read_layer
+from policies.loader import ALSO_FOR, PACKAGED_DIR, look_up, read_layer
 from policies.model import App, Layer
 from policies.validate import schema
 from policies.values import RING_MAX, RING_MIN, ring, upgrade
@@ -28,7 +28,7 @@ BUILT_IN = Settings(True, ("after_ops", 8), 50, 256 * 1024, "deny", True)
 
 def plain(settings: Settings) -> Settings:
     """Without the sources."""
-    return dataclasses.replace(settings, source=BUILT_IN.source)
+    return dataclasses.replace(settings, source=BUILT_IN.source, action_is_own=False)
 
 
 def layer(tmp_path: Path, name: str, text: str) -> Layer:
@@ -49,7 +49,8 @@ def test_every_value_of_a_file(tmp_path: Path) -> None:
         "    upgrade: {after_bytes: 4096}\n    limits: {ring: 1MiB, spin_us: 0}\n    io_uring: allow\n"
     )
     settings = decide([layer(tmp_path, "p.yaml", text)], {}, "/bin/x", 0)
-    assert plain(settings) == Settings(False, ("after_bytes", 4096), 0, 1 << 20, "allow", True, "because")
+    wanted = Settings(False, ("after_bytes", 4096), 0, 1 << 20, "allow", True, "because", action="kernel")
+    assert plain(settings) == wanted
     assert {key for key, who in settings.source.items() if who == f"{tmp_path}/p.yaml:3"} == {
         "action", "reason", "upgrade", "ring", "spin_us", "io_uring",
     }  # fmt: skip
@@ -69,7 +70,9 @@ def test_every_value_of_a_file(tmp_path: Path) -> None:
         (["spin_us=0"], {"spin_us": 0}),
         (["spin_us=100000"], {"spin_us": 100000}),
         (["io_uring=allow"], {"io_uring": "allow"}),
-        (["default=kernel"], {"accelerate": False}),
+        (["default=kernel"], {"accelerate": False, "action": "kernel"}),
+        (["default=deny"], {"accelerate": False, "action": "deny"}),
+        (["total=1GiB", "connections=0"], {"total_bytes": 1 << 30, "connections": 0}),
         (["patch=off"], {"patch": False}),
         (["spin_us=1", "spin_us=2"], {"spin_us": 2}),
         (["patch=off", "ring=4KiB", "patch=on"], {"ring_bytes": 4096}),
@@ -163,15 +166,23 @@ def test_look_up_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("file", sorted(Path(PACKAGED_DIR).glob("*.yaml")), ids=lambda file: file.stem)
 def test_packaged_files(file: Path) -> None:
     """They are valid, and they speak only about programs for which they are read: those named after the file."""
+    begin = ALSO_FOR.get(file.stem, (file.stem,))
     for app in read_layer(str(file)).apps:
-        assert app.program.startswith(file.stem), "or it would never be read"
-    settings = policies.effective(policies.Policy(), f"/usr/bin/{file.stem}-server", [])
+        assert app.program.startswith(begin), "or it would never be read"
+    settings = policies.effective(policies.Policy(), f"/usr/bin/{begin[0]}-server", [])
     assert settings.source["action"].startswith(f"packaged {file.name}:")
     assert settings.accelerate or settings.reason, "whoever keeps a program on TCP says why"
 
 
 def test_packaged_ones_are_there() -> None:
-    assert {"nginx", "redis", "sshd"} <= {file.stem for file in Path(PACKAGED_DIR).glob("*.yaml")}
+    wanted = {"nginx", "haproxy", "redis", "memcached", "postgresql", "python", "node", "go", "java", "php-fpm", "sshd"}
+    assert wanted == {file.stem for file in Path(PACKAGED_DIR).glob("*.yaml")}
+    programs = ("nginx", "haproxy", "redis-cli", "memcached", "postgres", "psql", "pgbench", "python3.11", "node", "go",
+                "java", "php-fpm8.2")
+    for name in programs:
+        settings = policies.effective(policies.Policy(), f"/usr/bin/{name}", [])
+        assert settings.source["action"].startswith("packaged "), name
+    assert not policies.effective(policies.Policy(), "/usr/sbin/sshd", []).accelerate
 
 
 def test_schema_is_a_schema_and_explains_itself() -> None:

@@ -13,6 +13,8 @@ from policies import PolicyError
 from policies.loader import read_layer
 
 APP = "version: 1\napps:\n  - match: {program: x}\n"
+ITEM = "      - "
+RULE = f"    rules:\n{ITEM}"
 
 MISTAKES = {
     # what is written: (line:column, what is wrong, what would be right)
@@ -24,8 +26,8 @@ MISTAKES = {
     "- version: 1\n": ("1:1", "the file is a list", "must be a mapping"),
     "version: 1\ndefualt: kernel\n": ("2:1", "unknown key `defualt`", "did you mean `default`?"),
     "version: 1\nzzz: 1\n": ("2:1", "unknown key `zzz`", "known here: version, default, apps"),
-    "version: 1\ndefault: deny\n": ("2:10", "`default` is `deny`", "must be accelerate or kernel"),
-    "version: 1\ndefault: off\n": ("2:10", "`default` is `off`", "must be accelerate or kernel"),
+    "version: 1\ndefault: denied\n": ("2:10", "`default` is `denied`", "must be accelerate, kernel or deny"),
+    "version: 1\ndefault: off\n": ("2:10", "`default` is `off`", "must be accelerate, kernel or deny"),
     "version: 1\nversion: 1\n": ("2:1", "key `version` twice", "each key once"),
     "version: 1\napps: {}\n": ("2:7", "`apps` is a mapping", "must be a list of applications"),
     "version: 1\napps:\n  - kernel\n": ("3:5", "`apps` is `kernel`", "must be a mapping with `match`"),
@@ -38,8 +40,6 @@ MISTAKES = {
     "version: 1\napps:\n  - match: {program: x, uid: no-such}\n": ("3:30", "no user `no-such`", "a user's name"),
     "version: 1\napps:\n  - match: {program: x, pid: 1}\n": ("3:25", "unknown key `pid`", "did you mean `uid`?"),
     APP + "    actoin: kernel\n": ("4:5", "unknown key `actoin`", "did you mean `action`?"),
-    APP + "    rules: []\n": ("4:5", "unknown key `rules`", "known here: match, action, reason"),
-    APP + "    action: deny\n": ("4:13", "`action` is `deny`", "must be accelerate or kernel"),
     APP + "    reason: [a]\n": ("4:13", "`reason` is a list", "must be one line of text"),
     APP + "    upgrade: sometimes\n": ("4:14", "`upgrade` is `sometimes`", "must be eager, never, {after_ops: N}"),
     APP + "    upgrade: [eager]\n": ("4:14", "`upgrade` is a list", "must be eager, never, {after_ops: N}"),
@@ -55,7 +55,10 @@ MISTAKES = {
     APP + "    limits: {ring: 128MiB}\n": ("4:20", "`ring` is `128MiB`", "must be a power of two from 4KiB to 64MiB"),
     APP + "    limits: {spin_us: -1}\n": ("4:23", "`spin_us` is `-1`", "must be a whole number of microseconds from 0"),
     APP + "    limits: {spin_us: 100001}\n": ("4:23", "`spin_us` is `100001`", "microseconds from 0 to 100000"),
-    APP + "    limits:\n      total: 1MiB\n": ("5:7", "unknown key `total`", "known here: ring, spin_us"),
+    APP + "    limits:\n      totals: 1MiB\n": ("5:7", "unknown key `totals`", "did you mean `total`?"),
+    APP + "    limits: {total: lots}\n": ("4:21", "`total` is `lots`", "must be a size such as 256MiB"),
+    APP + "    limits: {total: 4KiB}\n": ("4:21", "`total` is `4KiB`", "holds the two rings of one connection"),
+    APP + "    limits: {connections: -1}\n": ("4:27", "`connections` is `-1`", "must be a whole number from 0"),
     APP + "    io_uring: yes\n": ("4:15", "`io_uring` is `yes`", "must be deny or allow"),
     "version: [1\n": ("2:1", "not YAML: did not find expected ',' or ']'", "see the line above"),
     "version: 1\n\tdefault: kernel\n": ("2:1", "not YAML: found a tab character that violates indentation", "see"),
@@ -66,6 +69,54 @@ MISTAKES = {
     "[" * 50: ("1:21", "nested too deeply", "at most 20 levels"),
     "version: \x07\n": ("1:1", "not YAML", "a text file in UTF-8"),
 }
+
+
+RULE_MISTAKES = {
+    # what is in the braces of a rule
+    "tcp: '*:1', action: deny": ("5:9", "`dir` is missing", "must be a mapping with `dir`"),
+    "dir: up, tcp: '*:1', action: deny": ("5:15", "`dir` is `up`", "must be in or out"),
+    "dir: in, action: deny": ("5:9", "`tcp` is missing", "must be either `tcp` or `udp`"),
+    "dir: in, tcp: '*:1', udp: '*:1', action: deny": ("5:9", "`rules` is a mapping", "must be a mapping"),
+    "dir: in, tcp: 80, action: deny": ("5:24", "`tcp` is `80`", "must be ADDRESS:PORTS"),
+    "dir: in, tcp: '80', action: deny": ("5:24", "`tcp` is `80`", "must be ADDRESS:PORTS"),
+    "dir: in, tcp: 'host:80', action: deny": ("5:24", "`tcp` is `host:80`", "names are not looked up"),
+    "dir: in, tcp: '10.1.0.0/8:80', action: deny": ("5:24", "`tcp` is `10.1.0.0/8:80`", "must be 10.0.0.0/8"),
+    "dir: in, tcp: '10.0.0.0/33:80', action: deny": ("5:24", "`tcp` is", "must be ADDRESS:PORTS"),
+    "dir: in, tcp: '::1:80', action: deny": ("5:24", "`tcp` is `::1:80`", "brackets, such as [::1]:80"),
+    "dir: in, tcp: '*:90-80', action: deny": ("5:24", "`tcp` is `*:90-80`", "the lower port first: 80-90"),
+    "dir: in, tcp: '*:65536', action: deny": ("5:24", "`tcp` is `*:65536`", "must be a port, a range"),
+    "dir: in, tcp: '*:\u0661', action: deny": ("5:24", "`tcp` is", "must be a port, a range"),
+    "dir: in, tcp: '*:1', action: drop": ("5:39", "`action` is `drop`", "must be accelerate, kernel or"),
+    "dir: in, udp: '*:1', action: accelerate": ("5:39", "`action` is `accelerate`", "must be kernel or deny"),
+    "dir: in, tcp: '*:1', action: kernel, errno: EPERM": ("5:39", "`action` is `kernel`", "must be deny where"),
+    "dir: in, tcp: '*:1', action: deny, errno: EWHY": ("5:52", "`errno` is `EWHY`", "must be EACCES, EPERM"),
+    "dir: in, tcp: '*:1', action: deny, transport: [shm]": ("5:39", "`action` is", "must be accelerate where"),
+    "dir: in, tcp: '*:1', action: accelerate, transport: [tcp]": ("5:63", "`transport` is `tcp`", "shm or rdma"),
+    "dir: in, tcp: '*:1', action: accelerate, transport: []": ("5:62", "`transport` is", "a list of shm"),
+    "dir: in, tcp: '*:1', action: deny, port: 1": ("5:45", "unknown key `port`", "did you mean `transport`?"),
+}
+NEVER = "this rule never applies, since "
+UNREACHABLE = {
+    ("in, tcp: '*:1-9', action: deny", "in, tcp: '1.2.3.4:5', action: kernel"):
+        ("6:9", NEVER + "`in tcp *:1-9 deny` in line 5"),
+    ("in, tcp: '0.0.0.0/1:*', action: deny", "in, tcp: '128.0.0.0/1:*', action: kernel",
+     "in, tcp: '0.0.0.0/0:80', action: accelerate"): ("7:9", NEVER + "`in tcp 128.0.0.0/1:* kernel` in line 6"),
+    ("out, tcp: '1.2.3.4:5', action: deny", "out, tcp: '[::ffff:1.2.3.4]:5', action: kernel"): ("6:9", NEVER),
+    ("in, udp: '*:*', action: kernel", "in, udp: '[::1]:1', action: deny"): ("6:9", NEVER),
+}
+MISTAKES |= {f"{APP}{RULE}{{{text}}}\n": said for text, said in RULE_MISTAKES.items()}
+MISTAKES |= {
+    APP + "    rules:\n" + "".join(f"{ITEM}{{dir: {rule}}}\n" for rule in rules): (*said, "remove it or put it first")
+    for rules, said in UNREACHABLE.items()
+}
+MISTAKES |= {
+    APP + "    rules: kernel\n": ("4:12", "`rules` is `kernel`", "must be a list of at most 256 rules"),
+    APP + "    action: drop\n": ("4:13", "`action` is `drop`", "must be accelerate, kernel or deny"),
+    f"{APP}{RULE}{{dir: in, tcp: '*:1', action: deny}}\n    io_uring: allow\n":
+        ("6:15", "`io_uring` is `allow`", "must be deny"),
+    "version: 1\napps:\n  - match: {program: 'x*'}\n  - match: {program: xy, uid: 0}\n":
+        ("4:12", "never applies, since `x*` in line 3", "remove it or put it first"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "place", "wrong", "right"), [(text, *said) for text, said in MISTAKES.items()])
@@ -136,7 +187,7 @@ SETS = {
     "upgrade=after_ops:²": "eager, never, after_ops:N",
     "upgrade=after_days:1": "eager, never, after_ops:N",
     "ring=": "power of two",
-    "ring=1GiB": "power of two",
+    "ring=128MiB": "power of two",
     "ring=100KiB": "power of two",
     "ring=2048": "power of two",
     "ring=256 KiB": "power of two",
@@ -145,7 +196,9 @@ SETS = {
     "spin_us=-1": "microseconds",
     "spin_us=100001": "microseconds",
     "io_uring=yes": "deny or allow",
-    "default=deny": "accelerate or kernel",
+    "default=drop": "accelerate or kernel or deny",
+    "total=1": "holds the two rings",
+    "connections=x": "a whole number",
     "patch=1": "on or off",
     "upgrade=\x1b[31m\n": "eager, never",
 }

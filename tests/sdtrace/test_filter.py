@@ -61,7 +61,11 @@ def bpf_run(
             raise AssertionError(f"instruction {op:#x} at {position - 1}")
 
 
-@pytest.fixture(params=VARIANTS, ids=[variant.file_name for variant in VARIANTS])
+LENIENT = [variant for variant in VARIANTS if not variant.deny]
+STRICT = [variant for variant in VARIANTS if variant.deny]
+
+
+@pytest.fixture(params=LENIENT, ids=[variant.file_name for variant in LENIENT])
 def built(request: pytest.FixtureRequest) -> Iterator[tuple[Variant, bytes]]:
     yield request.param, compile_filter(request.param, *GATE)
 
@@ -129,6 +133,37 @@ def test_other_architectures_are_left_alone(built: tuple[Variant, bytes]) -> Non
     for nr in (41, 42, 102, 359, 425, int(abi.const.SD_HC_NR)):
         assert bpf_run(built[1], nr, OUTSIDE, (AF_INET, SOCK_STREAM), AUDIT_ARCH_I386)[0] == RET_ALLOW
     assert bpf_run(built[1], 41 | X32, OUTSIDE, (AF_INET, SOCK_STREAM))[0] == RET_ALLOW
+
+
+@pytest.mark.parametrize("variant", STRICT, ids=[variant.file_name for variant in STRICT])
+def test_strict_variants(variant: Variant) -> None:
+    """What could make a connection is notified wherever it comes from; other ways to the same calls are closed."""
+    program = compile_filter(variant, *GATE)
+    udp, fast = variant.deny == "udp", 0x20000000
+    for ip in (OUTSIDE, GATE[0], GATE[0] + 2):
+        def verdict(nr: int, *args: int, arch: int = AUDIT_ARCH_X86_64, ip: int = ip) -> int:
+            return bpf_run(program, nr, ip, args, arch)[0]
+
+        for nr in (42, 43, 288, 49, 50, 59, 322):
+            assert verdict(nr) == RET_USER_NOTIF, nr
+        for domain in (AF_INET, AF_INET6, 17):
+            assert {verdict(41, domain, kind) for kind in (SOCK_STREAM, SOCK_DGRAM, 3)} == {RET_USER_NOTIF}
+        assert verdict(41, AF_UNIX, SOCK_STREAM) == RET_ALLOW
+        maybe = RET_USER_NOTIF if udp else RET_ALLOW
+        assert verdict(44, 3, 4, 5, 0, 0, 0) == RET_ALLOW
+        assert verdict(44, 3, 4, 5, 0, 1 << 32, 16) == verdict(44, 3, 4, 5, 0, 1, 16) == maybe
+        assert verdict(46, 3, 4, 0) == verdict(307, 3, 4, 5, 0) == maybe
+        assert {verdict(44, 3, 4, 5, fast), verdict(46, 3, 4, fast), verdict(307, 3, 4, 5, fast)} == {RET_USER_NOTIF}
+        assert verdict(157, 36, 1) == RET_USER_NOTIF and verdict(157, 15) == RET_ALLOW
+        assert verdict(435) == verdict(425) == ENOSYS
+        assert verdict(56, 0x400) == ENOSYS and verdict(56, 0x10F00) == verdict(56, 17) == RET_ALLOW
+        for nr in (0, 42, 44, 59, 600):
+            assert verdict(nr | X32) == ENOSYS
+        for nr in (102, 345, 359, 361, 362, 363, 364, 369, 370, 425, 435):
+            assert verdict(nr, arch=AUDIT_ARCH_I386) == ENOSYS
+        assert {verdict(nr, arch=AUDIT_ARCH_I386) for nr in (11, 358, 172)} == {RET_USER_NOTIF}
+        assert verdict(4, arch=AUDIT_ARCH_I386) == RET_ALLOW
+        assert bpf_run(program, 1, ip) == (RET_ALLOW, False)
 
 
 def test_installed_files_fit_the_image() -> None:

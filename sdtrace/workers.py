@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that may sleep, performed for a program beside the supervisor's loop.
+
+Each has a thread of its own, and is noted in the keepsake while it lasts: should we die, the keeper answers it. A
+program that is interrupted by a signal leaves its notification (the kernel gives it EINTR or restarts the call); the
+thread is then woken by a signal, and ends. That signal is only let in where a thread sleeps for its program: a
+signal that interrupts ADDFD with SEND makes the kernel answer 0 without a descriptor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from sdtrace.keepsake import Keepsake
+from sdtrace.notify import Listener, Notification
+
+POLL_S: Final = 0.05
+"""How soon a thread ends after its program has lost interest."""
+_STACK_BYTES: Final = 256 * 1024
+_WAKE: Final = signal.SIGUSR1
+_CLONE_FS: Final = 0x200
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Workers:
+    """All sleeping calls of one supervisor."""
+
+    def __init__(self, keepsake: Keepsake) -> None:
+        """Only from the main thread: the signal that wakes sleepers is set up here."""
+        self._keepsake = keepsake
+        self._lock = threading.Lock()
+        self._running: dict[int, tuple[threading.Thread, Listener, Notification]] = {}
+        signal.signal(_WAKE, lambda *_: None)
+        signal.siginterrupt(_WAKE, True)
+        threading.stack_size(_STACK_BYTES)
+
+    def __bool__(self) -> bool:
+        """Does any call sleep?"""
+        return bool(self._running)
+
+    def run(self, listener: Listener, notif: Notification, work: Callable[[], int | None]) -> None:
+        """Have `work` return the call's value (None: it has answered), in a thread; `work` ends soon after a signal."""
+        if not self._keepsake.add_outstanding(notif.id):
+            listener.reply(notif, -errno.EAGAIN)
+            return
+        thread = threading.Thread(target=self._one, args=(listener, notif, work), daemon=True)
+        with self._lock:
+            self._running[notif.id] = thread, listener, notif
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            self._done(notif)
+            listener.reply(notif, -errno.EAGAIN)
+
+    def _one(self, listener: Listener, notif: Notification, work: Callable[[], int | None]) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {_WAKE})
+        try:
+            try:
+                value = work()
+            except OSError as error:
+                value = -(error.errno or errno.EIO)
+            if value is not None and value != -errno.EINTR:
+                with suppress(OSError):
+                    listener.reply(notif, value)
+        finally:
+            self._done(notif)
+
+    def _done(self, notif: Notification) -> None:
+        with self._lock:
+            self._running.pop(notif.id, None)
+        self._keepsake.drop_outstanding(notif.id)
+
+    def sweep(self) -> None:
+        """Wake the threads whose program was interrupted; called every POLL_S while there are any."""
+        with self._lock:
+            running = list(self._running.values())
+        for thread, listener, notif in running:
+            if not listener.valid(notif) and thread.ident is not None:
+                with suppress(OSError):
+                    signal.pthread_kill(thread.ident, _WAKE)
+
+
+@contextmanager
+def wakeable() -> Iterator[None]:
+    """Around a call that may sleep. A signal that came just before is not lost: `sweep` sends another."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WAKE})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {_WAKE})
+
+
+def with_filesystem_of(tid: int, umask: int, action: Callable[[], int]) -> int:
+    """Run `action` in this thread with the program's directory, root and umask: for names of unix sockets.
+
+    Only for a thread that ends afterwards. OSError when its root is another one and we may not enter it.
+    """
+    if _libc.unshare(_CLONE_FS) < 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    root, here = os.stat(f"/proc/{tid}/root/"), os.stat("/")
+    cwd = os.open(f"/proc/{tid}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if (root.st_dev, root.st_ino) != (here.st_dev, here.st_ino):
+            os.chroot(f"/proc/{tid}/root")
+        os.fchdir(cwd)
+    finally:
+        os.close(cwd)
+    os.umask(umask)
+    return action()
