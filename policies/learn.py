@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 
 def _networks(addresses: Iterable[Address], widened: int) -> list[str]:
-    """These addresses as few networks, as patterns write them; `widened` by so many bits (of IPv6 by four times that)."""
+    """These addresses as few networks, as patterns write them; `widened` by so many bits (IPv6: four times that)."""
     found = list(addresses)
     four = ipaddress.collapse_addresses(
         ipaddress.IPv4Network((int(a), 32 - widened), strict=False) for a in found if a.version == 4
