@@ -90,7 +90,8 @@ enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUS
     X(busy, "in-use-by-other-thread") \
     X(hostile, "peer-broke-ring") \
     X(call, "unsupported-call") \
-    X(position, "stream-position-unknown")
+    X(position, "stream-position-unknown") \
+    X(stalled, "stopped-while-sending")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,
@@ -142,7 +143,9 @@ enum sd_block_state {
     SD_BLOCK_PINNED = 5,   /* stays on TCP for good; `reason` says why */
 };
 
-enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TCP for good */ };
+/* Of one direction. RETIRE: a writer was stopped while copying into the ring, which must not be written any more; whoever comes next moves
+ * the direction back. SWITCH, with who and when above the low byte: kernel sends wait until the position is read and published. */
+enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TCP for good */, SD_MODE_RETIRE = 3, SD_MODE_SWITCH = 4 };
 
 /* One socket of ours, shared by the processes that share the socket. */
 struct sd_block {
@@ -158,8 +161,7 @@ struct sd_block {
     SD_ATOMIC uint32_t nonblock;/* O_NONBLOCK of the open file description */
     SD_ATOMIC uint32_t rx_mode; /* enum sd_mode of the direction that we read */
     SD_ATOMIC uint32_t tx_mode; /* enum sd_mode of the direction that we write */
-    SD_ATOMIC uint32_t rx_lock; /* tid of the owner, 0 = free; only taken when threads or processes share */
-    SD_ATOMIC uint32_t tx_lock;
+    SD_ATOMIC uint64_t token[2];/* who may read [0] and write [1]: sock/token.h; only used when threads or processes share */
     uint64_t bytes_shm_tx;
     uint64_t bytes_shm_rx;
     uint64_t bytes_tcp;         /* only counted for upgrade after_bytes and the report */
@@ -170,8 +172,28 @@ struct sd_block {
     SD_ATOMIC uint32_t latched; /* EPOLLRDHUP|EPOLLHUP|EPOLLERR seen, bit 31: FIN consumed */
     SD_ATOMIC uint32_t rx_err;  /* errno to deliver once after the ring is drained */
     SD_ATOMIC uint32_t tx_wait; /* someone waits for room (armed in the ring) */
+    SD_ATOMIC uint32_t biased_at[2]; /* when its present owner got each token, in units of 1024 TSC ticks */
     uint32_t rcvlowat;          /* SO_RCVLOWAT as the program has set it while attached, 0: not set; the kernel's is 1 then */
-    uint32_t pad[6];
+    uint32_t pad[2];
+};
+
+/* A thread that uses connections which it shares with others (sock/token.h). Everything but tid is written by its owner, and VOID in a mark
+ * and 0 in a length by whoever throws it out. A thread that ends, or is found dead, leaves its participant to another. */
+#define SD_AREA_PARTS 1024
+#define SD_PART_LEVELS 5
+struct sd_part_io {
+    uint64_t base; /* a struct iovec of one call of the owner */
+    SD_ATOMIC uint64_t len;
+};
+struct sd_part {
+    SD_ATOMIC uint32_t tid;             /* in the PID namespace `pidns`; 0 = free */
+    uint32_t pid;
+    uint64_t pidns;                     /* inode of the namespace, 0: unknown, so it is never taken for dead */
+    SD_ATOMIC uint64_t mark[SD_PART_LEVELS];
+    SD_ATOMIC uint64_t park;            /* 1 + id of the block on which it sleeps, 0: none */
+    SD_ATOMIC uint64_t to[SD_PART_LEVELS];
+    struct sd_part_io io[SD_PART_LEVELS];
+    uint64_t pad;
 };
 
 struct sd_area {
@@ -180,10 +202,12 @@ struct sd_area {
     uint32_t index;              /* number of this area in its process */
     uint64_t bytes;              /* sizeof(struct sd_area) */
     SD_ATOMIC uint32_t next_free;/* hint where to look for a free block */
-    uint32_t pad[9];
+    SD_ATOMIC uint32_t parts_top;/* one above the highest participant ever used; 0 is never used */
+    uint32_t pad[8];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];
+    struct sd_part part[SD_AREA_PARTS]; /* of area 0 only: whoever shares a block shares area 0 */
 };
 
 /* Block id: area index << 16 | block index. Handed over with the generation in the upper half of the u64. */
@@ -265,6 +289,8 @@ struct sd_boot {
 _Static_assert(sizeof(struct sd_config) == 64, "config is one line");
 _Static_assert(sizeof(struct sd_proc) == 64 + 8 * SD_CTR_MAX + 16 * SD_REASON_MAX, "proc");
 _Static_assert(sizeof(struct sd_block) == 128, "block is two lines");
+_Static_assert(sizeof(struct sd_part) == 192, "participant is three lines");
+_Static_assert(SD_AREA_PARTS <= 4096 && SD_AREA_BLOCKS <= 4096 && SD_MAX_AREAS <= 16, "fields of token and mark");
 _Static_assert(sizeof(struct sd_dir) == 384, "dir is six lines");
 _Static_assert(sizeof(struct sd_seg) == 64 + 2 * 384, "seg");
 _Static_assert(sizeof(struct sd_seg) <= SD_SEG_HDR_BYTES, "seg header fits its page");

@@ -41,6 +41,11 @@ struct sd_tcb {
     u32 flags;            /* SD_TCB_* */
     struct sd_frame *frame[SD_STACK_LEVELS];
     struct sd_tcb *next;  /* all of them */
+    struct sd_part *part; /* of this thread in area 0, NULL: none yet */
+    u32 part_number;
+    u32 marks;            /* levels that may have a mark there */
+    u32 uses;             /* levels that may have an entry in `use` */
+    struct sock *_Atomic use[SD_STACK_LEVELS]; /* sockets that this thread is inside of: fd/fd.c [F1] */
 };
 
 #define SD_TCB_SIGSYS_BLOCKED 1u /* the program believes that it has blocked SIGSYS */
@@ -83,7 +88,8 @@ static inline struct sd_tcb *sd_self(void)
 long sd_hypercall(u32 op, u64 a, u64 b);
 void *sd_alloc(u64 bytes);  /* zeroed, never returned to the system; NULL on failure. Size classes of 64 bytes and powers of two */
 void sd_free(void *p, u64 bytes);
-void sd_membarrier(void);   /* MEMBARRIER_CMD_GLOBAL_EXPEDITED; falls back to a fence and a counted flag */
+void sd_membarrier(void);   /* MEMBARRIER_CMD_GLOBAL_EXPEDITED: all processes under sdrun */
+void sd_membarrier_threads(void); /* the threads of this process */
 u64 sd_now_ns(void);        /* CLOCK_MONOTONIC */
 u32 sd_cpu(void);           /* the CPU that we run on */
 
@@ -94,7 +100,6 @@ struct reg; /* an epoll registration (poll/epoll.c) */
 /* This process's view of one socket of ours. Never unmapped, so a stale pointer is harmless; `gen` tells reuse. */
 struct sock {
     _Atomic u32 refs;  /* descriptors of this process */
-    _Atomic u32 busy;  /* calls inside (counted when g.mt) */
     _Atomic u32 dead;  /* last descriptor closed */
     u32 id;            /* block id */
     struct sd_block *b;
@@ -104,7 +109,9 @@ struct sock {
     i32 fast_sends;     /* so many more may go the short way */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
-    _Atomic u32 parked; /* threads that sleep in recv on it, waiting for a doorbell (counted when g.mt) */
+    _Atomic u64 tx_in; /* inside of a send, when nobody shares it: address of the hold; a handler may come in between */
+    _Atomic u32 attaching;
+    _Atomic u32 parked; /* threads that sleep on it, waiting for a doorbell (not counted when nobody shares it) */
     struct reg *regs;   /* its epoll registrations */
     struct sock *next_free;
 };
@@ -124,7 +131,7 @@ u32 sd_kernel_want(const struct sock *s, u32 want);
  * issues one sd_membarrier() for all, then looks again with sd_ready(s, fd, 0). Returns what was armed, to be given to sd_disarm. */
 u32 sd_arm(struct sock *s, u32 want);
 void sd_disarm(struct sock *s, u32 armed);
-/* Waiting for room, but no doorbell can reach us (unread TCP bytes in front of it): the wait must be cut to 1 ms. */
+/* No doorbell is sure to reach us (unread TCP bytes in front of it; other processes that eat it): the wait must be cut to 1 ms. */
 bool sd_needs_timer(const struct sock *s, u32 want);
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
 bool sd_spin_pays(const struct sock *s);
@@ -158,6 +165,7 @@ void sd_socks_exit(void);                     /* exit_group: fold blocks, give u
 /* gate/, start/ */
 void sd_dispatch(struct sd_frame *f, struct sd_tcb *t);
 struct sd_tcb *sd_tcb_new(u64 rsp);
+struct sd_tcb *sd_tcbs(void); /* all of them, also those of threads that are gone */
 u64 sd_pick_stack(struct sd_tcb *t, struct sd_frame *f);
 void sd_child_start(struct sd_tcb *parent);
 long sd_init_c(void);

@@ -48,3 +48,12 @@ def test_a_thousand_short_connections(runner: Runner, guests: Guests) -> None:
     assert program.stdout == b"ok\n"
     for report in runner.check(program, at_least=100):
         assert report.total == 2000, str(report)
+
+
+@pytest.mark.parametrize("chaos", ["none", "stop", "kill"])
+@pytest.mark.parametrize("what", ["write", "read"])
+def test_one_connection_used_by_many(what: str, chaos: str, runner: Runner, guests: Guests) -> None:
+    for processes, threads in [(2, 3)] if chaos != "none" else [(1, 3), (3, 1), (2, 3)]:
+        program = runner.run(guests("sharers"), what, str(processes), str(threads), chaos)
+        assert program.stdout == b"ok\n"
+        runner.check(program, at_least=2, of_bytes=100_000)

@@ -6,8 +6,12 @@
  * before the call that closes it. sd_fdkind[] is what the slots look at; sd_fdent[] says which socket it is. A forked child inherits a
  * copy, a thread shares it, a vfork child (tcb->foreign) may read but never changes it.
  *
- * A socket that goes while other threads are inside one of its calls stays mapped until the last has left: `busy` is raised before the
- * table is looked at again, `dead` is set after the table entry is gone, both with full barriers [F1], so one of the two sides sees the other.
+ * A socket that goes while other threads are inside one of its calls stays mapped until the last has left:
+ *   [F1] enter: use[level] := s, then look at the table again | close: table entry := 0, dead := 1, membarrier, look at all `use`
+ *        The membarrier falls before the store of `use` (then the second look sees the entry gone) or after it (then the closing thread
+ *        sees `use`). So a call costs two plain stores and no atomic instruction.
+ *   [F2] leave: use[level] := 0, then load dead | close as above. Both may find that nobody is inside: dead goes from 1 to 2 once.
+ * An operation that was left by siglongjmp is overwritten, or dropped, by the thread's next one.
  */
 #include "sock/sock.h"
 
@@ -42,16 +46,37 @@ struct sock *sd_sock_of(u64 fd)
     return ent && !(ent & ENT_EPOLL) ? sock_at(ent - 1) : NULL;
 }
 
+/* Our entry of `use`; those of deeper levels were left by siglongjmp. */
+static inline struct sock *_Atomic *use_of(struct sd_tcb *t)
+{
+    u32 level = t->level ? t->level - 1 : 0;
+
+    if (likely(!level && t->uses <= 1)) {
+        t->uses = 1;
+        return &t->use[0];
+    }
+    if (unlikely(level >= SD_STACK_LEVELS))
+        level = SD_STACK_LEVELS - 1; /* handlers six deep: shared by what is above */
+    if (unlikely(t->uses > level + 1))
+        for (u32 l = level + 1; l < SD_STACK_LEVELS; l++)
+            store_rlx(&t->use[l], NULL);
+    t->uses = level + 1;
+    return &t->use[level];
+}
+
 struct sock *sd_sock_enter(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);
+    struct sock *_Atomic *use;
 
     if (!s || !g.mt)
         return s;
-    atomic_fetch_add(&s->busy, 1); /* [F1] */
-    if (sd_sock_of(fd) == s)
+    use = use_of(sd_self());
+    store_rel(use, s); /* [F1] */
+    atomic_signal_fence(memory_order_seq_cst);
+    if (likely(sd_sock_of(fd) == s))
         return s;
-    sd_sock_put(s);
+    store_rel(use, NULL);
     return NULL;
 }
 
@@ -69,17 +94,44 @@ static void sock_release(struct sock *s)
     store_rel(&pool_lock, 0);
 }
 
-void sd_sock_put(struct sock *s)
+static bool in_use(const struct sock *s)
+{
+    for (struct sd_tcb *t = sd_tcbs(); t; t = t->next)
+        for (u32 l = 0; l < SD_STACK_LEVELS; l++)
+            if (load_acq(&t->use[l]) == s)
+                return true;
+    return false;
+}
+
+/* The table does not lead to s any more. Frees it unless some thread is inside: that one does it then. */
+static NOINLINE void reap(struct sock *s)
 {
     u32 one = 1;
 
-    if (!g.mt || !load_rlx(&s->busy))
-        return;
-    /* [F1] whoever takes `dead` from 1 to 2 frees */
-    if (atomic_fetch_sub(&s->busy, 1) == 1 && atomic_compare_exchange_strong(&s->dead, &one, 2)) {
+    if (g.mt) {
+        sd_membarrier_threads(); /* [F1] [F2] */
+        if (in_use(s))
+            return;
+    }
+    if (atomic_compare_exchange_strong(&s->dead, &one, 2)) {
         sd_block_drop(s);
         sock_release(s);
     }
+}
+
+void sd_sock_put(struct sock *s)
+{
+    struct sock *_Atomic *use;
+
+    if (!g.mt)
+        return;
+    use = use_of(sd_self());
+    if (load_rlx(use) != s)
+        return; /* entered before there were threads */
+    store_rel(use, NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (unlikely(load_rlx(&s->dead) == 1)) /* [F2] */
+        reap(s);
 }
 
 static struct sock *pool_get(void)
@@ -119,7 +171,8 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
         return NULL;
     store_rlx(&s->parked, 0);
     store_rlx(&s->refs, 0);
-    store_rlx(&s->busy, 0);
+    store_rlx(&s->tx_in, 0);
+    store_rlx(&s->attaching, 0);
     store_rlx(&s->dead, 0);
     s->id = id;
     s->b = b;
@@ -167,11 +220,7 @@ void sd_fd_remove(u64 fd)
     if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     atomic_compare_exchange_strong(&s->dead, &zero, 1); /* [F1] */
-    u32 one = 1;
-    if (load_acq(&s->busy) == 0 && atomic_compare_exchange_strong(&s->dead, &one, 2)) {
-        sd_block_drop(s);
-        sock_release(s);
-    }
+    reap(s);
 }
 
 void *sd_epoll_of(u64 fd)

@@ -90,7 +90,15 @@ static NOINLINE void emulate(struct ucontext *uc)
     }
     set_mask(uc->sigmask);
     u8 class = sd_class[f.rax & 0xffff];
-    long answer = t && class ? sd_call_handler(&f, t) : SD_PASS;
+    long answer = SD_PASS;
+    if (t && class) { /* a level of its own: marks of what we have interrupted stay */
+        u32 level = t->level;
+        if (level < SD_STACK_LEVELS)
+            t->frame[level] = &f;
+        t->level = level + 1;
+        answer = sd_call_handler(&f, t);
+        t->level = level;
+    }
     if (answer == SD_PASS)
         answer = SYS6(f.rax, f.rdi, f.rsi, f.rdx, f.r10, f.r8, f.r9);
     r[UC_RAX] = (u64)answer;

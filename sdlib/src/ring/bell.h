@@ -16,7 +16,7 @@
  *
  * Because 1 is stored before the byte is sent and 0 only after it was eaten: while the word is 0 there is no doorbell on that stream, and
  * while it is 1 the next byte that arrives there behind the switch is one. A receiver that eats a byte only if it saw 1 *before* it
- * asked the kernel never eats a byte of the program. A poster that could not send puts 0 back itself; it holds the direction's lock
+ * asked the kernel never eats a byte of the program. A poster that could not send puts 0 back itself; it is known to be ringing
  * from take to send, so that going back to TCP cannot come in between.
  *
  * Armed words are counts. A waiter that is killed leaves its count behind: bells more than needed, never one less.
@@ -45,7 +45,18 @@ static inline bool sd_rx_news(const struct sd_end *e, u64 had)
     return load_acq(&e->rx->tail) - load_rlx(&e->rx->head) != had; /* [R1] [W1] */
 }
 
-/* ---- the waiter for room. `waiting` is shared by all who use this end: they count once, and whoever sees room takes it back. */
+/* ---- the waiter for room. A sleeper counts itself. Who was told EAGAIN and waits in some poll later cannot: `waiting` is shared by all who use
+ * this end, counts once, and whoever sees room takes it back (but not from others that may sleep: sock/tx.c). */
+
+static inline void sd_room_arm(const struct sd_end *e)
+{
+    atomic_fetch_add(&e->tx->tx_armed, 1); /* [W2]; the caller's membarrier follows */
+}
+
+static inline void sd_room_disarm(const struct sd_end *e)
+{
+    atomic_fetch_sub(&e->tx->tx_armed, 1);
+}
 
 static inline void sd_tx_arm(const struct sd_end *e, _Atomic u32 *waiting)
 {

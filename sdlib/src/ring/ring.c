@@ -43,6 +43,10 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     return 0;
 }
 
+/* Where several readers or writers use this end, an index that one of them moves makes no sense beside the other side's, loaded a moment before
+ * or after: both are loaded again while that goes on. Not for ever: the other side may play tricks. */
+#define TRIES 1000
+
 i64 sd_rx_avail(struct sd_end *e)
 {
     u64 head = load_rlx(&e->rx->head);
@@ -50,8 +54,13 @@ i64 sd_rx_avail(struct sd_end *e)
 
     /* The remembered tail may lie behind a head that another process of ours has moved: then n is huge and we look again. */
     if (n == 0 || n > e->bytes) {
-        e->rx_tail_seen = load_acq(&e->rx->tail); /* [R1] */
-        n = e->rx_tail_seen - head;
+        for (u32 i = 0; i < TRIES; i++) {
+            head = load_rlx(&e->rx->head);
+            e->rx_tail_seen = load_acq(&e->rx->tail); /* [R1] */
+            n = e->rx_tail_seen - head;
+            if (likely(n <= e->bytes) || load_rlx(&e->rx->head) == head)
+                break;
+        }
         if (unlikely(n > e->bytes))
             return SD_BROKEN;
     }
@@ -88,29 +97,27 @@ bool sd_rx_commit(struct sd_end *e, u64 from, u64 n)
     return sd_cas_local(&e->rx->head, from, from + n); /* [R2] */
 }
 
-/* Exact: reads the peer's word. */
-static i64 fresh_room(struct sd_end *e, u64 tail)
+NOINLINE i64 sd_tx_look(struct sd_end *e)
 {
-    u64 used;
+    u64 head = 0, used = 0;
 
-    e->tx_head_seen = load_acq(&e->tx->head); /* [R2] [W2] */
-    used = tail - e->tx_head_seen;
+    for (u32 i = 0; i < TRIES; i++) {
+        head = load_acq(&e->tx->head); /* [R2] [W2] */
+        used = load_acq(&e->tx->tail) - head;
+        if (likely(used <= e->bytes) || load_rlx(&e->tx->head) == head)
+            break;
+    }
     if (unlikely(used > e->bytes))
         return SD_BROKEN;
+    e->tx_head_seen = head;
     return used < e->tx_bytes ? (i64)(e->tx_bytes - used) : 0;
-}
-
-i64 sd_tx_look(struct sd_end *e)
-{
-    return fresh_room(e, load_rlx(&e->tx->tail));
 }
 
 i64 sd_tx_room(struct sd_end *e)
 {
-    u64 tail = load_rlx(&e->tx->tail);
-    u64 used = tail - e->tx_head_seen;
+    u64 used = load_rlx(&e->tx->tail) - e->tx_head_seen;
 
-    return used < e->tx_bytes ? (i64)(e->tx_bytes - used) : fresh_room(e, tail);
+    return likely(used < e->tx_bytes) ? (i64)(e->tx_bytes - used) : sd_tx_look(e);
 }
 
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
@@ -119,7 +126,7 @@ i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
     u64 at, first;
 
     if (room >= 0 && skip + n > (u64)room)
-        room = fresh_room(e, load_rlx(&e->tx->tail)); /* the remembered head may be old: look once more before taking less */
+        room = sd_tx_look(e); /* the remembered head may be old: look once more before taking less */
     if (unlikely(room < 0))
         return SD_BROKEN;
     if (skip >= (u64)room)

@@ -40,7 +40,7 @@ static inline bool sd_attached_said(const struct sd_seg *seg, u32 side)
     return load_acq(&seg->attached[side & 1]) != 0; /* [S3] */
 }
 
-/* ---- the producer; under the direction's lock, so that no other thread sends meanwhile */
+/* ---- the producer; holding the direction's token, so that no other thread sends meanwhile */
 
 void sd_sw_publish(const struct sd_end *e, u64 tcp_pos);
 /* Comes first on the way back. True: the peer waits for room; ring before reading the position. */

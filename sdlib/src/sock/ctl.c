@@ -233,11 +233,12 @@ SD_CALL(sd_shutdown)
     if (!s)
         return SD_PASS;
     if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
-        u32 held = sd_lock(s, &s->b->tx_lock); /* no bell may be on its way out behind the FIN */
+        struct sd_hold h;
+        sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
         sd_hint_say(&s->e, SD_HINT_SHUT_WR);
         s->b->tx_shut = 1;
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
-        sd_unlock(&s->b->tx_lock, held);
+        sd_leave(&h);
     } else {
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
         if (r == 0 && f->rsi != SHUT_RD)
@@ -323,6 +324,8 @@ SD_CALL(sd_getsockopt)
 
 void sd_socks_carried(const struct sd_carry *c, u32 n)
 {
+    sd_area_get(0);
+    sd_parts_after_exec();
     for (u32 i = 0; i < n; i++) {
         struct sd_area *a = sd_area_get(c[i].block >> 16);
         u32 index = c[i].block & 0xffff;

@@ -44,6 +44,14 @@ static inline void copy_small(u8 *dst, const u8 *src, u64 n)
         *dst++ = *src++;
 }
 
+static inline u64 stack_pointer(void)
+{
+    u64 sp;
+
+    __asm__("mov %%rsp, %0" : "=r"(sp));
+    return sp;
+}
+
 /* What the kernel refuses at first sight is left to it. */
 static inline bool plausible(const void *buf)
 {
@@ -79,11 +87,13 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     u64 tail = load_rlx(&d->tail), at = tail & (s->e.bytes - 1), next = tail + len;
     if (unlikely(next - s->e.tx_head_seen > s->e.tx_bytes || at + len > s->e.bytes))
         return SLOW; /* looks at the other side's index again, goes around the corner */
+    u64 sp = stack_pointer();
+    store_rlx(&s->tx_in, sp); /* a handler that sends on s now must not use the place that we write: tx.c, tx_nested() */
     if (word)
-        *(u64 *)(s->e.tx_ring + at) = *(const u64 *)buf;
+        *(volatile u64 *)(s->e.tx_ring + at) = *(const u64 *)buf;
     else
         copy_small(s->e.tx_ring + at, buf, len);
-    if (unlikely(!sd_cas_local(&d->tail, tail, next))) /* [R1] */
+    if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, next))) /* [R1] */
         return SLOW;
     b->bytes_shm_tx += len;
     COUNT(calls_library);

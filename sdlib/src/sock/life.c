@@ -4,39 +4,10 @@
  *
  * The protocols themselves, and why they are exact, are ring/switch.h and ring/bell.h. Here they meet the kernel socket: stream positions
  * are read from TCP_INFO, so nothing has to be counted before; doorbells are sent and eaten. Ringing and going back exclude each other
- * by tx_lock, eating by rx_lock.
+ * by marks (token.h, BELL), those who eat by the receiving token.
  */
 #include "poll/poll.h"
 #include "sock/sock.h"
-
-u32 sd_lock(struct sock *s, _Atomic u32 *word)
-{
-    u32 me, spins = 0;
-
-    if (!g.mt && load_rlx(&s->b->users) <= 1)
-        return 0;
-    me = sd_self()->tid;
-    for (;;) {
-        u32 owner = load_rlx(word);
-        if (owner == me)
-            return 0; /* a signal handler in the middle of our own call: the commit will notice (sd_cas_local) */
-        if (!owner && cas_u32(word, 0, me))
-            return me;
-        if (++spins < 100) {
-            cpu_relax();
-            continue;
-        }
-        SYS0(__NR_sched_yield);
-        if (spins % 64 == 0 && SYS2(__NR_tkill, owner, 0) == -ESRCH)
-            cas_u32(word, owner, 0); /* died in the middle: nothing was published, so nothing is to repair */
-    }
-}
-
-void sd_unlock(_Atomic u32 *word, u32 held)
-{
-    if (held)
-        store_rel(word, 0);
-}
 
 /* ------------------------------------------------------- stream positions */
 
@@ -185,13 +156,16 @@ static void announce(struct sock *s)
         sd_attached_say(s->seg, s->b->side);
 }
 
+/* Nobody but this process holds the socket, so threads only have to agree who does it; the others go on by TCP meanwhile. */
 static void attach(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
     i32 lowat = 1;
     u32 len = 4;
-    u32 held = sd_lock(s, &b->tx_lock);
+    bool done = false;
 
+    if (!cas_u32(&s->attaching, 0, 1))
+        return;
     if (load_acq(&b->state) == SD_BLOCK_PAIRED && load_rlx(&b->users) <= 1) {
         SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, &len);
         if (lowat != 1) {
@@ -202,12 +176,12 @@ static void attach(struct sock *s, int fd)
             COUNT(attaches);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
             announce(s);
-            sd_unlock(&b->tx_lock, held);
-            sd_ep_changed(s);
-            return;
+            done = true;
         }
     }
-    sd_unlock(&b->tx_lock, held);
+    store_rel(&s->attaching, 0);
+    if (done)
+        sd_ep_changed(s);
 }
 
 void sd_tick(struct sock *s, int fd)
@@ -241,33 +215,57 @@ bool sd_attached(const struct sock *s)
 
 /* ------------------------------------------------------------------- switch */
 
+#define UNKNOWN (~0ull) /* no stream position: the connection is in no state to tell */
 #define SAVED_NODELAY 1u
 #define SAVED_CORK 2u
 
-bool sd_try_switch_tx(struct sock *s, int fd)
+void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos)
+{
+    sd_sw_publish(&s->e, tcp_pos); /* [S1] */
+    if (cas_u32(&s->b->tx_mode, mode, SD_MODE_RING))
+        COUNT(switches_tx);
+}
+
+/* Inside. Kernel sends of other threads raise tx_plain before they look at the mode [K1], so either we see them or they see SWITCH. */
+static bool switch_tx(struct sock *s, int fd, struct sd_hold *h)
 {
     struct sd_block *b = s->b;
-    u32 held;
+    u32 mode = load_rlx(&b->tx_mode), mine = SD_MODE_SWITCH | (h->word ? (u32)(h->tok >> 20) << 8 : 0);
     i64 pos;
-    bool done = false;
 
-    if (load_rlx(&b->tx_mode) != SD_MODE_TCP || !sd_attached_said(s->seg, !b->side) || !sd_attached_said(s->seg, b->side))
+    if ((mode & 0xff) == SD_MODE_SWITCH) /* of somebody who was thrown out; we are in his place */
+        cas_u32(&b->tx_mode, mode, SD_MODE_TCP);
+    if (!cas_u32(&b->tx_mode, SD_MODE_TCP, mine)) /* [K1] */
         return false;
-    if (b->tx_shut || sd_back_asked(&s->e) || (load_rlx(&b->latched) & LATCH_FIN))
-        return false;
-    held = sd_lock(s, &b->tx_lock);
-    if (load_rlx(&b->tx_mode) == SD_MODE_TCP && load_rlx(&b->tx_plain) == 0 && (pos = tx_pos(s, fd)) >= 0) {
+    if (load_acq(&b->tx_plain) == 0 && (pos = tx_pos(s, fd)) >= 0) {
         b->opt_saved = (get_int(fd, SOL_TCP, TCP_NODELAY) ? SAVED_NODELAY : 0) | (get_int(fd, SOL_TCP, TCP_CORK) ? SAVED_CORK : 0) |
                        (1u << 31);
         /* Nagle with a delayed ACK would hold a doorbell for 40 ms. */
         set_int(fd, SOL_TCP, TCP_CORK, 0);
         set_int(fd, SOL_TCP, TCP_NODELAY, 1);
-        sd_sw_publish(&s->e, (u64)pos);
-        store_rel(&b->tx_mode, SD_MODE_RING);
-        COUNT(switches_tx);
-        done = true;
+        if (sd_commit_rare(h, (u64)pos)) {
+            sd_switch_finish(s, mine, (u64)pos);
+            return true;
+        }
     }
-    sd_unlock(&b->tx_lock, held);
+    cas_u32(&b->tx_mode, mine, SD_MODE_TCP);
+    return false;
+}
+
+bool sd_try_switch_tx(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    struct sd_hold h;
+    u32 mode = load_rlx(&b->tx_mode);
+    bool done;
+
+    if ((mode != SD_MODE_TCP && (mode & 0xff) != SD_MODE_SWITCH) || !sd_attached_said(s->seg, !b->side) || !sd_attached_said(s->seg, b->side))
+        return false;
+    if (b->tx_shut || sd_back_asked(&s->e) || (load_rlx(&b->latched) & LATCH_FIN))
+        return false;
+    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+    done = switch_tx(s, fd, &h);
+    sd_leave(&h);
     if (done)
         sd_ep_changed(s);
     return done;
@@ -291,7 +289,8 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
     case SD_SW_DRAIN:
         return false;
     case SD_SW_BROKEN:
-        sd_drop(s, fd);
+        if (load_acq(&b->rx_mode) == SD_MODE_TCP) /* else another reader has switched and eaten a bell since we looked */
+            sd_drop(s, fd);
         return true;
     case SD_SW_RING:
         break;
@@ -305,59 +304,8 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
     return true;
 }
 
-static void send_bell(struct sock *s, int fd);
-
-void sd_tx_back(struct sock *s, int fd, u32 reason)
-{
-    struct sd_block *b = s->b;
-    u32 held = sd_lock(s, &b->tx_lock);
-
-    if (load_rlx(&b->tx_mode) == SD_MODE_RING) {
-        if (sd_back_announce(&s->e))
-            send_bell(s, fd);
-        i64 pos = tx_pos(s, fd);
-        if (pos >= 0) /* else the connection is gone: the kernel will say so */
-            sd_back_publish(&s->e, (u64)pos);
-        set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
-        if (b->opt_saved & SAVED_CORK)
-            set_int(fd, SOL_TCP, TCP_CORK, 1);
-        store_rel(&b->tx_mode, SD_MODE_BACK);
-        if (reason < SD_REASON_COUNT)
-            g.proc->moved_back[reason]++;
-    }
-    sd_unlock(&b->tx_lock, held);
-    sd_ep_changed(s);
-}
-
-bool sd_rx_back(struct sock *s, int fd)
-{
-    struct sd_block *b = s->b;
-    u32 held = sd_lock(s, &b->rx_lock);
-    bool done = load_rlx(&b->rx_mode) != SD_MODE_RING; /* another thread was faster */
-
-    if (!done) {
-        i64 pos = sd_rx_pos(s, fd);
-        u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
-        u8 bell;
-        if (left > 1) /* more than the one doorbell that can be there */
-            sd_drop(s, fd);
-        else /* shared memory is faster than TCP: the bell may still be on its way, and must not reach the program */
-            done = !left || SYS6(__NR_recvfrom, fd, &bell, 1, MSG_DONTWAIT, 0, 0) == 1;
-        if (done && b->rcvlowat)
-            set_int(fd, SOL_SOCKET, SO_RCVLOWAT, (i32)b->rcvlowat);
-        if (done)
-            store_rel(&b->rx_mode, SD_MODE_BACK);
-    }
-    sd_unlock(&b->rx_lock, held);
-    if (done)
-        sd_ep_changed(s);
-    return done;
-}
-
-/* ----------------------------------------------------------------- doorbell */
-
-/* With tx_lock held, in a direction that is on the ring. */
-static void send_bell(struct sock *s, int fd)
+/* In a direction that is on the ring. */
+static void send_bell(struct sock *s, int fd, struct sd_hold *h)
 {
     u8 byte = 0;
     long r;
@@ -366,28 +314,117 @@ static void send_bell(struct sock *s, int fd)
         s->fast_sends = 0; /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
     }
-    r = SYS6(__NR_sendto, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+    r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (r == 1) {
         COUNT(bells_tx);
         return;
     }
-    /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. Others: it is gone. */
+    /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. EINTR: thrown out. Others: it is gone. */
     sd_bell_give_back(&s->e);
-    if (r != -EAGAIN)
+    if (r != -EAGAIN && r != -EINTR)
         s->kcheck |= 1;
 }
 
-void sd_ring_bell(struct sock *s, int fd)
+void sd_back_finish(struct sock *s, u64 tcp_pos)
+{
+    if (tcp_pos != UNKNOWN) /* else the connection is gone: the kernel will say so */
+        sd_back_publish(&s->e, tcp_pos);
+    cas_u32(&s->b->tx_mode, SD_MODE_RETIRE, SD_MODE_BACK);
+}
+
+/* Inside, with the ring retired. */
+static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
 {
     struct sd_block *b = s->b;
-    u32 held;
+    bool ring = sd_back_announce(&s->e), unsure = false;
+    u8 byte = 0;
+    i64 pos;
+    u64 to;
 
-    if (load_rlx(&b->tx_mode) == SD_MODE_TCP)
+    if (h->word) {
+        sd_membarrier(); /* no bell begins any more */
+        unsure = sd_bells_out(s);
+    }
+    if (ring)
+        send_bell(s, fd, h);
+    /* Of a bell that was thrown out nobody knows whether its byte was sent. A peer that has seen the word at 1 eats one byte: there has to be
+     * one that is not the program's. One too many is eaten by position. */
+    if (unsure) {
+        sd_bell_take(&s->e);
+        sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    pos = tx_pos(s, fd);
+    to = pos >= 0 ? (u64)pos : UNKNOWN;
+    if (!sd_commit_rare(h, to))
+        return; /* thrown out: somebody else does it */
+    set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
+    if (b->opt_saved & SAVED_CORK)
+        set_int(fd, SOL_TCP, TCP_CORK, 1);
+    sd_back_finish(s, to);
+    if (reason < SD_REASON_COUNT)
+        g.proc->moved_back[reason]++;
+}
+
+void sd_tx_back(struct sock *s, int fd, u32 reason)
+{
+    struct sd_hold h;
+
+    sd_take(s, SD_DIR_TX, SD_MARK_EAT, &h); /* it may send a byte */
+    cas_u32(&s->b->tx_mode, SD_MODE_RING, SD_MODE_RETIRE);
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
+        back_tx(s, fd, reason, &h);
+    sd_leave(&h);
+    sd_ep_changed(s);
+}
+
+/* More of them than were thrown out in the middle of ringing: no honest peer. */
+#define STRAY_BELLS 64
+
+/* Inside. Shared memory is faster than TCP: a bell may still be on its way, and must not reach the program. False: so it is. */
+static bool back_rx(struct sock *s, int fd, struct sd_hold *h)
+{
+    u8 bells[STRAY_BELLS];
+    i64 pos = sd_rx_pos(s, fd);
+    u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
+
+    if (left > STRAY_BELLS) {
+        sd_drop(s, fd);
+        return false;
+    }
+    if (left && sd_revocable(h, __NR_recvmsg, fd, bells, left, MSG_DONTWAIT) != (long)left)
+        return false;
+    if (!sd_still_inside(h))
+        return false;
+    if (s->b->rcvlowat)
+        set_int(fd, SOL_SOCKET, SO_RCVLOWAT, (i32)s->b->rcvlowat);
+    return cas_u32(&s->b->rx_mode, SD_MODE_RING, SD_MODE_BACK);
+}
+
+bool sd_rx_back(struct sock *s, int fd)
+{
+    struct sd_hold h;
+    bool done;
+
+    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+    done = load_rlx(&s->b->rx_mode) != SD_MODE_RING || back_rx(s, fd, &h); /* else another was faster */
+    sd_leave(&h);
+    if (done)
+        sd_ep_changed(s);
+    return done;
+}
+
+/* ----------------------------------------------------------------- doorbell */
+
+void sd_ring_bell(struct sock *s, int fd)
+{
+    struct sd_hold h;
+
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_TCP)
         sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
-    held = sd_lock(s, &b->tx_lock);
-    if (load_rlx(&b->tx_mode) == SD_MODE_RING)
-        send_bell(s, fd);
-    sd_unlock(&b->tx_lock, held);
+    if (!sd_bell_enter(s, &h))
+        return;
+    send_bell(s, fd, &h);
+    sd_leave(&h);
 }
 
 static void latch_end(struct sock *s, u32 err)
@@ -400,62 +437,74 @@ static void latch_end(struct sock *s, u32 err)
 }
 
 /* Sleeps in the kernel until something arrives on the descriptor (doorbell, FIN, error): recv's value for one peeked byte. */
-long sd_park(struct sock *s, int fd)
+long sd_park(struct sock *s, int fd, u64 sleeper)
 {
+    struct pollfd p = {fd, POLLIN, 0};
+    struct timespec64 ms = {0, 1000000};
     u8 byte;
     long r;
 
     COUNT(parks);
     COUNT(calls_kernel);
-    if (load_rlx(&s->b->users) > 1) {
-        /* Another process may eat the doorbell: look again every millisecond. */
-        struct pollfd p = {fd, POLLIN, 0};
-        struct timespec64 ms = {0, 1000000};
+    if (sleeper != SD_NOT_PARKED && sd_bell_due(&s->e) && sd_sleepers(s)) {
+        /* The bell is an old one, left for sleepers that it has woken but who have not run yet (or are stopped). It would wake us at once. */
+        r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+        return r == -EINTR ? r : 1;
+    }
+    if (sleeper == SD_PARK_UNKNOWN) { /* nobody knows that we sleep, so the bell may be eaten before we see it */
         r = SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
         return r < 0 ? r : 1;
     }
-    if (!g.mt)
-        return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
-    atomic_fetch_add(&s->parked, 1);
-    r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
-    atomic_fetch_sub(&s->parked, 1);
-    return r;
+    return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+}
+
+/* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. */
+static bool look(struct sock *s, int fd, struct sd_hold *h)
+{
+    bool bell = sd_bell_due(&s->e);
+    u8 byte;
+    long r;
+
+    if (bell && sd_back_published(&s->e))
+        bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
+    r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+    if (r == 1 && bell) {
+        sd_bell_eaten(&s->e);
+        COUNT(bells_rx);
+        s->kcheck |= 1; /* a FIN may stand behind it */
+        return true;
+    } else if (r == 1) {
+        if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
+            sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
+    } else if (r == 0) {
+        latch_end(s, 0);
+    } else if (r != -EAGAIN && r != -EINTR) {
+        latch_end(s, (u32)-r);
+    }
+    return false;
 }
 
 void sd_look_at_kernel(struct sock *s, int fd)
 {
-    struct sd_block *b = s->b;
-    u32 held = sd_lock(s, &b->rx_lock);
-    u8 byte;
+    struct sd_hold h;
     bool eaten = false;
-    long r;
-    bool bell = sd_bell_due(&s->e);
 
-    /* A doorbell is for all who sleep here: whoever wakes up last eats it. Eaten earlier, the others would never see it. */
-    if (bell && load_rlx(&s->parked)) {
-        sd_unlock(&b->rx_lock, held);
-        return;
+    /* A doorbell is for all who sleep here: whoever wakes up last eats it. Eaten earlier, the others would never see it. The end of the
+     * stream, which stands behind it, wakes everybody by itself. */
+    if (sd_bell_due(&s->e) && sd_shared(s) && sd_sleepers(s)) {
+        struct pollfd p = {fd, POLLRDHUP, 0};
+        struct timespec64 zero = {0, 0};
+        if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0)
+            return;
     }
-
     s->kcheck &= ~1u;
     s->checked_tsc = sd_tsc();
-    if (!(load_rlx(&b->latched) & LATCH_FIN) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
-        r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | (bell ? 0 : MSG_PEEK), 0, 0);
-        if (r == 1 && bell) {
-            sd_bell_eaten(&s->e);
-            COUNT(bells_rx);
-            eaten = true;
-            s->kcheck |= 1; /* a FIN may stand behind it */
-        } else if (r == 1) {
-            if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
-                SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT, 0, 0); /* a byte no honest peer sends */
-        } else if (r == 0) {
-            latch_end(s, 0);
-        } else if (r != -EAGAIN && r != -EINTR) {
-            latch_end(s, (u32)-r);
-        }
-    }
-    sd_unlock(&b->rx_lock, held);
+    if ((load_rlx(&s->b->latched) & LATCH_FIN) || load_rlx(&s->b->rx_mode) != SD_MODE_RING)
+        return;
+    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+        eaten = look(s, fd, &h);
+    sd_leave(&h);
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
 }

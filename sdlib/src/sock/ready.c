@@ -81,6 +81,16 @@ u32 sd_kernel_want(const struct sock *s, u32 want)
     return want;
 }
 
+static u32 arm_out(struct sock *s)
+{
+    if (sd_shared(s)) { /* for itself: another one that sees room must not take it back */
+        sd_room_arm(&s->e);
+        return 2;
+    }
+    sd_tx_arm(&s->e, &s->b->tx_wait); /* taken back by whoever sees room */
+    return 0;
+}
+
 u32 sd_arm(struct sock *s, u32 want)
 {
     struct sd_block *b = s->b;
@@ -91,7 +101,7 @@ u32 sd_arm(struct sock *s, u32 want)
         armed |= 1;
     }
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)))
-        sd_tx_arm(&s->e, &b->tx_wait); /* taken back by whoever sees room */
+        armed |= arm_out(s);
     return armed;
 }
 
@@ -99,13 +109,18 @@ void sd_disarm(struct sock *s, u32 armed)
 {
     if (armed & 1)
         sd_rx_disarm(&s->e);
+    if (armed & 2)
+        sd_room_disarm(&s->e);
 }
 
 bool sd_needs_timer(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
 
-    return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && load_rlx(&b->tx_wait) &&
+    /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. */
+    if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
+        return true;
+    return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) &&
            (load_rlx(&b->rx_mode) != SD_MODE_RING || sd_bells_over(&s->e));
 }
 

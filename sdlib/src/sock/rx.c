@@ -32,7 +32,9 @@ static bool time_left(int fd, const struct rx *w, struct timespec64 *ts)
     return true;
 }
 
-static long park(struct sock *s, int fd, bool again, const struct rx *w)
+#define SD_NEWS 2 /* no value of recv for one byte */
+
+static long park(struct sock *s, int fd, bool again, const struct rx *w, u64 sleeper)
 {
     struct pollfd p = {fd, POLLIN, 0};
     struct timespec64 ts;
@@ -40,7 +42,7 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w)
     long r;
 
     if (!again || !time_left(fd, w, &ts))
-        return sd_park(s, fd);
+        return sd_park(s, fd, sleeper);
     COUNT(parks);
     COUNT(calls_kernel);
     r = SYS5(__NR_ppoll, &p, 1, &ts, 0, 8);
@@ -88,13 +90,13 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
     if (spin_rx(s, had, t0))
         return 1;
     u32 armed = sd_arm(s, POLLIN);
+    u64 sleeper = sd_sleeper_enter(s);
     sd_membarrier();
-    if (more(s, had)) {
-        sd_disarm(s, armed);
-        return 1;
-    }
-    r = park(s, fd, again, w);
+    r = more(s, had) ? SD_NEWS : park(s, fd, again, w, sleeper);
+    sd_sleeper_leave(s, sleeper);
     sd_disarm(s, armed);
+    if (r == SD_NEWS)
+        return 1;
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
     if (r < 0) { /* the error is consumed: keep it */
@@ -129,18 +131,20 @@ static i64 ring_take(struct sock *s, struct rx *w)
 {
     struct sd_block *b = s->b;
     i64 got;
-    u32 held = sd_lock(s, &b->rx_lock);
+    struct sd_hold h;
 
     for (;;) {
+        sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
         u64 from = load_rlx(&s->e.rx->head);
         got = unlikely(w->drop) ? ring_count(s, w->len - w->got, w->peek ? w->got : 0) : ring_copy(s, w);
-        if (got <= 0 || w->peek || sd_rx_commit(&s->e, from, (u64)got))
-            break;
+        bool keep = got <= 0 || w->peek;
+        bool done = keep ? sd_still_inside(&h) : sd_commit_index(&h, &s->e.rx->head, from, from + (u64)got); /* [R2] */
+        if (done && !keep)
+            b->bytes_shm_rx += (u64)got;
+        sd_leave(&h);
+        if (done)
+            return got;
     }
-    if (got > 0 && !w->peek)
-        b->bytes_shm_rx += (u64)got;
-    sd_unlock(&b->rx_lock, held);
-    return got;
 }
 
 static long the_end(struct sock *s, const struct rx *w)

@@ -68,6 +68,29 @@ static u64 tcp_bytes(struct sock *s, int fd, bool *last)
     return min_u64((u64)q, left);
 }
 
+/* Inside: no other reader comes between asking what is the program's and reading it. The kernel's answer; 0: nothing. */
+static long take_tcp(struct sock *s, int fd, struct rx *w, struct sd_hold *h)
+{
+    u32 flags = (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT;
+    u64 skip = w->got, n;
+    bool last;
+    long r;
+
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_TCP)
+        return 0;
+    n = tcp_bytes(s, fd, &last);
+    if (!n || !h->part)
+        return n ? sd_kernel_rx(fd, w, flags, n) : 0;
+    for (u64 i = 0; i < w->n; i++) {
+        if (skip < w->iov[i].len) {
+            r = sd_revocable(h, __NR_recvmsg, fd, w->iov[i].base + skip, min_u64(w->iov[i].len - skip, n), flags);
+            return r == -EINTR ? -EAGAIN : r;
+        }
+        skip -= w->iov[i].len;
+    }
+    return 0;
+}
+
 /* Waits for one byte, a doorbell or the end: recv's answer. */
 static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 {
@@ -82,26 +105,23 @@ static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 /* Attached, but the peer still sends on TCP; it may switch at any moment, and then doorbells follow its bytes. */
 long sd_switching_rx(struct sock *s, int fd, struct rx *w)
 {
-    bool last;
+    struct sd_hold h;
     long r;
 
     for (;;) {
         if (sd_rx_poll_switch(s, fd))
             return -ERANGE;
-        u32 held = sd_lock(s, &s->b->rx_lock); /* nobody else may read between our count and our read */
-        u64 n = tcp_bytes(s, fd, &last);
-        r = n ? sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n) : 0;
-        sd_unlock(&s->b->rx_lock, held);
-        if (n) {
-            if (r < 0 && r != -EAGAIN)
-                return sd_rx_result(w, r);
-            if (r > 0) {
-                w->got += (u64)r;
-                s->b->bytes_tcp += (u64)r;
-                if (w->got == w->len)
-                    return (long)w->got;
-                continue;
-            }
+        sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+        r = take_tcp(s, fd, w, &h);
+        sd_leave(&h);
+        if (r < 0 && r != -EAGAIN)
+            return sd_rx_result(w, r);
+        if (r > 0) {
+            w->got += (u64)r;
+            s->b->bytes_tcp += (u64)r;
+            if (w->got == w->len)
+                return (long)w->got;
+            continue;
         }
         if (w->got && (w->nb || w->got >= w->target))
             return (long)w->got;
@@ -134,13 +154,15 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w)
 {
     struct pollfd end = {fd, POLLRDHUP, 0};
     struct timespec64 ms = {0, 1000000};
-    bool last;
+    struct sd_hold h;
+    bool last, whole;
     long r = 0;
 
     for (;;) {
         w->got = 0;
         if (sd_rx_poll_switch(s, fd))
             return -ERANGE;
+        sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
         u64 n = tcp_bytes(s, fd, &last);
         if (n) {
             r = sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n);
@@ -148,6 +170,10 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w)
             if (last && w->got == n)
                 peek_on(s, w);
         }
+        whole = sd_still_inside(&h);
+        sd_leave(&h);
+        if (!whole)
+            continue;
         if (w->got && (w->nb || w->got >= w->target || r < 0))
             return (long)w->got;
         if (w->got) { /* MSG_WAITALL: nothing wakes us at the right byte */

@@ -16,6 +16,7 @@
 #define SD_SOCK_H
 
 #include "sd.h"
+#include "sock/token.h"
 
 #define LATCH_FIN (1u << 31)
 
@@ -43,12 +44,87 @@ void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and e
 i64 sd_rx_pos(const struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
 bool sd_map_segment(struct sock *s, int fd);
 void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
-long sd_park(struct sock *s, int fd);
+long sd_park(struct sock *s, int fd, u64 sleeper); /* between sd_sleeper_enter and _leave */
+void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos); /* what a COMMIT of the switch or of the way back has decided: */
+void sd_back_finish(struct sock *s, u64 tcp_pos);             /* may run twice */
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
 
-#define LOCK_NONE 0
-u32 sd_lock(struct sock *s, _Atomic u32 *word);
-void sd_unlock(_Atomic u32 *word, u32 held);
+/* sock/token.c: theory of operation in token.h. */
+struct sd_hold {
+    struct sd_part *part; /* NULL: nobody shares it, or anonymous */
+    _Atomic u64 *word;    /* NULL: nobody shares it */
+    u64 tok, mark;        /* what we hold it by; without a word they mean nothing, as all but word does then */
+    u32 level, dir, as;
+};
+
+/* Others may come in: the price of tokens has to be paid. */
+static inline bool sd_shared(const struct sock *s) { return g.mt || load_rlx(&s->b->users) > 1; }
+
+void sd_take_shared(struct sock *s, u32 dir, u32 as, struct sd_hold *h);
+bool sd_commit_shared(struct sd_hold *h, _Atomic u64 *index, u64 from, u64 to);
+bool sd_commit_rare(struct sd_hold *h, u64 to);
+void sd_token_finish(struct sock *s, u32 dir, u64 to);
+long sd_revocable(struct sd_hold *h, long nr, int fd, u8 *buf, u64 len, u32 flags);
+bool sd_bell_enter(struct sock *s, struct sd_hold *h);
+bool sd_bells_out(struct sock *s);
+
+#define SD_NOT_PARKED 0xfffffffffffffffeull
+#define SD_PARK_UNKNOWN 0xffffffffffffffffull
+u64 sd_sleeper_enter(struct sock *s);
+void sd_sleeper_leave(struct sock *s, u64 before);
+bool sd_sleepers(const struct sock *s);
+void sd_part_release(struct sd_tcb *t);
+void sd_parts_before_fork(struct sd_tcb *t); /* a handler forks: what it has interrupted starts over, on both sides */
+void sd_parts_forget(void);     /* in a forked child: its namespace may be another */
+void sd_parts_after_exec(void);
+
+/* E1 and E2 for the owner, no handler involved; everything else is sd_take_shared(). */
+static inline void sd_take(struct sock *s, u32 dir, u32 as, struct sd_hold *h)
+{
+    struct sd_part *p;
+    struct sd_tcb *t;
+
+    h->word = NULL;
+    if (likely(!sd_shared(s)))
+        return;
+    t = sd_self();
+    p = t->part;
+    if (likely(p && t->level == 1 && t->marks <= 1)) {
+        t->marks = 1;
+        h->part = p;
+        h->word = &s->b->token[dir];
+        h->level = 0;
+        h->mark = sd_mark_set(&p->mark[0], sd_mark_key(s->id, dir), as); /* E1 */
+        h->tok = load_rlx(h->word); /* E2 [T1] */
+        if (likely((h->tok & 0x3fff) == ((u64)t->part_number << 2 | SD_TOK_BIASED)))
+            return;
+        sd_mark_clear(&p->mark[0], h->mark);
+    }
+    sd_take_shared(s, dir, as, h);
+}
+
+/* L1, L2 */
+static inline void sd_leave(struct sd_hold *h)
+{
+    if (likely(!h->word))
+        return;
+    /* Unless it is another's: a handler in the middle has forked, and this is the child. */
+    if (h->part && !((load_rlx(&h->part->mark[h->level]) ^ h->mark) >> 3))
+        sd_mark_clear(&h->part->mark[h->level], h->mark);
+    if (sd_tok_kind(h->tok) == SD_TOK_HELD)
+        sd_tok_release(h->word, h->tok);
+}
+
+/* Moves an index. False: thrown out, or a handler was here; nothing has happened. */
+static inline bool sd_commit_index(struct sd_hold *h, _Atomic u64 *index, u64 from, u64 to)
+{
+    return likely(!h->word) ? sd_cas_local(index, from, to) : sd_commit_shared(h, index, from, to);
+}
+
+static inline bool sd_still_inside(const struct sd_hold *h)
+{
+    return !h->word || !h->part || load_acq(&h->part->mark[h->level]) == h->mark;
+}
 
 /* sock/rx.c, tx.c */
 long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);

@@ -6,20 +6,43 @@
 #include "ring/vec.h"
 #include "sock/sock.h"
 
+/* Another thread reads the stream's position. It may be stopped while it does: the token throws it out, and then its mode is void. */
+static NOINLINE void await_switch(struct sock *s, u32 mode)
+{
+    struct sd_hold h;
+
+    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+    cas_u32(&s->b->tx_mode, mode, SD_MODE_TCP);
+    sd_leave(&h);
+}
+
+/* Before a kernel send of a socket that others use: the direction must not switch while it is under way. False: it is no TCP any more. */
+static bool plain_enter(struct sock *s)
+{
+    struct sd_block *b = s->b;
+    u32 mode;
+
+    if (!sd_shared(s))
+        return true;
+    atomic_fetch_add(&b->tx_plain, 1); /* [K1] */
+    mode = load_acq(&b->tx_mode);
+    if (mode == SD_MODE_TCP || mode == SD_MODE_BACK)
+        return true;
+    atomic_fetch_sub(&b->tx_plain, 1);
+    if ((mode & 0xff) == SD_MODE_SWITCH)
+        await_switch(s, mode);
+    return false;
+}
+
 static long kernel_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
 {
     struct sd_block *b = s->b;
     struct msghdr m = {.iov = iov, .iovlen = n};
-    bool shared = g.mt || load_rlx(&b->users) > 1;
+    bool shared = sd_shared(s);
     long r;
 
-    if (shared) {
-        atomic_fetch_add(&b->tx_plain, 1);
-        if (load_acq(&b->tx_mode) == SD_MODE_RING) { /* another thread has just switched */
-            atomic_fetch_sub(&b->tx_plain, 1);
-            return -ERANGE;
-        }
-    }
+    if (!plain_enter(s))
+        return -ERANGE;
     r = n == 1 ? SYS6(__NR_sendto, fd, iov->base, iov->len, flags, 0, 0) : SYS3(__NR_sendmsg, fd, &m, flags);
     if (shared)
         atomic_fetch_sub(&b->tx_plain, 1);
@@ -42,17 +65,66 @@ static u64 send_timeout_ns(int fd)
 }
 
 /* Arms for room. True if there is some already. */
+static bool room_for(struct sock *s, u64 need)
+{
+    i64 room = sd_tx_look(&s->e);
+
+    return room < 0 || (u64)room >= need;
+}
+
 static bool arm_room(struct sock *s)
 {
     sd_tx_arm(&s->e, &s->b->tx_wait);
     sd_membarrier();
-    return sd_tx_look(&s->e) != 0;
+    return room_for(s, 1);
+}
+
+/* After a send that found room. Not for others: they may sleep in some poll, and wait for more. */
+static inline void room_seen(struct sock *s)
+{
+    if (unlikely(load_rlx(&s->b->tx_wait)) && !sd_shared(s))
+        sd_tx_disarm(&s->e, &s->b->tx_wait);
+}
+
+/* Writers that share a ring do not cut each other's small messages: one that does not fit waits until it does. */
+static inline u64 room_needed(const struct sock *s, u64 want, bool nb)
+{
+    return unlikely(sd_shared(s)) && !nb && want <= s->e.tx_bytes / 4 ? want : 1;
+}
+
+#define LOOK 1
+
+/* Armed. 0: look again; LOOK: something has come; -EINTR or -EAGAIN (SO_SNDTIMEO) for the program. */
+static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
+{
+    struct sd_block *b = s->b;
+    struct timespec64 ms = {0, 1000000};
+    long r;
+
+    if (deadline == (u64)-1 && load_rlx(&b->rx_mode) == SD_MODE_RING && !sd_bells_over(&s->e) && !(load_rlx(&b->latched) & LATCH_FIN)) {
+        /* Restarts and cancellation come from the kernel; the only bytes that can arrive are doorbells and the FIN. */
+        r = sd_park(s, fd, sleeper);
+        if (r == -EINTR)
+            return r;
+        if (r >= 0)
+            return LOOK;
+        if (r != -EAGAIN) {
+            atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
+            return 0;
+        }
+    }
+    /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
+    COUNT(parks);
+    COUNT(calls_kernel);
+    if (sd_now_ns() >= deadline)
+        return -EAGAIN;
+    r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+    return r == -EINTR ? r : 0;
 }
 
 /* Sleeps until there may be room. 0, or -EINTR / -EAGAIN (SO_SNDTIMEO) for the program. */
-static long wait_room(struct sock *s, int fd, u64 *deadline)
+static long wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
 {
-    struct sd_block *b = s->b;
     u64 t0 = sd_tsc(), budget = (u64)g.cfg->spin_us * g.tsc_per_us;
     long r;
 
@@ -68,58 +140,74 @@ static long wait_room(struct sock *s, int fd, u64 *deadline)
             return 0;
     }
     /* A program that only sends never looks at the other direction, but its doorbells come from there. */
-    if (load_rlx(&b->rx_mode) == SD_MODE_TCP)
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP)
         sd_rx_poll_switch(s, fd);
     if (!*deadline) {
         u64 to = send_timeout_ns(fd);
         *deadline = to ? sd_now_ns() + to : (u64)-1;
     }
-    if (arm_room(s))
-        return 0;
-    if (*deadline == (u64)-1 && load_rlx(&b->rx_mode) == SD_MODE_RING && !sd_bells_over(&s->e) &&
-        !(load_rlx(&b->latched) & LATCH_FIN)) {
-        /* Restarts and cancellation come from the kernel; the only bytes that can arrive are doorbells and the FIN. */
-        r = sd_park(s, fd);
-        if (r == -EINTR)
-            return r;
-        if (r != -EAGAIN) {
-            if (r < 0)
-                atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
-            else
-                sd_look_at_kernel(s, fd);
-            return 0;
-        }
-    }
-    /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
-    struct timespec64 ms = {0, 1000000};
-    COUNT(parks);
-    COUNT(calls_kernel);
-    u64 now = sd_now_ns();
-    if (now >= *deadline)
-        return -EAGAIN;
-    r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
-    return r == -EINTR ? r : 0;
+    sd_room_arm(&s->e);
+    u64 sleeper = sd_sleeper_enter(s);
+    sd_membarrier();
+    r = room_for(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
+    sd_sleeper_leave(s, sleeper);
+    sd_room_disarm(&s->e);
+    if (r == LOOK)
+        sd_look_at_kernel(s, fd);
+    return r < 0 ? r : 0;
 }
 
-static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip)
+/* A handler sends on the socket on which its own thread is copying into the ring, or was when a handler left it by siglongjmp. In the first
+ * case it will go on copying, over whatever we would put there: the ring is not used any more, and its commit fails. */
+static NOINLINE void tx_nested(struct sock *s)
+{
+    struct sd_tcb *t = sd_self();
+    u64 outer = load_rlx(&s->tx_in), here = (u64)__builtin_frame_address(0);
+    bool live;
+
+    if (outer >= t->lo && outer < t->hi)
+        live = (t->top - outer) / SD_STACK_SLICE + 1 < t->level;
+    else
+        live = outer > here && outer < t->alt_hi; /* both on the program's sigaltstack */
+    if (live)
+        cas_u32(&s->b->tx_mode, SD_MODE_RING, SD_MODE_RETIRE);
+}
+
+/* Alone, a handler may still come in between and send on the same socket; when it is done, the tail is not where we have copied to, or the
+ * ring is not used any more (tx_nested). */
+static bool put_commit(struct sock *s, struct sd_hold *h, u64 from, u64 n)
+{
+    if (!h->word && !sd_cas_local(&s->tx_in, (u64)h, 0))
+        return false;
+    return sd_commit_index(h, &s->e.tx->tail, from, from + n); /* [R1] */
+}
+
+static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need)
 {
     struct sd_block *b = s->b;
+    struct sd_hold h;
     i64 put;
-    u32 held = sd_lock(s, &b->tx_lock);
 
     for (;;) {
+        sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+        if (!h.word) {
+            if (unlikely(load_rlx(&s->tx_in)))
+                tx_nested(s);
+            store_rlx(&s->tx_in, (u64)&h);
+        }
         u64 from = load_rlx(&s->e.tx->tail);
         put = 0;
-        if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING))
-            break;
-        put = sd_tx_gather(&s->e, iov, n, skip);
-        if (put <= 0 || sd_tx_commit(&s->e, from, (u64)put))
-            break;
+        if (load_rlx(&b->tx_mode) == SD_MODE_RING && (need == 1 || sd_tx_room(&s->e) >= (i64)need || sd_tx_look(&s->e) >= (i64)need))
+            put = sd_tx_gather(&s->e, iov, n, skip);
+        bool done = put <= 0 || put_commit(s, &h, from, (u64)put);
+        if (done && put > 0)
+            b->bytes_shm_tx += (u64)put;
+        if (!h.word)
+            store_rlx(&s->tx_in, 0);
+        sd_leave(&h);
+        if (done)
+            return put;
     }
-    if (put > 0)
-        b->bytes_shm_tx += (u64)put;
-    sd_unlock(&b->tx_lock, held);
-    return put;
 }
 
 #define LOOK_US 10000
@@ -178,14 +266,15 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
             return -ERANGE;
         }
-        i64 r = ring_put(s, iov, n, sent);
+        u64 need = room_needed(s, want - sent, nb);
+        i64 r = ring_put(s, iov, n, sent, need);
         if (unlikely(r < 0)) {
             sd_drop(s, fd);
             return sent ? (long)sent : -ECONNRESET;
         }
         sent += (u64)r;
         if (r > 0) {
-            sd_tx_disarm(&s->e, &s->b->tx_wait);
+            room_seen(s);
             if (sd_data_wanted(&s->e))
                 sd_ring_bell(s, fd);
         }
@@ -208,7 +297,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             }
             return -EAGAIN;
         }
-        long w = wait_room(s, fd, &deadline);
+        long w = wait_room(s, fd, &deadline, need);
         if (w < 0)
             return sent ? (long)sent : w;
     }
@@ -229,6 +318,8 @@ long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
     if (unlikely(flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) && load_rlx(&b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, SD_REASON_flag);
     do {
+        if (unlikely(load_rlx(&b->tx_mode) == SD_MODE_RETIRE))
+            sd_tx_back(s, fd, SD_REASON_stalled);
         if (load_rlx(&b->tx_mode) == SD_MODE_RING || (sd_attached(s) && !(flags & (MSG_OOB | MSG_ZEROCOPY)) && sd_try_switch_tx(s, fd)))
             r = ring_tx(s, fd, iov, n, flags, nb);
         else
@@ -237,93 +328,157 @@ long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
     return r;
 }
 
-/* File or pipe straight into the ring: one copy instead of two. */
+/* A pipe may keep us waiting for long: not while others wait for us. */
+static long await_input(int in, bool nb)
+{
+    struct pollfd p = {in, POLLIN, 0};
+
+    return nb ? 0 : SYS5(__NR_ppoll, &p, 1, 0, 0, 8);
+}
+
+/* One piece straight into the ring. Returns what read() did, or -ERANGE: the ring is not to be used; SD_FULL: there is no room. If we were
+ * thrown out meanwhile, what was read is still there, in a ring that is not used any more: it goes out from there, by TCP. */
+#define SD_FULL (-ENOBUFS)
+static long file_piece(struct sock *s, int fd, int in, i64 *off, u64 count)
+{
+    struct sd_hold h;
+    i64 room = 0;
+    long r;
+
+    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+    u64 from = load_rlx(&s->e.tx->tail), at = from & (s->e.bytes - 1);
+    struct iovec v = {s->e.tx_ring + at, 0};
+    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING) {
+        r = -ERANGE;
+    } else if ((room = sd_tx_look(&s->e)) <= 0) {
+        r = room < 0 ? -ECONNRESET : SD_FULL;
+    } else {
+        v.len = min_u64(min_u64((u64)room, s->e.bytes - at), count);
+        r = off ? SYS4(__NR_pread64, in, v.base, v.len, *off) : SYS3(__NR_read, in, v.base, v.len);
+    }
+    bool lost = r > 0 && !sd_commit_index(&h, &s->e.tx->tail, from, from + (u64)r); /* [R1] */
+    if (r > 0 && !lost)
+        s->b->bytes_shm_tx += (u64)r;
+    sd_leave(&h);
+    if (room < 0)
+        sd_drop(s, fd);
+    if (!lost)
+        return r;
+    if (off)
+        return -ERANGE; /* it is still in the file */
+    v.len = (u64)r;
+    return sd_tx(s, fd, &v, 1, 0);
+}
+
+/* File or pipe into the ring: one copy instead of two. */
 static long file_to_ring(struct sock *s, int fd, int in, i64 *off, u64 count, bool nb)
 {
     u64 sent = 0, deadline = 0;
+    long r;
 
     while (sent < count) {
         if (s->b->tx_shut)
             return sent ? (long)sent : broken_pipe(0);
-        if (load_rlx(&s->b->tx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN))
+        if (load_rlx(&s->b->latched) & LATCH_FIN)
             return sent ? (long)sent : -ERANGE;
-        u32 held = sd_lock(s, &s->b->tx_lock);
-        i64 room = sd_tx_look(&s->e);
-        long r = 0;
-        if (room > 0) {
-            u64 from = load_rlx(&s->e.tx->tail), at = from & (s->e.bytes - 1);
-            u64 len = min_u64(min_u64((u64)room, s->e.bytes - at), count - sent);
-            r = off ? SYS4(__NR_pread64, in, s->e.tx_ring + at, len, *off) : SYS3(__NR_read, in, s->e.tx_ring + at, len);
-            if (r > 0) {
-                sd_tx_commit(&s->e, from, (u64)r);
-                s->b->bytes_shm_tx += (u64)r;
-            }
-        }
-        sd_unlock(&s->b->tx_lock, held);
-        if (room < 0) {
-            sd_drop(s, fd);
-            return sent ? (long)sent : -ECONNRESET;
-        }
-        if (room > 0) {
-            if (r <= 0)
-                return sent ? (long)sent : r;
-            sent += (u64)r;
-            if (off)
-                *off += r;
-            sd_tx_disarm(&s->e, &s->b->tx_wait);
-            if (sd_data_wanted(&s->e))
-                sd_ring_bell(s, fd);
-            if (!off)
-                return (long)sent; /* a pipe: what was there */
-            continue;
-        }
-        if (nb) {
+        if (!off && sd_shared(s) && (r = await_input(in, nb)) < 0)
+            return sent ? (long)sent : r;
+        r = file_piece(s, fd, in, off, count - sent);
+        if (r == SD_FULL && nb) {
             if (arm_room(s))
                 continue;
             sd_ep_full(s);
             return sent ? (long)sent : -EAGAIN;
         }
-        long w = wait_room(s, fd, &deadline);
-        if (w < 0)
-            return sent ? (long)sent : w;
+        if (r == SD_FULL) {
+            long w = wait_room(s, fd, &deadline, 1);
+            if (w < 0)
+                return sent ? (long)sent : w;
+            continue;
+        }
+        if (r <= 0)
+            return sent ? (long)sent : r;
+        sent += (u64)r;
+        if (off)
+            *off += r;
+        room_seen(s);
+        if (sd_data_wanted(&s->e))
+            sd_ring_bell(s, fd);
+        if (!off)
+            return (long)sent; /* a pipe: what was there */
     }
     return (long)sent;
 }
 
-/* Common to sendfile and splice into a socket of ours: on the ring, or SD_PASS for the kernel. */
+/* Common to sendfile and splice into a socket of ours: on the ring, or -ERANGE: by the kernel. */
 static long feed(struct sock *s, int fd, int in, i64 *off, u64 count, bool nb)
+{
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
+        sd_tx_back(s, fd, SD_REASON_stalled);
+    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING && !(sd_attached(s) && sd_try_switch_tx(s, fd)))
+        return -ERANGE;
+    if (load_rlx(&s->b->latched) & LATCH_FIN) {
+        sd_tx_back(s, fd, SD_REASON_peer_fin);
+        return -ERANGE;
+    }
+    return file_to_ring(s, fd, in, off, count, nb || load_rlx(&s->b->nonblock));
+}
+
+/* The program's own sendfile or splice: at its slot if nobody can switch meanwhile. -ERANGE: look again. */
+static long kernel_feed(struct sock *s, struct sd_frame *f)
 {
     long r;
 
-    sd_tick(s, fd);
-    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING && !(sd_attached(s) && sd_try_switch_tx(s, fd)))
-        return SD_PASS;
-    if (load_rlx(&s->b->latched) & LATCH_FIN) {
-        sd_tx_back(s, fd, SD_REASON_peer_fin);
-        return SD_PASS;
-    }
-    r = file_to_ring(s, fd, in, off, count, nb || load_rlx(&s->b->nonblock));
-    return r == -ERANGE ? SD_PASS : r;
+    if (!sd_shared(s))
+        return load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE ? -ERANGE : SD_PASS;
+    if (!plain_enter(s))
+        return -ERANGE;
+    r = SYS6(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+    atomic_fetch_sub(&s->b->tx_plain, 1);
+    COUNT(calls_kernel);
+    return r;
 }
 
 SD_CALL(sd_sendfile)
 {
     struct sock *s = sd_sock_enter(f->rdi);
+    int fd = (int)f->rdi, in = (int)f->rsi;
     i64 *off = (i64 *)f->rdx, pos;
     long r;
 
     (void)t;
     if (!s)
         return SD_PASS;
-    if (off) {
-        r = feed(s, (int)f->rdi, (int)f->rsi, off, f->r10, false);
-    } else {
-        pos = SYS3(__NR_lseek, (int)f->rsi, 0, 1);
-        r = feed(s, (int)f->rdi, (int)f->rsi, pos >= 0 ? &pos : NULL, f->r10, false);
-        if (r > 0 && pos >= 0)
-            SYS3(__NR_lseek, (int)f->rsi, pos, 0);
-    }
+    sd_tick(s, fd);
+    do {
+        if (off) {
+            r = feed(s, fd, in, off, f->r10, false);
+        } else {
+            pos = SYS3(__NR_lseek, in, 0, 1);
+            r = feed(s, fd, in, pos >= 0 ? &pos : NULL, f->r10, false);
+            if (r > 0 && pos >= 0)
+                SYS3(__NR_lseek, in, pos, 0);
+        }
+        if (r == -ERANGE)
+            r = kernel_feed(s, f);
+    } while (r == -ERANGE);
     sd_sock_put(s);
+    return r;
+}
+
+/* Out of a ring into a pipe: through a bounce buffer; what the pipe took is consumed. */
+static long splice_out(struct sock *in, int fd, int pipe, u64 len, bool nb)
+{
+    u8 bounce[4096];
+    struct iovec v = {bounce, min_u64(len, sizeof bounce)};
+    long r = sd_rx(in, fd, &v, 1, MSG_PEEK | (nb ? MSG_DONTWAIT : 0));
+
+    if (r <= 0)
+        return r;
+    r = SYS3(__NR_write, pipe, bounce, r);
+    v.len = r > 0 ? (u64)r : 0;
+    if (r > 0)
+        sd_rx(in, fd, &v, 1, MSG_DONTWAIT);
     return r;
 }
 
@@ -336,20 +491,15 @@ SD_CALL(sd_splice)
 
     (void)t;
     if (out && !f->rsi && !f->r10) {
-        r = feed(out, (int)f->rdx, (int)f->rdi, NULL, f->r8, nb);
+        sd_tick(out, (int)f->rdx);
+        do {
+            r = feed(out, (int)f->rdx, (int)f->rdi, NULL, f->r8, nb);
+            r = r == -ERANGE ? kernel_feed(out, f) : r;
+        } while (r == -ERANGE);
     } else if (in && !f->rsi && !f->r10) {
         sd_tick(in, (int)f->rdi);
-        if (sd_attached(in) && load_rlx(&in->b->rx_mode) != SD_MODE_BACK) {
-            u8 bounce[4096];
-            struct iovec v = {bounce, min_u64(f->r8, sizeof bounce)};
-            r = sd_rx(in, (int)f->rdi, &v, 1, MSG_PEEK | (nb ? MSG_DONTWAIT : 0));
-            if (r > 0) {
-                r = SYS3(__NR_write, (int)f->rdx, bounce, r);
-                v.len = r > 0 ? (u64)r : 0;
-                if (r > 0)
-                    sd_rx(in, (int)f->rdi, &v, 1, MSG_DONTWAIT); /* what the pipe took is consumed */
-            }
-        }
+        if (sd_attached(in) && load_rlx(&in->b->rx_mode) != SD_MODE_BACK)
+            r = splice_out(in, (int)f->rdi, (int)f->rdx, f->r8, nb);
     }
     if (in)
         sd_sock_put(in);

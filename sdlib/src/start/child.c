@@ -7,6 +7,7 @@
  */
 #include "gate/gate.h"
 #include "poll/poll.h"
+#include "sock/sock.h"
 
 #define CLONE_CLEAR_SIGHAND (1ull << 32)
 #define CLONE_NEWPID 0x20000000u
@@ -20,6 +21,7 @@ static long before(struct sd_tcb *t, u64 flags)
     if (!(flags & CLONE_VM)) {
         sd_fast_off();
         sd_ep_before_fork();
+        sd_parts_before_fork(t);
         sd_socks_before_fork();
     } else if (!(flags & CLONE_VFORK) || (flags & CLONE_THREAD)) {
         g.mt = 1;
@@ -57,8 +59,10 @@ static void start_shared(void)
 static void start_forked(struct sd_tcb *t)
 {
     g.pid = (u32)SYS0(__NR_getpid);
+    g.mt = 0;
     sd_patch_after_fork();
     sd_tcbs_after_fork(t);
+    sd_parts_forget();
     sd_socks_after_fork_child();
 }
 

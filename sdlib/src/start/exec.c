@@ -4,6 +4,7 @@
  */
 #include "gate/calls.h"
 #include "gate/gate.h"
+#include "sock/sock.h"
 
 #define ARCH_SET_GS 0x1001
 #define ARCH_GET_GS 0x1004
@@ -33,6 +34,7 @@ SD_CALL(sd_execveat)
 SD_CALL(sd_exit)
 {
     (void)f;
+    sd_part_release(t);
     t->exiting = 1; /* others may have the block once our thread number is gone */
     return SD_PASS;
 }

@@ -41,5 +41,7 @@ long sd_init_c(void)
     g.mt = sd_boot.threads > 1;
     g.tsc_per_us = calibrate();
     SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0);
+    if (!g.mt)
+        SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0);
     return sd_adopt_handlers();
 }

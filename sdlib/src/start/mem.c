@@ -84,6 +84,17 @@ void sd_membarrier(void)
         sd_fence(); /* no membarrier here (a filter of the program's): waiting stays right because waits are bounded then */
 }
 
+void sd_membarrier_threads(void)
+{
+    static _Atomic u32 cmd = MEMBARRIER_CMD_PRIVATE_EXPEDITED;
+
+    if (likely(SYS2(__NR_membarrier, load_rlx(&cmd), 0) == 0))
+        return;
+    /* Not registered: injection found threads, and then registering takes the kernel 10 ms. Global is, and covers them. */
+    store_rlx(&cmd, MEMBARRIER_CMD_GLOBAL_EXPEDITED);
+    sd_membarrier();
+}
+
 u64 sd_now_ns(void)
 {
     struct timespec64 ts = { 0, 0 };

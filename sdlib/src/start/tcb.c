@@ -3,12 +3,15 @@
  * tcb.c - what a thread of the program has of us: a control block and stacks, found through %gs.
  */
 #include "gate/gate.h"
+#include "sock/sock.h"
 
 #define PAGE 4096ull
 #define STACKS ((u64)SD_STACK_LEVELS * SD_STACK_SLICE)
 #define MAPPING (PAGE + STACKS + PAGE) /* guard, stacks, control block */
 
 static _Atomic(struct sd_tcb *) tcbs; /* never shortened */
+
+struct sd_tcb *sd_tcbs(void) { return load_acq(&tcbs); }
 
 /* The thread is gone for good, so nobody runs on its stacks. */
 static bool is_gone(u32 tid)
@@ -70,6 +73,10 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
         t = map_new(tid);
     if (!t)
         return NULL;
+    t->part = NULL; /* of a thread that has ended: whoever runs out of participants finds that */
+    for (u32 l = 0; l < SD_STACK_LEVELS; l++)
+        store_rlx(&t->use[l], NULL);
+    t->marks = t->uses = 0;
     t->level = 0;
     t->flags = 0;
     t->clone_flags = 0;
@@ -113,6 +120,10 @@ void sd_tcbs_after_fork(struct sd_tcb *self)
     for (struct sd_tcb *t = load_rlx(&tcbs); t; t = t->next) {
         t->exiting = t != self;
         t->tid = 0;
+        t->part = NULL; /* the parent's */
+        t->marks = 0;
+        for (u32 l = 0; l < SD_STACK_LEVELS && t != self; l++)
+            store_rlx(&t->use[l], NULL);
     }
     self->tid = (u32)SYS0(__NR_gettid);
     self->foreign = 0;
