@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tools.net import free_port, is_listening
 from tools.sdbench import cputime, postgres
-from tools.sdbench.machine import ROOT, placements
+from tools.sdbench.machine import ROOT
 from tools.sdbench.micro import Place, Prefix, natively, under_sdrun
 from tools.sdbench.results import Sample
 from tools.sdbench.runner import Ask, Case
@@ -365,9 +365,8 @@ def refuse(reason: str) -> Ask:
     return ask
 
 
-def cases(stage: Stage, names: list[str], quick: bool, rounds: int | None) -> list[Case]:
+def cases(stage: Stage, names: list[str], quick: bool, places: dict[str, Place]) -> list[Case]:
     """Rows of the applications asked for."""
-    places = {"unpinned": None} if quick else placements()
     found = []
     for app, questions in everything(quick).items():
         if app not in names:
@@ -376,8 +375,8 @@ def cases(stage: Stage, names: list[str], quick: bool, rounds: int | None) -> li
         for what, (serve, load) in questions.items():
             for name, place in places.items():
                 variants = {variant: refuse(missing) if missing else asked(serve, load, way)
-                            for variant, way in ways(place, 1.0 if quick else 2.0).items()}
-                found.append(Case(app, {"what": what, "placement": name}, "rate", variants, rounds))
+                            for variant, way in ways(place, 0.7 if quick else 1.5).items()}
+                found.append(Case(app, {"what": what, "placement": name}, "rate", variants))
     return found
 
 

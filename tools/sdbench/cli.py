@@ -6,12 +6,13 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from tools.sdbench import apps, command, micro, report
-from tools.sdbench.machine import ROOT, SDRUN, describe
+from tools.sdbench.machine import ROOT, SDRUN, describe, placements
 from tools.sdbench.results import Results
 from tools.sdbench.runner import Case, Runner
 from tools.sdbench.stage import BenchError, NotHere, Stage
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--quick", action="store_true", help="a look: fewer cases, shorter, fewer rounds")
     common.add_argument("--rounds", type=int, help=f"rounds of each case (default {ROUNDS}, quick {QUICK_ROUNDS})")
     common.add_argument("--only", action="append", default=[], metavar="NAME", help="this benchmark; may be repeated")
+    common.add_argument("--placement", action="append", default=[], choices=list(placements()),
+                        help="where the two ends run; may be repeated (default all, quick fewer)")
     common.add_argument("--output", type=Path, help=f"the JSON (default in {FOLDER.relative_to(ROOT)}/)")
     one = kinds.add_parser("micro", parents=[common], help="one mechanism at a time")
     kinds.add_parser("apps", parents=[common], help="real programs")
@@ -78,10 +81,18 @@ def chosen(names: list[str], known: list[str]) -> list[str]:
     return names or known
 
 
+def places(options: argparse.Namespace, quick: list[str]) -> dict[str, micro.Place]:
+    """The placements asked for; those of a quick run, or all, if none was."""
+    names = options.placement or (quick if options.quick else list(placements()))
+    return {name: place for name, place in placements().items() if name in names}
+
+
 def micro_cases(options: argparse.Namespace) -> list[Case]:
     """What `sdbench micro` measures."""
     peers = dict(options.peer)
     plan = micro.quick_plan(peers=peers) if options.quick else micro.Plan(peers=peers)
+    if options.placement:
+        plan = replace(plan, places=places(options, []))
     names = chosen(options.only, list(micro.BENCHES))
     return [case for name in names for case in micro.BENCHES[name](plan)]
 
@@ -90,7 +101,7 @@ def wanted(options: argparse.Namespace, stage: Stage) -> list[Case]:
     """The cases of this command line."""
     if options.kind == "micro":
         return micro_cases(options)
-    return apps.cases(stage, chosen(options.only, apps.NAMES), options.quick, options.rounds)
+    return apps.cases(stage, chosen(options.only, apps.NAMES), options.quick, places(options, ["unpinned"]))
 
 
 def measure(options: argparse.Namespace, cases: list[Case], stage: Stage, console: Console) -> int:
