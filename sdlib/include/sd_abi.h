@@ -33,7 +33,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 2
+#define SD_ABI_VERSION 3
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -174,7 +174,8 @@ struct sd_block {
     SD_ATOMIC uint32_t tx_wait; /* someone waits for room (armed in the ring) */
     SD_ATOMIC uint32_t biased_at[2]; /* when its present owner got each token, in units of 1024 TSC ticks */
     uint32_t rcvlowat;          /* SO_RCVLOWAT as the program has set it while attached, 0: not set; the kernel's is 1 then */
-    uint32_t pad[2];
+    SD_ATOMIC uint32_t rx_shut; /* the program has shut its reading side: the end that the kernel reports is its own */
+    uint32_t pad[1];
 };
 
 /* A thread that uses connections which it shares with others (sock/token.h). Everything but tid is written by its owner, and VOID in a mark

@@ -287,14 +287,21 @@ class Side:
         data = b""
         while len(data) < size:
             memory = self.link.memory()
-            where = memory.room(min(size - len(data), 1 << 20))
-            value, pieces = self.link.begin("read", fd, where, size - len(data), memory=memory).end()
+            most = min(size - len(data), 1 << 20)
+            value, pieces = self.link.begin("read", fd, memory.room(most), most, memory=memory).end()
             if value <= 0:
                 self.say(f"read = {named(value)} after {len(data)}")
                 break
             data += pieces[0][:value]
         self.say(f"read in all {brief(data)}")
         return data
+
+    def recv_all_quietly(self, fd: int, size: int) -> None:
+        """The same for a size that differs from run to run."""
+        lines = len(self.log)
+        data = self.recv_all(fd, size)
+        del self.log[lines:]
+        self.say("read in all what there was" if len(data) == size else f"read {len(data)} of {size}")
 
     def writev(self, fd: int, parts: Sequence[bytes], *, offset: int | None = None, flags: int = 0) -> Call:
         """writev, or pwritev2 with an offset."""

@@ -34,6 +34,7 @@
 #define FD_CLOEXEC 1
 #define FIONREAD 0x541b
 #define FIONBIO 0x5421
+#define SIOCATMARK 0x8905
 #define TIOCOUTQ 0x5411 /* SIOCOUTQ */
 
 /* sockets */

@@ -99,6 +99,8 @@ static bool may_skip_kernel(const struct sd_pollset *p)
             return false;
         if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || (out && load_rlx(&s->b->tx_mode) != SD_MODE_RING))
             return false;
+        if (load_rlx(&s->b->latched))
+            return false; /* after the end, what the socket is in is known to the kernel */
     }
     return true;
 }

@@ -152,13 +152,27 @@ SD_CALL(sd_recvfrom)
     return done(s, r);
 }
 
+/* A connected stream ignores the address, but looks at it. */
+static long bad_name(u64 name, i32 len)
+{
+    if (!name)
+        return 0;
+    if (len < 0 || len > 128)
+        return -EINVAL;
+    return bad(name, (u64)len) ? -EFAULT : 0;
+}
+
 SD_CALL(sd_sendto)
 {
     HOLD(s, f->rdi);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
+    struct msghdr m = {.iov = &v, .iovlen = 1, .name = (void *)f->r8, .namelen = (i32)f->r9};
+    long r;
     if (bad(f->rsi, f->rdx))
         return done(s, -EFAULT);
-    return done(s, sd_tx(s, (int)f->rdi, &v, 1, (u32)f->r10));
+    if ((r = bad_name(f->r8, m.namelen)))
+        return done(s, r);
+    return done(s, sd_tx_msg(s, (int)f->rdi, &m, (u32)f->r10));
 }
 
 static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
@@ -189,14 +203,15 @@ SD_CALL(sd_recvmsg)
 
 static long send_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
+    long r;
+
+    if (bad((u64)m, sizeof *m))
+        return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
-    if (m->controllen) { /* timestamps and the like belong to the kernel's stream */
-        if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
-            sd_tx_back(s, fd, SD_REASON_flag);
-        return SYS3(__NR_sendmsg, fd, m, flags);
-    }
-    return sd_tx(s, fd, m->iov, m->iovlen, flags);
+    if ((r = bad_iov(m->iov, m->iovlen)))
+        return r;
+    return sd_tx_msg(s, fd, m, flags);
 }
 
 SD_CALL(sd_sendmsg)
@@ -273,6 +288,10 @@ SD_CALL(sd_sendmmsg)
 
     HOLD(s, f->rdi);
     for (i = 0; i < n; i++) {
+        if (bad((u64)&v[i], sizeof v[i])) {
+            r = -EFAULT;
+            break;
+        }
         r = send_one(s, (int)f->rdi, &v[i].hdr, (u32)f->r10);
         if (r < 0)
             break;

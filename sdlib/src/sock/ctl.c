@@ -40,6 +40,29 @@ SD_CALL(sd_socket)
     return fd;
 }
 
+/* connect(AF_UNSPEC) has ended the connection; the socket may make another one, which begins on TCP again. */
+static void start_over(struct sock *s)
+{
+    struct sd_block *fresh, *old = s->b;
+    struct sd_seg *seg = s->seg;
+    u32 id;
+
+    if (g.mt || load_rlx(&old->users) > 1 || !(fresh = sd_block_new(&id)))
+        return; /* somebody may be inside: it stays a dead connection of ours */
+    store_rlx(&fresh->nonblock, load_rlx(&old->nonblock));
+    sd_fast_off();
+    sd_block_drop(s);
+    s->b = fresh;
+    s->id = id;
+    s->seg = NULL;
+    s->kcheck = 0;
+    if (seg)
+        SYS2(__NR_munmap, seg, SD_SEG_HDR_BYTES + 2 * s->e.bytes);
+    sd_ep_changed(s);
+}
+
+static bool is_unspec(u64 addr, u64 len) { return len >= 2 && addr >= 4096 && !(addr >> 47) && *(u16 *)addr == 0; }
+
 SD_CALL(sd_connect)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -48,6 +71,15 @@ SD_CALL(sd_connect)
     (void)t;
     if (!s)
         return SD_PASS;
+    if (unlikely(is_unspec(f->rsi, f->rdx))) {
+        if (sd_attached(s))
+            sd_hint_say(&s->e, SD_HINT_ABORT);
+        r = SYS3(__NR_connect, f->rdi, f->rsi, f->rdx);
+        if (r == 0)
+            start_over(s);
+        sd_sock_put(s);
+        return r;
+    }
     r = SYS3(__NR_connect, f->rdi, f->rsi, f->rdx);
     if (r == 0 || r == -EINPROGRESS || r == -EINTR) {
         s->b->role = 1;
@@ -97,6 +129,11 @@ static void farewell(struct sock *s, int fd)
     if (!sd_attached(s) || load_rlx(&s->refs) > 1 || load_rlx(&s->b->users) > 1)
         return;
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
+    if (load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+        linger[0] = 1; /* bytes that nobody will read: TCP answers a close with a reset, at once */
+        linger[1] = 0;
+        SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+    }
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
     if (load_rlx(&s->b->rx_mode) != SD_MODE_RING)
         return;
@@ -215,6 +252,13 @@ SD_CALL(sd_ioctl)
             *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
             r = 0;
         }
+    } else if (f->rsi == SIOCATMARK && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+        if (sd_back_reached(&s->e)) {
+            sd_rx_back(s, (int)f->rdi); /* the kernel's answer counts again */
+        } else {
+            *(i32 *)f->rdx = 0; /* urgent data is never in the ring */
+            r = 0;
+        }
     } else if (f->rsi == TIOCOUTQ && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
         u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head);
         *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
@@ -232,6 +276,12 @@ SD_CALL(sd_shutdown)
     (void)t;
     if (!s)
         return SD_PASS;
+    if (sd_attached(s) && (load_rlx(&s->b->latched) & POLLHUP)) {
+        sd_sock_put(s);
+        return f->rsi <= SHUT_RDWR ? -ENOTCONN : -EINVAL; /* reset: the kernel's socket may not know of it */
+    }
+    if (f->rsi == SHUT_RD || f->rsi == SHUT_RDWR)
+        store_rel(&s->b->rx_shut, 1); /* before the kernel says so to another thread */
     if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
         struct sd_hold h;
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
@@ -317,6 +367,11 @@ SD_CALL(sd_getsockopt)
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r10 == 0)
             s->b->established = s->b->role != 0; /* how a non-blocking connect learns that it is done */
+        if (r == 0 && *(i32 *)f->r10 == 0 && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+            if (!(load_rlx(&s->b->latched) & LATCH_FIN))
+                sd_look_at_kernel(s, (int)f->rdi);
+            *(i32 *)f->r10 = (i32)atomic_exchange(&s->b->rx_err, 0); /* what we have taken from the kernel */
+        }
     }
     sd_sock_put(s);
     return r;

@@ -20,7 +20,7 @@ static struct sock *sd_fast_sock[65536];
 
 long sd_fast_read(u64 fd, u8 *buf, u64 len);
 long sd_fast_write(u64 fd, const u8 *buf, u64 len);
-long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags);
+long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr);
 long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr);
 
 /* No string instruction: the program's direction flag stays as it is. */
@@ -148,9 +148,9 @@ long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
     return (flags & ~(u32)MSG_DONTWAIT) | addr ? SLOW : sd_fast_read(fd, buf, len);
 }
 
-long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags)
+long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL) ? SLOW : sd_fast_write(fd, buf, len);
+    return (flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL)) | addr ? SLOW : sd_fast_write(fd, buf, len);
 }
 
 void sd_fast_on(struct sock *s, int fd)

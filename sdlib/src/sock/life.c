@@ -427,10 +427,15 @@ void sd_ring_bell(struct sock *s, int fd)
     sd_leave(&h);
 }
 
-static void latch_end(struct sock *s, u32 err)
+void sd_latch_end(struct sock *s, int fd, u32 err)
 {
     struct sd_block *b = s->b;
-    err = sd_end_error(&s->e, err);
+    u32 said = err;
+
+    if (err || !load_rlx(&b->rx_shut)) /* else it is our own end, not the peer's */
+        err = sd_end_error(&s->e, err);
+    if (err && !said) /* dead, though its kernel could not know of the bytes in the ring: ours shall know that it is over */
+        SYS2(__NR_shutdown, fd, SHUT_RDWR);
     if (err)
         store_rel(&b->rx_err, err);
     atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | (err ? POLLERR | POLLHUP : 0));
@@ -477,9 +482,9 @@ static bool look(struct sock *s, int fd, struct sd_hold *h)
         if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
             sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
     } else if (r == 0) {
-        latch_end(s, 0);
+        sd_latch_end(s, fd, 0);
     } else if (r != -EAGAIN && r != -EINTR) {
-        latch_end(s, (u32)-r);
+        sd_latch_end(s, fd, (u32)-r);
     }
     return false;
 }

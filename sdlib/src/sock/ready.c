@@ -22,10 +22,14 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     }
     if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1))) {
         sd_look_at_kernel(s, fd);
+        if (s->kcheck & 1) /* it was a doorbell: what woke us may stand behind it */
+            sd_look_at_kernel(s, fd);
         n = sd_rx_avail(&s->e);
     }
     if (n > 0 && (u64)n >= min_u64(b->rcvlowat, s->e.bytes / 2))
         out |= POLLIN | POLLRDNORM;
+    if (!(load_rlx(&b->latched) & LATCH_FIN)) /* what is no end of the stream: urgent data, the error queue */
+        out |= kev & (POLLPRI | POLLERR);
     if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) {
         i32 q = 0;
         SYS3(__NR_ioctl, fd, FIONREAD, &q);
@@ -35,7 +39,9 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     if (latched & LATCH_FIN) {
         out |= POLLIN | POLLRDNORM | POLLRDHUP;
         if (load_rlx(&b->rx_err))
-            out |= POLLERR | POLLHUP;
+            out |= POLLERR;
+        /* Closed in both directions, or dead: known to the kernel, to us (b->latched has HUP after a reset), or to both. */
+        out |= kev & POLLHUP ? POLLHUP : latched & POLLHUP;
         if (b->tx_shut)
             out |= POLLHUP;
     }

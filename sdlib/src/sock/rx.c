@@ -100,10 +100,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
     if (r < 0) { /* the error is consumed: keep it */
-        atomic_fetch_or(&s->b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
-        u32 err = sd_end_error(&s->e, (u32)-r);
-        if (err)
-            store_rel(&s->b->rx_err, err);
+        sd_latch_end(s, fd, (u32)-r);
         return 1;
     }
     sd_look_at_kernel(s, fd);
@@ -178,7 +175,7 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
         w->got += (u64)r;
         if (r > 0 && !w->peek && sd_room_wanted(&s->e))
             sd_ring_bell(s, fd);
-        if (w->got >= w->target)
+        if (w->got >= w->target && (likely(!sd_back_published(&s->e)) || w->peek || w->got == w->len))
             break;
         if (w->peek && w->got && (sd_back_published(&s->e) || w->got == s->e.bytes))
             break; /* no more can come behind it while it is not consumed */
@@ -193,6 +190,8 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
             } else {
                 continue;
             }
+            if (w->got >= w->target)
+                break;
         }
         if (load_rlx(&b->latched) & LATCH_FIN) {
             if (more(s, w->peek ? w->got : 0))

@@ -15,6 +15,7 @@
 struct rx {
     struct iovec *iov;
     struct msghdr *msg; /* recvmsg: the program's own, with room for control messages; NULL */
+    u64 asked;          /* of the kernel, the last time */
     bool told;          /* the kernel has filled it */
     u64 n, len;
     u64 target;

@@ -12,39 +12,56 @@ long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit)
 
     if (!skip && w->len <= limit && (w->msg || w->n != 1)) {
         w->told = w->msg;
+        w->asked = w->len;
         return SYS3(__NR_recvmsg, fd, w->msg ? w->msg : &m, flags);
     }
     for (u64 i = 0; i < w->n; i++) {
+        w->asked = min_u64(w->iov[i].len - skip, limit);
         if (skip < w->iov[i].len)
-            return SYS6(__NR_recvfrom, fd, w->iov[i].base + skip, min_u64(w->iov[i].len - skip, limit), flags, 0, 0);
+            return SYS6(__NR_recvfrom, fd, w->iov[i].base + skip, w->asked, flags, 0, 0);
         skip -= w->iov[i].len;
     }
     return SYS6(__NR_recvfrom, fd, 0, 0, flags, 0, 0);
 }
 
-long sd_plain_rx(struct sock *s, int fd, struct rx *w)
+/* A receive that knows nothing of rings is about to happen; false if the connection has been attached meanwhile. */
+bool sd_rx_plain_enter(struct sock *s)
 {
     struct sd_block *b = s->b;
-    bool shared = g.mt || load_rlx(&b->users) > 1;
-    long r;
 
-    if (shared) {
-        atomic_fetch_add(&b->rx_plain, 1); /* [A1] */
-        if (load_acq(&b->state) == SD_BLOCK_ATTACHED && load_rlx(&b->rx_mode) != SD_MODE_BACK && s->seg &&
-            sd_attached_said(s->seg, b->side)) {
-            atomic_fetch_sub(&b->rx_plain, 1);
-            return -ERANGE;
-        }
-    }
-    r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
-    if (shared)
+    if (!sd_shared(s))
+        return true;
+    atomic_fetch_add(&b->rx_plain, 1); /* [A1] */
+    if (load_acq(&b->state) != SD_BLOCK_ATTACHED || load_rlx(&b->rx_mode) == SD_MODE_BACK || !s->seg ||
+        !sd_attached_said(s->seg, b->side))
+        return true;
+    atomic_fetch_sub(&b->rx_plain, 1);
+    return false;
+}
+
+void sd_rx_plain_leave(struct sock *s, long r)
+{
+    struct sd_block *b = s->b;
+
+    if (sd_shared(s))
         atomic_fetch_sub(&b->rx_plain, 1);
     COUNT(calls_kernel);
     if (r > 0) {
-        b->bytes_tcp += w->peek ? 0 : (u64)r;
+        b->bytes_tcp += (u64)r;
         b->established = 1;
-        w->got += (u64)r;
     }
+}
+
+long sd_plain_rx(struct sock *s, int fd, struct rx *w)
+{
+    long r;
+
+    if (!sd_rx_plain_enter(s))
+        return -ERANGE;
+    r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
+    sd_rx_plain_leave(s, w->peek ? 0 : r);
+    if (r > 0)
+        w->got += (u64)r;
     return sd_rx_result(w, r);
 }
 
@@ -79,11 +96,17 @@ static long take_tcp(struct sock *s, int fd, struct rx *w, struct sd_hold *h)
     if (load_rlx(&s->b->rx_mode) != SD_MODE_TCP)
         return 0;
     n = tcp_bytes(s, fd, &last);
-    if (!n || !h->part)
-        return n ? sd_kernel_rx(fd, w, flags, n) : 0;
+    if (!n)
+        return 0;
+    if (!h->part) {
+        r = sd_kernel_rx(fd, w, flags, n);
+        w->asked = min_u64(w->asked, n);
+        return r;
+    }
     for (u64 i = 0; i < w->n; i++) {
         if (skip < w->iov[i].len) {
-            r = sd_revocable(h, __NR_recvmsg, fd, w->iov[i].base + skip, min_u64(w->iov[i].len - skip, n), flags);
+            w->asked = min_u64(w->iov[i].len - skip, n);
+            r = sd_revocable(h, __NR_recvmsg, fd, w->iov[i].base + skip, w->asked, flags);
             return r == -EINTR ? -EAGAIN : r;
         }
         skip -= w->iov[i].len;
@@ -119,8 +142,8 @@ long sd_switching_rx(struct sock *s, int fd, struct rx *w)
         if (r > 0) {
             w->got += (u64)r;
             s->b->bytes_tcp += (u64)r;
-            if (w->got == w->len)
-                return (long)w->got;
+            if (w->got == w->len || ((u64)r < w->asked && w->got >= w->target))
+                return (long)w->got; /* all of it, or up to the mark of urgent data */
             continue;
         }
         if (w->got && (w->nb || w->got >= w->target))

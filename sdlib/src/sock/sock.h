@@ -16,6 +16,7 @@
 #define SD_SOCK_H
 
 #include "sd.h"
+#include "ring/bell.h"
 #include "sock/token.h"
 
 #define LATCH_FIN (1u << 31)
@@ -47,6 +48,7 @@ void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
 long sd_park(struct sock *s, int fd, u64 sleeper); /* between sd_sleeper_enter and _leave */
 void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos); /* what a COMMIT of the switch or of the way back has decided: */
 void sd_back_finish(struct sock *s, u64 tcp_pos);             /* may run twice */
+void sd_latch_end(struct sock *s, int fd, u32 err); /* the kernel has said FIN (0) or an error, and will not say it again */
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
 
 /* sock/token.c: theory of operation in token.h. */
@@ -131,6 +133,26 @@ long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 /* recvmsg; *told: the kernel has filled the header, and its flags are final. */
 long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told);
 long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
+long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags);
+long sd_broken_pipe(u32 flags);            /* SIGPIPE unless MSG_NOSIGNAL; -EPIPE */
+long sd_after_reset(struct sock *s, u32 flags);
+bool sd_arm_room(struct sock *s);          /* true: there is room already */
+long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need); /* 0, -EINTR, -EAGAIN */
+/* Around calls that let the kernel send or receive on its own; false: look again, it is not on the kernel any more. r: what came of it. */
+bool sd_tx_plain_enter(struct sock *s);
+void sd_tx_plain_leave(struct sock *s, long r);
+bool sd_rx_plain_enter(struct sock *s);
+void sd_rx_plain_leave(struct sock *s, long r);
+
+/* After bytes were put into the ring. Not for others: they may sleep in some poll, and wait for more room than there was. */
+static inline void sd_posted(struct sock *s, int fd)
+{
+    if (unlikely(load_rlx(&s->b->tx_wait)) && !sd_shared(s))
+        sd_tx_disarm(&s->e, &s->b->tx_wait);
+    if (sd_data_wanted(&s->e))
+        sd_ring_bell(s, fd);
+}
+
 u64 sd_iov_bytes(const struct iovec *iov, u64 n);
 
 /* sock/fast.c */

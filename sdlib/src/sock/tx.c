@@ -17,13 +17,13 @@ static NOINLINE void await_switch(struct sock *s, u32 mode)
 }
 
 /* Before a kernel send of a socket that others use: the direction must not switch while it is under way. False: it is no TCP any more. */
-static bool plain_enter(struct sock *s)
+bool sd_tx_plain_enter(struct sock *s)
 {
     struct sd_block *b = s->b;
     u32 mode;
 
     if (!sd_shared(s))
-        return true;
+        return load_rlx(&b->tx_mode) != SD_MODE_RETIRE && load_rlx(&b->tx_mode) != SD_MODE_RING;
     atomic_fetch_add(&b->tx_plain, 1); /* [K1] */
     mode = load_acq(&b->tx_mode);
     if (mode == SD_MODE_TCP || mode == SD_MODE_BACK)
@@ -34,23 +34,32 @@ static bool plain_enter(struct sock *s)
     return false;
 }
 
-static long kernel_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
+void sd_tx_plain_leave(struct sock *s, long r)
 {
     struct sd_block *b = s->b;
-    struct msghdr m = {.iov = iov, .iovlen = n};
-    bool shared = sd_shared(s);
-    long r;
 
-    if (!plain_enter(s))
-        return -ERANGE;
-    r = n == 1 ? SYS6(__NR_sendto, fd, iov->base, iov->len, flags, 0, 0) : SYS3(__NR_sendmsg, fd, &m, flags);
-    if (shared)
+    if (sd_shared(s))
         atomic_fetch_sub(&b->tx_plain, 1);
     COUNT(calls_kernel);
     if (r > 0) {
         b->bytes_tcp += (u64)r;
         b->established = 1;
     }
+}
+
+static long kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
+{
+    long r;
+
+    if (!sd_tx_plain_enter(s))
+        return -ERANGE;
+    if (m->iovlen == 1 && !m->controllen)
+        r = SYS6(__NR_sendto, fd, m->iov->base, m->iov->len, flags, m->name, m->namelen);
+    else
+        r = SYS3(__NR_sendmsg, fd, m, flags);
+    if (unlikely(flags & MSG_FASTOPEN) && (r >= 0 || r == -EINPROGRESS))
+        s->b->role = 1;
+    sd_tx_plain_leave(s, r);
     return r;
 }
 
@@ -72,18 +81,11 @@ static bool room_for(struct sock *s, u64 need)
     return room < 0 || (u64)room >= need;
 }
 
-static bool arm_room(struct sock *s)
+bool sd_arm_room(struct sock *s)
 {
     sd_tx_arm(&s->e, &s->b->tx_wait);
     sd_membarrier();
     return room_for(s, 1);
-}
-
-/* After a send that found room. Not for others: they may sleep in some poll, and wait for more. */
-static inline void room_seen(struct sock *s)
-{
-    if (unlikely(load_rlx(&s->b->tx_wait)) && !sd_shared(s))
-        sd_tx_disarm(&s->e, &s->b->tx_wait);
 }
 
 /* Writers that share a ring do not cut each other's small messages: one that does not fit waits until it does. */
@@ -109,7 +111,7 @@ static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
         if (r >= 0)
             return LOOK;
         if (r != -EAGAIN) {
-            atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
+            sd_latch_end(s, fd, (u32)-r);
             return 0;
         }
     }
@@ -123,7 +125,7 @@ static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
 }
 
 /* Sleeps until there may be room. 0, or -EINTR / -EAGAIN (SO_SNDTIMEO) for the program. */
-static long wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
+long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
 {
     u64 t0 = sd_tsc(), budget = (u64)g.cfg->spin_us * g.tsc_per_us;
     long r;
@@ -233,7 +235,7 @@ static bool peer_left(struct sock *s, int fd)
     return true;
 }
 
-static long broken_pipe(u32 flags)
+long sd_broken_pipe(u32 flags)
 {
     struct sd_tcb *t = sd_self();
 
@@ -243,11 +245,11 @@ static long broken_pipe(u32 flags)
 }
 
 /* Reported once, then a broken pipe, as TCP does. */
-static long after_reset(struct sock *s, u32 flags)
+long sd_after_reset(struct sock *s, u32 flags)
 {
     u32 err = atomic_exchange(&s->b->rx_err, 0);
 
-    return err ? -(long)err : broken_pipe(flags);
+    return err ? -(long)err : sd_broken_pipe(flags);
 }
 
 static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb)
@@ -257,12 +259,12 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
 
     for (;;) {
         if (s->b->tx_shut)
-            return sent ? (long)sent : broken_pipe(flags);
+            return sent ? (long)sent : sd_broken_pipe(flags);
         if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e) || peer_left(s, fd)) {
             if (sent)
                 return (long)sent;
             if (load_rlx(&s->b->latched) & POLLERR)
-                return after_reset(s, flags);
+                return sd_after_reset(s, flags);
             sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
             return -ERANGE;
         }
@@ -274,9 +276,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         }
         sent += (u64)r;
         if (r > 0) {
-            room_seen(s);
-            if (sd_data_wanted(&s->e))
-                sd_ring_bell(s, fd);
+            sd_posted(s, fd);
         }
         if (sent == want)
             break;
@@ -287,7 +287,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
                 sd_ep_full(s); /* who waits for room now must be woken though nobody was told EAGAIN */
                 return (long)sent;
             }
-            if (arm_room(s))
+            if (sd_arm_room(s))
                 continue;
             if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
                 sd_look_at_kernel(s, fd); /* a dead peer never makes room */
@@ -297,7 +297,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             }
             return -EAGAIN;
         }
-        long w = wait_room(s, fd, &deadline, need);
+        long w = sd_wait_room(s, fd, &deadline, need);
         if (w < 0)
             return sent ? (long)sent : w;
     }
@@ -306,210 +306,34 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     return (long)sent;
 }
 
-long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
+#define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
+
+long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     struct sd_block *b = s->b;
     bool nb = (flags & MSG_DONTWAIT) || load_rlx(&b->nonblock);
+    bool kernel = unlikely(flags & KERNEL_ONLY) || unlikely(m->controllen); /* timestamps and the like belong to the kernel's stream */
     long r;
 
     sd_tick(s, fd);
     if (unlikely(load_rlx(&b->latched) & POLLERR))
-        return after_reset(s, flags);
-    if (unlikely(flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) && load_rlx(&b->tx_mode) == SD_MODE_RING)
+        return sd_after_reset(s, flags);
+    if (kernel && load_rlx(&b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, SD_REASON_flag);
     do {
         if (unlikely(load_rlx(&b->tx_mode) == SD_MODE_RETIRE))
             sd_tx_back(s, fd, SD_REASON_stalled);
-        if (load_rlx(&b->tx_mode) == SD_MODE_RING || (sd_attached(s) && !(flags & (MSG_OOB | MSG_ZEROCOPY)) && sd_try_switch_tx(s, fd)))
-            r = ring_tx(s, fd, iov, n, flags, nb);
+        if (load_rlx(&b->tx_mode) == SD_MODE_RING || (!kernel && sd_attached(s) && sd_try_switch_tx(s, fd)))
+            r = ring_tx(s, fd, m->iov, m->iovlen, flags, nb);
         else
-            r = kernel_tx(s, fd, iov, n, flags);
+            r = kernel_tx(s, fd, m, flags);
     } while (r == -ERANGE);
     return r;
 }
 
-/* A pipe may keep us waiting for long: not while others wait for us. */
-static long await_input(int in, bool nb)
+long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
 {
-    struct pollfd p = {in, POLLIN, 0};
+    struct msghdr m = {.iov = iov, .iovlen = n};
 
-    return nb ? 0 : SYS5(__NR_ppoll, &p, 1, 0, 0, 8);
-}
-
-/* One piece straight into the ring. Returns what read() did, or -ERANGE: the ring is not to be used; SD_FULL: there is no room. If we were
- * thrown out meanwhile, what was read is still there, in a ring that is not used any more: it goes out from there, by TCP. */
-#define SD_FULL (-ENOBUFS)
-static long file_piece(struct sock *s, int fd, int in, i64 *off, u64 count)
-{
-    struct sd_hold h;
-    i64 room = 0;
-    long r;
-
-    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
-    u64 from = load_rlx(&s->e.tx->tail), at = from & (s->e.bytes - 1);
-    struct iovec v = {s->e.tx_ring + at, 0};
-    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING) {
-        r = -ERANGE;
-    } else if ((room = sd_tx_look(&s->e)) <= 0) {
-        r = room < 0 ? -ECONNRESET : SD_FULL;
-    } else {
-        v.len = min_u64(min_u64((u64)room, s->e.bytes - at), count);
-        r = off ? SYS4(__NR_pread64, in, v.base, v.len, *off) : SYS3(__NR_read, in, v.base, v.len);
-    }
-    bool lost = r > 0 && !sd_commit_index(&h, &s->e.tx->tail, from, from + (u64)r); /* [R1] */
-    if (r > 0 && !lost)
-        s->b->bytes_shm_tx += (u64)r;
-    sd_leave(&h);
-    if (room < 0)
-        sd_drop(s, fd);
-    if (!lost)
-        return r;
-    if (off)
-        return -ERANGE; /* it is still in the file */
-    v.len = (u64)r;
-    return sd_tx(s, fd, &v, 1, 0);
-}
-
-/* File or pipe into the ring: one copy instead of two. */
-static long file_to_ring(struct sock *s, int fd, int in, i64 *off, u64 count, bool nb)
-{
-    u64 sent = 0, deadline = 0;
-    long r;
-
-    while (sent < count) {
-        if (s->b->tx_shut)
-            return sent ? (long)sent : broken_pipe(0);
-        if (load_rlx(&s->b->latched) & LATCH_FIN)
-            return sent ? (long)sent : -ERANGE;
-        if (!off && sd_shared(s) && (r = await_input(in, nb)) < 0)
-            return sent ? (long)sent : r;
-        r = file_piece(s, fd, in, off, count - sent);
-        if (r == SD_FULL && nb) {
-            if (arm_room(s))
-                continue;
-            sd_ep_full(s);
-            return sent ? (long)sent : -EAGAIN;
-        }
-        if (r == SD_FULL) {
-            long w = wait_room(s, fd, &deadline, 1);
-            if (w < 0)
-                return sent ? (long)sent : w;
-            continue;
-        }
-        if (r <= 0)
-            return sent ? (long)sent : r;
-        sent += (u64)r;
-        if (off)
-            *off += r;
-        room_seen(s);
-        if (sd_data_wanted(&s->e))
-            sd_ring_bell(s, fd);
-        if (!off)
-            return (long)sent; /* a pipe: what was there */
-    }
-    return (long)sent;
-}
-
-/* Common to sendfile and splice into a socket of ours: on the ring, or -ERANGE: by the kernel. */
-static long feed(struct sock *s, int fd, int in, i64 *off, u64 count, bool nb)
-{
-    if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
-        sd_tx_back(s, fd, SD_REASON_stalled);
-    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING && !(sd_attached(s) && sd_try_switch_tx(s, fd)))
-        return -ERANGE;
-    if (load_rlx(&s->b->latched) & LATCH_FIN) {
-        sd_tx_back(s, fd, SD_REASON_peer_fin);
-        return -ERANGE;
-    }
-    return file_to_ring(s, fd, in, off, count, nb || load_rlx(&s->b->nonblock));
-}
-
-/* The program's own sendfile or splice: at its slot if nobody can switch meanwhile. -ERANGE: look again. */
-static long kernel_feed(struct sock *s, struct sd_frame *f)
-{
-    long r;
-
-    if (!sd_shared(s))
-        return load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE ? -ERANGE : SD_PASS;
-    if (!plain_enter(s))
-        return -ERANGE;
-    r = SYS6(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
-    atomic_fetch_sub(&s->b->tx_plain, 1);
-    COUNT(calls_kernel);
-    return r;
-}
-
-SD_CALL(sd_sendfile)
-{
-    struct sock *s = sd_sock_enter(f->rdi);
-    int fd = (int)f->rdi, in = (int)f->rsi;
-    i64 *off = (i64 *)f->rdx, pos;
-    long r;
-
-    (void)t;
-    if (!s)
-        return SD_PASS;
-    sd_tick(s, fd);
-    do {
-        if (off) {
-            r = feed(s, fd, in, off, f->r10, false);
-        } else {
-            pos = SYS3(__NR_lseek, in, 0, 1);
-            r = feed(s, fd, in, pos >= 0 ? &pos : NULL, f->r10, false);
-            if (r > 0 && pos >= 0)
-                SYS3(__NR_lseek, in, pos, 0);
-        }
-        if (r == -ERANGE)
-            r = kernel_feed(s, f);
-    } while (r == -ERANGE);
-    sd_sock_put(s);
-    return r;
-}
-
-/* Out of a ring into a pipe: through a bounce buffer; what the pipe took is consumed. */
-static long splice_out(struct sock *in, int fd, int pipe, u64 len, bool nb)
-{
-    u8 bounce[4096];
-    struct iovec v = {bounce, min_u64(len, sizeof bounce)};
-    long r = sd_rx(in, fd, &v, 1, MSG_PEEK | (nb ? MSG_DONTWAIT : 0));
-
-    if (r <= 0)
-        return r;
-    r = SYS3(__NR_write, pipe, bounce, r);
-    v.len = r > 0 ? (u64)r : 0;
-    if (r > 0)
-        sd_rx(in, fd, &v, 1, MSG_DONTWAIT);
-    return r;
-}
-
-SD_CALL(sd_splice)
-{
-    struct sock *in = sd_sock_enter(f->rdi);
-    struct sock *out = in ? NULL : sd_sock_enter(f->rdx);
-    bool nb = f->r9 & 2; /* SPLICE_F_NONBLOCK */
-    long r = SD_PASS;
-
-    (void)t;
-    if (out && !f->rsi && !f->r10) {
-        sd_tick(out, (int)f->rdx);
-        do {
-            r = feed(out, (int)f->rdx, (int)f->rdi, NULL, f->r8, nb);
-            r = r == -ERANGE ? kernel_feed(out, f) : r;
-        } while (r == -ERANGE);
-    } else if (in && !f->rsi && !f->r10) {
-        sd_tick(in, (int)f->rdi);
-        if (sd_attached(in) && load_rlx(&in->b->rx_mode) != SD_MODE_BACK)
-            r = splice_out(in, (int)f->rdi, (int)f->rdx, f->r8, nb);
-    }
-    if (in)
-        sd_sock_put(in);
-    if (out)
-        sd_sock_put(out);
-    return r;
-}
-
-SD_CALL(sd_tee)
-{
-    (void)f, (void)t;
-    return SD_PASS; /* pipes only, by definition */
+    return sd_tx_msg(s, fd, &m, flags);
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All behaviours; importing this registers them."""
 
-from tests.differential.behaviours import receive
+from tests.differential.behaviours import ends, receive, transmit
 
-__all__ = ["receive"]
+__all__ = ["ends", "receive", "transmit"]

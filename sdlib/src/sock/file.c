@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * file.c - sendfile and splice: files and pipes straight into the ring, and from it into a pipe.
+ *
+ * What the kernel refuses anyway (no pipe at either end of a splice, offsets of pipes and sockets, a sendfile from what has no position) is
+ * passed on to it as it is: it moves no byte. What it would carry and the ring cannot does not exist.
+ */
+#include "poll/poll.h"
+#include "sock/sock.h"
+
+#define BOUNCE 4096
+#define S_IFMT 0170000u
+#define S_IFIFO 0010000u
+#define RWF_NOWAIT 8
+
+static bool is_pipe(int fd)
+{
+    u64 st[18]; /* struct stat: st_mode is in the fourth word */
+
+    return SYS2(__NR_fstat, fd, st) == 0 && ((u32)st[3] & S_IFMT) == S_IFIFO;
+}
+
+/* One piece of the file straight into the ring, as much as lies in one part of it. Returns what pread() did; -ERANGE: the ring is not to be used
+ * any more, or somebody else has put something there meanwhile: the file still has it; FULL: there is no room. */
+#define FULL (-ENOBUFS)
+static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
+{
+    struct sd_hold h;
+    i64 room = 0;
+    long r = -ERANGE;
+
+    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+    u64 from = load_rlx(&s->e.tx->tail), at = from & (s->e.bytes - 1);
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+        room = sd_tx_look(&s->e);
+        r = room <= 0 ? FULL : SYS4(__NR_pread64, in, s->e.tx_ring + at, min_u64(min_u64((u64)room, s->e.bytes - at), most), off);
+    }
+    if (r > 0 && !sd_commit_index(&h, &s->e.tx->tail, from, from + (u64)r)) /* [R1] */
+        r = -ERANGE;
+    if (r > 0)
+        s->b->bytes_shm_tx += (u64)r;
+    sd_leave(&h);
+    if (room < 0)
+        sd_drop(s, fd);
+    return room < 0 ? -ECONNRESET : r;
+}
+
+/* Why no more can go into the ring now: 0: go on; -ERANGE: it is no longer on the ring. */
+static long ring_open(struct sock *s)
+{
+    if (s->b->tx_shut)
+        return sd_broken_pipe(0);
+    if (load_rlx(&s->b->latched) & POLLERR)
+        return sd_after_reset(s, 0);
+    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e))
+        return -ERANGE;
+    return 0;
+}
+
+/* There is no room: 0 when there may be some, or what the program is told. */
+static long no_room(struct sock *s, int fd, bool nb, u64 *deadline)
+{
+    if (!nb)
+        return sd_wait_room(s, fd, deadline, 1);
+    if (sd_arm_room(s))
+        return 0;
+    sd_ep_full(s);
+    return -EAGAIN;
+}
+
+static long from_file(struct sock *s, int fd, int in, i64 *off, u64 count, bool nb)
+{
+    u64 sent = 0, deadline = 0;
+    long r = 0;
+
+    while (sent < count && !(r = ring_open(s))) {
+        r = piece(s, fd, in, *off, count - sent);
+        if (r == FULL) {
+            if ((r = no_room(s, fd, nb, &deadline)))
+                break;
+            continue;
+        }
+        if (r <= 0 && r != -ERANGE)
+            break;
+        if (r > 0) {
+            *off += r;
+            sent += (u64)r;
+            sd_posted(s, fd);
+        }
+    }
+    return sent ? (long)sent : r;
+}
+
+/* Waits until the pipe has something, or no writer. */
+static long wait_pipe(int in)
+{
+    struct pollfd p = {in, POLLIN, 0};
+    long r = SYS5(__NR_ppoll, &p, 1, 0, 0, 8);
+
+    return r < 0 ? r : 0;
+}
+
+/* All of the bounce buffer: its bytes are no longer in the pipe. */
+static long put_all(struct sock *s, int fd, u8 *data, u64 n)
+{
+    u64 done = 0;
+
+    while (done < n) {
+        struct iovec v = {data + done, n - done};
+        struct pollfd p = {fd, POLLOUT, 0};
+        struct timespec64 ms = {0, 1000000};
+        long r = sd_tx(s, fd, &v, 1, 0);
+        if (r == -EAGAIN || r == -EINTR)
+            SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
+        else if (r < 0)
+            return r;
+        else
+            done += (u64)r;
+    }
+    return 0;
+}
+
+static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb)
+{
+    bool full_nb = nb || load_rlx(&s->b->nonblock);
+    u8 bounce[BOUNCE];
+    u64 sent = 0, deadline = 0;
+    long r = 0;
+
+    while (sent < count && !(r = ring_open(s))) {
+        i64 room = sd_tx_look(&s->e);
+        if (room < 0) {
+            sd_drop(s, fd);
+            r = -ECONNRESET;
+            break;
+        }
+        if (!room) {
+            if ((r = no_room(s, fd, full_nb, &deadline)))
+                break;
+            continue;
+        }
+        struct iovec v = {bounce, min_u64(min_u64((u64)room, sizeof bounce), count - sent)};
+        r = SYS6(__NR_preadv2, in, &v, 1, -1, -1, RWF_NOWAIT);
+        if (r == -EAGAIN && !sent && !nb) {
+            if ((r = wait_pipe(in)))
+                break;
+            continue;
+        }
+        if (r <= 0)
+            break;
+        u64 n = (u64)r;
+        if ((r = put_all(s, fd, bounce, n)))
+            break;
+        sent += n;
+    }
+    return sent ? (long)sent : r;
+}
+
+/* The kernel's own call, where both ends are on TCP. */
+static long plain_call(struct sock *s, const struct sd_frame *f)
+{
+    long r;
+
+    if (!sd_tx_plain_enter(s))
+        return -ERANGE;
+    r = SYS6((u32)f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+    sd_tx_plain_leave(s, r);
+    return r;
+}
+
+/* Is the next byte to go into the ring? */
+static bool to_ring(struct sock *s, int fd)
+{
+    sd_tick(s, fd);
+    if (load_rlx(&s->b->latched) & POLLERR)
+        return true; /* ring_open() tells the program */
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
+        sd_tx_back(s, fd, SD_REASON_stalled);
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && ((load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)))
+        sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
+    return load_rlx(&s->b->tx_mode) == SD_MODE_RING || (sd_attached(s) && sd_try_switch_tx(s, fd));
+}
+
+SD_CALL(sd_sendfile)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    i64 *off = (i64 *)f->rdx, pos, own;
+    long r;
+
+    (void)t;
+    if (!s)
+        return SD_PASS;
+    pos = own = SYS3(__NR_lseek, (int)f->rsi, 0, 1);
+    if (pos < 0 || (off && sd_bad_ptr(off))) {
+        sd_sock_put(s);
+        return SD_PASS;
+    }
+    do {
+        if (!to_ring(s, (int)f->rdi)) {
+            r = plain_call(s, f);
+        } else {
+            i64 at = off ? *off : pos;
+            r = from_file(s, (int)f->rdi, (int)f->rsi, &at, f->r10, load_rlx(&s->b->nonblock));
+            if (off)
+                *off = at;
+            else if (r > 0)
+                SYS3(__NR_lseek, (int)f->rsi, own + r, 0);
+        }
+    } while (r == -ERANGE);
+    sd_sock_put(s);
+    return r;
+}
+
+static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
+{
+    u8 bounce[BOUNCE];
+    u64 moved = 0;
+    long r = 0;
+
+    while (moved < count) {
+        struct iovec v = {bounce, min_u64(count - moved, sizeof bounce)};
+        r = sd_rx(s, fd, &v, 1, MSG_PEEK | (moved ? MSG_DONTWAIT : 0)); /* SPLICE_F_NONBLOCK is of the pipe, not of the socket */
+        if (r <= 0)
+            break;
+        u64 had = v.len = (u64)r;
+        r = SYS6(__NR_pwritev2, out, &v, 1, -1, -1, nb || moved ? RWF_NOWAIT : 0);
+        if (r <= 0)
+            break;
+        v.len = (u64)r;
+        sd_rx(s, fd, &v, 1, MSG_TRUNC | MSG_DONTWAIT); /* what the pipe took is consumed */
+        moved += v.len;
+        if (v.len < had)
+            break;
+    }
+    return moved ? (long)moved : r;
+}
+
+static long splice_out(struct sock *s, struct sd_frame *f)
+{
+    long r;
+
+    if (f->rsi || f->r10 || !is_pipe((int)f->rdi))
+        return SD_PASS;
+    do {
+        if (!to_ring(s, (int)f->rdx))
+            r = plain_call(s, f);
+        else
+            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2);
+    } while (r == -ERANGE);
+    return r;
+}
+
+static long splice_in(struct sock *s, struct sd_frame *f)
+{
+    long r;
+
+    if (f->rsi || f->r10 || !is_pipe((int)f->rdx))
+        return SD_PASS;
+    sd_tick(s, (int)f->rdi);
+    if (sd_attached(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK)
+        return into_pipe(s, (int)f->rdi, (int)f->rdx, f->r8, f->r9 & 2);
+    if (!sd_rx_plain_enter(s))
+        return -ERANGE;
+    r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+    sd_rx_plain_leave(s, r);
+    return r;
+}
+
+SD_CALL(sd_splice)
+{
+    struct sock *in = sd_sock_enter(f->rdi);
+    struct sock *out = in ? NULL : sd_sock_enter(f->rdx);
+    long r = SD_PASS;
+
+    (void)t;
+    if (out)
+        r = splice_out(out, f);
+    else if (in)
+        do
+            r = splice_in(in, f);
+        while (r == -ERANGE);
+    if (in)
+        sd_sock_put(in);
+    if (out)
+        sd_sock_put(out);
+    return r;
+}
+
+SD_CALL(sd_tee)
+{
+    (void)f, (void)t;
+    return SD_PASS; /* pipes only, by definition */
+}

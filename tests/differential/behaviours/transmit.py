@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sending calls and their flags, files and pipes into and out of a connection."""
+
+from __future__ import annotations
+
+import signal
+import struct
+
+from tests.differential.linux import (
+    CONFIRM,
+    DONTWAIT,
+    EOR,
+    FASTOPEN,
+    MORE,
+    NOSIGNAL,
+    OOB,
+    OUT,
+    PEEK,
+    PRI,
+    RDBAND,
+    SHUT_WR,
+    SIOCATMARK,
+    SO_OOBINLINE,
+    SO_ZEROCOPY,
+    SOL_SOCKET,
+    TCP_CORK,
+    ZEROCOPY,
+)
+from tests.differential.side import MINUS_ONE, settle
+from tests.differential.worlds import Stage, behaviour
+
+CHUNK = 1000
+
+
+def fill(stage: Stage, x: int) -> int:
+    """Send from a until it would block; the count depends on buffers, so it is not in the transcript."""
+    link, total = stage.a.link, 0
+    for size in (60_000, CHUNK, 1):
+        while True:
+            memory = link.memory()
+            value, _ = link.begin("sendto", x, memory.put(b"f" * size), size, DONTWAIT, memory=memory).end()
+            if value < 0:
+                break
+            total += value
+        settle()
+    stage.a.say(f"filled, then {value}")
+    return total
+
+
+# A switch in the middle finds an empty ring behind a full TCP: not "during".
+@behaviour("send MSG_DONTWAIT", "send to a full stream (EAGAIN)", only=("before", "tight", "after", "accepting"))
+def send_dontwait(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"abc", DONTWAIT)
+    b.recv(y, 10)
+    total = fill(stage, x)
+    a.poll([(x, OUT)])
+    a.send(x, b"abc", DONTWAIT)
+    got = 0
+    while got < total:
+        memory = b.link.memory()
+        value, _ = b.link.begin("recvfrom", y, memory.room(1 << 18), 1 << 18, 0, memory=memory).end()
+        assert value > 0, value
+        got += value
+    assert got == total, (got, total)
+    settle()
+    a.poll([(x, OUT)])
+    a.send(x, b"end", DONTWAIT)
+    b.recv(y, 10)
+
+
+@behaviour("send waits for room")
+def send_waits(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    total = fill(stage, x)
+    more = b"w" * 100_000
+    waits = a.start.send(x, more).asleep()
+    b.recv_all_quietly(y, total)
+    b.recv_all(y, len(more))
+    waits.end()
+    b.recv(y, 10, DONTWAIT)
+
+
+@behaviour("send MSG_MORE", "send MSG_EOR", "send MSG_CONFIRM")
+def send_more(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"abc", MORE)
+    a.send(x, b"def")
+    b.recv_all(y, 6)
+    a.send(x, b"ghi", EOR)
+    a.send(x, b"jkl", CONFIRM)
+    b.recv_all(y, 6)
+    b.recv(y, 10, DONTWAIT)
+
+
+@behaviour("send MSG_NOSIGNAL", "send after shutdown (SIGPIPE)", "write after shutdown (SIGPIPE)",
+           "sendmsg after shutdown (SIGPIPE)", carried=False)
+def sigpipe_after_shutdown(stage: Stage) -> None:
+    a = stage.a
+    x, _ = stage.connection()
+    a.shutdown(x, SHUT_WR)
+    a.send(x, b"a", NOSIGNAL)
+    a.signals(signal.SIGPIPE)
+    a.send(x, b"a")
+    a.signals(signal.SIGPIPE)
+    a.write(x, b"a")
+    a.writev(x, [b"a", b"b"])
+    a.sendmsg(x, [b"a"])
+    a.signals(signal.SIGPIPE)
+    a.sendmsg(x, [b"a"], NOSIGNAL)
+    a.sendmmsg(x, [[b"a"], [b"b"]])
+    a.signals(signal.SIGPIPE)
+    a.handle(signal.SIGPIPE, "ignore")
+    a.send(x, b"a")
+    a.send(x, b"")
+    a.write(x, b"")
+
+
+@behaviour("send SIGPIPE kills", carried=False)
+def sigpipe_kills(stage: Stage) -> None:
+    a = stage.a
+    x, y = stage.connection()
+    a.handle(signal.SIGPIPE, "default")
+    a.send(x, b"hello")
+    a.shutdown(x, SHUT_WR)
+    child = a.fork("c")
+    child.send(x, b"a")
+    stage.b.recv(y, 10)
+    stage.b.recv(y, 10)
+
+
+@behaviour("sendto address")
+def sendto_address(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    for address, size in ((b"\x02\0\0\1\x7f\0\0\1" + bytes(8), 16), (bytes(16), 16), (b"\x02", 1), (b"\x02", 0)):
+        memory = a.link.memory()
+        a.sys("sendto", x, memory.put(b"abc"), 3, 0, memory.put(address), size, memory=memory, text=f"{address!r}")
+        settle()
+        b.recv(y, 10)
+    memory = a.link.memory()
+    a.sys("sendto", x, memory.put(b"abc"), 3, 0, memory.put(bytes(200)), 200, memory=memory, text="too long")
+    a.sys("sendto", x, memory.put(b"abc"), 3, 0, memory.put(bytes(200)), -1, memory=memory, text="negative")
+    a.sys("sendto", x, memory.put(b"abc"), 3, 0, 1 << 63, 16, memory=memory, text="bad pointer")
+    b.recv(y, 10, DONTWAIT)
+
+
+@behaviour("sendmsg", "writev", "pwritev2", "pwrite64 (ESPIPE)")
+def sendmsg_and_vectors(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.sendmsg(x, [b"abc", b"", b"defgh"])
+    b.recv(y, 100)
+    a.sendmsg(x, [])
+    a.sendmsg(x, [b"", b""])
+    a.sendmsg(x, [b"a" * 3000, b"b" * 5000])
+    b.recv_all(y, 8000)
+    a.writev(x, [b"xyz", b"", b"12"])
+    a.writev(x, [])
+    a.writev(x, [b""])
+    a.writev(x, [b"pw"], offset=MINUS_ONE)
+    a.writev(x, [b"pw"], offset=0)
+    a.writev(x, [b"nw"], offset=MINUS_ONE, flags=8)
+    a.writev(x, [b"ap"], offset=MINUS_ONE, flags=16)
+    a.writev(x, [b"sy"], offset=MINUS_ONE, flags=6)
+    a.writev(x, [b"no"], offset=MINUS_ONE, flags=1 << 20)
+    a.sys("writev", x, 0, 0)
+    a.sys("writev", x, 0, 1025)
+    memory = a.link.memory()
+    a.sys("pwrite64", x, memory.put(b"abcd"), 4, 0, memory=memory, text="")
+    b.recv(y, 100)
+    b.recv(y, 100, DONTWAIT)
+
+
+@behaviour("sendmsg control messages", carried=False)
+def sendmsg_control(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.sendmsg(x, [b"abc"], control=struct.pack("=QiiI4x", 20, 99, 1, 0))  # no such level
+    b.recv(y, 10)
+    a.sendmsg(x, [b"abc"], control=struct.pack("=QiiI4x", 20, SOL_SOCKET, 999, 0))  # no such type: EINVAL
+    a.sendmsg(x, [b"abc"], control=struct.pack("=QiiI4x", 2000, SOL_SOCKET, 1, 0))  # longer than it is: EINVAL
+    b.recv(y, 10, DONTWAIT)
+
+
+@behaviour("sendmmsg")
+def sendmmsg(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.sendmmsg(x, [[b"abc"], [b"de", b"fg"], [b""], [b"h"]])
+    b.recv(y, 100)
+    a.sendmmsg(x, [[b"abc"]], DONTWAIT)
+    a.sendmmsg(x, [])
+    a.sys("sendmmsg", x, 0, 1, 0)
+    b.recv(y, 100)
+    b.recv(y, 100, DONTWAIT)
+
+
+@behaviour("send MSG_ZEROCOPY", carried=False)
+def send_zerocopy(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"plain")
+    b.recv(y, 10)
+    a.send(x, b"asked", ZEROCOPY)  # without SO_ZEROCOPY the flag is ignored
+    b.recv(y, 10)
+    a.setsockopt(x, SOL_SOCKET, SO_ZEROCOPY, 1)
+    a.option(x, SOL_SOCKET, SO_ZEROCOPY)
+    a.send(x, b"z" * 20_000, ZEROCOPY)
+    b.recv_all(y, 20_000)
+    settle()
+    a.poll([(x, OUT)])
+    a.recvmsg(x, [16], 0x2000, control=100)
+    a.recvmsg(x, [16], 0x2000, control=100)
+    b.send(y, b"back")
+    a.recv(x, 10)
+    a.send(x, b"after")
+    b.recv(y, 10)
+
+
+@behaviour("send MSG_FASTOPEN", carried=False)
+def send_fastopen(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"abc", FASTOPEN)
+    settle()
+    b.recv(y, 10, DONTWAIT)
+    fd = a.socket()
+    a.send(fd, b"abc", FASTOPEN)
+    a.send(fd, b"abc")
+
+
+@behaviour("send MSG_OOB", "recv MSG_OOB", "ioctl SIOCATMARK", carried=False)
+def oob(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"before")
+    b.poll([(y, PRI | RDBAND | 1)])
+    a.send(x, b"urgent!", OOB)
+    b.poll([(y, PRI | RDBAND | 1)], 1000)
+    b.ioctl(y, SIOCATMARK)
+    b.recv(y, 10, OOB | PEEK)
+    b.recv(y, 10, OOB)
+    b.recv(y, 10, OOB)
+    b.recv(y, 6)
+    b.recv(y, 6)
+    b.recv(y, 100, DONTWAIT)
+    b.ioctl(y, SIOCATMARK)
+    a.send(x, b"after")
+    b.recv(y, 100)
+    b.recv(y, 100, DONTWAIT)
+    b.send(y, b"other way")
+    a.recv(x, 100)
+
+
+@behaviour("setsockopt SO_OOBINLINE", carried=False)
+def oob_inline(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    b.setsockopt(y, SOL_SOCKET, SO_OOBINLINE, 1)
+    a.send(x, b"abc")
+    a.send(x, b"!", OOB)
+    a.send(x, b"def")
+    b.recv(y, 10, OOB)
+    b.recv(y, 100)
+    b.ioctl(y, SIOCATMARK)
+    b.recv(y, 100)
+    b.recv(y, 100, DONTWAIT)
+
+
+@behaviour("sendfile", "sendfile offset")
+def sendfile(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    data = bytes(range(256)) * 150
+    file = a.file(data)
+    a.sendfile(x, file, 100)
+    b.recv_all(y, 100)
+    a.sys("lseek", file, 0, 1)
+    a.sendfile(x, file, 20_000)
+    b.recv_all(y, 20_000)
+    a.sendfile(x, file, 10_000, offset=5)
+    b.recv_all(y, 10_000)
+    a.sys("lseek", file, 0, 1)
+    a.sendfile(x, file, 1 << 20)
+    b.recv_all(y, len(data) - 20_100)
+    a.sendfile(x, file, 10)
+    a.sendfile(x, file, 10, offset=len(data))
+    a.sendfile(x, file, 10, offset=-1)
+    a.sendfile(x, file, 0)
+    a.sendfile(x, 99, 10)
+    a.sendfile(x, x, 10)
+    b.recv(y, 10, DONTWAIT)
+    a.nonblock(x)
+    a.sendfile(x, file, 30_000, offset=0)
+    b.recv_all(y, 30_000)
+
+
+@behaviour("splice pipe to socket", "splice socket to pipe", "splice SPLICE_F_NONBLOCK", "tee")
+def splice(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    out, into = a.pipe()
+    a.write(into, b"through the pipe")
+    a.splice(out, x, 7)
+    b.recv(y, 100)
+    a.splice(out, x, 100)
+    b.recv(y, 100)
+    a.splice(out, x, 100, 2)
+    waits = a.start.splice(x, into, 100, 2).asleep()
+    b.send(y, b"wakes")
+    waits.end()
+    a.read(out, 100)
+    b.send(y, b"from the socket")
+    a.splice(x, into, 4)
+    a.read(out, 100)
+    a.splice(x, into, 100)
+    a.read(out, 100)
+    b.send(y, b"s" * 30_000)
+    a.splice(x, into, 30_000)
+    a.sys("fcntl", out, 1032)  # F_GETPIPE_SZ
+    a.recv_all(out, 30_000)
+    waits = a.start.splice(x, into, 10).asleep()
+    b.send(y, b"late")
+    waits.end()
+    a.read(out, 10)
+    a.sys("tee", x, into, 10, 0)
+    a.sys("tee", out, x, 10, 0)
+    memory = a.link.memory()
+    a.sys("splice", out, memory.put(bytes(8)), x, 0, 10, 0, memory=memory, text="offset of a pipe")
+    a.sys("splice", out, 0, x, memory.put(bytes(8)), 10, 0, memory=memory, text="offset of a socket")
+    a.splice(x, x, 10)
+    b.shutdown(y, SHUT_WR)
+    a.splice(x, into, 10)
+
+
+@behaviour("vmsplice and splice of a file")
+def splice_file(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    file = a.file(b"file data " * 1000)
+    out, into = a.pipe()
+    a.splice(file, into, 10_000)
+    a.splice(out, x, 10_000)
+    b.recv_all(y, 10_000)
+
+
+@behaviour("send bad pointers (EFAULT)")
+def send_faults(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    for address in (0, 64, 1 << 63, (1 << 47) - 2):
+        a.sys("write", x, address, 4)
+        a.sys("sendto", x, address, 4, 0)
+        a.sys("sendmsg", x, address, 0)
+        a.sys("writev", x, address, 1)
+        a.sys("sendmmsg", x, address, 1, 0)
+    b.recv(y, 10, DONTWAIT)
+    a.send(x, b"fine")
+    b.recv(y, 10)
+
+
+@behaviour("send large")
+def send_large(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    data = bytes(range(256)) * 16_000
+    waits = a.start.write(x, data)
+    b.recv_all(y, len(data))
+    waits.end()
+    waits = b.start.send(y, data)
+    a.recv_all(x, len(data))
+    waits.end()
+    a.recv(x, 1, DONTWAIT)
+
+
+@behaviour("setsockopt TCP_CORK")
+def cork(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection(nodelay=False)
+    a.setsockopt(x, 6, TCP_CORK, 1)
+    a.send(x, b"abc")
+    a.send(x, b"def")
+    a.option(x, 6, TCP_CORK)
+    a.setsockopt(x, 6, TCP_CORK, 0)
+    a.option(x, 6, TCP_CORK)
+    b.recv_all(y, 6)
+    a.send(x, b"ghi", MORE)
+    a.send(x, b"jkl")
+    b.recv_all(y, 6)
