@@ -31,9 +31,15 @@ _CONNECTED: Final = 1  # sd_block.role
 class Hypercalls:
     """Answers for all processes of one supervisor."""
 
-    def __init__(self, broker: Broker, settings: Callable[[str, int], Settings], *, accelerate: bool) -> None:
-        """`settings` gives the policy's values for a program by its path and user."""
+    def __init__(self, broker: Broker, settings: Callable[[str, int], Settings], *, accelerate: bool,
+                 reporting_pid: int, leaving: Callable[[int, Process], None]) -> None:
+        """`settings` gives the policy's values for a program by its path and user.
+
+        `leaving` is told when the process `reporting_pid` (0: none) is about to end, with its exit status.
+        """
         self._broker = broker
+        self._reporting_pid = reporting_pid
+        self._leaving = leaving
         self._settings = settings
         self._accelerate = accelerate
         self.areas: list[Area] = []
@@ -43,6 +49,7 @@ class Hypercalls:
             abi.const.SD_HC_ATTACH: self._attach,
             abi.const.SD_HC_EXEC: self._exec,
             abi.const.SD_HC_WITHDRAW: self._withdraw,
+            abi.const.SD_HC_LEAVE: self._leave,
         }
 
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
@@ -76,6 +83,8 @@ class Hypercalls:
             exe = process.program.exe
             area = Area(index, exe, self._settings(exe, _uid(process)), accelerate=self._accelerate)
             area.host_pids = process.pid == process.ns_pid
+            if process.pid == self._reporting_pid:
+                area.view.cfg.root_pid = process.ns_pid
             process.areas[index] = area
             self.areas.append(area)
         if area not in process.program.areas:
@@ -144,6 +153,14 @@ class Hypercalls:
         if key is None:
             return _INVALID
         self._broker.withdraw(key)
+        return 0
+
+    # -------------------------------------------------------------------- end
+
+    def _leave(self, _listener: Listener, notif: Notification, process: Process) -> int:
+        if process.pid != self._reporting_pid:
+            return _INVALID
+        self._leaving(notif.int_arg(1), process)
         return 0
 
     # ------------------------------------------------------------------- exec

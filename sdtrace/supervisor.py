@@ -74,7 +74,9 @@ class Supervisor:
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._broker = Broker(self._watch, self._unwatch)
-        self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel)
+        self._reporting_pid = options.root_pid if options.report or options.explain else 0
+        self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
+                                      reporting_pid=self._reporting_pid, leaving=self._leaving)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
         self._strict = bool(options.learn or policies.denied_somewhere(policy, options.sets, options.rules))
@@ -212,7 +214,7 @@ class Supervisor:
         if notif.nr == ARCH_PRCTL:
             injected = self._birth(listener, notif, status, process)
         elif notif.nr == EXIT_GROUP:
-            self._leaving(notif, process)
+            self._leaving(notif.int_arg(0), process)
         elif notif.nr in SOCKET_NUMBERS and notif.ip not in self._gate:
             injected = self._first_use(listener, notif, status, process)
         return injected
@@ -282,15 +284,15 @@ class Supervisor:
 
     # ----------------------------------------------------------------- report
 
-    def _leaving(self, notif: Notification, process: Process) -> None:
+    def _leaving(self, status: int, process: Process) -> None:
         """The root process ends by itself, and nobody else is alive: its parent shall find the report."""
-        if process.pid != self._options.root_pid or not (self._options.report or self._options.explain):
+        if process.pid != self._reporting_pid:
             return
         self._sweep_ended()
         others = {other.pid for other in self._processes} | set(procfs.children(process.pid))
         others |= {int(slot.pid) for area in self._hypercalls.areas for slot in area.slots()}
         if not any(map(procfs.running, others - {process.pid, process.ns_pid})):
-            self.write_report(notif.int_arg(0) & 0xFF)
+            self.write_report(status & 0xFF)
 
     def _sweep_ended(self) -> None:
         """Take note of processes that have ended but whose pidfds have not come up yet."""

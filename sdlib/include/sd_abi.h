@@ -52,6 +52,8 @@ enum sd_hypercall {
     SD_HC_EXEC = 4,
     /* (block id) -> 0. The connection closes while its offer is open. */
     SD_HC_WITHDRAW = 5,
+    /* (status) -> 0. The process named by cfg.root_pid ends: the report is written before its parent can see that. */
+    SD_HC_LEAVE = 6,
 };
 
 enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUSED = 2 };
@@ -121,7 +123,8 @@ struct sd_config {
     uint32_t spin_us;   /* longest spin before parking, microseconds; 0: never spin */
     uint32_t reason;    /* why accel is 0: SD_REASON_no_accel or SD_REASON_policy */
     uint32_t patch;     /* 0: leave all sites trapping (measurement switch) */
-    uint32_t pad[9];
+    uint32_t root_pid;  /* pid, in its own namespace, of the process that has to say SD_HC_LEAVE; 0: none has to */
+    uint32_t pad[8];
 };
 
 /* Counters of one process. A forked child claims a free slot by compare-and-swap of pid from 0. Written by that process only. */

@@ -86,8 +86,13 @@ def scenario_hostile() -> None:
     _, view = area(0)
     sock = socket.socket()
     big = (1 << 63) - 1
-    for call in (0, 6, 7, 99, -1, big):
+    for call in (0, 7, 8, 99, -1, big):
         assert ask(call, 0, 0) == invalid, call
+    assert ask(C.SD_HC_LEAVE, 3, 0) == 0  # a lie: the report is written now, and again at the end
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(ask(C.SD_HC_LEAVE, 3, 0) != invalid))
+    assert os.waitpid(pid, 0)[1] == 0
     other_areas, no_such_block, stale = (1, 0xFFFF), (C.SD_AREA_BLOCKS, 0xFFFF), block_id(0, 0, 1)
     for bad in (*(block_id(i, 0) for i in other_areas), *(block_id(0, b) for b in no_such_block), stale, -1):
         assert ask(C.SD_HC_OFFER, sock.fileno(), bad) == invalid, bad

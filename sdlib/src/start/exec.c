@@ -41,9 +41,10 @@ SD_CALL(sd_exit)
 
 SD_CALL(sd_exit_group)
 {
-    (void)f;
     if (!t->foreign)
         sd_socks_exit();
+    if (g.cfg->root_pid && g.cfg->root_pid == g.pid)
+        sd_hypercall(SD_HC_LEAVE, f->rdi, 0);
     return SD_PASS;
 }
 
