@@ -17,7 +17,7 @@ import pytest
 
 from sdtrace.keepsake import SIZE, Keepsake
 from tests.guestbuild import Guests
-from tests.harness import ROOT, Mode, Program, Runner
+from tests.harness import ROOT, SDRUN, Mode, Program, Runner
 from tests.sdtrace.support import supervisor_of
 
 
@@ -76,7 +76,8 @@ def test_threads_survive_the_kill(shm: Runner, guests: Guests) -> None:
     for delay in (0.10, 0.14, 0.15, 0.16, 0.18):
         program = shm.start(guests("blocked_threads"))
         supervisor = supervisor_of(program)
-        time.sleep(delay)
+        program.until(lambda: os.readlink(f"/proc/{program.pid}/exe") != str(SDRUN), "execve")  # noqa: B023
+        time.sleep(delay - 0.1)
         os.kill(supervisor, signal.SIGKILL)
         finish(program)
 
