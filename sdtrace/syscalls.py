@@ -111,8 +111,8 @@ RULES: Final = (
          "every libc and Go set the thread pointer once per exec, early and single-threaded: a new program image",
          (Match(0, INT, ARCH_SET_FS),)),
     Rule("exit_group", EXIT_GROUP, "notify",
-         "the report must be on disk before the parent sees the program end; the library says so itself, SD_HC_LEAVE, and only "
-         "for the process that sdrun has become",
+         "the report must be on disk before the parent sees the program end; the library says so itself (SD_HC_LEAVE), "
+         "and only for the process that sdrun has become",
          only_if="exit_notified"),
     Rule("io_uring_setup", 425, "enosys", _URING, only_if="io_uring_denied", even_from_gate=True),
     Rule("io_uring_enter", 426, "enosys", _URING, only_if="io_uring_denied", even_from_gate=True),
