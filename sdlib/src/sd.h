@@ -78,12 +78,16 @@ extern struct sd_global g;
 #define COUNT(name) (g.proc->ctr[SD_CTR_##name]++)
 #define COUNT_N(name, n) (g.proc->ctr[SD_CTR_##name] += (u64)(n))
 
+#ifndef SD_HOSTED
 static inline struct sd_tcb *sd_self(void)
 {
     struct sd_tcb *t;
     __asm__("rdgsbase %0" : "=r"(t));
     return t;
 }
+#else
+struct sd_tcb *sd_self(void);
+#endif
 
 long sd_hypercall(u32 op, u64 a, u64 b);
 void *sd_alloc(u64 bytes);  /* zeroed, never returned to the system; NULL on failure. Size classes of 64 bytes and powers of two */

@@ -34,6 +34,11 @@ typedef int64_t i64;
 #define NOINLINE __attribute__((noinline))
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
+static inline u64 min_u64(u64 a, u64 b) { return a < b ? a : b; }
+
+#ifdef SD_INTERPOSE /* tests/hosted: somebody comes in between us and every shared word */
+#include "interpose.h"
+#else
 #define load_rlx(p) atomic_load_explicit(p, memory_order_relaxed)
 #define load_acq(p) atomic_load_explicit(p, memory_order_acquire)
 #define store_rlx(p, v) atomic_store_explicit(p, v, memory_order_relaxed)
@@ -42,8 +47,6 @@ typedef int64_t i64;
 static inline void sd_fence(void) { atomic_thread_fence(memory_order_seq_cst); }
 static inline void cpu_relax(void) { __builtin_ia32_pause(); }
 static inline u64 sd_tsc(void) { return __builtin_ia32_rdtsc(); }
-
-static inline u64 min_u64(u64 a, u64 b) { return a < b ? a : b; }
 
 /* rep movsb: 3 to 4 ns up to 128 bytes on machines with FSRM, and no vector register to save. */
 static inline void sd_copy(void *dst, const void *src, u64 n)
@@ -68,6 +71,7 @@ static inline bool cas_u32(_Atomic u32 *p, u32 want, u32 val)
 {
     return atomic_compare_exchange_strong(p, &want, val);
 }
+#endif
 
 #ifndef SD_HOSTED
 /* The one system call instruction for C code; arch/x86_64/gate.S. */

@@ -42,7 +42,10 @@ static inline void sd_rx_disarm(const struct sd_end *e)
  * no news: what it sends there wakes by itself. */
 static inline bool sd_rx_news(const struct sd_end *e, u64 had)
 {
-    return load_acq(&e->rx->tail) - load_rlx(&e->rx->head) != had; /* [R1] [W1] */
+    /* In this order: another thread may consume in between, and an old tail less a new head would look like nothing. */
+    u64 head = load_acq(&e->rx->head);
+
+    return load_acq(&e->rx->tail) - head != had; /* [R1] [W1] */
 }
 
 /* ---- the waiter for room. A sleeper counts itself. Who was told EAGAIN and waits in some poll later cannot: `waiting` is shared by all who use

@@ -102,7 +102,8 @@ u32 sd_arm(struct sock *s, u32 want)
     struct sd_block *b = s->b;
     u32 armed = 0;
 
-    if (load_rlx(&b->rx_mode) == SD_MODE_RING && (want & (POLLIN | POLLRDNORM))) {
+    /* Also while the peer is on TCP: looking again may find that it has switched, and takes the count that the ring was born with. */
+    if (load_rlx(&b->rx_mode) != SD_MODE_BACK && (want & (POLLIN | POLLRDNORM)) && s->seg) {
         sd_rx_arm(&s->e);
         armed |= 1;
     }

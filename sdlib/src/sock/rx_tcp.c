@@ -118,8 +118,14 @@ static long take_tcp(struct sock *s, int fd, struct rx *w, struct sd_hold *h)
 static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 {
     u8 byte;
-    long r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb ? MSG_DONTWAIT : 0), 0, 0);
+    /* Another thread may take the connection to the ring, and us with it, while we sleep here. */
+    u64 sleeper = w->nb ? SD_NOT_PARKED : sd_sleeper_enter(s);
+    u32 armed = sleeper == SD_NOT_PARKED ? 0 : sd_arm(s, POLLIN);
+    bool gone = load_rlx(&s->b->rx_mode) != SD_MODE_TCP;
+    long r = gone ? -ERANGE : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb ? MSG_DONTWAIT : 0), 0, 0);
 
+    sd_disarm(s, armed);
+    sd_sleeper_leave(s, sleeper);
     if (r == 0 && sd_rx_poll_switch(s, fd))
         return -ERANGE; /* a FIN behind the switch: the ring is read first */
     return r;

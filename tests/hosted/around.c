@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * around.c - the rest of the library, as far as sock/ and poll/ need it when nothing is injected.
+ */
+#include "kernel.h"
+
+static struct sd_config config = {.accel = 1, .upgrade = SD_UPGRADE_NEVER};
+static struct sd_proc proc;
+struct sd_global g = {.proc = &proc, .cfg = &config, .tsc_per_us = 1};
+u8 sd_fdkind[65536];
+
+void sd_membarrier(void) { host_membarrier(); }
+void sd_membarrier_threads(void) { host_membarrier(); }
+u64 sd_now_ns(void) { return 0; }
+u32 sd_cpu(void) { return 0; }
+long sd_hypercall(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
+void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
+void sd_ep_changed(struct sock *s) { (void)s; }
+void sd_ep_touched(struct sock *s) { (void)s; }
+void sd_ep_full(struct sock *s) { (void)s; }
+struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }
+void sd_sock_put(struct sock *s) { (void)s; }
+void *sd_epoll_of(u64 fd) { return (void)fd, NULL; }
+bool sd_ep_peek(void *ep) { return (void)ep, false; }
+bool sd_ep_park(void *ep) { return (void)ep, false; }
+void *sd_alloc(u64 bytes) { return (void)bytes, NULL; }
+void sd_free(void *p, u64 bytes) { (void)p, (void)bytes; }
+u32 sd_fd_top(void) { return FD_OF(SIDES); }
+u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out) { return (void)user_set, (void)size, (void)out, 0; }

@@ -1,0 +1,535 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * explore.c - every interleaving of a few threads that run the library's own code, under x86-TSO.
+ *
+ * Threads are coroutines that stop before each access to a shared word and before each system call. A store goes into the thread's store
+ * buffer (first in, first out, loads of the same thread look there first); the explorer decides when each store becomes visible, which
+ * thread takes the next step, and when a byte of the TCP connection arrives. A locked instruction or a system call drains the thread's own
+ * buffer; membarrier drains everybody's. Bytes in the ring are copied at once: they were stored before the tail that uncovers them,
+ * and TSO keeps that order.
+ *
+ * The state is all memory that a thread can see, plus the live part of each stack; a state that was there before is not explored again
+ * (64-bit hashes). So spinning and looking again are finite. What fails: host_fail() anywhere, a state in which nobody can go on
+ * (that is a lost wake-up), and the scenario's check at the end.
+ *
+ * A sleep with a time-out ends when something has changed, or if nobody else can do anything, once: the world does not owe anybody time.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "explore.h"
+
+#define STACK_BYTES 16384
+#define BUFFER 6
+#define MAX_DEPTH 20000
+#define TABLE_BITS 24
+
+struct entry {
+    volatile void *p;
+    u64 v;
+    u64 size;
+};
+
+enum { RUNS = 1, WAITS, DONE };
+
+struct thread {
+    u64 sp;
+    u32 state, timed, changed, stale, coin, spun;
+    bool (*ready)(long);
+    long arg;
+    u64 nbuf;
+    struct entry buf[BUFFER];
+};
+
+struct programs prog;
+static struct thread th[THREADS];
+static u8 stacks[THREADS][STACK_BYTES] __attribute__((aligned(64)));
+static const char *at[THREADS]; /* for traces only */
+static const volatile void *at_p[THREADS];
+static const struct scenario *sc;
+static u64 sched_sp;
+static u32 cur;
+static u64 marks[MARKS], ends;
+
+/* ----------------------------------------------------------------- failing */
+
+enum { RUN_T = 0, FLUSH_T = 16, DELIVER_D = 32, TIMER_T = 48, HEADS_T = 64 };
+
+struct frame {
+    u8 *saved;
+    u32 bytes, next, count;
+    u8 choice[24];
+    char done[64];
+};
+static struct frame path[MAX_DEPTH];
+static u32 depth;
+
+static struct { const volatile void *p; const char *name; } names[64];
+static u32 nnames;
+
+void mc_name(const volatile void *p, const char *name)
+{
+    names[nnames].p = p;
+    names[nnames++].name = name;
+}
+
+static const char *name_of(const volatile void *p)
+{
+    for (u32 i = 0; i < nnames; i++)
+        if (names[i].p == p)
+            return names[i].name;
+    return "";
+}
+
+void host_fail(const char *why)
+{
+    printf("FAIL %s: %s\n", sc->name, why);
+    for (u32 i = 0; i < depth; i++)
+        printf("  %s\n", path[i].done);
+    fflush(stdout);
+    _Exit(1);
+}
+
+/* -------------------------------------------------------------- coroutines */
+
+void mc_swap(u64 *save, u64 to);
+__asm__(".text\n.globl mc_swap\nmc_swap:\n"
+        "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+        "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+        "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+static void to_scheduler(void) { mc_swap(&th[cur].sp, sched_sp); }
+
+static void first_step(void)
+{
+    sc->thread[cur]();
+    th[cur].state = DONE;
+    to_scheduler();
+    abort();
+}
+
+static void point(const char *what, const volatile void *p)
+{
+    at[cur] = what;
+    at_p[cur] = p;
+    to_scheduler();
+}
+
+u32 mc_thread(void) { return cur; }
+void mc_mark(u32 what) { marks[what]++; }
+
+bool mc_may_die(void)
+{
+    point("may die", NULL);
+    if (th[cur].coin)
+        prog.killed[cur] = 1;
+    return th[cur].coin;
+}
+
+/* ------------------------------------------------------------------ memory */
+
+static void changed_by(u32 who)
+{
+    for (u32 i = 0; i < THREADS; i++)
+        if (i != who) {
+            th[i].changed = 1;
+            th[i].stale = th[i].spun = 0;
+        }
+}
+
+void host_changed(void) { changed_by(cur); }
+
+static u64 peek_word(const volatile void *p, u64 size)
+{
+    return size == 8 ? *(const volatile u64 *)p : *(const volatile u32 *)p;
+}
+
+static void poke_word(volatile void *p, u64 size, u64 v)
+{
+    if (size == 8)
+        *(volatile u64 *)p = v;
+    else
+        *(volatile u32 *)p = (u32)v;
+}
+
+static void flush_one(u32 t)
+{
+    struct entry e = th[t].buf[0];
+
+    memmove(th[t].buf, th[t].buf + 1, sizeof th[t].buf - sizeof *th[t].buf);
+    memset(&th[t].buf[--th[t].nbuf], 0, sizeof *th[t].buf);
+    if (peek_word(e.p, e.size) != e.v)
+        changed_by(t);
+    poke_word(e.p, e.size, e.v);
+}
+
+static void drain(u32 t)
+{
+    while (th[t].nbuf)
+        flush_one(t);
+}
+
+static const volatile void *shares[8];
+static u32 nshares;
+
+void mc_share(const volatile void *p) { shares[nshares++] = p; }
+
+/* Words that only one thread ever touches need no interleaving. */
+static bool shared(const volatile void *p)
+{
+    const volatile u8 *b = p;
+
+    if (b >= (u8 *)&w.seg && b < (u8 *)(&w.seg + 1))
+        return true;
+    if (b >= (u8 *)prog.word && b < (u8 *)(prog.word + ARRAY_LEN(prog.word)))
+        return true;
+    for (u32 i = 0; i < nshares; i++)
+        if (shares[i] == p)
+            return true;
+    return false;
+}
+
+u64 mc_load(const volatile void *p, u32 size)
+{
+    struct thread *t;
+
+    if (!shared(p))
+        return peek_word(p, size);
+    point("load", p);
+    t = &th[cur];
+    for (u64 i = t->nbuf; i-- > 0;)
+        if (t->buf[i].p == p)
+            return t->buf[i].v;
+    return peek_word(p, size);
+}
+
+void mc_store(volatile void *p, u32 size, u64 v)
+{
+    struct thread *t = &th[cur];
+
+    if (!shared(p)) {
+        poke_word(p, size, v);
+        return;
+    }
+    while (t->nbuf == BUFFER) {
+        point("buffer full", p);
+        if (t->nbuf == BUFFER)
+            flush_one(cur);
+    }
+    t->buf[t->nbuf++] = (struct entry){p, v, size};
+}
+
+u64 mc_rmw(volatile void *p, u32 size, enum mc_op op, u64 v)
+{
+    u64 old;
+
+    if (shared(p)) {
+        point("locked", p);
+        drain(cur);
+    }
+    old = peek_word(p, size);
+    poke_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : v);
+    if (shared(p) && peek_word(p, size) != old)
+        host_changed();
+    return old;
+}
+
+bool mc_cmpxchg(volatile void *p, u32 size, u64 *want, u64 val)
+{
+    u64 old;
+
+    if (shared(p)) {
+        point("cas", p);
+        drain(cur);
+    }
+    old = peek_word(p, size);
+    if (old != *want) {
+        *want = old;
+        return false;
+    }
+    poke_word(p, size, val);
+    if (shared(p))
+        host_changed();
+    return true;
+}
+
+void mc_fence(void)
+{
+    point("fence", NULL);
+    drain(cur);
+}
+
+void mc_bytes(void *dst, const void *src, u64 n) { memcpy(dst, src, n); }
+
+void host_point(const char *what)
+{
+    point(what, NULL);
+    drain(cur);
+}
+
+void host_membarrier(void)
+{
+    point("membarrier", NULL);
+    for (u32 i = 0; i < THREADS; i++)
+        drain(i);
+}
+
+void host_wait(bool (*ready)(long), long arg, bool timed)
+{
+    struct thread *t = &th[cur];
+
+    drain(cur);
+    if (ready && ready(arg) && t->spun++ > 1)
+        host_fail("a lost wake-up: somebody looks again and again, and nothing changes");
+    marks[timed ? MARK_TIMED : MARK_PARKED]++;
+    *t = (struct thread){.state = WAITS, .timed = timed, .ready = ready, .arg = arg, .stale = t->stale, .spun = t->spun};
+    point("sleep", NULL);
+    t->state = RUNS;
+}
+
+void mc_relax(void) { host_wait(NULL, 0, true); }
+
+static struct sd_tcb tcb[THREADS];
+struct sd_tcb *sd_self(void)
+{
+    tcb[cur].tid = 100 + cur;
+    return &tcb[cur];
+}
+
+/* ------------------------------------------------------------------- state */
+
+struct part {
+    void *p;
+    u64 n;
+};
+
+static u32 parts_of(struct part *out)
+{
+    u32 n = 0;
+
+    out[n++] = (struct part){&w, sizeof w};
+    out[n++] = (struct part){&prog, sizeof prog};
+    out[n++] = (struct part){th, sizeof th};
+    for (u32 i = 0; i < THREADS; i++)
+        if (sc->thread[i] && th[i].state != DONE)
+            out[n++] = (struct part){(void *)th[i].sp, (u64)stacks[i] + STACK_BYTES - th[i].sp};
+    return n;
+}
+
+static u64 hash_state(void)
+{
+    struct part parts[3 + THREADS];
+    u64 h = 0x9e3779b97f4a7c15;
+
+    for (u32 i = 0, n = parts_of(parts); i < n; i++)
+        for (u64 *p = parts[i].p, *end = p + parts[i].n / 8; p < end; p++) {
+            h = (h ^ *p) * 0xff51afd7ed558ccd;
+            h ^= h >> 29;
+        }
+    return h ? h : 1;
+}
+
+static void save(struct frame *f)
+{
+    struct part parts[3 + THREADS];
+    u32 n = parts_of(parts);
+    u8 *to;
+
+    f->bytes = 0;
+    for (u32 i = 0; i < n; i++)
+        f->bytes += (u32)parts[i].n;
+    f->saved = to = malloc(f->bytes);
+    if (!to)
+        abort();
+    for (u32 i = 0; i < n; to += parts[i++].n)
+        memcpy(to, parts[i].p, parts[i].n);
+}
+
+static void restore(const struct frame *f)
+{
+    const u8 *from = f->saved;
+    struct part parts[3 + THREADS];
+
+    memcpy(&w, from, sizeof w);
+    memcpy(&prog, from + sizeof w, sizeof prog);
+    memcpy(th, from + sizeof w + sizeof prog, sizeof th); /* now the stacks' extents are known */
+    for (u32 i = 0, n = parts_of(parts); i < n; from += parts[i++].n)
+        memcpy(parts[i].p, from, parts[i].n);
+}
+
+static u64 *table, seen;
+
+static bool is_new(void)
+{
+    u64 h = hash_state(), mask = (1ull << TABLE_BITS) - 1;
+
+    for (u64 i = h;; i++) {
+        if (table[i & mask] == h)
+            return false;
+        if (!table[i & mask]) {
+            table[i & mask] = h;
+            if (++seen > mask / 2)
+                host_fail("more states than this machine can remember");
+            return true;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ search */
+
+static bool can_run(u32 t)
+{
+    return sc->thread[t] && !prog.killed[t] &&
+           (th[t].state == RUNS || (th[t].state == WAITS && ((th[t].ready && th[t].ready(th[t].arg)) || (th[t].timed && th[t].changed))));
+}
+
+static void choices(struct frame *f)
+{
+    f->count = f->next = 0;
+    for (u32 t = 0; t < THREADS; t++) {
+        if (can_run(t)) {
+            f->choice[f->count++] = (u8)(RUN_T + t);
+            if (at[t] && !strcmp(at[t], "may die"))
+                f->choice[f->count++] = (u8)(HEADS_T + t);
+        }
+        if (th[t].nbuf)
+            f->choice[f->count++] = (u8)(FLUSH_T + t);
+    }
+    for (u32 d = 0; d < SIDES; d++) {
+        struct stream *st = &w.net.dir[d];
+        if (st->arrived < st->written || (st->fin && !st->fin_arrived))
+            f->choice[f->count++] = (u8)(DELIVER_D + d);
+    }
+    if (!f->count)
+        for (u32 t = 0; t < THREADS; t++)
+            if (sc->thread[t] && !prog.killed[t] && th[t].state == WAITS && th[t].timed && !th[t].stale)
+                f->choice[f->count++] = (u8)(TIMER_T + t);
+}
+
+static void run(u32 t)
+{
+    cur = t;
+    g.proc->ctr[SD_CTR_calls_kernel] = 0; /* a count that locals remember would make every state new */
+    mc_swap(&sched_sp, th[t].sp);
+}
+
+static void step(struct frame *f, u32 choice)
+{
+    u32 t = choice & 15;
+
+    if (choice >= HEADS_T || choice < FLUSH_T) {
+        snprintf(f->done, sizeof f->done, "T%u %s %s%s", t, at[t] ? at[t] : "start", name_of(at_p[t]), choice >= HEADS_T ? ": yes" : "");
+        th[t].coin = choice >= HEADS_T;
+        run(t);
+    } else if (choice >= TIMER_T) {
+        snprintf(f->done, sizeof f->done, "T%u time-out", t);
+        th[t].stale = 1;
+        run(t);
+    } else if (choice >= DELIVER_D) {
+        snprintf(f->done, sizeof f->done, "network delivers to side %u", !t);
+        net_deliver(t);
+        changed_by(THREADS);
+    } else {
+        snprintf(f->done, sizeof f->done, "T%u's store is visible: %s", t, name_of(th[t].buf[0].p));
+        flush_one(t);
+    }
+}
+
+static bool all_done(void)
+{
+    for (u32 t = 0; t < THREADS; t++)
+        if (sc->thread[t] && th[t].state != DONE && !prog.killed[t])
+            return false;
+    return true;
+}
+
+/* `at` and `at_p` are not part of the state, but follow from where each thread stands: kept beside each frame. */
+struct labels {
+    const char *at[THREADS];
+    const volatile void *p[THREADS];
+};
+static struct labels labels[MAX_DEPTH];
+
+static void enter(void)
+{
+    struct frame *f = &path[depth];
+
+    memcpy(labels[depth].at, at, sizeof at);
+    memcpy(labels[depth].p, at_p, sizeof at_p);
+    choices(f);
+    if (!f->count) {
+        if (!all_done())
+            host_fail("nobody can go on: a lost wake-up");
+        ends++;
+        sc->check();
+    }
+    save(f);
+    if (++depth == MAX_DEPTH)
+        host_fail("too deep");
+}
+
+static void search(void)
+{
+    is_new();
+    enter();
+    while (depth) {
+        struct frame *f = &path[depth - 1];
+        if (f->next == f->count) {
+            free(f->saved);
+            depth--;
+            continue;
+        }
+        restore(f);
+        memcpy(at, labels[depth - 1].at, sizeof at);
+        memcpy(at_p, labels[depth - 1].p, sizeof at_p);
+        step(f, f->choice[f->next++]);
+        if (is_new())
+            enter();
+    }
+}
+
+static void start(const struct scenario *which)
+{
+    sc = which;
+    memset(&prog, 0, sizeof prog);
+    memset(th, 0, sizeof th);
+    memset(marks, 0, sizeof marks);
+    memset(table, 0, sizeof *table << TABLE_BITS);
+    depth = 0;
+    seen = ends = bells_sent = 0;
+    nnames = nshares = 0;
+    g.mt = 0;
+    world_init(3, 4);
+    sc->setup();
+    for (u32 t = 0; t < THREADS; t++) {
+        u64 *sp = (u64 *)(stacks[t] + STACK_BYTES);
+        at[t] = NULL;
+        at_p[t] = NULL;
+        *--sp = 0;
+        *--sp = (u64)first_step;
+        sp -= 6;
+        memset(sp, 0, 48);
+        th[t] = (struct thread){.sp = (u64)sp, .state = sc->thread[t] ? RUNS : DONE};
+    }
+    search();
+    printf("ok %s: %llu states, %llu ends, %llu parked, %llu bells, %llu back\n", sc->name, (unsigned long long)seen,
+           (unsigned long long)ends, (unsigned long long)marks[MARK_PARKED], (unsigned long long)bells_sent,
+           (unsigned long long)marks[MARK_BACK]);
+    if (!ends) {
+        printf("FAIL %s: no execution has come to its end\n", sc->name);
+        exit(1);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    table = calloc(1ull << TABLE_BITS, sizeof *table);
+    if (!table)
+        return 2;
+    for (const struct scenario *s = scenarios; s->name; s++)
+        if (argc < 2 || !strcmp(argv[1], s->name)) {
+            start(s);
+            fflush(stdout);
+        }
+    return 0;
+}

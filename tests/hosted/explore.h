@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * explore.h - what a scenario is made of (scenarios.c) and what runs it (explore.c).
+ */
+#ifndef HOSTED_EXPLORE_H
+#define HOSTED_EXPLORE_H
+
+#include "kernel.h"
+
+#define THREADS 3
+
+struct scenario {
+    const char *name;
+    void (*setup)(void);
+    void (*thread[THREADS])(void);
+    void (*check)(void); /* at the end of every execution */
+};
+
+/* The programs' own memory; part of the state that is copied and restored. */
+struct programs {
+    u8 got[SIDES][32];
+    u32 ngot[SIDES];
+    u32 eof[SIDES];
+    u32 killed[THREADS];           /* this thread runs no further: its process is dead */
+    _Atomic u64 word[4];           /* shared words of scenarios that need no connection */
+    u64 plain[2];                  /* what such words protect: torn if two are in there at once */
+};
+
+extern struct programs prog;
+extern const struct scenario scenarios[];
+
+void mc_name(const volatile void *p, const char *name); /* for traces */
+void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */
+void mc_mark(u32 what);                                 /* this execution has been here: the report counts it */
+bool mc_may_die(void);                                  /* the explorer tries both answers; true: this process is dead now */
+u32 mc_thread(void);
+enum { MARK_PARKED, MARK_BACK, MARK_TIMED, MARKS };
+
+#endif

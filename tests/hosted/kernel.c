@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kernel.c - the system calls of sdlib/src/sock on a connection that lives in memory.
+ *
+ * Bytes of the programs are never 0 in these tests; doorbells always are. So a doorbell that reaches a program is seen.
+ */
+#include "kernel.h"
+
+struct world w;
+
+void world_init(u32 start, u32 ring_bytes)
+{
+    __builtin_memset(&w, 0, sizeof w);
+    w.seg.magic = SD_SEG_MAGIC;
+    w.seg.ring_bytes = ring_bytes;
+    for (u32 i = 0; i < SIDES; i++) {
+        struct sock *s = &w.sock[i];
+        w.net.dir[i].cap = STREAM_BYTES;
+        *(u64 *)&w.seg.dir[i].tail = *(u64 *)&w.seg.dir[i].head = (u64)0 - start;
+        *(u32 *)&w.seg.dir[i].rx_armed = 1;
+        *(u32 *)&w.seg.attached[i] = 1;
+        w.block[i] = (struct sd_block){.state = SD_BLOCK_ATTACHED, .users = 1, .side = i, .role = (u8)(1 + i), .established = 1};
+        s->b = &w.block[i];
+        s->seg = &w.seg;
+        s->e = (struct sd_end){.tx = &w.seg.dir[i], .rx = &w.seg.dir[!i], .tx_ring = w.ring[i], .rx_ring = w.ring[!i],
+                               .bytes = ring_bytes, .tx_bytes = ring_bytes, .rx_tail_seen = (u64)0 - start, .tx_head_seen = (u64)0 - start};
+    }
+}
+
+/* ------------------------------------------------------------------ network */
+
+static struct stream *in(u32 side) { return &w.net.dir[!side]; }
+static struct stream *out(u32 side) { return &w.net.dir[side]; }
+
+bool net_deliver(u32 dir)
+{
+    struct stream *st = &w.net.dir[dir];
+
+    if (st->arrived < st->written)
+        st->arrived++;
+    else if (st->fin && !st->fin_arrived)
+        st->fin_arrived = 1;
+    else
+        return false;
+    return true;
+}
+
+u32 net_bells_unread(u32 dir)
+{
+    struct stream *st = &w.net.dir[dir];
+    u32 n = 0;
+
+    for (u32 i = st->read; i < st->written; i++)
+        n += st->data[i] == 0;
+    return n;
+}
+
+static bool readable(long side)
+{
+    struct stream *st = in((u32)side);
+
+    return st->arrived > st->read || st->fin_arrived;
+}
+
+static bool writable(long side)
+{
+    struct stream *st = out((u32)side);
+
+    return st->written - st->read < st->cap;
+}
+
+u64 bells_sent;
+
+static bool is_byte_of_bell(const u8 *p, u64 n)
+{
+    return n == 1 && *p == 0;
+}
+
+static long send_bytes(u32 side, const u8 *p, u64 n, bool nb)
+{
+    struct stream *st = out(side);
+
+    if (in(side)->fin_arrived && st->fin)
+        return -EPIPE;
+    if (!writable(side)) {
+        if (nb)
+            return -EAGAIN;
+        host_wait(writable, side, false);
+    }
+    n = min_u64(n, st->cap - (st->written - st->read));
+    if (st->written + n > STREAM_BYTES)
+        host_fail("test sends more than it may");
+    if (is_byte_of_bell(p, n)) {
+        if (net_bells_unread(side))
+            host_fail("a second doorbell is outstanding");
+        bells_sent++;
+    }
+    __builtin_memcpy(st->data + st->written, p, n);
+    st->written += (u32)n;
+    host_changed();
+    return (long)n;
+}
+
+static long recv_bytes(u32 side, u8 *p, u64 n, u32 flags)
+{
+    struct stream *st = in(side);
+
+    if (!readable(side)) {
+        if (flags & MSG_DONTWAIT)
+            return -EAGAIN;
+        host_wait(readable, side, false);
+    }
+    n = min_u64(n, st->arrived - st->read);
+    __builtin_memcpy(p, st->data + st->read, n);
+    if (!(flags & MSG_PEEK) && n) {
+        st->read += (u32)n;
+        host_changed();
+    }
+    return (long)n;
+}
+
+static long poll_now(struct pollfd *p, u64 n)
+{
+    long count = 0;
+
+    for (u64 i = 0; i < n; i++) {
+        u32 side = SIDE_OF(p[i].fd);
+        p[i].revents = (int16_t)(((readable(side) ? POLLIN : 0) | (writable(side) ? POLLOUT : 0) |
+                                  (in(side)->fin_arrived ? POLLRDHUP : 0)) & p[i].events);
+        count += p[i].revents != 0;
+    }
+    return count;
+}
+
+static bool poll_ready(long at)
+{
+    struct pollfd p = *(struct pollfd *)at; /* asked from outside of the thread: its memory stays as it is */
+
+    return poll_now(&p, 1) != 0;
+}
+
+static long tcp_info(u32 side, struct tcp_info_head *ti)
+{
+    *ti = (struct tcp_info_head){.state = in(side)->fin_arrived ? TCP_CLOSE_WAIT : TCP_ESTABLISHED};
+    ti->bytes_acked = out(side)->arrived + (w.block[side].role == 1);
+    ti->bytes_received = in(side)->arrived + in(side)->fin_arrived;
+    return 0;
+}
+
+/* ------------------------------------------------------------- system calls */
+
+static long sys_ppoll(struct pollfd *p, u64 n, const struct timespec64 *ts)
+{
+    long r = poll_now(p, n);
+
+    if (r || (ts && !ts->sec && !ts->nsec))
+        return r;
+    if (n > 1)
+        host_fail("the kernel of these tests polls one descriptor");
+    host_wait(n ? poll_ready : NULL, (long)p, ts != NULL);
+    return poll_now(p, n);
+}
+
+static long sys_ioctl(u32 side, u32 what, i32 *out_value)
+{
+    struct stream *o = out(side), *i = in(side);
+
+    *out_value = what == FIONREAD ? (i32)(i->arrived - i->read) : (i32)(o->written - o->arrived);
+    return 0;
+}
+
+static long iov_each(u32 side, struct msghdr *m, u32 flags, bool sending)
+{
+    u64 n = m->iovlen ? m->iov[0].len : 0;
+
+    /* A shorter answer is always allowed. */
+    if (!n)
+        return 0;
+    return sending ? send_bytes(side, m->iov[0].base, n, flags & MSG_DONTWAIT) : recv_bytes(side, m->iov[0].base, n, flags);
+}
+
+long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
+{
+    u32 side = SIDE_OF(a);
+
+    (void)f;
+    switch (nr) {
+    case __NR_getsockopt: /* of ours only TCP_INFO changes under our feet */
+        if (b == SOL_TCP && c == TCP_INFO) {
+            host_point("TCP_INFO");
+            return tcp_info(side, (struct tcp_info_head *)d);
+        }
+        __builtin_memset((void *)d, 0, *(u32 *)e);
+        return 0;
+    case __NR_setsockopt:
+    case __NR_getpid:
+    case __NR_tgkill:
+        return 0;
+    case __NR_tkill:
+        return 0; /* alive */
+    case __NR_shutdown:
+        host_point("shutdown");
+        out(side)->fin = 1;
+        host_changed();
+        return 0;
+    case __NR_sched_yield:
+        mc_relax();
+        return 0;
+    case __NR_sendto:
+        host_point("send");
+        return send_bytes(side, (const u8 *)b, (u64)c, d & MSG_DONTWAIT);
+    case __NR_recvfrom:
+        host_point(d & MSG_PEEK ? "peek" : "recv");
+        return recv_bytes(side, (u8 *)b, (u64)c, (u32)d);
+    case __NR_sendmsg:
+        host_point("sendmsg");
+        return iov_each(side, (struct msghdr *)b, (u32)c, true);
+    case __NR_recvmsg:
+        host_point("recvmsg");
+        return iov_each(side, (struct msghdr *)b, (u32)c, false);
+    case __NR_ioctl:
+        host_point("ioctl");
+        return sys_ioctl(side, (u32)b, (i32 *)c);
+    case __NR_ppoll:
+        host_point("ppoll");
+        return sys_ppoll((struct pollfd *)a, (u64)b, (const struct timespec64 *)c);
+    }
+    host_fail("a system call that this kernel does not know");
+    return -ENOSYS;
+}
+
+struct sock *sd_sock_of(u64 fd) { return fd - 10 < SIDES ? &w.sock[fd - 10] : NULL; }

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kernel.h - as much of a kernel as sdlib/src/sock asks for: one TCP connection, whose bytes take their time.
+ */
+#ifndef HOSTED_KERNEL_H
+#define HOSTED_KERNEL_H
+
+#include "sock/sock.h"
+
+#define STREAM_BYTES 64
+#define SIDES 2
+#define FD_OF(side) (10 + (int)(side))
+#define SIDE_OF(fd) ((u32)((fd) - 10))
+
+/* Direction d is written by side d. Bytes between `arrived` and `written` are on their way. */
+struct stream {
+    u8 data[STREAM_BYTES]; /* never more than that in a test's life */
+    u32 written, arrived, read, cap;
+    u32 fin, fin_arrived;
+};
+
+struct connection {
+    struct stream dir[SIDES];
+};
+
+/* Everything that a test's programs share; the explorer copies and restores it as one. */
+struct world {
+    struct connection net;
+    struct sd_seg seg;
+    struct sd_block block[SIDES];
+    struct sock sock[SIDES];
+    u8 ring[SIDES][8]; /* tiny, so that full and wrapped are the usual case */
+};
+
+extern struct world w;
+
+/* Given by explore.c and fuzz.c. */
+void host_point(const char *what);                        /* a system call begins: a full barrier, others may come first */
+void host_wait(bool (*ready)(long), long arg, bool timed); /* sleep until ready(arg), or, if timed, until something has changed */
+void host_changed(void);                                  /* the kernel's state has changed */
+void host_membarrier(void);
+void host_fail(const char *why);
+
+void world_init(u32 start_at_ring, u32 ring_bytes);
+bool net_deliver(u32 dir); /* one byte, or the FIN, arrives */
+u32 net_bells_unread(u32 dir);
+extern u64 bells_sent; /* no part of the world: a statistic */
+
+#endif

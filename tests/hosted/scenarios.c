@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * scenarios.c - what is explored: small programs that call sdlib/src/sock as the handlers of the system calls do.
+ *
+ * The ring has four bytes and its counters start three below the wrap. Every scenario ends with the same question: has each program got
+ * exactly the bytes that were sent to it? That nobody sleeps for ever, and that there is at most one doorbell, is asked at every step.
+ */
+#include <string.h>
+#include "explore.h"
+#include "poll/poll.h"
+
+#define SLOW (-4096l) /* gate.S */
+long sd_fast_read(u64 fd, u8 *buf, u64 len);
+long sd_fast_write(u64 fd, const u8 *buf, u64 len);
+
+/* ---------------------------------------------------------------- programs */
+
+/* The gate tries the short way first, if it may (fast.c). */
+static bool fast(u32 side)
+{
+    sd_fdkind[FD_OF(side)] = SD_KIND_OURS;
+    sd_fast_on(&w.sock[side], FD_OF(side));
+    return sd_fdkind[FD_OF(side)] == SD_KIND_FAST;
+}
+
+static long send_once(u32 side, struct iovec *v, u32 flags)
+{
+    long r = fast(side) ? sd_fast_write((u64)FD_OF(side), v->base, v->len) : SLOW;
+
+    return r == SLOW ? sd_tx(&w.sock[side], FD_OF(side), v, 1, flags) : r;
+}
+
+static long receive_once(u32 side, struct iovec *v, u32 flags)
+{
+    long r = fast(side) ? sd_fast_read((u64)FD_OF(side), v->base, v->len) : SLOW;
+
+    return r == SLOW ? sd_rx(&w.sock[side], FD_OF(side), v, 1, flags) : r;
+}
+
+static void put(u32 side, const char *bytes, u32 flags)
+{
+    u64 n = strlen(bytes);
+    struct iovec v = {(u8 *)bytes, n};
+
+    while (v.len) {
+        long r = send_once(side, &v, flags);
+        if (r == -EAGAIN)
+            return;
+        if (r <= 0)
+            host_fail("send has failed");
+        v.base += r;
+        v.len -= (u64)r;
+    }
+}
+
+/* True when `want` bytes are there, or the end. */
+static bool got(u32 side, u32 want)
+{
+    return prog.ngot[side] >= want || prog.eof[side];
+}
+
+static long take(u32 side, u32 most, u32 flags)
+{
+    u8 bytes[8];
+    struct iovec v = {bytes, most};
+    long r = receive_once(side, &v, flags);
+
+    for (long i = 0; i < r; i++) {
+        if (!bytes[i])
+            host_fail("a doorbell has reached the program");
+        prog.got[side][prog.ngot[side]++] = bytes[i];
+    }
+    if (r == 0)
+        prog.eof[side] = 1;
+    if (r < 0 && r != -EAGAIN)
+        host_fail("receive has failed");
+    return r;
+}
+
+static void get(u32 side, u32 want)
+{
+    while (!got(side, want))
+        take(side, 3, 0);
+}
+
+/* As poll(2) does it, with the library's own poll.c. */
+static void wait_for(u32 side, u32 events)
+{
+    struct pollfd k = {FD_OF(side), (int16_t)events, 0};
+    struct sd_pollitem item = {0};
+    struct sd_pollset p = {.k = &k, .item = &item, .n = 1};
+    struct sd_deadline d = {.ns = SD_FOREVER};
+    struct sd_mask m = {0};
+
+    p.ours = sd_pollitem_find(&item, k.fd);
+    item.want = events;
+    item.care = events | POLLERR | POLLHUP;
+    if (sd_pollset_wait(&p, &d, &m) < 0)
+        host_fail("poll has failed");
+}
+
+static void expect(u32 side, const char *bytes)
+{
+    if (prog.ngot[side] != strlen(bytes) || memcmp(prog.got[side], bytes, strlen(bytes)))
+        host_fail("bytes are lost, doubled or in the wrong order");
+}
+
+/* ------------------------------------------------------------------- setup */
+
+static void on_tcp(void)
+{
+    static const char *const word[] = {"tail", "sw_ring", "sw_back", "sw_back_at", "prod_hint", "head", "rx_armed", "tx_armed", "bell"};
+    static char text[SIDES][ARRAY_LEN(word)][24];
+
+    for (u32 d = 0; d < SIDES; d++) {
+        struct sd_dir *x = &w.seg.dir[d];
+        const volatile void *at[] = {&x->tail, &x->sw_ring, &x->sw_back, &x->sw_back_at, &x->prod_hint, &x->head, &x->rx_armed,
+                                     &x->tx_armed, &x->bell};
+        for (u32 i = 0; i < ARRAY_LEN(word); i++) {
+            text[d][i][0] = (char)('0' + d);
+            text[d][i][1] = '.';
+            strcpy(text[d][i] + 2, word[i]);
+            mc_name(at[i], text[d][i]);
+        }
+    }
+}
+
+/* Both directions have switched, nobody is armed. */
+static void on_ring(void)
+{
+    on_tcp();
+    for (u32 i = 0; i < SIDES; i++) {
+        *(u64 *)&w.seg.dir[i].sw_ring = 1;
+        *(u32 *)&w.seg.dir[i].rx_armed = 0;
+        *(u32 *)&w.block[i].rx_mode = *(u32 *)&w.block[i].tx_mode = SD_MODE_RING;
+    }
+}
+
+static void tcp_bytes_on_the_way(void)
+{
+    on_tcp();
+    memcpy(w.net.dir[0].data, "xy", 2);
+    w.net.dir[0].written = 2;
+}
+
+static void tx_on_ring_only(void)
+{
+    on_ring();
+    g.mt = 0;
+    *(u64 *)&w.seg.dir[1].sw_ring = 0;
+    *(u32 *)&w.seg.dir[1].rx_armed = 1;
+    *(u32 *)&w.block[0].rx_mode = *(u32 *)&w.block[1].tx_mode = SD_MODE_TCP;
+}
+
+/* ---------------------------------------------------------------- arming */
+
+static void a_sends_twice(void) { put(0, "a", 0), put(0, "b", 0); }
+static void b_gets_2(void) { get(1, 2); }
+static void b_has_ab(void) { expect(1, "ab"); }
+
+static void a_sends_6(void) { put(0, "abcdef", 0); }
+static void b_gets_6(void) { get(1, 6); }
+static void b_has_6(void) { expect(1, "abcdef"); }
+
+static void b_polls_2(void)
+{
+    while (!got(1, 2))
+        if (take(1, 3, MSG_DONTWAIT) == -EAGAIN)
+            wait_for(1, POLLIN);
+}
+
+static void a_polls_6(void)
+{
+    static const char bytes[] = "abcdef";
+
+    for (u32 sent = 0; sent < 6;) {
+        struct iovec v = {(u8 *)bytes + sent, 6 - sent};
+        long r = send_once(0, &v, MSG_DONTWAIT);
+        if (r > 0)
+            sent += (u32)r;
+        else
+            wait_for(0, POLLOUT);
+    }
+}
+
+/* ------------------------------------------------------------- the switch */
+
+static void b_gets_4(void) { get(1, 4); }
+static void b_has_xyab(void) { expect(1, "xyab"); }
+
+static void b_polls_4(void)
+{
+    while (!got(1, 4))
+        if (take(1, 3, MSG_DONTWAIT) == -EAGAIN)
+            wait_for(1, POLLIN);
+}
+
+static void back(u32 side)
+{
+    mc_mark(MARK_BACK);
+    sd_tx_back(&w.sock[side], FD_OF(side), SD_REASON_flag);
+}
+
+static void a_up_and_back(void) { put(0, "a", 0), back(0), put(0, "b", 0); }
+static void a_goes_back(void) { put(0, "a", 0), put(0, "b", 0), back(0), put(0, "cd", 0); }
+static void b_has_abcd(void) { expect(1, "abcd"); }
+
+static void a_asks(void) { put(0, "a", 0), get(0, 1); }
+static void b_answers(void) { get(1, 1), put(1, "b", 0); }
+static void both_have(void) { expect(1, "a"), expect(0, "b"); }
+
+static void b_goes_back_and_gets_6(void) { back(1), get(1, 6); }
+
+/* ------------------------------------------------------------------ the end */
+
+static void a_sends_and_closes(void)
+{
+    put(0, "ab", 0);
+    sd_hint_say(&w.sock[0].e, SD_HINT_CLOSED);
+    SYS2(__NR_shutdown, FD_OF(0), SHUT_RDWR);
+}
+
+static void b_gets_all(void)
+{
+    while (!prog.eof[1])
+        take(1, 3, 0);
+}
+
+const struct scenario scenarios[] = {
+    {"wake-up", on_ring, {a_sends_twice, b_gets_2}, b_has_ab},
+    {"wake-up-poll", on_ring, {a_sends_twice, b_polls_2}, b_has_ab},
+    {"room", on_ring, {a_sends_6, b_gets_6}, b_has_6},
+    {"room-poll", on_ring, {a_polls_6, b_gets_6}, b_has_6},
+    {"room-bell-switches", tx_on_ring_only, {a_sends_6, b_gets_6}, b_has_6},
+    {"switch", tcp_bytes_on_the_way, {a_sends_twice, b_gets_4}, b_has_xyab},
+    {"switch-poll", tcp_bytes_on_the_way, {a_sends_twice, b_polls_4}, b_has_xyab},
+    {"switch-both", on_tcp, {a_asks, b_answers}, both_have},
+    {"up-and-back", on_tcp, {a_up_and_back, b_gets_2}, b_has_ab},
+    {"up-and-back-poll", on_tcp, {a_up_and_back, b_polls_2}, b_has_ab},
+    {"back", on_ring, {a_goes_back, b_gets_4}, b_has_abcd},
+    {"back-poll", on_ring, {a_goes_back, b_polls_4}, b_has_abcd},
+    {"back-while-other-waits", on_ring, {a_sends_6, b_goes_back_and_gets_6}, b_has_6},
+    {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
+    {0},
+};

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile the library's own ring and socket code with the surroundings of tests/hosted: the explorer and the fuzzer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SRC = ROOT / "sdlib/src"
+HOSTED = ROOT / "tests/hosted"
+UNDER_TEST = ("ring/ring.c", "ring/switch.c", "sock/fast.c", "sock/life.c", "sock/ready.c", "sock/rx.c",
+              "sock/rx_tcp.c", "sock/token.c", "sock/tx.c", "poll/poll.c", "poll/wait.c")
+# -Wno-unused-value: an atomic whose old value nobody wants is an expression here. No canaries: stacks are copied.
+FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-value", "-fno-strict-aliasing", "-DSD_HOSTED=1",
+         "-DSD_INTERPOSE=1")
+EXPLORER = ("-O1", "-DSPINS=1", "-fno-stack-protector", "-fcf-protection=none")
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+
+
+def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], mutated: Mapping[str, str] | None = None,
+          reuse: Path | None = None) -> Path:
+    """The program made of `drivers` (files of tests/hosted) and the code under test.
+
+    `mutated`: texts that replace files under sdlib/src or tests/hosted. Objects of `reuse`, an earlier build of the
+    same drivers without mutation, serve again where no mutated file can matter.
+    """
+    mutated = mutated or {}
+    source, hosted = SRC, HOSTED
+    if mutated:  # a whole tree: a header is looked for beside the file that includes it first
+        source, hosted = folder / "src", folder / "hosted"
+        shutil.copytree(SRC, source)
+        shutil.copytree(HOSTED, hosted)
+    for name, text in mutated.items():
+        ((source if "/" in name else hosted) / name).write_text(text)
+    headers = any(name.endswith(".h") for name in mutated)
+    includes = [f"-I{place}" for place in (ROOT / "sdlib/include", source, hosted)]
+
+    def compile_one(name: str) -> Path:
+        object_name = f"{name.replace('/', '_')}.o"
+        if reuse and not headers and name not in mutated:
+            return reuse / object_name
+        path = (hosted if name in drivers else source) / name
+        subprocess.run(["gcc", *FLAGS, *options, *includes, "-c", "-o", folder / object_name, path], check=True)
+        return folder / object_name
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, (*drivers, *UNDER_TEST)))
+    subprocess.run(["gcc", *options, "-o", folder / "program", *objects], check=True)
+    return folder / "program"

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model check of the library's own code: every interleaving of two or three threads under x86-TSO (tests/hosted).
+
+Arming against publishing, the switch up and back with doorbells in the stream. That the
+explorer can see what it looks for is shown with mutants: each takes one edge away, and one scenario must fail for it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.hostedbuild import EXPLORER, HOSTED, SRC, build
+
+DRIVERS = ("explore.c", "scenarios.c", "kernel.c", "around.c")
+NAMES = re.findall(r'^    {"([a-z-]+)"', (HOSTED / "scenarios.c").read_text(), re.MULTILINE)
+
+
+class Mutant(NamedTuple):
+    """One edge less, and the scenario that must notice."""
+
+    scenario: str
+    why: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant("wake-up", "a lost wake-up", "sock/rx.c", "    sd_membarrier();\n", ""),
+    Mutant("wake-up", "a lost wake-up", "sock/rx.c", "more(s, had) ? SD_NEWS : park(", "park("),
+    Mutant("wake-up", "a lost wake-up", "ring/bell.h", "atomic_fetch_add(&e->rx->rx_armed, 1);", "(void)e;"),
+    Mutant("wake-up", "a second doorbell", "ring/bell.h", "atomic_exchange(&e->tx->bell, 1) == 0",
+           "atomic_exchange(&e->tx->bell, 1) <= 1"),
+    Mutant("wake-up", "a second doorbell", "sock/life.c", "    bool bell = sd_bell_due(&s->e);",
+           "    bool bell = sd_bell_due(&s->e); if (bell) sd_bell_eaten(&s->e);"),
+    Mutant("wake-up-poll", "a lost wake-up", "poll/poll.c", "        sd_membarrier();\n", "        (void)0;\n"),
+    Mutant("wake-up-poll", "a lost wake-up", "poll/poll.c", "return ready || any_ready(p);", "return ready;"),
+    Mutant("room", "a lost wake-up", "sock/tx.c", "    sd_membarrier();\n    r = room_for", "    r = room_for"),
+    Mutant("room", "a lost wake-up", "sock/tx.c", "room_for(s, need) ? 0 : sleep", "need == 0 ? 0 : sleep"),
+    Mutant("room", "has failed", "ring/ring.c",
+           "    return used < e->tx_bytes ? (i64)(e->tx_bytes - used) : 0;", "    return (i64)e->tx_bytes;"),
+    Mutant("switch", "has reached the program", "sock/rx_tcp.c", "return q > 0 ? (u64)q : 0;", "return 8;"),
+    Mutant("switch-poll", "a lost wake-up", "sock/ready.c", "load_rlx(&b->rx_mode) != SD_MODE_BACK && (want",
+           "load_rlx(&b->rx_mode) == SD_MODE_RING && (want"),
+    Mutant("back", "has reached the program", "sock/life.c", "bells, left, MSG_DONTWAIT) != (long)left",
+           "bells, left, MSG_DONTWAIT) > (long)left"),
+    Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "bool ring = sd_back_announce(&s->e),",
+           "bool ring = sd_back_announce(&s->e) && false,"),
+]
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("explorer"), DRIVERS, EXPLORER)
+
+
+def explore(program: Path, scenario: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, scenario], stdout=subprocess.PIPE, text=True, timeout=150, check=False)
+
+
+@pytest.mark.parametrize("scenario", NAMES)
+def test_every_interleaving(explorer: Path, scenario: str) -> None:
+    result = explore(explorer, scenario)
+    assert result.returncode == 0, result.stdout
+    numbers = re.search(r"(\d+) states, (\d+) ends, (\d+) parked, (\d+) bells", result.stdout)
+    assert numbers
+    states, _ends, parked, bells = map(int, numbers.groups())
+    assert states > 1000 and parked > 0 and bells > 0
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.scenario}:{mutant.file}")
+def test_a_missing_edge_is_found(explorer: Path, mutant: Mutant, tmp_path: Path) -> None:
+    original = ((SRC if "/" in mutant.file else HOSTED) / mutant.file).read_text()
+    assert original.count(mutant.old) == 1, f"{mutant.file} has changed: adapt the mutant"
+    text = original.replace(mutant.old, mutant.new)
+    mutated = build(tmp_path, DRIVERS, EXPLORER, {mutant.file: text}, reuse=explorer.parent)
+    result = explore(mutated, mutant.scenario)
+    assert result.returncode == 1 and mutant.why in result.stdout.splitlines()[0], result.stdout[:3000]
