@@ -4,6 +4,7 @@
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part)
+#   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
 #   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
@@ -32,7 +33,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: build test suites demo lint bench baseline clean ffi image filter filters
+.PHONY: build test fuzz suites demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -97,6 +98,9 @@ test: build $(STAMPS)/packages-test
 
 suites: build $(STAMPS)/packages-test
 	@SDRUN_SUITES=all $(PY) -m pytest --reruns 1 tests/suites $(PYTEST_ARGS)
+
+fuzz: build $(STAMPS)/packages-test
+	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py $(PYTEST_ARGS)
 
 demo: build $(STAMPS)/packages-demo
 	@$(PY) -m tools.demo

@@ -19,7 +19,8 @@ UNDER_TEST = ("ring/ring.c", "ring/switch.c", "sock/fast.c", "sock/life.c", "soc
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-value", "-fno-strict-aliasing", "-DSD_HOSTED=1",
          "-DSD_INTERPOSE=1")
 EXPLORER = ("-O1", "-DSPINS=1", "-fno-stack-protector", "-fcf-protection=none")
-SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+SANITIZED = ("-O1", "-g", "-DSPINS=4", "-fsanitize=address,undefined", "-fno-sanitize=alignment",
+             "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
 def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], mutated: Mapping[str, str] | None = None,

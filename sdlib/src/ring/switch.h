@@ -78,7 +78,7 @@ static inline bool sd_back_published(const struct sd_end *e)
 /* Nobody will ring when there is room: a waiter has to look from time to time. To be asked after arming. */
 static inline bool sd_bells_over(const struct sd_end *e)
 {
-    return load_acq(&e->rx->prod_hint) & SD_HINT_LEAVING; /* [S4] */
+    return (load_acq(&e->rx->prod_hint) & SD_HINT_LEAVING) || sd_back_published(e); /* [S4]; the second: not every peer is honest */
 }
 
 /* The ring is read up to the way back. */

@@ -172,6 +172,10 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
             sd_drop(s, fd);
             return the_end(s, w);
         }
+        if (unlikely(w->peek && !r && w->got) && sd_rx_avail(&s->e) < (i64)w->got) { /* another has taken what we have looked at */
+            w->got = 0;
+            continue;
+        }
         w->got += (u64)r;
         if (r > 0 && !w->peek && sd_room_wanted(&s->e))
             sd_ring_bell(s, fd);

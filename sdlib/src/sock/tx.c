@@ -73,19 +73,30 @@ static u64 send_timeout_ns(int fd)
     return (u64)tv[0] * 1000000000ull + (u64)tv[1] * 1000ull;
 }
 
-/* Arms for room. True if there is some already. */
+/* As far as we know already, or else by the peer's word, which is looked at again. True of a broken ring: a send finds out. */
 static bool room_for(struct sock *s, u64 need)
+{
+    i64 room = need == 1 ? 1 : sd_tx_room(&s->e);
+
+    if (room >= 0 && (u64)room < need)
+        room = sd_tx_look(&s->e);
+    return room < 0 || (u64)room >= need;
+}
+
+/* After arming: only the peer's word counts. */
+static bool room_now(struct sock *s, u64 need)
 {
     i64 room = sd_tx_look(&s->e);
 
     return room < 0 || (u64)room >= need;
 }
 
+/* Arms for room. True if there is some already. */
 bool sd_arm_room(struct sock *s)
 {
     sd_tx_arm(&s->e, &s->b->tx_wait);
     sd_membarrier();
-    return room_for(s, 1);
+    return room_now(s, 1);
 }
 
 /* Writers that share a ring do not cut each other's small messages: one that does not fit waits until it does. */
@@ -151,7 +162,7 @@ long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
     sd_room_arm(&s->e);
     u64 sleeper = sd_sleeper_enter(s);
     sd_membarrier();
-    r = room_for(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
+    r = room_now(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
     sd_sleeper_leave(s, sleeper);
     sd_room_disarm(&s->e);
     if (r == LOOK)
@@ -199,7 +210,7 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need
         }
         u64 from = load_rlx(&s->e.tx->tail);
         put = 0;
-        if (load_rlx(&b->tx_mode) == SD_MODE_RING && (need == 1 || sd_tx_room(&s->e) >= (i64)need || sd_tx_look(&s->e) >= (i64)need))
+        if (load_rlx(&b->tx_mode) == SD_MODE_RING && room_for(s, need)) /* or a broken ring, which the gathering tells */
             put = sd_tx_gather(&s->e, iov, n, skip);
         bool done = put <= 0 || put_commit(s, &h, from, (u64)put);
         if (done && put > 0)

@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fuzz.c - this side sends, receives, polls, switches and arms while a hostile peer writes anything into any word of the segment.
+ *
+ * The peer comes in before every single access to a shared word. Header and rings lie in allocations of exactly their size, so that the
+ * address sanitizer sees any step outside; the receiving ring must stay as it is, and of the header only our own words may be written. When
+ * the peer has become quiet, each call must come to its end: nothing it has left there may hold us in a loop.
+ *
+ *     fuzz SEED CALLS     a failure prints the seed and the call; the same arguments show it again
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernel.h"
+#include "poll/poll.h"
+
+#define FD 10
+#define RING 64
+#define CALL_BYTES 200
+#define MEDDLE_STEPS 300   /* accesses of one call before the peer becomes quiet */
+#define QUIET_STEPS 20000  /* and so many more may follow */
+
+long sd_fast_read(u64 fd, u8 *buf, u64 len);
+long sd_fast_write(u64 fd, const u8 *buf, u64 len);
+
+static struct sd_seg *seg;
+static u8 *ring[2], shadow[RING];
+static struct sd_block block;
+static struct sock sk;
+static struct sd_tcb tcb = {.tid = 100, .level = 1};
+static struct sd_area area; /* for the participants; the peer cannot see it */
+
+/* The kernel's side of the connection. */
+static struct { u64 written, arrived, read; bool fin, reset, shut; } net;
+static u64 seed, calls, step;
+static bool inside; /* of a call */
+static u64 outcome[8];
+enum { SENT, RECEIVED, AGAIN, DROPPED, FAILED, ENDED, ON_RING, WENT_BACK };
+
+static u64 rnd(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed;
+}
+
+static bool one_in(u64 n) { return rnd() % n == 0; }
+
+static u64 first_seed;
+static const char *now = "start";
+
+void host_fail(const char *why)
+{
+    printf("FAIL seed %llu, call %llu (%s): %s\n", (unsigned long long)first_seed, (unsigned long long)calls, now, why);
+    fflush(stdout);
+    abort();
+}
+
+/* ---------------------------------------------------------------- the peer */
+
+static u64 value(void)
+{
+    struct sd_dir *mine = &seg->dir[0], *its = &seg->dir[1];
+    u64 bases[] = {0, ~0ull, 1ull << 63, *(u64 *)&mine->tail, *(u64 *)&mine->head, *(u64 *)&its->tail, *(u64 *)&its->head, net.read, net.arrived,
+                   net.written, rnd()};
+    u64 base = bases[rnd() % ARRAY_LEN(bases)];
+
+    return one_in(2) ? base + rnd() % 5 - 2 : base + rnd() % (2 * RING + 3) - RING;
+}
+
+/* Mostly plausible, so that a connection lives for a while. */
+static void meddle(void)
+{
+    struct sd_dir *its = &seg->dir[1], *mine = &seg->dir[0];
+    u64 *tail = (u64 *)&its->tail, *head = (u64 *)&mine->head;
+
+    switch (rnd() % 32) {
+    case 0: /* any word */
+        ((u32 *)seg)[rnd() % (sizeof *seg / 4)] = (u32)value();
+        break;
+    case 1:
+        ((u64 *)seg)[rnd() % (sizeof *seg / 8)] = value();
+        break;
+    case 2 ... 11:
+        *tail += rnd() % 9;
+        if (*tail - *(u64 *)&its->head > RING && !one_in(20))
+            *tail = *(u64 *)&its->head + RING;
+        break;
+    case 12 ... 21:
+        if (*(u64 *)&mine->tail - *head <= RING)
+            *head += rnd() % (*(u64 *)&mine->tail - *head + 1);
+        break;
+    case 22:
+        *(u64 *)&its->sw_ring = net.arrived + 1 + rnd() % 3;
+        break;
+    case 23:
+        if (one_in(8)) {
+            *(u64 *)&its->sw_back_at = *tail;
+            *(u64 *)&its->sw_back = net.arrived + 1 + rnd() % 3;
+        }
+        break;
+    case 24:
+        *(u32 *)&its->bell ^= 1;
+        break;
+    case 25:
+        *(u32 *)&its->tx_armed = rnd() % 3;
+        break;
+    case 26:
+        *(u32 *)&mine->rx_armed = rnd() % 3;
+        break;
+    case 27:
+        net.arrived += rnd() % 4;
+        break;
+    case 28:
+        *(u32 *)&seg->attached[1] = 1;
+        break;
+    case 29:
+        if (one_in(40))
+            net.fin = true;
+        if (one_in(100))
+            net.reset = true;
+        break;
+    default:
+        break;
+    }
+}
+
+static void come_in(void)
+{
+    if (!inside)
+        return;
+    if (++step > MEDDLE_STEPS + QUIET_STEPS)
+        host_fail("does not come to an end");
+    if (step < MEDDLE_STEPS && one_in(6))
+        meddle();
+}
+
+/* ------------------------------------------------------------ shared words */
+
+static bool in_seg(const volatile void *p)
+{
+    return (u8 *)p >= (u8 *)seg && (u8 *)p < (u8 *)(seg + 1);
+}
+
+/* Who writes what: sd_abi.h. */
+static void check_ours(const volatile void *p)
+{
+    struct sd_dir *tx = &seg->dir[0], *rx = &seg->dir[1];
+    const volatile void *ours[] = {&tx->tail, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->tx_armed, &tx->prod_cpu,
+                                   &tx->bell, &rx->head, &rx->rx_armed, &rx->go_back, &rx->cons_cpu, &rx->bell, &seg->attached[0]};
+
+    if (!inside || !in_seg(p))
+        return;
+    for (u32 i = 0; i < ARRAY_LEN(ours); i++)
+        if (p == ours[i])
+            return;
+    host_fail("writes a word that is not ours");
+}
+
+static u64 get_word(const volatile void *p, u32 size)
+{
+    return size == 8 ? *(const volatile u64 *)p : *(const volatile u32 *)p;
+}
+
+static void set_word(volatile void *p, u32 size, u64 v)
+{
+    check_ours(p);
+    if (size == 8)
+        *(volatile u64 *)p = v;
+    else
+        *(volatile u32 *)p = (u32)v;
+}
+
+u64 mc_load(const volatile void *p, u32 size)
+{
+    come_in();
+    return get_word(p, size);
+}
+
+void mc_store(volatile void *p, u32 size, u64 v)
+{
+    come_in();
+    set_word(p, size, v);
+}
+
+u64 mc_rmw(volatile void *p, u32 size, enum mc_op op, u64 v)
+{
+    u64 old;
+
+    come_in();
+    old = get_word(p, size);
+    set_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : v);
+    return old;
+}
+
+bool mc_cmpxchg(volatile void *p, u32 size, u64 *want, u64 val)
+{
+    u64 old;
+
+    come_in();
+    old = get_word(p, size);
+    if (old != *want) {
+        *want = old;
+        return false;
+    }
+    set_word(p, size, val);
+    return true;
+}
+
+void mc_fence(void) { come_in(); }
+void mc_relax(void) { come_in(); }
+void host_membarrier(void) { come_in(); }
+void mc_bytes(void *dst, const void *src, u64 n)
+{
+    come_in();
+    memcpy(dst, src, n);
+}
+
+/* ------------------------------------------------------------- the kernel */
+
+struct sd_tcb *sd_self(void) { return &tcb; }
+struct sock *sd_sock_of(u64 fd) { return fd == FD ? &sk : NULL; }
+
+static long receive(u8 *p, u64 n, u32 flags)
+{
+    if (net.reset) {
+        net.reset = false;
+        net.fin = true;
+        return -ECONNRESET;
+    }
+    if (net.arrived == net.read) {
+        if (net.fin || net.shut)
+            return 0;
+        if (flags & MSG_DONTWAIT)
+            return -EAGAIN;
+        if (one_in(2))
+            return one_in(2) ? -EINTR : -EAGAIN;
+        net.arrived += 1 + rnd() % 3; /* something has come */
+    }
+    n = min_u64(n, net.arrived - net.read);
+    memset(p, 0x5a, n);
+    if (!(flags & MSG_PEEK))
+        net.read += n;
+    return (long)n;
+}
+
+static long transmit(u64 n, u32 flags)
+{
+    if (net.shut || net.fin)
+        return -EPIPE;
+    if (one_in(4))
+        return flags & MSG_DONTWAIT ? -EAGAIN : -EINTR;
+    n = 1 + rnd() % n;
+    net.written += n;
+    return (long)n;
+}
+
+static long get_option(long level, long name, void *out, u32 *len)
+{
+    memset(out, 0, *len);
+    if (level == SOL_TCP && name == TCP_INFO && *len == sizeof(struct tcp_info_head)) {
+        struct tcp_info_head *ti = out;
+        ti->state = net.shut ? TCP_CLOSE : net.fin ? TCP_CLOSE_WAIT : TCP_ESTABLISHED;
+        ti->bytes_acked = net.written + 1;
+        ti->bytes_received = net.arrived + net.fin;
+    }
+    return 0;
+}
+
+static long poll_all(struct pollfd *p, u64 n)
+{
+    long count = 0;
+
+    if (one_in(8))
+        return -EINTR;
+    for (u64 i = 0; i < n; i++) {
+        u32 is = (net.arrived > net.read || net.fin || net.reset || net.shut ? POLLIN : 0) | (one_in(2) ? POLLOUT : 0) |
+                 (net.fin ? POLLRDHUP : 0) | (net.shut || net.reset ? POLLHUP | POLLERR : 0);
+        p[i].revents = (int16_t)(is & ((u32)p[i].events | POLLHUP | POLLERR));
+        count += p[i].revents != 0;
+    }
+    return count;
+}
+
+static long first_iov(struct msghdr *m, u32 flags, bool sending)
+{
+    struct iovec *v = m->iov;
+
+    for (u64 i = 0; i < m->iovlen; i++, v++)
+        if (v->len)
+            return sending ? transmit(v->len, flags) : receive(v->base, v->len, flags);
+    return 0;
+}
+
+long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
+{
+    (void)a, (void)f;
+    come_in();
+    switch (nr) {
+    case __NR_getsockopt:
+        return get_option(b, c, (void *)d, (u32 *)e);
+    case __NR_setsockopt:
+    case __NR_getpid:
+    case __NR_tgkill:
+    case __NR_tkill:
+    case __NR_newfstatat:
+    case __NR_close:
+    case __NR_sched_yield:
+        return 0;
+    case __NR_shutdown:
+        net.shut = true;
+        return 0;
+    case __NR_sendto:
+        return transmit((u64)c, (u32)d);
+    case __NR_sendmsg:
+        return first_iov((struct msghdr *)b, (u32)c, true);
+    case __NR_recvfrom:
+        return receive((u8 *)b, (u64)c, (u32)d);
+    case __NR_recvmsg:
+        return first_iov((struct msghdr *)b, (u32)c, false);
+    case __NR_ioctl:
+        *(i32 *)c = b == FIONREAD ? (i32)(net.arrived - net.read) : 0;
+        return 0;
+    case __NR_ppoll:
+        return poll_all((struct pollfd *)a, (u64)b);
+    }
+    host_fail("a system call that this kernel does not know");
+    return 0;
+}
+
+/* ------------------------------------------------------------------- calls */
+
+static const u32 flag_sets[] = {0, MSG_DONTWAIT, MSG_DONTWAIT, MSG_DONTWAIT | MSG_PEEK, MSG_PEEK, MSG_WAITALL, MSG_TRUNC,
+                                MSG_TRUNC | MSG_DONTWAIT, MSG_PEEK | MSG_WAITALL};
+
+/* Buffers of exactly their size; the last may be empty. */
+static u64 make_iov(struct iovec *v, u64 n)
+{
+    u64 sum = 0;
+
+    for (u64 i = 0; i < n; i++) {
+        v[i].len = one_in(8) ? 0 : one_in(3) ? 8 : rnd() % CALL_BYTES;
+        v[i].base = malloc(v[i].len + !v[i].len);
+        memset(v[i].base, 7, v[i].len);
+        sum += v[i].len;
+    }
+    return sum;
+}
+
+static void count(long r, u64 most, u32 what)
+{
+    if (r > (long)most || r < -4095)
+        host_fail("an answer that cannot be");
+    outcome[r > 0 ? what : r == 0 ? ENDED : r == -EAGAIN ? AGAIN : FAILED]++;
+}
+
+static void call_data(bool sending)
+{
+    struct iovec v[3];
+    u64 n = 1 + rnd() % 3, most = make_iov(v, n);
+    u32 flags = sending ? (one_in(2) ? MSG_DONTWAIT : 0) : flag_sets[rnd() % ARRAY_LEN(flag_sets)];
+    long r;
+
+    now = sending ? "send" : "receive";
+    if (most || !sending) {
+        r = sending ? sd_tx(&sk, FD, v, n, flags) : sd_rx(&sk, FD, v, n, flags);
+        count(r, most, sending ? SENT : RECEIVED);
+    }
+    for (u64 i = 0; i < n; i++)
+        free(v[i].base);
+}
+
+/* What the gate tries first. */
+static void call_fast(bool sending)
+{
+    struct iovec v;
+    long r;
+
+    sd_fdkind[FD] = SD_KIND_OURS;
+    sd_fast_on(&sk, FD);
+    if (sd_fdkind[FD] != SD_KIND_FAST)
+        return;
+    make_iov(&v, 1);
+    now = sending ? "fast send" : "fast receive";
+    r = sending ? sd_fast_write(FD, v.base, v.len) : sd_fast_read(FD, v.base, v.len);
+    if (r != -4096)
+        count(r, v.len, sending ? SENT : RECEIVED);
+    free(v.base);
+}
+
+static void call_poll(void)
+{
+    struct pollfd k = {FD, (int16_t)(rnd() & (POLLIN | POLLOUT | POLLRDHUP)), 0};
+    struct sd_pollitem item = {0};
+    struct sd_pollset p = {.k = &k, .item = &item, .n = 1};
+    struct sd_deadline d = {.ns = one_in(2) ? 0 : SD_FOREVER};
+    struct sd_mask m = {0};
+
+    now = "poll";
+    p.ours = sd_pollitem_find(&item, FD);
+    item.want = (u16)k.events;
+    item.care = item.want | POLLERR | POLLHUP;
+    if (d.ns) /* somebody else wakes the program up in the end */
+        net.arrived += one_in(3);
+    d.end_ns = d.ns ? 1 : 0;
+    sd_pollset_wait(&p, &d, &m);
+}
+
+static void call_other(void)
+{
+    u32 armed;
+    u64 sleeper;
+
+    switch (rnd() % 8) {
+    case 0:
+        now = "ready";
+        sd_ready(&sk, FD, (u32)(rnd() & (POLLIN | POLLOUT | POLLRDHUP)));
+        break;
+    case 1:
+        now = "arm";
+        sleeper = sd_sleeper_enter(&sk);
+        armed = sd_arm(&sk, POLLIN | POLLOUT);
+        sd_membarrier();
+        sd_ready(&sk, FD, 0);
+        sd_disarm(&sk, armed);
+        sd_sleeper_leave(&sk, sleeper);
+        break;
+    case 2:
+        now = "bell";
+        sd_ring_bell(&sk, FD);
+        break;
+    case 3:
+        now = "look";
+        sd_look_at_kernel(&sk, FD);
+        break;
+    case 4:
+        if (one_in(20)) {
+            now = "back";
+            sd_tx_back(&sk, FD, SD_REASON_flag);
+        }
+        break;
+    case 5:
+        now = "needs timer";
+        sd_needs_timer(&sk, POLLOUT);
+        break;
+    default:
+        now = "switch";
+        sd_rx_poll_switch(&sk, FD);
+    }
+}
+
+static void one_call(void)
+{
+    step = 0;
+    inside = true;
+    switch (rnd() % 8) {
+    case 0 ... 1:
+        call_data(true);
+        break;
+    case 2 ... 3:
+        call_data(false);
+        break;
+    case 4:
+        call_fast(true);
+        break;
+    case 5:
+        call_fast(false);
+        break;
+    case 6:
+        call_poll();
+        break;
+    default:
+        call_other();
+    }
+    inside = false;
+    if (memcmp(shadow, ring[1], RING))
+        host_fail("writes into the ring that it reads");
+}
+
+/* ------------------------------------------------------------- connections */
+
+/* A header as the peer left it, in a file of the right or another size. */
+static void try_header(void)
+{
+    u64 n = SD_RING_MIN, bytes = SD_SEG_HDR_BYTES + 2 * n;
+    struct sd_seg *h = calloc(1, sizeof *h);
+    struct sd_end e;
+
+    sd_seg_init(h, (u32)n);
+    for (u64 i = rnd() % 4; i-- > 0;)
+        ((u32 *)h)[rnd() % 4] ^= one_in(2) ? 1u << rnd() % 32 : (u32)rnd();
+    if (one_in(4))
+        bytes = one_in(2) ? rnd() : bytes + rnd() % 3 - 1;
+    if (sd_end_open(&e, h, bytes, (u32)(rnd() % 3)) == 0 && SD_SEG_HDR_BYTES + 2 * e.bytes != bytes)
+        host_fail("a ring that is not in the file");
+    free(h);
+}
+
+static void connect_again(void)
+{
+    u64 start = one_in(2) ? 0 - rnd() % 100 : rnd();
+
+    now = "connect";
+    memset(seg, 0, sizeof *seg);
+    sd_seg_init(seg, RING);
+    memset(&net, 0, sizeof net);
+    for (u32 i = 0; i < 2; i++) {
+        *(u64 *)&seg->dir[i].head = *(u64 *)&seg->dir[i].tail = start;
+        *(u32 *)&seg->attached[i] = 1;
+    }
+    block = (struct sd_block){.state = SD_BLOCK_ATTACHED, .users = one_in(8) ? 2 : 1, .role = 1, .established = 1};
+    g.mt = one_in(4);
+    sk = (struct sock){.b = &block, .seg = seg};
+    sk.e = (struct sd_end){.tx = &seg->dir[0], .rx = &seg->dir[1], .tx_ring = ring[0], .rx_ring = ring[1], .bytes = RING,
+                           .tx_bytes = one_in(4) ? RING / 2 : RING, .rx_tail_seen = start, .tx_head_seen = start};
+    if (one_in(3)) /* else the switch comes first */
+        *(u64 *)&seg->dir[1].sw_ring = 1;
+}
+
+int main(int argc, char **argv)
+{
+    u64 wanted = argc > 2 ? strtoull(argv[2], NULL, 0) : 1000000;
+
+    first_seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
+    seed = first_seed * 0x9e3779b97f4a7c15 + 1;
+    seg = malloc(sizeof *seg);
+    g.area[0] = &area;
+    ring[0] = malloc(RING);
+    ring[1] = malloc(RING);
+    for (u32 i = 0; i < RING; i++)
+        ring[1][i] = shadow[i] = (u8)(i + 1);
+    connect_again();
+    for (calls = 0; calls < wanted; calls++) {
+        one_call();
+        if ((atomic_load(&block.latched) & POLLERR ? one_in(4) : one_in(300))) {
+            outcome[DROPPED] += (*(u32 *)&block.latched & POLLERR) != 0;
+            outcome[ON_RING] += *(u32 *)&block.rx_mode == SD_MODE_RING;
+            outcome[WENT_BACK] += *(u32 *)&block.rx_mode == SD_MODE_BACK;
+            try_header();
+            connect_again();
+        }
+    }
+    printf("ok seed %llu: %llu calls, %llu sent, %llu received, %llu again, %llu failed, %llu ended, %llu dropped, %llu on ring, %llu back\n",
+           (unsigned long long)first_seed, (unsigned long long)calls, (unsigned long long)outcome[SENT], (unsigned long long)outcome[RECEIVED],
+           (unsigned long long)outcome[AGAIN], (unsigned long long)outcome[FAILED], (unsigned long long)outcome[ENDED],
+           (unsigned long long)outcome[DROPPED], (unsigned long long)outcome[ON_RING], (unsigned long long)outcome[WENT_BACK]);
+    free(ring[0]);
+    free(ring[1]);
+    free(seg);
+    return 0;
+}
