@@ -5,8 +5,13 @@
     server     the event loop: clients, their answers, their limits
     endpoint   what the kernel says about an offered socket
     match      which offers belong together                              pure, no I/O
+    ledger     ring memory in use, by user                               pure, no I/O
+    desk       questions of sdctl                                        pure, no I/O
+    outbox     sending to clients that may not read
+    answers    answering sdctl
     segment    sealed memfds
     journal    log lines
+    service    sd_notify
 
 It never imports sdtrace, and sdtrace never imports it: what both speak is sdlib.wire.
 """

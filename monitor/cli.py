@@ -12,13 +12,14 @@ import argparse
 import contextlib
 import fcntl
 import os
+import pwd
 import resource
 import socket
 import sys
 import time
 from typing import Final
 
-from monitor import journal
+from monitor import journal, service
 from monitor.server import Server
 from monitor.session import Limits, Name
 from sdlib import abi
@@ -57,6 +58,19 @@ def _ring(text: str) -> int:
     return value
 
 
+def _pair(text: str) -> frozenset[int]:
+    """Two users by name or number."""
+    found = []
+    for user in text.split(":"):
+        try:
+            found.append(int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid)
+        except KeyError:
+            raise argparse.ArgumentTypeError(f"no user {user!r} on this host") from None
+    if len(set(found)) != 2 or len(found) != 2:
+        raise argparse.ArgumentTypeError("two different users, as in www-data:redis")
+    return frozenset(found)
+
+
 def _parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -84,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     limits.add_argument("--max-offers-per-client", type=_positive, default=default.offers_per_client, metavar="N")
     limits.add_argument("--max-offers-per-user", type=_positive, default=default.offers_per_uid, metavar="N")
     limits.add_argument("--max-ring", type=_ring, default=default.ring_bytes, metavar="BYTES", help="a power of two")
+    limits.add_argument("--max-memory", type=_positive, default=default.memory, metavar="BYTES", help="of all rings")
+    limits.add_argument(
+        "--max-memory-per-user", type=_positive, default=default.memory_per_uid, metavar="BYTES", help="of one user's"
+    )
+    parser.add_argument(
+        "--pair-users", type=_pair, action="append", default=[], metavar="USER:USER",
+        help="pair ends of these two users with each other as well; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--log", choices=("text", "json"), default="text", help="form of the log lines (default: text)")
     parser.add_argument("--verbose", action="store_true", help="also log every offer")
     parser.add_argument("--version", action="store_true", help="print the versions and leave")
     return parser
@@ -200,7 +223,7 @@ def _serve(options: argparse.Namespace) -> int:
     _raise_descriptor_limit()
     if options.detach:
         _detach(path)
-    journal.start(options.verbose)
+    journal.start(options.verbose, options.log == "json")
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write("sdmonitor")
     limits = Limits(
@@ -209,10 +232,13 @@ def _serve(options: argparse.Namespace) -> int:
         options.max_offers_per_client,
         options.max_offers_per_user,
         options.max_ring,
+        options.max_memory,
+        options.max_memory_per_user,
     )
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
     name = Name(path, inode, options.check_interval)
-    why = Server(listener, name, limits, options.idle_exit).run()
+    service.notify("READY=1")
+    why = Server(listener, name, limits, options.idle_exit, frozenset(options.pair_users)).run()
     journal.event("leaving", why=why)
     return 0
 

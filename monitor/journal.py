@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines: one event a line, `key=value`, on stderr (journald or a file takes it from there).
+"""Log lines: one event a line, `key=value` or JSON, on stderr (journald or a file takes it from there).
 
 A hostile client can cause events as fast as it can send, so lines are limited by a token bucket; what was left out
 is counted in the next line. The standard library's logging, because the monitor starts while a program waits.
@@ -7,6 +7,7 @@ is counted in the next line. The standard library's logging, because the monitor
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -37,12 +38,16 @@ class _Bucket:
 
 
 _bucket = _Bucket()
+_json = False
 
 
-def start(verbose: bool) -> None:
-    """Send lines to stderr; with `verbose` also those of every offer."""
+def start(verbose: bool, as_json: bool = False) -> None:
+    """Send lines to stderr; with `verbose` also those of every offer; `as_json`: each an object."""
+    global _json
+    _json = as_json
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s sdmonitor[%(process)d] %(levelname)s %(message)s"))
+    plain = "%(message)s" if as_json else "%(asctime)s sdmonitor[%(process)d] %(levelname)s %(message)s"
+    handler.setFormatter(logging.Formatter(plain))
     _logger.handlers[:] = [handler]
     _logger.propagate = False
     _logger.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -54,6 +59,10 @@ def event(name: str, level: int = logging.INFO, **fields: object) -> None:
         return
     if _bucket.left_out:
         fields["lines_left_out"], _bucket.left_out = _bucket.left_out, 0
+    if _json:
+        head = {"time": round(time.time(), 3), "level": logging.getLevelName(level), "event": name}
+        _logger.log(level, "%s", json.dumps({**head, **fields}, default=str))
+        return
     _logger.log(level, "%s", " ".join([name, *(f"{key}={_plain(value)}" for key, value in fields.items())]))
 
 

@@ -6,7 +6,7 @@ the client held up; its other end has the two addresses exchanged. Within one ne
 connection has that name (endpoint.py refuses the exceptions: sockets bound to a device). Invariants:
 
   - an open offer is in `_open` under its key and in `_ids` under (client, offer id): both or neither;
-  - no two open offers ever have mirrored keys and one user: they would have been paired;
+  - no two open offers ever have mirrored keys and users that may be paired: they would have been;
   - an offer leaves by being paired, refused, replaced, withdrawn, or by its client going: exactly one of them.
 
 A newer offer for the same key replaces the older one: addresses are used again after a connection is gone, and the
@@ -76,7 +76,11 @@ class Result(NamedTuple):
 class Matcher:
     """The open offers of all clients, with a limit of them per client and per user."""
 
-    def __init__(self, max_per_client: int, max_per_uid: int) -> None:
+    def __init__(
+        self, max_per_client: int, max_per_uid: int, pairs: frozenset[frozenset[int]] = frozenset()
+    ) -> None:
+        """`pairs`: users that may be paired with each other, too."""
+        self._pairs = pairs
         self.max_per_client = max_per_client
         self.max_per_uid = max_per_uid
         self._open: dict[Key, Offer] = {}
@@ -108,7 +112,7 @@ class Matcher:
         if partner is None:
             return self._keep(new, replaced)
         self._remove(partner)
-        if partner.uid != new.uid:
+        if partner.uid != new.uid and frozenset((partner.uid, new.uid)) not in self._pairs:
             return Result(Verdict.REFUSED, Code.OTHER_USER, partner, replaced)
         return Result(Verdict.PAIRED, None, partner, replaced)
 

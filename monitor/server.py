@@ -5,9 +5,11 @@ A client is whoever connects, its identity is SO_PEERCRED and nothing else, and 
 
   - it may say only what the table in sdlib/wire/states.py lets it; anything else ends it with REJECT;
   - it gets at most `_TURN` messages per round, so that a flood cannot starve the others;
-  - answers that it does not read are queued up to `_MAX_QUEUED`, and while there is a queue nothing more is read from
-    it, so that what we hold for it is bounded; then it is dropped;
+  - answers that it does not read are queued in bounds, and nothing is read from it meanwhile (outbox.py);
   - descriptors that it sends are closed before its next message is looked at, on every path.
+
+SIGHUP (or sdctl reload) has all clients read their policies again. SIGTERM (or sdctl drain) ends us in order:
+nothing more is read, answers that wait are sent, and everybody is told to come again, to whoever serves the path next.
 
 A client that goes (or is dropped) takes its open offers with it and nothing else: pairs that were made live without us.
 """
@@ -17,31 +19,39 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import selectors
 import signal
 import socket
 import time
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
-from monitor import endpoint, journal, segment
+from monitor import endpoint, journal, segment, service
+from monitor.answers import Answers
+from monitor.ledger import Ledger
 from monitor.match import Matcher, Offer, Verdict, side_of
+from monitor.outbox import Outbox
 from monitor.session import TEXTS, Client, Limits, Name
 from sdlib import abi
 from sdlib.wire import fds, messages
-from sdlib.wire.messages import Code, ProtocolError
-from sdlib.wire.segment import ring_size_ok
-from sdlib.wire.states import Role
+from sdlib.wire.messages import Code, ProtocolError, Query
+from sdlib.wire.segment import check_memfd, ring_size_ok, segment_bytes
+from sdlib.wire.states import Role, State
 
 _TURN: Final = 32
-_MAX_QUEUED: Final = 256
 _GREETING_LIMIT_S: Final = 5.0
 _ACCEPT_PAUSE_S: Final = 0.1
+_DRAIN_LIMIT_S: Final = 2.0
+
 
 class Server:
     """Serves one listening socket until told to stop, or until idle for long enough."""
 
-    def __init__(self, listener: socket.socket, name: Name, limits: Limits, idle_exit_s: float | None) -> None:
+    def __init__(
+        self, listener: socket.socket, name: Name, limits: Limits, idle_exit_s: float | None,
+        pairs: frozenset[frozenset[int]] = frozenset(),
+    ) -> None:  # fmt: skip
         self._listener = listener
         self._name = name
         self._limits = limits
@@ -51,8 +61,15 @@ class Server:
         self._per_uid: Counter[int] = Counter()
         self._greeting: dict[int, Client] = {}
         self._numbers = 0
-        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid)
+        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid, pairs)
+        self._ledger = Ledger(limits.memory, limits.memory_per_uid)
+        self._counts: Counter[str] = Counter()
+        self._started = time.time()
+        self._reload = False
         self._selector = selectors.DefaultSelector()
+        self._outbox = Outbox(self._selector, self._drop, self._reject)
+        orders = {Query.RELOAD: self.reload, Query.DRAIN: self._drain_soon}
+        self._answers = Answers(self._clients, self._outbox, self._drop, self.status, orders)
         self._stop = ""
         self._accept_again: float | None = None
         self._idle_since = self._checked = time.monotonic()
@@ -68,6 +85,7 @@ class Server:
         signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_hangup)
         endpoint.install_close_timer()
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -82,6 +100,21 @@ class Server:
         self._leave()
         return self._stop
 
+    def _on_hangup(self, _number: int, _frame: object) -> None:
+        self._reload = True
+
+    def reload(self) -> None:
+        """Have all clients read their policies again."""
+        service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        ready = [client for client in self._clients.values() if client.talk.state is State.READY]
+        for client in ready:
+            self._outbox.say(client, messages.Reload())
+        journal.event("reload", clients=len(ready))
+        service.notify("READY=1")
+
+    def _drain_soon(self) -> None:
+        self._stop = self._stop or "drained"
+
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stop = "signal"
 
@@ -95,11 +128,17 @@ class Server:
             due = min(due, min(client.since for client in self._greeting.values()) + _GREETING_LIMIT_S)
         if self._accept_again is not None:
             due = min(due, self._accept_again)
+        if (asked := self._answers.due()) is not None:
+            due = min(due, asked)
         return max(due - now, 0.0)
 
     def _periodic(self) -> None:
-        """What is due: greetings overdue, accepting again, our socket's name, idleness."""
+        """What is due: reloading, greetings overdue, accepting again, our socket's name, idleness."""
         now = time.monotonic()
+        if self._reload:
+            self._reload = False
+            self.reload()
+        self._answers.finish(now)
         for client in [late for late in self._greeting.values() if now - late.since >= _GREETING_LIMIT_S]:
             self._reject(client, Code.PROTOCOL, "no HELLO")
         if self._accept_again is not None and now >= self._accept_again:
@@ -116,6 +155,7 @@ class Server:
 
     def _leave(self) -> None:
         """Take the name away, then tell those who came before that was seen: they will come again, to a new monitor."""
+        service.notify("STOPPING=1")
         if self._name.is_ours():
             os.unlink(self._name.path)
         data = messages.encode(messages.Reject(Code.CLOSING, 0, TEXTS[Code.CLOSING]))
@@ -128,8 +168,24 @@ class Server:
                 fds.send(late, data)
             late.close()
         self._listener.close()
+        self._drain_answers()
         for client in tuple(self._clients.values()):
             self._reject(client, Code.CLOSING, TEXTS[Code.CLOSING])
+
+    def _drain_answers(self) -> None:
+        """Send what waits to be read: an end that has been told of its pairing must not be left by the other."""
+        deadline = time.monotonic() + _DRAIN_LIMIT_S
+        poll = select.poll()
+        while (left := deadline - time.monotonic()) > 0:
+            behind = [client for client in self._clients.values() if client.queued]
+            if not behind:
+                return
+            for client in behind:
+                poll.register(client.sock, select.POLLOUT)
+            poll.poll(left * 1000)
+            for client in behind:
+                poll.unregister(client.sock)
+                self._outbox.flush(client)
 
     # ------------------------------------------------------------------ clients
 
@@ -174,6 +230,8 @@ class Server:
         if not self._per_uid[client.uid]:
             del self._per_uid[client.uid]
         offers = self._matcher.drop_client(client.number)
+        self._ledger.drop_client(client.number)
+        self._answers.drop_client(client.number)
         self._idle_since = time.monotonic()
         journal.detail("client-gone", client=client.number, pid=client.pid, uid=client.uid, why=reason, offers=offers)
 
@@ -190,7 +248,7 @@ class Server:
     def _serve(self, client: Client, mask: int) -> None:
         """Its turn: first what we owe it, then up to `_TURN` messages."""
         if mask & selectors.EVENT_WRITE and not client.gone:
-            self._flush(client)
+            self._outbox.flush(client)
         for _ in range(_TURN):
             if client.gone or client.queued:
                 return
@@ -211,22 +269,37 @@ class Server:
         left = list(datagram.fds)
         try:
             message = messages.decode(datagram.data)
-            client.talk.step(Role.CLIENT, messages.TYPE_OF[type(message)])
+            kind = messages.TYPE_OF[type(message)]
+            client.talk.step(Role.CLIENT, kind)
             if isinstance(message, messages.Offer):
                 fd = left.pop() if len(left) == 1 and not datagram.fds_lost else -1
                 self._on_offer(client, message, fd)
-            elif left or datagram.fds_lost:
-                raise ProtocolError("descriptors with a message that has none")
-            elif isinstance(message, messages.Hello):
-                self._on_hello(client, message)
-            elif isinstance(message, messages.Withdraw):
-                self._matcher.withdraw(client.number, message.offer_id)
-                self._say(client, messages.Withdrawn(message.offer_id))
+            elif len(left) != messages.LAYOUTS[kind].fds or datagram.fds_lost:
+                raise ProtocolError("another number of descriptors than the message has")
+            else:
+                self._act(client, message, left)
         except ProtocolError as error:
             self._reject(client, Code.PROTOCOL, str(error))
         finally:
             for fd in left:
                 endpoint.discard(fd)
+
+    def _act(self, client: Client, message: messages.Message, left: list[int]) -> None:
+        """What a client may say beside offers; the descriptors in `left` are closed afterwards."""
+        match message:
+            case messages.Hello():
+                self._on_hello(client, message)
+            case messages.Withdraw():
+                self._matcher.withdraw(client.number, message.offer_id)
+                self._outbox.say(client, messages.Withdrawn(message.offer_id))
+            case messages.Hold():
+                self._on_hold(client, message, left[0])
+            case messages.Release():
+                self._ledger.release(client.number, message.offer_id)
+            case messages.Tell():
+                self._answers.on_tell(client, message, left[0])
+            case messages.Question():
+                self._answers.on_query(client, message)
 
     def _on_hello(self, client: Client, hello: messages.Hello) -> None:
         """Versions must be the same; the refusal names both."""
@@ -241,7 +314,7 @@ class Server:
                 return
         limits = self._limits
         version = (messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION)
-        self._say(client, messages.Welcome(*version, limits.offers_per_client, limits.ring_bytes))
+        self._outbox.say(client, messages.Welcome(*version, limits.offers_per_client, limits.ring_bytes))
 
     def _on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:
         """Answer an offer at once. Owns `fd` (-1: there was none, or not exactly one)."""
@@ -271,7 +344,7 @@ class Server:
         if result.verdict is Verdict.PAIRED and result.partner is not None:
             self._pair(client, offer, result.partner)
         elif result.verdict is Verdict.WAITING:
-            self._say(client, messages.Pending(offer.offer_id))
+            self._outbox.say(client, messages.Pending(offer.offer_id))
         elif result.code is not None:
             self._refuse(client, offer.offer_id, result.code)
             if result.partner is not None:
@@ -280,17 +353,25 @@ class Server:
     def _pair(self, client: Client, offer: Offer, partner: Offer) -> None:
         """Make the segment and hand it to both ends; the one that waits in this moment gets it first."""
         ring_bytes = min(offer.ring_bytes, partner.ring_bytes)
+        if code := self._ledger.refuses(segment_bytes(ring_bytes), {offer.uid, partner.uid}):
+            self._refuse(client, offer.offer_id, code)
+            self._refuse_earlier(partner, code)
+            return
         try:
             memfd = segment.make(ring_bytes)
         except OSError as error:
             self._refuse(client, offer.offer_id, Code.RESOURCES, error.strerror or "")
             self._refuse_earlier(partner, Code.RESOURCES, error.strerror or "")
             return
+        inode = os.fstat(memfd).st_ino
+        for end in (offer, partner):
+            self._ledger.hold(end.client, end.offer_id, end.uid, inode, segment_bytes(ring_bytes))
+        self._counts["paired"] += 1
         try:
-            self._say(client, messages.Paired(offer.offer_id, side_of(offer.key), ring_bytes), memfd)
+            self._outbox.say(client, messages.Paired(offer.offer_id, side_of(offer.key), ring_bytes), memfd)
             other = self._clients.get(partner.client)
             if other is not None:
-                self._say(other, messages.Paired(partner.offer_id, side_of(partner.key), ring_bytes), memfd)
+                self._outbox.say(other, messages.Paired(partner.offer_id, side_of(partner.key), ring_bytes), memfd)
         finally:
             os.close(memfd)
         local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
@@ -299,7 +380,8 @@ class Server:
     def _refuse(self, client: Client, offer_id: int, code: Code, found: str = "") -> None:
         """REFUSED, with what was found."""
         text = f"{TEXTS[code]} ({found})" if found else TEXTS[code]
-        self._say(client, messages.Refused(offer_id, code, text))
+        self._counts[f"refused {code.name}"] += 1
+        self._outbox.say(client, messages.Refused(offer_id, code, text))
         journal.detail("refused", client=client.number, uid=client.uid, code=code.name, found=found)
 
     def _refuse_earlier(self, offer: Offer, code: Code, found: str = "") -> None:
@@ -308,52 +390,26 @@ class Server:
         if client is not None:
             self._refuse(client, offer.offer_id, code, found)
 
-    # ------------------------------------------------------------------ sending
+    def _on_hold(self, client: Client, message: messages.Hold, memfd: int) -> None:
+        """A segment of an earlier monitor. `memfd` is looked at, never mapped or kept."""
+        ring_bytes = (os.fstat(memfd).st_size - segment_bytes(0)) // 2
+        wrong = "ring size" if not ring_size_ok(ring_bytes) else check_memfd(memfd, ring_bytes)
+        if wrong or self._ledger.held_by(client.number) >= self._limits.offers_per_client:
+            raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
+        inode = os.fstat(memfd).st_ino
+        self._ledger.hold(client.number, message.offer_id, client.uid, inode, segment_bytes(ring_bytes))
 
-    def _say(self, client: Client, message: messages.Message, fd: int = -1) -> None:
-        """Send, or queue a duplicate; a client that is gone misses it. `fd` stays the caller's."""
-        if client.gone:
-            return
-        client.talk.step(Role.MONITOR, messages.TYPE_OF[type(message)])
-        data = messages.encode(message)
-        if client.queued or not self._send_now(client, data, fd):
-            self._enqueue(client, data, fd)
-
-    def _send_now(self, client: Client, data: bytes, fd: int) -> bool:
-        """Whether it is settled: sent, or it can't be and the client is dropped; False: no room now."""
-        try:
-            fds.send(client.sock, data, fd)
-        except BlockingIOError:
-            return False
-        except OSError as error:  # ECONNRESET, EPIPE; ETOOMANYREFS, ENOBUFS: it could not be told that it is paired
-            self._drop(client, error.strerror or "send failed")
-        return True
-
-    def _enqueue(self, client: Client, data: bytes, fd: int) -> None:
-        """Keep a message until the client reads; nothing is read from it meanwhile."""
-        if client.gone:
-            return
-        if len(client.queued) >= _MAX_QUEUED:
-            self._reject(client, Code.TOO_SLOW, TEXTS[Code.TOO_SLOW])
-            return
-        try:
-            copy = os.dup(fd) if fd >= 0 else -1
-        except OSError as error:
-            self._drop(client, error.strerror or "dup failed")
-            return
-        client.queued.append((data, copy))
-        self._selector.modify(client.sock, selectors.EVENT_WRITE, client)
-
-    def _flush(self, client: Client) -> None:
-        """Send what is queued, as far as there is room."""
-        while client.queued:
-            data, fd = client.queued[0]
-            if not self._send_now(client, data, fd) or client.gone:
-                return
-            client.queued.popleft()
-            if fd >= 0:
-                os.close(fd)
-        self._selector.modify(client.sock, selectors.EVENT_READ, client)
+    def status(self, uid: int | None) -> dict[str, Any]:
+        """About one user's clients (None: all)."""
+        clients = [client for client in self._clients.values() if uid in (None, client.uid)]
+        memory = {str(owner): size for owner, size in self._ledger.of_uid.items() if size and uid in (None, owner)}
+        return {
+            "pid": os.getpid(), "uid": os.geteuid(), "socket": self._name.path, "started": round(self._started, 3),
+            "protocol": messages.PROTOCOL_VERSION, "abi": abi.const.SD_ABI_VERSION, "limits": self._limits._asdict(),
+            "clients": [{"pid": client.pid, "uid": client.uid} for client in clients],
+            "offers_open": len(self._matcher), "segments": len(self._ledger), "memory": self._ledger.total,
+            "memory_by_user": memory, "counts": dict(self._counts),
+        }  # fmt: skip
 
 
 def _drain(sock: socket.socket) -> None:

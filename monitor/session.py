@@ -28,6 +28,7 @@ TEXTS: Final[dict[Code, str]] = {
     Code.OTHER_USER: "the other end belongs to another user",
     Code.QUOTA: "too many open offers",
     Code.REPLACED: "a newer offer for this end took its place",
+    Code.MEMORY: "ring memory is used up",
     Code.RESOURCES: "the monitor is out of memory or descriptors",
 }
 
@@ -40,6 +41,8 @@ class Limits(NamedTuple):
     offers_per_client: int = 16384
     offers_per_uid: int = 65536
     ring_bytes: int = abi.const.SD_RING_MAX
+    memory: int = 64 << 30
+    memory_per_uid: int = 16 << 30
 
 
 class Name(NamedTuple):

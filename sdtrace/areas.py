@@ -40,11 +40,12 @@ _ACQ_REL, _RELAXED = 4, 0
 class Area:
     """One area, mapped."""
 
-    def __init__(self, index: int, exe: str, settings: Settings, *, accelerate: bool) -> None:
-        """Make area number `index` of a process that runs `exe`; OSError when there is no memory or descriptor."""
+    def __init__(self, index: int, exe: str, uid: int, settings: Settings, *, accelerate: bool) -> None:
+        """Make area number `index` of a process of user `uid` that runs `exe`; OSError: no memory, no descriptor."""
         self.index = index
         self.ring_bytes = settings.ring_bytes
         self.exe = exe
+        self.uid = uid
         self.serial = next(_serials)
         """Tells areas apart in the report, also after they were closed."""
         self.host_pids = True
@@ -65,13 +66,19 @@ class Area:
         self.view = abi.view("struct sd_area", self._memory)
 
     def _fill(self, settings: Settings, accelerate: bool) -> None:
-        view, config = self.view, self.view.cfg
+        view = self.view
         view.magic, view.version = abi.const.SD_AREA_MAGIC, abi.const.SD_ABI_VERSION
         view.index, view.bytes = self.index, BYTES
-        upgrade = settings.upgrade
+        view.cfg.patch = int(settings.patch)
+        self.configure(settings, accelerate=accelerate)
+
+    def configure(self, settings: Settings, *, accelerate: bool) -> None:
+        """Say what holds for connections that are not offered yet; at any time."""
+        config, upgrade = self.view.cfg, settings.upgrade
+        self.ring_bytes = settings.ring_bytes
         kind, count = upgrade if isinstance(upgrade, tuple) else (upgrade, 0)
         config.upgrade, config.upgrade_n = _UPGRADES[kind], count
-        config.spin_us, config.patch = settings.spin_us, int(settings.patch)
+        config.spin_us = settings.spin_us
         config.accel = int(accelerate and settings.accelerate)
         if not config.accel:
             config.reason = abi.const.SD_REASON_policy if accelerate else abi.const.SD_REASON_no_accel

@@ -8,8 +8,10 @@ value is answered with -EINVAL, a failure of ours with the errno, and in both ca
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -20,7 +22,7 @@ from sdtrace import procfs
 from sdtrace.areas import Area
 from sdtrace.inject import read_memory
 from sdtrace.notify import Listener, Notification
-from sdtrace.offers import Broker, Key
+from sdtrace.offers import Broker, Key, Origin, cookie_of
 from sdtrace.processes import Process
 
 _CARRY: Final = struct.Struct("=iI")
@@ -80,8 +82,8 @@ class Hypercalls:
             return -errno.ENOSPC
         area = self._known_area(process, index)
         if area is None:
-            exe = process.program.exe
-            area = Area(index, exe, self._settings(exe, _uid(process)), accelerate=self._accelerate)
+            exe, uid = process.program.exe, _uid(process)
+            area = Area(index, exe, uid, self._settings(exe, uid), accelerate=self._accelerate)
             area.host_pids = process.pid == process.ns_pid
             if process.pid == self._reporting_pid:
                 area.view.cfg.root_pid = process.ns_pid
@@ -112,29 +114,36 @@ class Hypercalls:
             return _INVALID
         sock = _take_socket(notif.tid, fd)
         try:
-            if self._stays(process, key, sock):
+            origin = _origin(process, key, notif.tid, fd, sock)
+            if origin is None:
+                result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_refused
+            elif self.stays(origin):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_policy
             else:
-                result, reason = self._broker.offer(key, sock)
+                result, reason = self._broker.offer(key, sock, origin)
         finally:
             os.close(sock)
         if reason:
             key.area.view.block[key.block].reason = reason
         return result
 
-    def _stays(self, process: Process, key: Key, fd: int) -> bool:
+    def stays(self, origin: Origin) -> bool:
         """Does a rule keep this connection on TCP? Who connected is the library's word: nobody else gains by a lie."""
-        settings = self._settings(process.program.exe, _uid(process))
+        settings = self._settings(origin.exe, origin.uid)
         if not settings.rules:
             return False  # what holds for all its connections is in the area's `accel`
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            local, peer = sock.getsockname(), sock.getpeername()
-            packed = socket.inet_pton(sock.family, peer[0].partition("%")[0])
-        if key.area.view.block[key.block].role == _CONNECTED:
-            verdict = judge(settings, "out", "tcp", packed, peer[1])
+        host, port = origin.peer
+        packed = ipaddress.ip_address(host.partition("%")[0]).packed
+        if origin.direction == "out":
+            verdict = judge(settings, "out", "tcp", packed, port)
         else:
-            verdict = judge(settings, "in", "tcp", packed, local[1])
+            verdict = judge(settings, "in", "tcp", packed, origin.local[1])
         return verdict.action != "accelerate" or "shm" not in verdict.transport
+
+    def reconfigure(self) -> None:
+        """Policies have changed."""
+        for area in self.areas:
+            area.configure(self._settings(area.exe, area.uid), accelerate=self._accelerate)
 
     def _attach(self, listener: Listener, notif: Notification, process: Process) -> int | None:
         key = self._key(process, notif.args[2])
@@ -177,6 +186,21 @@ class Hypercalls:
                 return _INVALID
         process.carry = carry
         return 0
+
+
+def _origin(process: Process, key: Key, tid: int, fd: int, duplicate: int) -> Origin | None:
+    """Where an offered connection comes from; None when it is none."""
+    if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+        return None
+    with socket.socket(fileno=os.dup(duplicate)) as sock:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        try:
+            local, peer, cookie = sock.getsockname()[:2], sock.getpeername()[:2], cookie_of(sock)
+        except OSError:
+            return None
+    direction = "out" if key.area.view.block[key.block].role == _CONNECTED else "in"
+    return Origin(tid, fd, cookie, direction, local, peer, process.program.exe, _uid(process))
 
 
 def _uid(process: Process) -> int:

@@ -1,64 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offers of our processes with the monitor, and the segments that came of them.
 
-A segment's descriptor is kept from the pairing until the process attaches, withdraws or loses its area.  A socket of
-the program is never kept: holding it would keep its connection open.
+A segment's descriptor is kept from the pairing until the connection is over: for the process that attaches, for the
+program that gets the connection through execve, to tell a new monitor of it, and to move it back to TCP.  A socket
+of the program is never kept: holding it would keep its connection open.
 
 Starting a monitor takes as long as starting Python, so it is begun in a thread when the first process is injected, and
-waited for at the first offer.  A monitor that is gone is looked for again at a later offer, with back-off; until then
-offers are refused.
+waited for at the first offer.  While there has been none, offers are refused, with back-off.  A monitor that goes
+(restart, upgrade) is looked for again, is told what we hold, and gets the offers that were open: no connection notices.
 """
 
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
+import socket
+import struct
 import syslog
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from policies import Settings
 from sdlib import abi
-from sdlib.wire import Lost, MonitorClient, MonitorUnavailable, Paired, Pending
+from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, papers
+from sdlib.wire.messages import Code
+from sdtrace import procfs
 from sdtrace.areas import Area
+from sdtrace.held import Held, Key, Origin, Quotas
 
 OFFER_TIMEOUT_S: Final = 0.05
+RETRY_S: Final = 0.2
+"""How often to look for a new monitor while offers wait for one."""
 _OPEN_TIMEOUT_S: Final = 5.0
 _BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
-
-SWEEP_EVERY = 64  # attaches between two looks for segments whose block is free again
-
-
-@dataclass(frozen=True)
-class Key:
-    """A block, by area and place; `generation` tells its successors apart."""
-
-    area: Area
-    block: int
-    generation: int
-
-    def __hash__(self) -> int:
-        """Areas are compared by identity."""
-        return hash((id(self.area), self.block, self.generation))
+_SWEEP_S: Final = 1.0
+_LISTED_MAX: Final = 5000
 
 
 class Broker:
     """All offers of one supervisor."""
 
-    def __init__(self, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
-        """`watch` and `unwatch` take the monitor's descriptor in and out of the event loop."""
+    def __init__(
+        self, watch: Callable[[int], None], unwatch: Callable[[int], None], settings: Callable[[str, int], Settings],
+        reload: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`watch`, `unwatch`: the monitor's descriptor in and out of the event loop; `reload`: policies changed."""
         self._watch, self._unwatch = watch, unwatch
+        self._settings = settings
+        self._reload = reload
         self._client: MonitorClient | None = None
         self._opening: Future[MonitorClient] | None = None
         self._ids = itertools.count(1)
+        self._held: dict[Key, Held] = {}
         self._open: dict[int, Key] = {}
-        self._by_key: dict[Key, int] = {}
-        self._segments: dict[Key, int] = {}
-        self._attached: dict[Key, int] = {}
-        self._attaches = 0
+        self._homeless: dict[Key, Held] = {}
+        """Offers that were open when the monitor went."""
+        self._had_one = False
+        self._quotas = Quotas()
+        self._swept = 0.0
         self._failures = 0
         self._retry_at = 0.0
 
@@ -71,148 +74,335 @@ class Broker:
             self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S)
             pool.shutdown(wait=False)
 
-    def _monitor(self) -> MonitorClient | None:
-        """The client, opened if it is time to try."""
+    def _monitor(self, *, wait: bool = True) -> MonitorClient | None:
+        """The client, opened if it is time to try; without `wait` only if that is done."""
         self.prepare()
-        if self._client is None and self._opening is not None:
+        if self._client is None and self._opening is not None and (wait or self._opening.done()):
             opening, self._opening = self._opening, None
             try:
                 self._client = opening.result()
             except (MonitorUnavailable, OSError) as error:
                 self._give_up(str(error))
             else:
+                self._had_one = True
                 self._watch(self._client.fileno())
+                self._introduce(self._client)
         return self._client
 
+    def _introduce(self, client: MonitorClient) -> None:
+        """Tell a new monitor what we hold, and offer again what waited."""
+        for held in self._held.values():
+            if held.paired and held.segment >= 0:
+                client.hold(held.name, held.segment)
+        homeless, self._homeless = self._homeless, {}
+        for key, held in homeless.items():
+            if client.alive:
+                self._offer_again(client, key, held.origin)
+            else:
+                self._homeless[key] = held
+
+    def _offer_again(self, client: MonitorClient, key: Key, origin: Origin) -> None:
+        """An offer of before, if the connection is still there."""
+        if not key.current or key.area.block_state(key.block) != abi.const.SD_BLOCK_OFFERED:
+            return
+        try:
+            sock = _same_socket(origin)
+        except OSError:
+            return  # it is closing: the library will say so
+        try:
+            result, reason = self._offer_to(client, key, sock, origin)
+        finally:
+            os.close(sock)
+        key.area.view.block[key.block].reason = reason
+        if result == abi.const.SD_OFFER_PAIRED:
+            key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PAIRED)
+        elif result == abi.const.SD_OFFER_REFUSED and reason != abi.const.SD_REASON_no_monitor:
+            self._pin(key, reason)
+
     def _give_up(self, why: str) -> None:
-        self._retry_at = time.monotonic() + _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
+        pause = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
+        self._retry_at = time.monotonic() + (min(pause, 1.0) if self._homeless else pause)
         self._failures += 1
         syslog.syslog(syslog.LOG_WARNING, f"monitor: {why}")
 
     def _drop_client(self, why: str) -> None:
-        if self._client is not None:
-            self._unwatch(self._client.fileno())
-            self._client.close()
-            self._client = None
-            self._open.clear()
-            self._by_key.clear()
-            self._give_up(why)
+        """The monitor has gone. What was open waits for the next."""
+        if self._client is None:
+            return
+        self._unwatch(self._client.fileno())
+        self._client.close()
+        self._client = None
+        for key in self._open.values():
+            held = self._held.pop(key)
+            self._homeless[key] = held
+            key.area.view.block[key.block].reason = abi.const.SD_REASON_no_monitor
+        self._open.clear()
+        syslog.syslog(syslog.LOG_WARNING, f"monitor: {why}")
+        self._retry_at = 0.0
+        self.prepare()
+
+    def tick(self) -> bool:
+        """Now and then: look for a monitor if offers wait for one. True: call again within RETRY_S."""
+        if self._homeless:
+            self._monitor(wait=False)
+        self._sweep()
+        return bool(self._homeless)
 
     # ----------------------------------------------------------------- offers
 
-    def offer(self, key: Key, sock: int) -> tuple[int, int]:
+    def offer(self, key: Key, sock: int, origin: Origin) -> tuple[int, int]:
         """Offer the connection of descriptor `sock` for `key`.
 
         Returns `enum sd_offer_result` and, when refused, the `enum sd_reason`.
         """
-        refused = abi.const.SD_OFFER_REFUSED
         self.withdraw(key)
-        client = self._monitor()
+        if self._over_quota(key, origin):
+            return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_quota
+        client = self._monitor(wait=not self._had_one)
+        if client is None and self._had_one:
+            self._homeless[key] = Held(next(self._ids), origin)
+            return abi.const.SD_OFFER_PENDING, abi.const.SD_REASON_no_monitor
         if client is None:
-            return refused, abi.const.SD_REASON_no_monitor
-        offer_id = next(self._ids)
+            return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_no_monitor
+        return self._offer_to(client, key, sock, origin)
+
+    def _over_quota(self, key: Key, origin: Origin) -> bool:
+        settings = self._settings(origin.exe, origin.uid)
+        if not self._quotas.exceeded(origin.exe, origin.uid, settings, key.area.ring_bytes):
+            return False
+        self._sweep(now=True)
+        return self._quotas.exceeded(origin.exe, origin.uid, settings, key.area.ring_bytes)
+
+    def _offer_to(self, client: MonitorClient, key: Key, sock: int, origin: Origin) -> tuple[int, int]:
+        held = Held(next(self._ids), origin)
         try:
-            answer = client.offer(sock, offer_id, key.area.ring_bytes, OFFER_TIMEOUT_S)
+            answer = client.offer(sock, held.name, key.area.ring_bytes, OFFER_TIMEOUT_S)
         except MonitorUnavailable as error:
             self.events()
             self._drop_client(str(error))
-            return refused, abi.const.SD_REASON_no_monitor
+            self._homeless[key] = held
+            return abi.const.SD_OFFER_PENDING, abi.const.SD_REASON_no_monitor
         self._failures = 0
         if isinstance(answer, Paired):
-            self._segments[key] = answer.memfd
+            self._keep(key, held, answer.memfd)
             key.area.set_side(key.block, answer.side)
             return abi.const.SD_OFFER_PAIRED, 0
         if isinstance(answer, Pending):
-            self._open[offer_id] = key
-            self._by_key[key] = offer_id
+            self._held[key] = held
+            self._open[held.name] = key
             return abi.const.SD_OFFER_PENDING, 0
-        return refused, abi.const.SD_REASON_refused
+        return abi.const.SD_OFFER_REFUSED, _reason_of(answer)
+
+    def _keep(self, key: Key, held: Held, memfd: int) -> None:
+        held.segment, held.paired = memfd, True
+        held.bytes = os.fstat(memfd).st_size
+        self._held[key] = held
+        self._quotas.add(held)
 
     def fileno(self) -> int:
         """Descriptor of the monitor's client, -1 without one."""
         return -1 if self._client is None else self._client.fileno()
 
     def events(self) -> None:
-        """Take in what the monitor says about earlier offers."""
+        """Take in what the monitor says about earlier offers, and what it wants to know."""
         if self._client is None:
             return
-        lost = ""
+        lost = "it hung up"
         for event in self._client.events():
             if isinstance(event, Paired):
                 self._paired(event)
             elif isinstance(event, Lost):
                 lost = event.reason
-                for offer_id in event.offer_ids:
-                    self._by_key.pop(self._open.pop(offer_id, None), None)  # type: ignore[arg-type]
-        if not self._client.alive:
+                self._lost(event)
+            elif isinstance(event, Reload):
+                self._reload()
+            elif isinstance(event, Asked):
+                self._tell(event)
+        if self._client is not None and not self._client.alive:
             self._drop_client(lost)
 
     def _paired(self, event: Paired) -> None:
         key = self._open.pop(event.offer_id, None)
-        if key is None:
+        held = self._held.pop(key, None) if key is not None else None
+        if key is None or held is None:
             os.close(event.memfd)
             return
-        del self._by_key[key]
-        area = key.area
-        if area.block_generation(key.block) == key.generation:
-            area.set_side(key.block, event.side)
-            if area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PAIRED):
-                self._segments[key] = event.memfd
-                return
-        os.close(event.memfd)
+        if not key.current:
+            self._return(held, event.memfd)
+        elif self._over_quota(key, held.origin):
+            self._return(held, event.memfd)
+            self._pin(key, abi.const.SD_REASON_quota)
+        else:
+            key.area.set_side(key.block, event.side)
+            self._keep(key, held, event.memfd)
+            if not key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PAIRED):
+                self._let_go(key)
+
+    def _return(self, held: Held, memfd: int) -> None:
+        """A segment that nobody wants."""
+        os.close(memfd)
+        if self._client is not None:
+            self._client.release(held.name)
+
+    def _lost(self, event: Lost) -> None:
+        """Offers that the monitor refuses later on; those of a monitor that has gone stay, for `_drop_client`."""
+        for offer_id in event.offer_ids if event.code else ():
+            key = self._open.pop(offer_id, None)
+            if key is not None:
+                del self._held[key]
+                self._pin(key, _reason_of(Refused(event.reason, event.code)))
+
+    @staticmethod
+    def _pin(key: Key, reason: int) -> None:
+        """An offered connection stays on TCP."""
+        if key.current:
+            key.area.view.block[key.block].reason = reason
+            key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PINNED)
 
     def attach(self, key: Key) -> int | None:
-        """The segment's descriptor, now the caller's to close; None when there is none for this block.
-
-        A copy is kept while the block lives, for the program that gets the connection through execve.
-        """
-        segment = self._segments.pop(key, None)
-        if segment is None:
-            kept = self._attached.get(key)
-            return None if kept is None else os.dup(kept)
-        self._sweep()
-        with suppress(OSError):  # out of descriptors: the connection cannot live through execve, nothing else
-            self._attached[key] = os.dup(segment)
-        return segment
-
-    def _sweep(self) -> None:
-        """Give up segments of blocks that were freed since; every so often, since it looks at all."""
-        self._attaches += 1
-        if self._attaches % SWEEP_EVERY:
-            return
-        for key in list(self._attached):
-            if key.area.block_generation(key.block) != key.generation:
-                os.close(self._attached.pop(key))
+        """A duplicate of the segment's descriptor, the caller's to close; None when there is none for this block."""
+        held = self._held.get(key)
+        if held is None or held.segment < 0:
+            return None
+        held.attached = True
+        return os.dup(held.segment)
 
     def withdraw(self, key: Key) -> None:
         """Forget an open offer or a segment that was not attached."""
-        offer_id = self._by_key.pop(key, None)
-        if offer_id is not None:
-            self._open.pop(offer_id, None)
+        self._homeless.pop(key, None)
+        held = self._held.get(key)
+        if held is None or held.attached:
+            return
+        if self._open.pop(held.name, None) is not None:
+            del self._held[key]
             if self._client is not None:
-                self._client.withdraw(offer_id)
-        segment = self._segments.pop(key, None)
-        if segment is not None:
-            os.close(segment)
+                self._client.withdraw(held.name)
+        else:
+            self._let_go(key)
+
+    def _let_go(self, key: Key) -> None:
+        """The connection is over: give up its segment."""
+        held = self._held.pop(key)
+        if held.paired:
+            self._quotas.remove(held)
+            os.close(held.segment)
+            if self._client is not None:
+                self._client.release(held.name)
+
+    def _sweep(self, *, now: bool = False) -> None:
+        """Give up segments of blocks that were freed since."""
+        if not now and time.monotonic() < self._swept + _SWEEP_S:
+            return
+        self._swept = time.monotonic()
+        for key in [key for key, held in self._held.items() if held.paired and not key.current]:
+            self._let_go(key)
+        for key in [key for key in self._homeless if not key.current]:
+            del self._homeless[key]
 
     def forget_area(self, area: Area) -> None:
         """Nobody sees this area any more."""
-        for key in [key for key in self._attached if key.area is area]:
-            os.close(self._attached.pop(key))
-        for key in [key for key in (*self._by_key, *self._segments) if key.area is area]:
+        for key in [key for key in (*self._held, *self._homeless) if key.area is area]:
             self.withdraw(key)
+            if key in self._held:
+                self._let_go(key)
+
+    # ----------------------------------------------------------------- policy
+
+    def rejudge(self, stays: Callable[[Origin], bool]) -> int:
+        """Policies have changed: connections for which `stays` move back to TCP, without a reset. How many do."""
+        moved = 0
+        for key, held in list(self._held.items()):
+            if not key.current or not stays(held.origin):
+                continue
+            if held.paired and held.attached:
+                moved += _send_back(held.segment)
+            else:
+                self.withdraw(key)
+                self._pin(key, abi.const.SD_REASON_policy)
+        return moved
+
+    # --------------------------------------------------------------- questions
+
+    def _tell(self, event: Asked) -> None:
+        """Answer sdctl."""
+        known = itertools.chain(self._held.items(), self._homeless.items())
+        rows = [self._row(key, held) for key, held in itertools.islice(known, _LISTED_MAX) if key.current]
+        content: dict[str, Any] = {"supervisor": os.getpid(), "connections": rows}
+        with suppress(OSError):
+            memfd = papers.write(content)
+            try:
+                if self._client is not None:
+                    self._client.tell(event.ask_id, memfd)
+            finally:
+                os.close(memfd)
+
+    @staticmethod
+    def _row(key: Key, held: Held) -> dict[str, Any]:
+        block, origin = key.area.view.block[key.block], held.origin
+        reason = abi.REASONS[block.reason] if 0 < block.reason < len(abi.REASONS) else ""
+        return {
+            "exe": origin.exe, "uid": origin.uid, "tid": origin.tid, "fd": origin.fd, "dir": origin.direction,
+            "local": list(origin.local), "peer": list(origin.peer), "state": STATES.get(int(block.state), "?"),
+            "reason": reason, "shm_tx": int(block.bytes_shm_tx), "shm_rx": int(block.bytes_shm_rx),
+            "tcp": int(block.bytes_tcp), "ring": held.bytes,
+        }  # fmt: skip
 
     def close(self) -> None:
         """Hang up."""
-        for segment in self._segments.values():
-            os.close(segment)
-        self._segments.clear()
-        for segment in self._attached.values():
-            os.close(segment)
-        self._attached.clear()
+        for held in self._held.values():
+            if held.segment >= 0:
+                os.close(held.segment)
+        self._held.clear()
         if self._opening is not None:
             with suppress(MonitorUnavailable, OSError):
                 self._opening.result().close()
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+STATES: Final = {
+    abi.const.SD_BLOCK_TCP: "tcp", abi.const.SD_BLOCK_OFFERED: "offered", abi.const.SD_BLOCK_PAIRED: "paired",
+    abi.const.SD_BLOCK_ATTACHED: "shm", abi.const.SD_BLOCK_PINNED: "pinned",
+}  # fmt: skip
+
+
+def _reason_of(answer: Refused) -> int:
+    """`enum sd_reason` of a refusal."""
+    quota = answer.code in (Code.QUOTA, Code.MEMORY)
+    reason: int = abi.const.SD_REASON_quota if quota else abi.const.SD_REASON_refused
+    return reason
+
+
+def _same_socket(origin: Origin) -> int:
+    """A duplicate of the descriptor, if it still is that socket; OSError."""
+    pidfd = procfs.pidfd_open_thread(origin.tid)
+    try:
+        fd = procfs.get_fd(pidfd, origin.fd)
+    finally:
+        os.close(pidfd)
+    with socket.socket(fileno=fd) as sock:
+        if cookie_of(sock) != origin.cookie:
+            raise OSError("another socket")
+        return os.dup(fd)
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """SO_COOKIE."""
+    value: int = struct.unpack("=Q", sock.getsockopt(1, 57, 8))[0]
+    return value
+
+
+def _send_back(segment: int) -> bool:
+    """Ask both senders to go on by TCP: what they have put into their rings is read first."""
+    try:
+        memory = mmap.mmap(segment, abi.sizeof("struct sd_seg"))
+    except OSError:
+        return False
+    view = abi.view("struct sd_seg", memory)
+    for direction in view.dir:
+        direction.go_back = abi.const.SD_GO_BACK_POLICY
+    return True
+
+
+__all__ = ["RETRY_S", "Broker", "Held", "Key", "Origin", "cookie_of"]

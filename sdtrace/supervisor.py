@@ -47,7 +47,7 @@ from sdtrace.keepsake import Keepsake
 from sdtrace.learning import Learner
 from sdtrace.lineage import Lineage, Subject
 from sdtrace.notify import X86_64, Listener, Notification
-from sdtrace.offers import Broker
+from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.remote import release_lingering
@@ -73,7 +73,7 @@ class Supervisor:
         self._image = image
         self._keepsake = keepsake
         self._epoll = select.epoll()
-        self._broker = Broker(self._watch, self._unwatch)
+        self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload)
         self._reporting_pid = options.root_pid if options.report or options.explain else 0
         self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
                                       reporting_pid=self._reporting_pid, leaving=self._leaving)
@@ -112,7 +112,7 @@ class Supervisor:
             self._one(listener, notif, answered=answered)
         lingering = False
         while True:
-            ready = self._epoll.poll(_LINGERING_POLL_S if lingering else POLL_S if self._workers else _ORPHAN_POLL_S)
+            ready = self._epoll.poll(self._patience(lingering=lingering))
             for fd, events in ready:
                 if fd == listener.fd and not events & select.EPOLLIN:
                     return  # EPOLLHUP
@@ -122,6 +122,38 @@ class Supervisor:
             if not ready:
                 self._sweep_areas()
             lingering = release_lingering()
+
+    def _patience(self, *, lingering: bool) -> float:
+        """How long to wait for an event, in seconds."""
+        if lingering:
+            return _LINGERING_POLL_S
+        if self._workers:
+            return POLL_S
+        return RETRY_S if self._broker.tick() else _ORPHAN_POLL_S
+
+    def _reload(self) -> None:
+        """Policy files have changed. What was given on the command line holds as ever; a mistake changes nothing."""
+        try:
+            policy = policies.load(self._options.policy)
+            denied = policies.denied_somewhere(policy, self._options.sets, self._options.rules)
+            before, self._policy = self._policy, policy
+            self._settings_of.cache_clear()
+            try:
+                self._hypercalls.reconfigure()
+            except policies.PolicyError:
+                self._policy = before
+                self._settings_of.cache_clear()
+                raise
+        except policies.PolicyError as error:
+            syslog.syslog(syslog.LOG_ERR, f"policies not reloaded: {error}")
+            return
+        if denied and not self._strict:
+            syslog.syslog(syslog.LOG_WARNING, "denials begin with the next start: none was possible when this began")
+        moved = self._broker.rejudge(self._goes_back)
+        syslog.syslog(syslog.LOG_INFO, f"policies reloaded; connections on their way back to TCP: {moved}")
+
+    def _goes_back(self, origin: Origin) -> bool:
+        return not self._settings(origin.exe, origin.uid).accelerate or self._hypercalls.stays(origin)
 
     def _dispatch(self, listener: Listener, fd: int) -> None:
         if fd == listener.fd:

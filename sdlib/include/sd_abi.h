@@ -93,7 +93,8 @@ enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUS
     X(hostile, "peer-broke-ring") \
     X(call, "unsupported-call") \
     X(position, "stream-position-unknown") \
-    X(stalled, "stopped-while-sending")
+    X(stalled, "stopped-while-sending") \
+    X(quota, "quota-exhausted")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,
@@ -143,7 +144,7 @@ enum sd_block_state {
     SD_BLOCK_OFFERED = 2,  /* with the monitor, no partner yet */
     SD_BLOCK_PAIRED = 3,   /* set by the supervisor: a segment waits for HC_ATTACH */
     SD_BLOCK_ATTACHED = 4, /* this end has mapped the segment */
-    SD_BLOCK_PINNED = 5,   /* stays on TCP for good; `reason` says why */
+    SD_BLOCK_PINNED = 5,   /* (also set by the supervisor, from OFFERED) stays on TCP for good; `reason` says why */
 };
 
 /* Of one direction. RETIRE: a writer was stopped while copying into the ring, which must not be written any more; whoever comes next moves
@@ -152,7 +153,7 @@ enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TC
 
 /* One socket of ours, shared by the processes that share the socket. */
 struct sd_block {
-    SD_ATOMIC uint32_t state;   /* enum sd_block_state. Supervisor: OFFERED->PAIRED only (release; library acquires) */
+    SD_ATOMIC uint32_t state;   /* enum sd_block_state. Supervisor: OFFERED->PAIRED, OFFERED->PINNED (release; library acquires) */
     SD_ATOMIC uint32_t gen;     /* bumped when the block is freed: a stale id is recognised */
     SD_ATOMIC uint32_t users;   /* processes that hold it */
     uint32_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED */
@@ -241,7 +242,7 @@ struct sd_dir {
     uint64_t pad3[7];
     /* line 3, consumer. Count of consumers that are parked or not yet on the ring; starts at 1. Set, membarrier, look again. */
     SD_ATOMIC uint32_t rx_armed;
-    SD_ATOMIC uint32_t go_back;     /* consumer asks the producer to go back to TCP */
+    SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_* */
     SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU the consumer last waited on */
     uint32_t pad4[13];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
@@ -252,6 +253,8 @@ struct sd_dir {
     SD_ATOMIC uint32_t bell;
     uint32_t pad6[15];
 };
+
+enum sd_go_back { SD_GO_BACK_CALL = 1, SD_GO_BACK_POLICY = 2 /* both directions: the connection shall be on TCP */ };
 
 enum sd_hint {
     SD_HINT_SHUT_WR = 1, /* shutdown(SHUT_WR) comes: the FIN is a half-close, not the end of the peer */

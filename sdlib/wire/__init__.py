@@ -9,6 +9,20 @@
     client     `MonitorClient`, what the supervisor uses
 """
 
-from sdlib.wire.client import Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused
+from sdlib.wire.client import (
+    Answered,
+    Asked,
+    Lost,
+    MonitorClient,
+    MonitorUnavailable,
+    Paired,
+    Part,
+    Pending,
+    Refused,
+    Reload,
+)
 
-__all__ = ["Lost", "MonitorClient", "MonitorUnavailable", "Paired", "Pending", "Refused"]
+__all__ = [
+    "Answered", "Asked", "Lost", "MonitorClient", "MonitorUnavailable", "Paired", "Part", "Pending", "Refused",
+    "Reload",
+]  # fmt: skip

@@ -61,9 +61,38 @@ class Lost(NamedTuple):
 
     offer_ids: tuple[int, ...]
     reason: str
+    code: int = 0
+    """A messages.Code; 0: the monitor itself is gone, and another one may pair them."""
+
+
+class Reload(NamedTuple):
+    """Policy files have changed."""
+
+
+class Asked(NamedTuple):
+    """Somebody wants to know about our connections: `tell` it."""
+
+    ask_id: int
+
+
+class Part(NamedTuple):
+    """To a query: what the client `pid` of user `uid` says. The caller owns `memfd`."""
+
+    pid: int
+    uid: int
+    memfd: int
+
+
+class Answered(NamedTuple):
+    """To a query, the last: `code` 0 or a messages.Code, how many did not tell, and what the monitor says itself."""
+
+    code: int
+    missing: int
+    memfd: int
 
 
 Answer: TypeAlias = Paired | Pending | Refused
+Event: TypeAlias = Paired | Lost | Reload | Asked | Part | Answered
 _FAILURES: Final = (OSError, EOFError, messages.ProtocolError)
 
 
@@ -83,7 +112,7 @@ class MonitorClient:
         self._sock = sock
         self._talk = Conversation()
         self._offers: dict[int, tuple[OfferState, int]] = {}  # offer id -> state, ring bytes asked for
-        self._queue: list[Paired | Lost] = []
+        self._queue: list[Event] = []
         # Events that arrive while offer() waits must make fileno() readable too, hence a second descriptor
         # behind one epoll: the caller needs no rule about when to call events().
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -228,8 +257,33 @@ class MonitorClient:
         except _FAILURES as error:
             self._die(str(error))
 
-    def events(self) -> list[Paired | Lost]:
-        """What happened to earlier offers; never blocks."""
+    def hold(self, offer_id: int, memfd: int) -> None:
+        """Say that a segment of an earlier monitor is still in use; `memfd` stays the caller's."""
+        self._say(messages.Hold(offer_id), memfd)
+
+    def release(self, offer_id: int) -> None:
+        """Say that the segment of this offer is no longer in use."""
+        self._say(messages.Release(offer_id))
+
+    def tell(self, ask_id: int, memfd: int) -> None:
+        """Answer an Asked with a memfd of JSON, which stays the caller's."""
+        self._say(messages.Tell(ask_id), memfd)
+
+    def query(self, what: messages.Query) -> None:
+        """Ask the monitor; Parts and one Answered follow by events()."""
+        self._say(messages.Question(what))
+
+    def _say(self, message: messages.Message, fd: int = -1) -> None:
+        """Send something that has no answer; a monitor that is gone misses it."""
+        if not self.alive:
+            return
+        try:
+            self._send_and_listen(message, fd)
+        except _FAILURES as error:
+            self._die(str(error))
+
+    def events(self) -> list[Event]:
+        """What happened to earlier offers, and what is asked of us; never blocks."""
         try:
             if self.alive:
                 self._drain()
@@ -243,7 +297,7 @@ class MonitorClient:
     def close(self) -> None:
         """Hang up; the monitor forgets the open offers. Memfds in events that nobody fetched are closed."""
         for event in self._queue:
-            if isinstance(event, Paired):
+            if isinstance(event, Paired | Part | Answered):
                 os.close(event.memfd)
         self._queue = []
         self.alive = False
@@ -328,6 +382,9 @@ class MonitorClient:
         """What a message means for its offer; None if for nothing. Owns `fd`. Raises ProtocolError."""
         if isinstance(message, messages.Paired):
             return self._take_paired(message, fd)
+        if isinstance(message, messages.Reload | messages.Ask | messages.Part | messages.Answer):
+            self._push(_as_event(message, fd))
+            return None
         if isinstance(message, messages.Reject):
             raise messages.ProtocolError(f"it threw us out: {message.text}")
         assert isinstance(message, messages.Pending | messages.Refused | messages.Withdrawn)  # by the table of states
@@ -362,11 +419,11 @@ class MonitorClient:
         if answer is None or isinstance(answer[1], Pending):
             return
         if isinstance(answer[1], Refused):
-            self._push(Lost((answer[0],), answer[1].reason))
+            self._push(Lost((answer[0],), answer[1].reason, answer[1].code))
         else:
             self._push(answer[1])
 
-    def _push(self, event: Paired | Lost) -> None:
+    def _push(self, event: Event) -> None:
         self._queue.append(event)
         os.eventfd_write(self._wake, 1)
 
@@ -386,6 +443,17 @@ class MonitorClient:
         waiting = tuple(key for key, (state, _) in self._offers.items() if state is not OfferState.LEAVING)
         self._offers.clear()
         self._push(Lost(waiting, reason))
+
+
+def _as_event(message: messages.Reload | messages.Ask | messages.Part | messages.Answer, fd: int) -> Event:
+    """What is not about an offer."""
+    if isinstance(message, messages.Ask):
+        return Asked(message.ask_id)
+    if isinstance(message, messages.Part):
+        return Part(message.pid, message.uid, fd)
+    if isinstance(message, messages.Answer):
+        return Answered(message.code, message.missing, fd)
+    return Reload()
 
 
 def _left(deadline: float) -> float:

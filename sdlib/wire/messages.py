@@ -16,7 +16,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
 TEXT_BYTES: Final = 104
 MAX_BYTES: Final = 128  # no message is longer
@@ -38,6 +38,23 @@ class Type(IntEnum):
     REFUSED = 7
     WITHDRAW = 8
     WITHDRAWN = 9
+    HOLD = 10
+    RELEASE = 11
+    RELOAD = 12
+    ASK = 13
+    TELL = 14
+    QUERY = 15
+    PART = 16
+    ANSWER = 17
+
+
+class Query(IntEnum):
+    """What a QUERY wants."""
+
+    STATUS = 1  # of the monitor
+    CONNECTIONS = 2  # of its clients
+    RELOAD = 3  # as SIGHUP
+    DRAIN = 4  # as SIGTERM
 
 
 class Code(IntEnum):
@@ -57,6 +74,8 @@ class Code(IntEnum):
     QUOTA = 22  # REFUSED: too many open offers
     REPLACED = 23  # REFUSED, later: a newer offer for the same end took its place
     RESOURCES = 24  # REFUSED: the monitor has no memory or descriptors
+    MEMORY = 25  # REFUSED: ring memory of this user, or in all, is used up
+    FORBIDDEN = 32  # ANSWER: only root and the monitor's own user may ask for this
 
 
 class Hello(NamedTuple):
@@ -125,7 +144,59 @@ class Withdrawn(NamedTuple):
     offer_id: int
 
 
-Message: TypeAlias = Hello | Welcome | Reject | Offer | Pending | Paired | Refused | Withdraw | Withdrawn
+class Hold(NamedTuple):
+    """Client, with the memfd of a segment of an earlier monitor: it is still in use. `offer_id`: its name."""
+
+    offer_id: int
+
+
+class Release(NamedTuple):
+    """Client: the segment that this offer (or HOLD) was about is no longer in use."""
+
+    offer_id: int
+
+
+class Reload(NamedTuple):
+    """Monitor: policy files have changed; read them again."""
+
+
+class Ask(NamedTuple):
+    """Monitor: tell somebody who may know about your connections."""
+
+    ask_id: int
+
+
+class Tell(NamedTuple):
+    """Client, with a memfd of JSON: what was asked."""
+
+    ask_id: int
+
+
+class Question(NamedTuple):
+    """Client (sdctl): `what` is a Query."""
+
+    what: int
+    zero: int = 0
+
+
+class Part(NamedTuple):
+    """Monitor, with a memfd of JSON, while a QUERY is answered: what the client of this pid and user has told."""
+
+    pid: int
+    uid: int
+
+
+class Answer(NamedTuple):
+    """Monitor, with a memfd of JSON: the QUERY is done. `code` 0, or a Code; `missing` clients have not told."""
+
+    code: int
+    missing: int
+
+
+Message: TypeAlias = (
+    Hello | Welcome | Reject | Offer | Pending | Paired | Refused | Withdraw | Withdrawn
+    | Hold | Release | Reload | Ask | Tell | Question | Part | Answer
+)  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -146,6 +217,14 @@ LAYOUTS: Final[dict[Type, Layout]] = {
     Type.REFUSED: Layout(Refused, Struct(f"<QI{TEXT_BYTES}s"), 0),
     Type.WITHDRAW: Layout(Withdraw, Struct("<Q"), 0),
     Type.WITHDRAWN: Layout(Withdrawn, Struct("<Q"), 0),
+    Type.HOLD: Layout(Hold, Struct("<Q"), 1),
+    Type.RELEASE: Layout(Release, Struct("<Q"), 0),
+    Type.RELOAD: Layout(Reload, Struct("<"), 0),
+    Type.ASK: Layout(Ask, Struct("<Q"), 0),
+    Type.TELL: Layout(Tell, Struct("<Q"), 1),
+    Type.QUERY: Layout(Question, Struct("<II"), 0),
+    Type.PART: Layout(Part, Struct("<II"), 1),
+    Type.ANSWER: Layout(Answer, Struct("<II"), 1),
 }
 TYPE_OF: Final[dict[type[Message], Type]] = {layout.cls: kind for kind, layout in LAYOUTS.items()}
 _HEADER: Final = Struct("<HHI")

@@ -140,7 +140,7 @@ def events_of(client: MonitorClient, count: int = 1) -> list[Paired | Lost]:
     found: list[Paired | Lost] = []
     while len(found) < count:
         assert readable(client), f"only {found} came"
-        found += client.events()
+        found += [event for event in client.events() if isinstance(event, Paired | Lost)]
     assert len(found) == count, found
     return found
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sdlib.wire import Lost, MonitorClient, MonitorUnavailable, Paired, Pending, spawn
+from sdlib import abi
+from sdlib.wire import Lost, MonitorClient, MonitorUnavailable, Paired, Pending, messages, spawn
 from tests.monitor.support import MAIN, RING, Link, MonitorProcess, events_of, wait_for
 
 
@@ -223,7 +224,8 @@ def test_socket_taken_away_makes_room_for_a_new_monitor(tmp_path: Path) -> None:
 
 def test_version_and_help() -> None:
     version = run("--version")
-    assert version.returncode == 0 and "protocol 1, ABI 1" in version.stdout
+    wanted = f"protocol {messages.PROTOCOL_VERSION}, ABI {abi.const.SD_ABI_VERSION}"
+    assert version.returncode == 0 and wanted in version.stdout
     assert "--idle-exit" in run("--help").stdout
 
 

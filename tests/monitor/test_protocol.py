@@ -29,6 +29,14 @@ any_message: st.SearchStrategy[messages.Message] = st.one_of(
     st.builds(messages.Refused, u64, u32, text),
     st.builds(messages.Withdraw, u64),
     st.builds(messages.Withdrawn, u64),
+    st.builds(messages.Hold, u64),
+    st.builds(messages.Release, u64),
+    st.builds(messages.Reload),
+    st.builds(messages.Ask, u64),
+    st.builds(messages.Tell, u64),
+    st.builds(messages.Question, u32, u32),
+    st.builds(messages.Part, u32, u32),
+    st.builds(messages.Answer, u32, u32),
 )
 
 
@@ -129,7 +137,7 @@ def test_document_shows_every_message_with_its_number_and_size() -> None:
 
 
 def test_document_shows_every_code() -> None:
-    rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \| (?:REJECT|REFUSED)", DOCUMENT, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \| (?:REJECT|REFUSED|ANSWER)", DOCUMENT, re.MULTILINE)
     assert rows == [(str(code.value), code.name) for code in Code]
     assert f"protocol version {messages.PROTOCOL_VERSION}" in DOCUMENT
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor keeps of the connections that its programs have offered, and how much each program may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from policies import Settings
+from sdlib.wire.segment import segment_bytes
+from sdtrace.areas import Area
+
+
+@dataclass(frozen=True)
+class Key:
+    """A block, by area and place; `generation` tells its successors apart."""
+
+    area: Area
+    block: int
+    generation: int
+
+    def __hash__(self) -> int:
+        """Areas are compared by identity."""
+        return hash((id(self.area), self.block, self.generation))
+
+    @property
+    def current(self) -> bool:
+        """Is it still the connection that it was?"""
+        return self.area.block_generation(self.block) == self.generation
+
+
+@dataclass
+class Origin:
+    """How a connection came to us: enough to find its socket again, and to judge it anew. `cookie`: SO_COOKIE."""
+
+    tid: int
+    fd: int
+    cookie: int
+    direction: str
+    local: tuple[str, int]
+    peer: tuple[str, int]
+    exe: str
+    uid: int
+
+
+@dataclass
+class Held:
+    """A connection that was offered. `segment` -1: not paired yet, or no descriptor was left to keep a copy."""
+
+    name: int
+    """Offer id, by which the monitor knows it."""
+    origin: Origin
+    segment: int = -1
+    bytes: int = 0
+    attached: bool = False
+    paired: bool = False
+
+
+@dataclass
+class Use:
+    """Of one program."""
+
+    bytes: int = 0
+    connections: int = 0
+
+
+@dataclass
+class Quotas:
+    """What all programs of the tree use."""
+
+    used: dict[tuple[str, int], Use] = field(default_factory=dict)
+
+    def exceeded(self, exe: str, uid: int, settings: Settings, ring_bytes: int) -> bool:
+        """Would one more connection be too many for the program?"""
+        use = self.used.get((exe, uid), Use())
+        more = use.bytes + segment_bytes(ring_bytes) > settings.total_bytes
+        return more or use.connections + 1 > settings.connections
+
+    def add(self, held: Held) -> None:
+        """It is paired."""
+        use = self.used.setdefault((held.origin.exe, held.origin.uid), Use())
+        use.bytes += held.bytes
+        use.connections += 1
+
+    def remove(self, held: Held) -> None:
+        """It is over."""
+        use = self.used[held.origin.exe, held.origin.uid]
+        use.bytes -= held.bytes
+        use.connections -= 1

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdctl`: ask the monitor and the supervisors what they do, and why; have policies read again; end the monitor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import policies
+from policies import PolicyError
+from policies.__main__ import explain as explain_settings
+from policies.rules import pattern
+from sdlib.wire import Answered, MonitorClient, MonitorUnavailable, Part, papers
+from sdlib.wire.messages import Code, Query
+
+LIMIT_S: Final = 5.0
+WHY: Final = {
+    "": "nothing keeps it there: it is waiting for its turn, or for the other end",
+    "few-operations": "it has not done as many operations as the policy wants first (upgrade)",
+    "no-accel": "started with --no-accel",
+    "policy": "a rule of the policy keeps it on TCP",
+    "peer-not-under-sdrun": "the other end is not under sdrun",
+    "supervisor-gone": "the supervisor of its program has ended",
+    "monitor-unreachable": "no monitor answers; it is offered again when one does",
+    "monitor-refused": "the monitor refuses it: other user, other network namespace, or no plain TCP connection",
+    "quota-exhausted": "ring memory or the number of connections is used up (limits of the policy, of the monitor)",
+    "socket-option": "a socket option that rings cannot honour",
+    "descriptor-passed": "its socket was passed to another process",
+}
+
+
+class Failed(Exception):
+    """One line for a person; the exit status is 1."""
+
+
+@dataclass
+class Reply:
+    """What came back."""
+
+    code: int
+    missing: int
+    monitor: dict[str, Any]
+    parts: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
+
+    def connections(self) -> Iterable[dict[str, Any]]:
+        """The rows of all supervisors, as far as they are such."""
+        for pid, uid, content in self.parts:
+            rows = content.get("connections")
+            for row in rows if isinstance(rows, list) else ():
+                if isinstance(row, dict):
+                    yield {**row, "supervisor": pid, "uid": uid}
+
+
+def ask(what: Query, socket_path: str | None) -> Reply:
+    """One question; Failed."""
+    try:
+        client = MonitorClient.open(socket_path, spawn=False, timeout_s=LIMIT_S)
+    except MonitorUnavailable as error:
+        raise Failed(f"{error}; is a program running under sdrun?") from None
+    try:
+        return _collect(client, what)
+    finally:
+        client.close()
+
+
+def _collect(client: MonitorClient, what: Query) -> Reply:
+    client.query(what)
+    parts = []
+    deadline = time.monotonic() + LIMIT_S
+    while (left := deadline - time.monotonic()) > 0:
+        select.select([client.fileno()], [], [], left)
+        for event in client.events():
+            if isinstance(event, Part):
+                parts.append((event.pid, event.uid, papers.read(event.memfd)))
+            elif isinstance(event, Answered):
+                return Reply(event.code, event.missing, papers.read(event.memfd), parts)
+        if not client.alive:
+            raise Failed("the monitor hung up")
+    raise Failed("the monitor does not answer")
+
+
+def _allowed(reply: Reply) -> Reply:
+    if reply.code == Code.FORBIDDEN:
+        raise Failed("only root and the monitor's own user may do that")
+    if reply.code:
+        raise Failed("the monitor has too many questions open; try again")
+    return reply
+
+
+def _plain(value: object) -> str:
+    """Other programs' words on a terminal: printable, short."""
+    text = "".join(char if char.isprintable() else "?" for char in str(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _end(pair: object) -> str:
+    host, port = pair if isinstance(pair, list) and len(pair) == 2 else ("?", "?")
+    return f"[{_plain(host)}]:{_plain(port)}" if ":" in str(host) else f"{_plain(host)}:{_plain(port)}"
+
+
+def status(options: argparse.Namespace) -> None:
+    """`sdctl status`."""
+    monitor = _allowed(ask(Query.STATUS, options.socket)).monitor
+    if options.json:
+        print(json.dumps(monitor, indent=1))
+        return
+    up = time.time() - float(monitor.get("started", time.time()))
+    print(f"monitor {monitor.get('pid')} of uid {monitor.get('uid')} at {_plain(monitor.get('socket'))}, up {up:.0f} s")
+    print(f"protocol {monitor.get('protocol')}, ABI {monitor.get('abi')}")
+    limits = monitor.get("limits", {})
+    print(f"clients: {len(monitor.get('clients', []))}, open offers: {monitor.get('offers_open')}")
+    print(f"segments: {monitor.get('segments')}, {monitor.get('memory')} of {limits.get('memory')} bytes")
+    for uid, size in sorted(monitor.get("memory_by_user", {}).items()):
+        print(f"  uid {uid}: {size} of {limits.get('memory_per_uid')} bytes")
+    for name, number in sorted(monitor.get("counts", {}).items()):
+        print(f"{_plain(name)}: {number}")
+
+
+def connections(options: argparse.Namespace) -> None:
+    """`sdctl connections`: what has been offered, and what carries it."""
+    reply = _allowed(ask(Query.CONNECTIONS, options.socket))
+    rows = list(reply.connections())
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        ends = f"{_end(row.get('local'))} {'->' if row.get('dir') == 'out' else '<-'} {_end(row.get('peer'))}"
+        moved = f"shm {row.get('shm_tx')}/{row.get('shm_rx')} tcp {row.get('tcp')}"
+        who = f"{_plain(row.get('exe'))} {_plain(row.get('reason'))}"
+        print(f"{_plain(row.get('state')):8} {ends:48} {moved:32} {who}".rstrip())
+    if reply.missing:
+        print(f"{reply.missing} supervisors did not answer", file=sys.stderr)
+
+
+def reload(options: argparse.Namespace) -> None:
+    """`sdctl reload`."""
+    monitor = _allowed(ask(Query.RELOAD, options.socket)).monitor
+    print(f"{len(monitor.get('clients', [])) - 1} supervisors read their policies again")
+
+
+def drain(options: argparse.Namespace) -> None:
+    """`sdctl drain`."""
+    _allowed(ask(Query.DRAIN, options.socket))
+    print("the monitor leaves; attached connections go on")
+
+
+def policy_explain(options: argparse.Namespace) -> None:
+    """`sdctl policy explain`: the settings of a program, the rule for an address, and live connections to it."""
+    try:
+        policy = policies.load(options.policy)
+        settings = policies.effective(policy, options.program, options.set, options.uid, options.rule)
+        boxes = pattern(options.address) if options.address else ()
+    except (PolicyError, ValueError) as error:
+        raise Failed(str(error)) from None
+    print(explain_settings(settings, options.program))
+    if not boxes:
+        return
+    box = boxes[0]
+    if (box.low, box.first) != (box.high, box.last):
+        raise Failed(f"{options.address}: one address and one port")
+    packed = box.low.to_bytes(4 if box.family == 4 else 16, "big")
+    for dir_ in (options.dir,) if options.dir else ("out", "in"):
+        verdict = policies.judge(settings, dir_, "tcp", packed, box.first)
+        print(f"{dir_} tcp {options.address}: {verdict.action}, by {verdict.where}")
+    _live(options)
+
+
+def _live(options: argparse.Namespace) -> None:
+    """What the supervisors know about such connections."""
+    try:
+        rows = list(_allowed(ask(Query.CONNECTIONS, options.socket)).connections())
+    except Failed:
+        return  # no monitor, no connections
+    for row in rows:
+        near = row.get("peer") if row.get("dir") == "out" else row.get("local")
+        if options.address in (_end(row.get("peer")), _end(near)):
+            reason = str(row.get("reason", ""))
+            why = "" if row.get("state") == "shm" else f": {WHY.get(reason, _plain(reason))}"
+            print(f"now: {_end(row.get('local'))} - {_end(row.get('peer'))} of {_plain(row.get('exe'))} "
+                  f"is {_plain(row.get('state'))}{why}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sdctl", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--socket", metavar="PATH", help="the monitor's socket (default: where sdrun looks)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, action, text in (
+        ("status", status, "clients, memory and counts of the monitor"),
+        ("connections", connections, "connections that were offered, and what carries them"),
+        ("reload", reload, "have all supervisors read their policy files again, for existing connections, too"),
+        ("drain", drain, "end the monitor in order; the next one takes over"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(action=action)
+        if name in ("status", "connections"):
+            command.add_argument("--json", action="store_true")
+    about = commands.add_parser("policy", help="what policies say").add_subparsers(required=True, metavar="COMMAND")
+    why = about.add_parser("explain", help="what holds for a program, and why a connection is carried as it is")
+    why.set_defaults(action=policy_explain)
+    why.add_argument("program", help="path of the program")
+    why.add_argument("address", nargs="?", help="ADDRESS:PORT: connected to, or (in) of the peer and our port")
+    why.add_argument("--dir", choices=("in", "out"))
+    why.add_argument("--uid", type=int, default=os.geteuid())
+    why.add_argument("--policy")
+    why.add_argument("--set", action="append", default=[])
+    why.add_argument("-r", "--rule", action="append", default=[])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; exit status 0, 1 (one line says why), 2 (usage)."""
+    options = _parser().parse_args(argv)
+    try:
+        options.action(options)
+    except Failed as error:
+        print(f"sdctl: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
