@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Final
 
-from monitor import journal, service
+from monitor import journal
 from monitor.server import Server
 from monitor.session import Limits, Name
 from sdlib import abi
@@ -237,7 +237,6 @@ def _serve(options: argparse.Namespace) -> int:
     )
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
     name = Name(path, inode, options.check_interval)
-    service.notify("READY=1")
     why = Server(listener, name, limits, options.idle_exit, frozenset(options.pair_users)).run()
     journal.event("leaving", why=why)
     return 0

@@ -90,6 +90,7 @@ class Server:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(wake_r, selectors.EVENT_READ, lambda: _drain(wake_r))
+        service.notify("READY=1")
         while not self._stop:
             for key, mask in self._selector.select(self._timeout()):
                 if isinstance(key.data, Client):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections that are opened and used when somebody says so: stages.py serve PORT | stages.py drive PORT FOLDER.
 
-The server echoes. The driver waits for files in FOLDER: `open-N` opens connection N, and every connection that is open is used
-all the time, each byte compared; `stop` ends it. `done-N` appears once connection N has carried a thousand messages since it
-was opened, `beat` is touched whenever all have been used.
+The server echoes. The driver waits for files in FOLDER: `open-N` opens connection N, and every connection that is open
+is used all the time, each byte compared; `stop` ends it. `done-N` appears once connection N has carried a thousand
+messages since it was opened, `beat` grows whenever all have been used.
 """
 
 import os

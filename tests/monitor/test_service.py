@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -128,9 +129,9 @@ def test_a_new_monitor_is_told_what_is_held(tmp_path: Path) -> None:
     link.close()
 
 
-def test_holding_what_is_no_segment_ends_the_client(monitor: MonitorProcess, raw: type[Raw]) -> None:
-    for make in (lambda: os.memfd_create("x"), lambda: os.open("/dev/null", os.O_RDWR), lambda: papers.write({})):
-        client, fd = raw(), make()  # type: ignore[call-arg]
+def test_holding_what_is_no_segment_ends_the_client(monitor: MonitorProcess, raw: Callable[..., Raw]) -> None:
+    for fd in (os.memfd_create("x"), os.open("/dev/null", os.O_RDWR), papers.write({})):
+        client: Raw = raw()
         client.say(messages.Hold(1), fd)
         assert client.hears_reject().code == Code.PROTOCOL
         os.close(fd)
@@ -187,8 +188,10 @@ def test_leaving_sends_what_waits(monitor: MonitorProcess, how: str) -> None:
                 os.close(event.memfd)
     assert sorted(paired) == list(range(100))
     assert monitor.process.wait(10) == 0
-    for done in (lazy, busy, *links):
-        done.close()
+    for client in (lazy, busy):
+        client.close()
+    for link in links:
+        link.close()
 
 
 def test_questions_are_answered_by_the_others(monitor: MonitorProcess) -> None:
@@ -251,12 +254,12 @@ def test_only_root_and_its_own_user_rule_it() -> None:
         "for what in (3, 4, 1):\n"
         "    client = MonitorClient.open(sys.argv[1], spawn=False); client.query(Query(what))\n"
         "    select.select([client.fileno()], [], [], 5); (event,) = client.events()\n"
-        "    print(event.code, papers.read(event.memfd)['clients'] == [{'pid': os.getpid(), 'uid': 65534}]); client.close()\n"
+        "    print(event.code, papers.read(event.memfd)['clients'] == [{'pid': os.getpid(), 'uid': 65534}])\n"
+        "    client.close()\n"
     )
     with closing(monitor.client()):
-        done = subprocess.run(
-            [sys.executable, "-c", code, monitor.path, ROOT], capture_output=True, text=True, timeout=30
-        )
+        command: list[str | Path] = [sys.executable, "-c", code, monitor.path, ROOT]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == f"{Code.FORBIDDEN} True\n{Code.FORBIDDEN} True\n0 True\n", done.stderr
     assert monitor.process.poll() is None
     monitor.close()
@@ -288,6 +291,8 @@ def test_units_are_good(unit: Path, tmp_path: Path) -> None:
         pytest.skip("no systemd here")
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/opt/sdrun", str(ROOT)))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, timeout=60, check=False
+    )
     about = [line for line in done.stderr.splitlines() if unit.name in line]
     assert not about, done.stderr
