@@ -11,7 +11,6 @@ u8 sd_fdkind[65536];
 
 void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }
-u64 sd_now_ns(void) { return 0; }
 u32 sd_cpu(void) { return 0; }
 long sd_hypercall(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }

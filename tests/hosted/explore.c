@@ -20,7 +20,7 @@
 #include "explore.h"
 
 #define STACK_BYTES 16384
-#define BUFFER 6
+#define BUFFER 12
 #define MAX_DEPTH 20000
 #define TABLE_BITS 24
 
@@ -34,7 +34,7 @@ enum { RUNS = 1, WAITS, DONE };
 
 struct thread {
     u64 sp;
-    u32 state, timed, changed, stale, coin, spun;
+    u32 state, timed, changed, stale, spun, halfway;
     bool (*ready)(long);
     long arg;
     u64 nbuf;
@@ -53,7 +53,7 @@ static u64 marks[MARKS], ends;
 
 /* ----------------------------------------------------------------- failing */
 
-enum { RUN_T = 0, FLUSH_T = 16, DELIVER_D = 32, TIMER_T = 48, HEADS_T = 64 };
+enum { RUN_T = 0, FLUSH_T = 16, DELIVER_D = 32, TIMER_T = 48, KILL_T = 64 };
 
 struct frame {
     u8 *saved;
@@ -118,13 +118,7 @@ static void point(const char *what, const volatile void *p)
 u32 mc_thread(void) { return cur; }
 void mc_mark(u32 what) { marks[what]++; }
 
-bool mc_may_die(void)
-{
-    point("may die", NULL);
-    if (th[cur].coin)
-        prog.killed[cur] = 1;
-    return th[cur].coin;
-}
+bool host_dead(u32 tid) { return tid - 100 < THREADS && prog.killed[tid - 100]; }
 
 /* ------------------------------------------------------------------ memory */
 
@@ -169,7 +163,7 @@ static void drain(u32 t)
         flush_one(t);
 }
 
-static const volatile void *shares[8];
+static const volatile void *shares[32];
 static u32 nshares;
 
 void mc_share(const volatile void *p) { shares[nshares++] = p; }
@@ -253,6 +247,22 @@ bool mc_cmpxchg(volatile void *p, u32 size, u64 *want, u64 val)
     return true;
 }
 
+/* Without the lock prefix: other CPUs may come in between its load and its store. But it is one instruction: an interrupt, and so a
+ * membarrier, comes before or after it. */
+bool mc_cas_local(_Atomic u64 *p, u64 want, u64 val)
+{
+    u64 old = mc_load(p, 8);
+
+    if (shared(p)) {
+        th[cur].halfway = 1;
+        point("cmpxchg", p);
+        th[cur].halfway = 0;
+    }
+    /* It writes in any case (SDM, CMPXCHG: "the destination operand receives a write cycle without regard to the result"). */
+    mc_store(p, 8, old == want ? val : old);
+    return old == want;
+}
+
 void mc_fence(void)
 {
     point("fence", NULL);
@@ -267,9 +277,19 @@ void host_point(const char *what)
     drain(cur);
 }
 
+static bool others_halfway(void)
+{
+    for (u32 i = 0; i < THREADS; i++)
+        if (i != cur && th[i].halfway)
+            return true;
+    return false;
+}
+
 void host_membarrier(void)
 {
-    point("membarrier", NULL);
+    do
+        point("membarrier", NULL);
+    while (others_halfway());
     for (u32 i = 0; i < THREADS; i++)
         drain(i);
 }
@@ -289,12 +309,7 @@ void host_wait(bool (*ready)(long), long arg, bool timed)
 
 void mc_relax(void) { host_wait(NULL, 0, true); }
 
-static struct sd_tcb tcb[THREADS];
-struct sd_tcb *sd_self(void)
-{
-    tcb[cur].tid = 100 + cur;
-    return &tcb[cur];
-}
+struct sd_tcb *sd_self(void) { return &w.tcb[cur]; }
 
 /* ------------------------------------------------------------------- state */
 
@@ -310,6 +325,7 @@ static u32 parts_of(struct part *out)
     out[n++] = (struct part){&w, sizeof w};
     out[n++] = (struct part){&prog, sizeof prog};
     out[n++] = (struct part){th, sizeof th};
+    out[n++] = (struct part){hosted_area.part, (THREADS + 1) * sizeof *hosted_area.part};
     for (u32 i = 0; i < THREADS; i++)
         if (sc->thread[i] && th[i].state != DONE)
             out[n++] = (struct part){(void *)th[i].sp, (u64)stacks[i] + STACK_BYTES - th[i].sp};
@@ -318,7 +334,7 @@ static u32 parts_of(struct part *out)
 
 static u64 hash_state(void)
 {
-    struct part parts[3 + THREADS];
+    struct part parts[4 + THREADS];
     u64 h = 0x9e3779b97f4a7c15;
 
     for (u32 i = 0, n = parts_of(parts); i < n; i++)
@@ -331,7 +347,7 @@ static u64 hash_state(void)
 
 static void save(struct frame *f)
 {
-    struct part parts[3 + THREADS];
+    struct part parts[4 + THREADS];
     u32 n = parts_of(parts);
     u8 *to;
 
@@ -348,12 +364,12 @@ static void save(struct frame *f)
 static void restore(const struct frame *f)
 {
     const u8 *from = f->saved;
-    struct part parts[3 + THREADS];
+    struct part parts[4 + THREADS];
 
     memcpy(&w, from, sizeof w);
     memcpy(&prog, from + sizeof w, sizeof prog);
-    memcpy(th, from + sizeof w + sizeof prog, sizeof th); /* now the stacks' extents are known */
-    for (u32 i = 0, n = parts_of(parts); i < n; from += parts[i++].n)
+    memcpy(th, from + sizeof w + sizeof prog, sizeof th); 
+    for (u32 i = 0, n = parts_of(parts); i < n; from += parts[i++].n) /* now the stacks' extents are known */
         memcpy(parts[i].p, from, parts[i].n);
 }
 
@@ -387,11 +403,10 @@ static void choices(struct frame *f)
 {
     f->count = f->next = 0;
     for (u32 t = 0; t < THREADS; t++) {
-        if (can_run(t)) {
+        if (can_run(t))
             f->choice[f->count++] = (u8)(RUN_T + t);
-            if (at[t] && !strcmp(at[t], "may die"))
-                f->choice[f->count++] = (u8)(HEADS_T + t);
-        }
+        if ((sc->mortal >> t & 1) && !th[t].halfway && !prog.killed[t] && th[t].state != DONE)
+            f->choice[f->count++] = (u8)(KILL_T + t);
         if (th[t].nbuf)
             f->choice[f->count++] = (u8)(FLUSH_T + t);
     }
@@ -400,9 +415,9 @@ static void choices(struct frame *f)
         if (st->arrived < st->written || (st->fin && !st->fin_arrived))
             f->choice[f->count++] = (u8)(DELIVER_D + d);
     }
-    if (!f->count)
+    if (!f->count || w.now_ns < sc->slow * 1000000000ull)
         for (u32 t = 0; t < THREADS; t++)
-            if (sc->thread[t] && !prog.killed[t] && th[t].state == WAITS && th[t].timed && !th[t].stale)
+            if (sc->thread[t] && !prog.killed[t] && th[t].state == WAITS && th[t].timed && th[t].stale < 8)
                 f->choice[f->count++] = (u8)(TIMER_T + t);
 }
 
@@ -417,13 +432,18 @@ static void step(struct frame *f, u32 choice)
 {
     u32 t = choice & 15;
 
-    if (choice >= HEADS_T || choice < FLUSH_T) {
-        snprintf(f->done, sizeof f->done, "T%u %s %s%s", t, at[t] ? at[t] : "start", name_of(at_p[t]), choice >= HEADS_T ? ": yes" : "");
-        th[t].coin = choice >= HEADS_T;
+    if (choice < FLUSH_T) {
+        snprintf(f->done, sizeof f->done, "T%u %s %s", t, at[t] ? at[t] : "start", name_of(at_p[t]));
         run(t);
+    } else if (choice >= KILL_T) {
+        snprintf(f->done, sizeof f->done, "T%u is killed", t);
+        drain(t); /* it has been interrupted */
+        prog.killed[t] = 1;
+        changed_by(t);
     } else if (choice >= TIMER_T) {
         snprintf(f->done, sizeof f->done, "T%u time-out", t);
-        th[t].stale = 1;
+        th[t].stale++;
+        w.now_ns += 1000000000;
         run(t);
     } else if (choice >= DELIVER_D) {
         snprintf(f->done, sizeof f->done, "network delivers to side %u", !t);

@@ -7,13 +7,15 @@
 
 #include "kernel.h"
 
-#define THREADS 3
+#define THREADS HOSTED_THREADS
 
 struct scenario {
     const char *name;
     void (*setup)(void);
     void (*thread[THREADS])(void);
     void (*check)(void); /* at the end of every execution */
+    u32 mortal;          /* bits of threads that may be killed at any moment */
+    u32 slow;            /* so many seconds may pass at any moment, as if threads were stopped: time-outs of others end */
 };
 
 /* The programs' own memory; part of the state that is copied and restored. */
@@ -32,7 +34,6 @@ extern const struct scenario scenarios[];
 void mc_name(const volatile void *p, const char *name); /* for traces */
 void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */
 void mc_mark(u32 what);                                 /* this execution has been here: the report counts it */
-bool mc_may_die(void);                                  /* the explorer tries both answers; true: this process is dead now */
 u32 mc_thread(void);
 enum { MARK_PARKED, MARK_BACK, MARK_TIMED, MARKS };
 

@@ -208,6 +208,7 @@ bool mc_cmpxchg(volatile void *p, u32 size, u64 *want, u64 val)
     return true;
 }
 
+bool mc_cas_local(_Atomic u64 *p, u64 want, u64 val) { return mc_cmpxchg(p, 8, &want, val); }
 void mc_fence(void) { come_in(); }
 void mc_relax(void) { come_in(); }
 void host_membarrier(void) { come_in(); }
@@ -220,6 +221,13 @@ void mc_bytes(void *dst, const void *src, u64 n)
 /* ------------------------------------------------------------- the kernel */
 
 struct sd_tcb *sd_self(void) { return &tcb; }
+u64 sd_now_ns(void)
+{
+    static u64 now_ns;
+
+    return now_ns += 100000;
+}
+
 struct sock *sd_sock_of(u64 fd) { return fd == FD ? &sk : NULL; }
 
 static long receive(u8 *p, u64 n, u32 flags)

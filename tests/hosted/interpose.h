@@ -52,14 +52,8 @@ static inline u64 sd_tsc(void) { return 0; }
 static inline void sd_copy(void *dst, const void *src, u64 n) { mc_bytes(dst, src, n); }
 static inline void sd_zero(void *dst, u64 n) { __builtin_memset(dst, 0, n); }
 
-/* On real machines without the lock prefix: a load and a buffered store. */
-static inline bool sd_cas_local(_Atomic u64 *p, u64 want, u64 val)
-{
-    if (load_rlx(p) != want)
-        return false;
-    store_rlx(p, val);
-    return true;
-}
+bool mc_cas_local(_Atomic u64 *p, u64 want, u64 val);
+static inline bool sd_cas_local(_Atomic u64 *p, u64 want, u64 val) { return mc_cas_local(p, want, val); }
 
 static inline bool cas_u32(_Atomic u32 *p, u32 want, u32 val) { return atomic_compare_exchange_strong(p, &want, val); }
 

@@ -7,10 +7,21 @@
 #include "kernel.h"
 
 struct world w;
+struct sd_area hosted_area;
+
+#define NAMESPACE 4026531836u
 
 void world_init(u32 start, u32 ring_bytes)
 {
     __builtin_memset(&w, 0, sizeof w);
+    __builtin_memset(hosted_area.part, 0, (HOSTED_THREADS + 1) * sizeof *hosted_area.part);
+    g.area[0] = &hosted_area;
+    *(u32 *)&hosted_area.parts_top = HOSTED_THREADS + 1;
+    for (u32 i = 0; i < HOSTED_THREADS; i++) {
+        *(u32 *)&hosted_area.part[i + 1].tid = 100 + i;
+        hosted_area.part[i + 1].pidns = NAMESPACE;
+        w.tcb[i] = (struct sd_tcb){.tid = 100 + i, .level = 1, .part = &hosted_area.part[i + 1], .part_number = i + 1};
+    }
     w.seg.magic = SD_SEG_MAGIC;
     w.seg.ring_bytes = ring_bytes;
     for (u32 i = 0; i < SIDES; i++) {
@@ -197,7 +208,12 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
     case __NR_tgkill:
         return 0;
     case __NR_tkill:
-        return 0; /* alive */
+        return host_dead((u32)a) ? -ESRCH : 0;
+    case __NR_newfstatat: /* of the PID namespace: st_ino */
+        ((u64 *)c)[1] = NAMESPACE;
+        return 0;
+    case __NR_openat:
+        return -ENOENT;
     case __NR_shutdown:
         host_point("shutdown");
         out(side)->fin = 1;
@@ -229,4 +245,5 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
     return -ENOSYS;
 }
 
+u64 sd_now_ns(void) { return w.now_ns; }
 struct sock *sd_sock_of(u64 fd) { return fd - 10 < SIDES ? &w.sock[fd - 10] : NULL; }

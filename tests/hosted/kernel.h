@@ -9,6 +9,7 @@
 
 #define STREAM_BYTES 64
 #define SIDES 2
+#define HOSTED_THREADS 3
 #define FD_OF(side) (10 + (int)(side))
 #define SIDE_OF(fd) ((u32)((fd) - 10))
 
@@ -30,15 +31,19 @@ struct world {
     struct sd_block block[SIDES];
     struct sock sock[SIDES];
     u8 ring[SIDES][8]; /* tiny, so that full and wrapped are the usual case */
+    u64 now_ns;        /* moves when a time-out ends */
+    struct sd_tcb tcb[HOSTED_THREADS];
 };
 
 extern struct world w;
+extern struct sd_area hosted_area; /* of it only the participants count: number 1 + thread */
 
 /* Given by explore.c and fuzz.c. */
 void host_point(const char *what);                        /* a system call begins: a full barrier, others may come first */
 void host_wait(bool (*ready)(long), long arg, bool timed); /* sleep until ready(arg), or, if timed, until something has changed */
 void host_changed(void);                                  /* the kernel's state has changed */
 void host_membarrier(void);
+bool host_dead(u32 tid);
 void host_fail(const char *why);
 
 void world_init(u32 start_at_ring, u32 ring_bytes);

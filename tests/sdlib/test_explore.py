@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model check of the library's own code: every interleaving of two or three threads under x86-TSO (tests/hosted).
 
-Arming against publishing, the switch up and back with doorbells in the stream. That the
-explorer can see what it looks for is shown with mutants: each takes one edge away, and one scenario must fail for it.
+Arming against publishing, the switch up and back with doorbells in the stream, and tokens changing hands between
+threads that go on, are stopped or are killed. That the explorer can see what it looks for is shown with mutants: each
+takes one edge away, and one scenario must fail for it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ MUTANTS = [
            "load_rlx(&b->rx_mode) == SD_MODE_RING && (want"),
     Mutant("back", "has reached the program", "sock/life.c", "bells, left, MSG_DONTWAIT) != (long)left",
            "bells, left, MSG_DONTWAIT) > (long)left"),
+    Mutant("token", "two have taken", "sock/token.c", "        barrier(s); /* R2 */\n", ""),
+    Mutant("token", "two have taken", "sock/token.c", "            see_out(s, p, l, key, h->dir);",
+           "            (void)see_out;"),
+    Mutant("token", "two have taken", "sock/token.h", "(i64)(to - now) > 0", "to != now"),
+    Mutant("token", "the index has", "sock/token.c", "sd_tok_cas(index, from, to); /* C3",
+           "sd_cas_local(index, from, to); /*"),
     Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "bool ring = sd_back_announce(&s->e),",
            "bool ring = sd_back_announce(&s->e) && false,"),
 ]
@@ -66,11 +73,12 @@ def explore(program: Path, scenario: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("scenario", NAMES)
 def test_every_interleaving(explorer: Path, scenario: str) -> None:
     result = explore(explorer, scenario)
-    assert result.returncode == 0, result.stdout
+    assert result.returncode == 0, result.stdout[:3000]
     numbers = re.search(r"(\d+) states, (\d+) ends, (\d+) parked, (\d+) bells", result.stdout)
     assert numbers
     states, _ends, parked, bells = map(int, numbers.groups())
-    assert states > 1000 and parked > 0 and bells > 0
+    assert states > 1000
+    assert (parked > 0 and bells > 0) or scenario.startswith("token")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.scenario}:{mutant.file}")

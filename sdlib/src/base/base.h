@@ -59,7 +59,8 @@ static inline void sd_zero(void *dst, u64 n)
     __asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(0) : "memory");
 }
 
-/* Compare-and-swap against signal handlers of this thread only: no lock prefix, so no cost to speak of. */
+/* Compare-and-swap against signal handlers of this thread only: no lock prefix, so no cost to speak of. Never on a word that other CPUs write:
+ * when it fails it writes back what it has read, over what they have written meanwhile. */
 static inline bool sd_cas_local(_Atomic u64 *p, u64 want, u64 val)
 {
     bool ok;

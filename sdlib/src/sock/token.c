@@ -220,14 +220,23 @@ static bool throw_out(struct sock *s, struct sd_part *p, u32 l, u64 m, u32 dir, 
 /* R3 for one mark: returns when p is not inside any more, by itself or by us. */
 static void see_out(struct sock *s, struct sd_part *p, u32 l, u64 key, u32 dir)
 {
-    u64 limit = dir == SD_DIR_TX ? SD_VOID_TX_NS : SD_VOID_RX_NS, end = 0, to, m;
+    u64 limit = dir == SD_DIR_TX ? SD_VOID_TX_NS : SD_VOID_RX_NS, end = 0, first = 0, to, m;
     u32 rounds = 0;
 
     for (;;) {
         m = load_acq(&p->mark[l]); /* [T1] */
         u32 state = sd_mark_state(m);
-        if (!sd_mark_about(m, key) || state == SD_MARK_IDLE || state == SD_MARK_VOID || state == SD_MARK_BELL)
+        if (!sd_mark_about(m, key) || state == SD_MARK_IDLE || state == SD_MARK_BELL)
             return;
+        first = first ? first : m >> 20;
+        if (m >> 20 != first)
+            return; /* out, and in again: then by another token, and ours is void */
+        if (state == SD_MARK_VOID) { /* by somebody who may not have come to V3 yet [T6] */
+            barrier(s);
+            if (load_acq(&p->mark[l]) == m)
+                return;
+            continue;
+        }
         if (state == SD_MARK_COMMIT) {
             if (!sd_mark_to(&p->mark[l], &p->to[l], m, &to))
                 continue;
@@ -409,7 +418,7 @@ bool sd_commit_shared(struct sd_hold *h, _Atomic u64 *index, u64 from, u64 to)
     if (h->part) {
         if (!sd_mark_commit(&h->part->mark[h->level], &h->part->to[h->level], h->mark, to)) /* C1, C2 */
             return false;
-        sd_cas_local(index, from, to); /* C3: fails only if somebody has done it for us */
+        sd_tok_cas(index, from, to); /* C3: fails only if somebody has done it for us */
         return true;
     }
     return sd_cas_local(index, from, to);

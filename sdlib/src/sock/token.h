@@ -21,16 +21,19 @@
  *      copy bytes                                R3 mark of A about this token? wait, then void it, or finish what it has decided
  *   C1 to := new index            store          R4 token: REVOKED(A) -> BIASED/HELD(me)  locked exchange
  *   C2 mark: OP(k) -> COMMIT(k)   plain cmpxchg   V1 mark of A: OP(k) -> VOID(k)           locked exchange
- *   C3 index: from -> to          plain cmpxchg   V2 membarrier
+ *   C3 index: from -> to          locked cmpxchg  V2 membarrier
  *   L1 mark := IDLE               store          V3 still VOID(k): A commits nothing. COMMIT(k): finish for it
- *   L2 token: HELD -> FREE        plain cmpxchg   F1 index := `to` by locked exchange; F2 membarrier; F3 mark: COMMIT(k) -> VOID(k)
+ *   L2 token: HELD -> FREE        locked cmpxchg  F1 index := `to`, forward only, by locked exchange; F2 membarrier; F3 mark: COMMIT(k) -> VOID(k)
  *
  * Edges
  *   [T1] E1 before E2 | R1, R2, R3. No fence in A: the membarrier falls before E1 (then E2 sees REVOKED) or after it (then R3 sees the mark).
  *   [T2] C2 | V1, V2, V3. C2 has no lock prefix: another CPU may change the mark between its load and its store. But the membarrier interrupts A between
  *        instructions and empties its store buffer, so after V2 the cmpxchg is over, and what V3 sees is final.
- *   [T3] C3 | F1, F2: the same. Both write `to`; after F2 a late C3 finds an index that is not `from`, which free-running counters never are again.
- *   [T4] L2 | R1, R2: the same. If L2 won, R4 fails, for the version differs, and the taker starts over.
+ *   [T3] C3 | F1: both write `to`; a late C3 finds an index that is not `from`, which free-running counters never are again, and F1 one that is ahead.
+ *        C3 and L2 may come late, when others write the same word already, and are locked: a plain cmpxchg that fails writes back what it has read,
+ *        over what another CPU has written meanwhile. C2 may be plain, because nobody but its owner writes a mark that is VOID.
+ *   [T4] L2 | R1: if L2 won, R4 fails, for the version differs, and the taker starts over.
+ *   [T6] VOID seen by a third party: it may still be on its way to V3, so one's own membarrier comes first.
  *   [T5] C1 before C2 | mark seen, then `to`, then the mark again: x86 stores are not reordered.
  *
  * What is guaranteed
@@ -105,7 +108,7 @@ static inline bool sd_tok_revoke(_Atomic u64 *word, u64 tok, u64 *next)
 static inline void sd_tok_release(_Atomic u64 *word, u64 tok)
 {
     if (sd_tok_kind(tok) == SD_TOK_HELD)
-        sd_cas_local(word, tok, sd_tok_next(tok, SD_TOK_FREE, sd_tok_part(tok), sd_tok_run(tok)));
+        sd_tok_cas(word, tok, sd_tok_next(tok, SD_TOK_FREE, sd_tok_part(tok), sd_tok_run(tok)));
 }
 
 /* ---- the mark word: state 3 bits, direction 1, block 12, area 4, count 44 */
@@ -162,8 +165,9 @@ static inline void sd_index_finish(_Atomic u64 *index, u64 to)
 {
     u64 now = load_rlx(index);
 
-    if (now != to)
-        sd_tok_cas(index, now, to); /* only who is inside moves it, and that was the one whom we finish for */
+    /* Only forward: he may have done it himself since we looked at his mark, taken the token back and gone on. */
+    if ((i64)(to - now) > 0)
+        sd_tok_cas(index, now, to);
 }
 
 #endif
