@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What breaks around a program: it sees no error that it would not see natively, and every byte arrives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_live_policy import STAGES, Pair
+from tests.guestbuild import Guests
+from tests.harness import Mode, Program, Runner, free_port
+
+LIMITED = """
+import resource, socket, sys, errno
+l = socket.create_server(("127.0.0.1", 0), backlog=100)
+kept = []
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+kind, soft = getattr(resource, sys.argv[1]), eval(sys.argv[2])
+resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
+try:
+    while len(kept) < 40:
+        c = socket.socket(); c.connect(l.getsockname()); s, _ = l.accept(); kept.append((c, s))
+        for n in range(60):
+            c.sendall(b"%d" % n); assert s.recv(9) == b"%d" % n
+            s.sendall(b"x"); assert c.recv(9) == b"x"
+except OSError as error:
+    print(errno.errorcode[error.errno])
+for c, s in kept:
+    for n in range(60):
+        c.sendall(b"%d" % n); assert s.recv(9) == b"%d" % n
+print(len(kept))
+"""
+
+
+@pytest.mark.parametrize(("limit", "value"), [("RLIMIT_NOFILE", 20), ("RLIMIT_NOFILE", 21), ("RLIMIT_FSIZE", 100)])
+def test_limits_of_the_program(runner: Runner, limit: str, value: int, native: Runner) -> None:
+    """As many descriptors as natively, with the same error after the last; areas that cannot be made bring none."""
+    wanted = native.run(sys.executable, "-c", LIMITED, limit, str(value)).stdout
+    assert runner.run(sys.executable, "-c", LIMITED, limit, str(value)).stdout == wanted
+
+
+@pytest.mark.parametrize("room", [300, 4000])
+def test_no_room_for_mappings(shm: Runner, room: int) -> None:
+    """What can be mapped is; the other connections stay on TCP."""
+    program = shm.run(sys.executable, "-c", LIMITED, "RLIMIT_AS", f"used + ({room} << 10)")
+    assert program.stdout == b"40\n"
+    assert program.report().shm < 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_monitor_killed_or_stopped(shm: Runner, tmp_path: Path, number: signal.Signals) -> None:
+    pair = Pair(shm, tmp_path)
+    pair.open(0, 1)
+    pair.monitor.process.send_signal(number)
+    pair.open(2, 3)
+    pair.beats(20)
+    if number is signal.SIGSTOP:
+        pair.monitor.process.send_signal(signal.SIGCONT)
+        pair.open(4)
+    server, driver = pair.finish()
+    for program in (server, driver):
+        assert program.report().shm >= 2
+
+
+def test_monitor_that_gets_no_memory(shm: Runner, tmp_path: Path) -> None:
+    """memfds that cannot be given a size."""
+    pair = Pair(shm, tmp_path)
+    os.system(f"prlimit --pid {pair.monitor.process.pid} --fsize=4096")
+    pair.open(0, 1)
+    _, driver = pair.finish()
+    assert driver.report().raw["connections"]["tcp_reasons"] == {"monitor-refused": 2}
+
+
+def test_two_monitors(tmp_path: Path, sd_env: dict[str, str]) -> None:
+    """Ends that know different monitors do not find each other, and need not."""
+    programs: list[Program] = []
+    port = free_port()
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "open-0").touch()
+    runners = []
+    for words in (("serve", str(port)), ("drive", str(port), str(tmp_path / "stages"))):
+        folder = tmp_path / words[0]
+        folder.mkdir()
+        runners.append(Runner(Mode.SHM, folder, {**sd_env, "SOCKSDIRECT_MONITOR": str(folder / "m.sock")}))
+        programs.append(runners[-1].start(sys.executable, STAGES, *words))
+        if words[0] == "serve":
+            programs[0].listening(port)
+    programs[1].until((tmp_path / "stages" / "done-0").exists, "carries")
+    (tmp_path / "stages" / "stop").touch()
+    programs[1].ok()
+    programs[0].stop(signal.SIGKILL)
+    assert programs[1].report().raw["connections"]["tcp_reasons"] == {"peer-not-under-sdrun": 1}
+    for runner in runners:
+        runner.close()
+
+
+def test_a_thousand_programs_at_once(shm: Runner, guests: Guests) -> None:
+    """One tree; each makes sockets; all come to their own good end."""
+    guest = guests("first_socket")
+    program = shm.start(
+        "sh", "-c", f"for i in $(seq 1000); do {guest} </dev/null >/dev/null || echo bad & done; wait; echo end"
+    )
+    assert program.wait(120) == 0
+    assert program.stdout == b"end\n", program.describe()
+    lines = [line for line in program.report().raw["processes"] if line["exe"] == str(guest)]
+    assert len(lines) == 1000 and sum(line["injected"] for line in lines) > 900, sum(line["injected"] for line in lines)
+
+
+def test_supervisor_out_of_descriptors(shm: Runner, tmp_path: Path) -> None:
+    """More connections than the supervisor may hold segments of: the others stay on TCP."""
+    pair = Pair(shm, tmp_path, "--set", "ring=4KiB")
+    pair.open(0)
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"sdtrace.supervisor" in words and b"--root-pid=%d" % pair.driver.pid in words:
+            os.system(f"prlimit --pid {folder.name} --nofile=40")
+    pair.open(*range(1, 60), wait=False)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not all((pair.folder / f"done-{n}").exists() for n in range(60)):
+        pair.beats(5)
+    assert all((pair.folder / f"done-{n}").exists() for n in range(60))
+    _, driver = pair.finish()
+    assert 0 < driver.report().shm < 60

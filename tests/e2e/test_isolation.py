@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""24 combinations of users, network namespaces, PID namespaces and monitors; the host's monitor is started for real.
+
+Shared memory carries a connection only between ends of one network namespace and of one user, or of two that the
+host's monitor may pair. In all combinations every byte arrives. Everything happens in namespaces that the test makes:
+the host's /run is not touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import ROOT, SDRUN
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces and become other users")
+
+FIRST, SECOND = 65534, 65533
+PORT = 7311
+SERVER = f"""
+import socket
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(("0.0.0.0", {PORT})); l.listen()
+s, _ = l.accept()
+while data := s.recv(100): s.sendall(data)
+"""
+CLIENT = f"""
+import socket, sys, time
+for _ in range(1000):
+    try: s = socket.create_connection((sys.argv[1], {PORT})); break
+    except ConnectionRefusedError: time.sleep(0.01)
+deadline = time.monotonic() + 0.3
+n = 0
+while n < 300 or (time.monotonic() < deadline and sys.argv[2] == "shm" and n < 3000):
+    m = b"%d." % n; n += 1
+    s.sendall(m); got = b""
+    while len(got) < len(m): got += s.recv(100)
+    assert got == m, (got, m)
+print("whole")
+"""
+
+
+@dataclass
+class Host:
+    """A mount namespace with a /run of its own, two network namespaces with a veth pair, and folders for all users."""
+
+    folder: Path
+    mounts: int
+    nets: tuple[int, int]
+
+    def command(self, uid: int, net: int | None, own_pids: bool, words: list[str]) -> list[str]:
+        """`words` as a user in these namespaces."""
+        enter = ["nsenter", f"--mount=/proc/{self.mounts}/ns/mnt"]
+        if net is not None:
+            enter.append(f"--net=/proc/{self.nets[net]}/ns/net")
+        # The namespace's first process waits for the report, as an init would live on: with it everybody is killed.
+        init = ["sh", "-c", 'report=$1; shift; "$@"; s=$?; until [ -e "$report" ]; do sleep 0.05; done; exit $s', "sh"]
+        pids = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *init, words[2]] if own_pids else []
+        return [*enter, *pids, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *words]
+
+    def environment(self, uid: int) -> dict[str, str]:
+        home = self.folder / str(uid)
+        if not home.exists():
+            home.mkdir(mode=0o700)
+            os.chown(home, uid, uid)
+        return {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(home), "HOME": str(home), "LC_ALL": "C.UTF-8"}
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="sdhost-") as name:
+        os.chmod(name, 0o777)
+        script = "mount -t tmpfs sdrun /run && exec sleep 1000"
+        mounts = subprocess.Popen(["unshare", "--mount", "sh", "-c", script])
+        nets = [subprocess.Popen(["unshare", "--net", "sleep", "1000"]) for _ in range(2)]
+        try:
+            for process in (mounts, *nets):
+                while (Path(f"/proc/{process.pid}/comm")).read_text() != "sleep\n":
+                    time.sleep(0.01)
+            _connect(nets[0].pid, nets[1].pid)
+            yield Host(Path(name), mounts.pid, (nets[0].pid, nets[1].pid))
+        finally:
+            for process in (mounts, *nets):
+                process.kill()
+                process.wait()
+
+
+def _connect(one: int, other: int) -> None:
+    commands = [f"ip link add sd0 netns {one} type veth peer name sd0 netns {other}"]
+    for number, pid in enumerate((one, other), 1):
+        commands += [f"nsenter --net=/proc/{pid}/ns/net ip addr add 10.99.0.{number}/24 dev sd0"]
+        commands += [f"nsenter --net=/proc/{pid}/ns/net ip link set {dev} up" for dev in ("lo", "sd0")]
+    for command in commands:
+        subprocess.run(command.split(), check=True)
+
+
+@pytest.fixture(scope="module", params=["host", "own"])
+def monitor(request: pytest.FixtureRequest, host: Host) -> Iterator[str]:
+    """The host's monitor, which may pair the two users, or each user's own."""
+    if request.param == "own":
+        yield "own"
+        return
+    enter = ["nsenter", f"--mount=/proc/{host.mounts}/ns/mnt"]
+    command = [
+        *enter,
+        sys.executable,
+        str(ROOT / "monitor" / "__main__.py"),
+        "--system",
+        "--pair-users",
+        f"{FIRST}:{SECOND}",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while subprocess.run([*enter, "test", "-S", "/run/socksdirect/monitor.sock"], check=False).returncode:
+        assert process.poll() is None
+        time.sleep(0.02)
+    yield "host"
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def report(path: Path) -> dict[str, Any]:
+    for _ in range(1000):
+        if path.exists():
+            loaded: dict[str, Any] = json.loads(path.read_text())
+            return loaded
+        time.sleep(0.01)
+    raise AssertionError(f"no {path}")
+
+
+USERS = {"same": (FIRST, FIRST), "allowed": (FIRST, SECOND), "strange": (FIRST, 65532)}
+COMBINATIONS = list(itertools.product(USERS, ("one-net", "veth"), ("one-pid", "own-pids")))
+
+
+@pytest.mark.parametrize(("users", "net", "pids"), COMBINATIONS)
+def test_combination(host: Host, monitor: str, users: str, net: str, pids: str, tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir=host.folder))
+    folder.chmod(0o777)
+    carried = net == "one-net" and (users == "same" or (users == "allowed" and monitor == "host"))
+    address = "10.99.0.1" if net == "veth" else "127.0.0.1"
+    running = []
+    for number, (uid, code) in enumerate(zip(USERS[users], (SERVER, CLIENT), strict=True)):
+        where = number if net == "veth" else 0
+        words = [
+            str(SDRUN),
+            "--report",
+            f"{folder}/{number}.json",
+            "--set",
+            "upgrade=eager",
+            "--",
+            sys.executable,
+            "-c",
+            code,
+        ]
+        words += [address, "shm" if carried else "tcp"]
+        command = host.command(uid, where, pids == "own-pids" and number == 1, words)
+        out = (folder / f"{number}.out").open("w+")
+        running.append((subprocess.Popen(command, env=host.environment(uid), stdout=out, stderr=out), out))
+    for process, out in reversed(running):
+        status = process.wait(60)
+        out.seek(0)
+        assert status == 0, out.read()
+    assert (folder / "1.out").read_text() == "whole\n"
+    for number in range(2):
+        found = report(folder / f"{number}.json")["connections"]
+        assert (found["shm"], found["tcp"]) == ((1, 0) if carried else (0, 1)), found
