@@ -111,6 +111,11 @@ class Area:
         abi.ffi.buffer(abi.ffi.addressof(slot))[pid_bytes:] = bytes(abi.sizeof("struct sd_proc") - pid_bytes)
         slot.pid = 0
 
+    def parts(self) -> Iterator[abi.CData]:
+        """Participants of shared connections (sock/token.h) that somebody has claimed."""
+        top = min(int(self.view.parts_top), abi.const.SD_AREA_PARTS)
+        return (part for part in self.view.part[0:top] if part.tid)
+
     def blocks(self) -> Iterator[abi.CData]:
         """Socket blocks that are in use."""
         return (block for block in self.view.block if block.state != abi.const.SD_BLOCK_FREE)

@@ -181,6 +181,8 @@ class Hypercalls:
         data = read_memory(notif.tid, address, count * _CARRY.size) if count else b""
         carry = [(fd, block) for fd, block in _CARRY.iter_unpack(data)]
         for fd, block in carry:
+            if fd >= 0 and block == abi.const.SD_CARRY_EPOLL:
+                continue
             area = self._known_area(process, block >> 16)
             if fd < 0 or area is None or block & 0xFFFF >= abi.const.SD_AREA_BLOCKS:
                 return _INVALID

@@ -357,6 +357,9 @@ class Supervisor:
             if not procfs.running(slot.pid):
                 self._ledger.add_slot(area, slot)
                 area.free_slot(slot)
+        for part in area.parts() if area.host_pids else ():
+            if not procfs.running(part.pid):
+                part.tid = 0  # its marks are void; whoever claims it next clears them
 
     def exit_status(self) -> int | None:
         """Status of the root process, which has let go of the filter but may not have ended yet."""

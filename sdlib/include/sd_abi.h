@@ -278,8 +278,9 @@ struct sd_seg {
 /* One connection that lives through execve. */
 struct sd_carry {
     int32_t fd;
-    uint32_t block; /* block id */
+    uint32_t block; /* block id, or SD_CARRY_EPOLL: an epoll descriptor with connections in it */
 };
+#define SD_CARRY_EPOLL 0xffffffffu
 #define SD_CARRY_MAX 64
 
 /* Written by the supervisor into the symbol `sd_boot` of a fresh image, before it runs `sd_init`. */

@@ -17,6 +17,7 @@ void sd_ep_full(struct sock *s);
 /* An execve follows: registrations with the kernel become the program's own again, as the next image expects them.
  * If the execve fails, the next epoll call of this image takes them back. */
 void sd_ep_before_exec(void);
+void sd_ep_carried(int epfd); /* in the next image: its connections are registered there again */
 void sd_ep_before_fork(void); /* a child will share the kernel half of every epoll */
 
 /* ----------------------------------------------------------------- wait.c */

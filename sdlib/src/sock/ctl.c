@@ -387,6 +387,8 @@ void sd_socks_carried(const struct sd_carry *c, u32 n)
         struct sock *s = NULL;
 
         sd_fdkind[c[i].fd & 0xffff] = 0;
+        if (c[i].block == SD_CARRY_EPOLL)
+            continue;
         if (a && index < SD_AREA_BLOCKS && load_rlx(&a->block[index].state) == SD_BLOCK_ATTACHED)
             for (u32 k = 0; k < i && !s; k++) /* a duplicate of one that is there already */
                 if (c[k].block == c[i].block)
@@ -399,4 +401,7 @@ void sd_socks_carried(const struct sd_carry *c, u32 n)
         if (s)
             sd_fd_install(c[i].fd, s);
     }
+    for (u32 i = 0; i < n; i++)
+        if (c[i].block == SD_CARRY_EPOLL)
+            sd_ep_carried(c[i].fd);
 }

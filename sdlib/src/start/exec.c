@@ -4,6 +4,7 @@
  */
 #include "gate/calls.h"
 #include "gate/gate.h"
+#include "poll/poll.h"
 #include "sock/sock.h"
 
 #define ARCH_SET_GS 0x1001
@@ -14,6 +15,14 @@ static NOINLINE long before_exec(struct sd_tcb *t)
 {
     struct sd_carry carry[SD_CARRY_MAX];
     u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX, t->foreign);
+    if (n && !t->foreign) { /* a vfork child has the parent's registrations before it */
+        sd_ep_before_exec();
+        for (u32 fd = 0; fd < sd_fd_top() && n < SD_CARRY_MAX; fd++) {
+            long fl = sd_epoll_of(fd) ? SYS2(__NR_fcntl, fd, F_GETFD) : -1;
+            if (fl >= 0 && !(fl & FD_CLOEXEC))
+                carry[n++] = (struct sd_carry){.fd = (i32)fd, .block = SD_CARRY_EPOLL};
+        }
+    }
     if (n)
         sd_hypercall(SD_HC_EXEC, (u64)carry, n);
     return SD_PASS;
