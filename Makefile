@@ -8,6 +8,7 @@
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
 #   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
+#   make matrix  fork, exec, threads: every way, libc and state of a connection; writes docs/fork-exec-matrix.md
 #   make baseline   count the instructions of the fast paths anew; `make test` compares with them
 #   make clean   remove what was built
 
@@ -33,7 +34,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: build test fuzz suites demo lint bench baseline clean ffi image filter filters
+.PHONY: build test fuzz suites matrix demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -101,6 +102,9 @@ suites: build $(STAMPS)/packages-test
 
 fuzz: build $(STAMPS)/packages-test
 	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py $(PYTEST_ARGS)
+
+matrix: build $(STAMPS)/packages-test
+	@$(PY) -m tests.matrix --write
 
 demo: build $(STAMPS)/packages-demo
 	@$(PY) -m tools.demo

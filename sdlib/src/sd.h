@@ -43,6 +43,7 @@ struct sd_tcb {
     struct sd_tcb *next;  /* all of them */
     struct sd_part *part; /* of this thread in area 0, NULL: none yet */
     u32 part_number;
+    u32 foreign_dups;     /* of a foreign one: 1 + highest descriptor to which it has moved a socket of ours, 0: none */
     u32 marks;            /* levels that may have a mark there */
     u32 uses;             /* levels that may have an entry in `use` */
     struct sock *_Atomic use[SD_STACK_LEVELS]; /* sockets that this thread is inside of: fd/fd.c [F1] */
@@ -112,6 +113,7 @@ struct sock {
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     i32 fast_sends;     /* so many more may go the short way */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
+    u64 cookie;         /* SO_COOKIE, once attached */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
     _Atomic u64 tx_in; /* inside of a send, when nobody shares it: address of the hold; a handler may come in between */
     _Atomic u32 attaching;
@@ -162,7 +164,8 @@ SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 void sd_fast_off(void);                       /* sockets are about to be shared, or used by several threads */
 void sd_socks_before_fork(void);              /* blocks are now shared by one process more */
 void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks that only vanished threads held */
-u32 sd_socks_before_exec(struct sd_carry *out, u32 max, bool foreign); /* connections that survive; moves or pins what cannot be carried */
+u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t); /* connections that survive; pins what cannot be carried */
+void sd_socks_exec_failed(const struct sd_carry *out, u32 n, const struct sd_tcb *t);
 void sd_socks_carried(const struct sd_carry *c, u32 n); /* a fresh image takes them over at its first entry into C */
 void sd_socks_exit(void);                     /* exit_group: fold blocks, give up users */
 

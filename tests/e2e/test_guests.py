@@ -12,7 +12,8 @@ from tests.harness import Runner
 BEHAVIOURS = [
     "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "epoll_shared", "half_close",
     "timeouts",
-    "threads", "exec_keeps", "exec_epoll", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect", "waiters epoll",
+    "threads", "exec_keeps", "exec_epoll", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect",
+    "waiters epoll",
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
     "gone close", "gone exit", "gone kill", "gone unread", "mid_switch",
 ]

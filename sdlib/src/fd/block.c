@@ -183,28 +183,3 @@ void sd_socks_exit(void)
             atomic_fetch_sub(&s->b->users, 1);
     }
 }
-
-u32 sd_socks_before_exec(struct sd_carry *out, u32 max, bool foreign)
-{
-    u32 n = 0, top = sd_fd_top();
-
-    for (u32 fd = 0; fd < top; fd++) {
-        struct sock *s = sd_sock_of(fd);
-        long fl;
-        u64 cookie = 0;
-        u32 len = 8;
-        if (!s || (fl = SYS2(__NR_fcntl, fd, F_GETFD)) < 0 || (fl & FD_CLOEXEC))
-            continue;
-        if (SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) < 0)
-            continue; /* a vfork child has put something else there */
-        if (load_rlx(&s->b->state) == SD_BLOCK_ATTACHED && n < max) {
-            out[n].fd = (i32)fd;
-            out[n++].block = s->id;
-        } else if (foreign) {
-            atomic_fetch_add(&s->b->users, 1); /* the new program holds a socket that it cannot see: never switch */
-        } else {
-            sd_reason(s, SD_REASON_exec);
-        }
-    }
-    return n;
-}

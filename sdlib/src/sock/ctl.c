@@ -177,12 +177,14 @@ SD_CALL(sd_close_range)
     return SD_PASS;
 }
 
-static long dup_of(u64 old, long fd, bool foreign)
+static long dup_of(struct sd_tcb *t, u64 old, long fd)
 {
     struct sock *s = sd_sock_of(old);
     void *ep = sd_epoll_of(old);
 
-    if (fd < 0 || foreign)
+    if (t->foreign)
+        sd_foreign_dup(t, old, fd);
+    if (fd < 0 || t->foreign)
         return fd;
     if ((u64)fd != old) {
         if (sd_sock_of((u64)fd))
@@ -197,25 +199,30 @@ static long dup_of(u64 old, long fd, bool foreign)
 
 SD_CALL(sd_dup)
 {
-    return dup_of(f->rdi, SYS1(__NR_dup, f->rdi), t->foreign);
+    return dup_of(t, f->rdi, SYS1(__NR_dup, f->rdi));
+}
+
+static bool dup_matters(const struct sd_tcb *t, const struct sd_frame *f)
+{
+    return sd_sock_of(f->rdi) || sd_sock_of(f->rsi) || sd_epoll_of(f->rdi) || sd_epoll_of(f->rsi) || t->foreign_dups;
 }
 
 SD_CALL(sd_dup2)
 {
-    if (f->rdi == f->rsi || (!sd_sock_of(f->rdi) && !sd_sock_of(f->rsi) && !sd_epoll_of(f->rdi) && !sd_epoll_of(f->rsi)))
+    if (f->rdi == f->rsi || !dup_matters(t, f))
         return SD_PASS;
     if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
         forget(f->rsi);
-    return dup_of(f->rdi, SYS2(__NR_dup2, f->rdi, f->rsi), t->foreign);
+    return dup_of(t, f->rdi, SYS2(__NR_dup2, f->rdi, f->rsi));
 }
 
 SD_CALL(sd_dup3)
 {
-    if (f->rdi == f->rsi || (!sd_sock_of(f->rdi) && !sd_sock_of(f->rsi) && !sd_epoll_of(f->rdi) && !sd_epoll_of(f->rsi)))
+    if (f->rdi == f->rsi || !dup_matters(t, f))
         return SD_PASS;
     if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
         forget(f->rsi);
-    return dup_of(f->rdi, SYS3(__NR_dup3, f->rdi, f->rsi, f->rdx), t->foreign);
+    return dup_of(t, f->rdi, SYS3(__NR_dup3, f->rdi, f->rsi, f->rdx));
 }
 
 SD_CALL(sd_fcntl)
@@ -224,7 +231,7 @@ SD_CALL(sd_fcntl)
     long r;
 
     if (f->rsi == F_DUPFD || f->rsi == F_DUPFD_CLOEXEC)
-        return dup_of(f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx), t->foreign);
+        return dup_of(t, f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx));
     if (!s || f->rsi != F_SETFL)
         return SD_PASS;
     r = SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx);

@@ -125,6 +125,7 @@ bool sd_map_segment(struct sock *s, int fd)
     struct sd_seg *seg;
     struct sd_end e = {0};
     u64 st[18]; /* struct stat: st_size is the seventh word */
+    u32 len;
     long sfd, at;
 
     sfd = sd_hypercall(SD_HC_ATTACH, 0, s->id);
@@ -145,6 +146,8 @@ bool sd_map_segment(struct sock *s, int fd)
     }
     s->e = e;
     s->seg = seg;
+    len = sizeof s->cookie;
+    SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &s->cookie, &len);
     sd_tx_limit(s, fd);
     return true;
 }

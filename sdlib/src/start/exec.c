@@ -11,10 +11,11 @@
 #define ARCH_GET_GS 0x1004
 #define PR_SET_SECCOMP 22
 
-static NOINLINE long before_exec(struct sd_tcb *t)
+/* The call is made from here: it comes back only if it fails, and then what was prepared is taken back. */
+static NOINLINE long exec(struct sd_frame *f, struct sd_tcb *t)
 {
     struct sd_carry carry[SD_CARRY_MAX];
-    u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX, t->foreign);
+    u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX, t);
     if (n && !t->foreign) { /* a vfork child has the parent's registrations before it */
         sd_ep_before_exec();
         for (u32 fd = 0; fd < sd_fd_top() && n < SD_CARRY_MAX; fd++) {
@@ -25,19 +26,19 @@ static NOINLINE long before_exec(struct sd_tcb *t)
     }
     if (n)
         sd_hypercall(SD_HC_EXEC, (u64)carry, n);
-    return SD_PASS;
+    long r = SYS5(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+    sd_socks_exec_failed(carry, n, t);
+    return r;
 }
 
 SD_CALL(sd_execve)
 {
-    (void)f;
-    return before_exec(t);
+    return exec(f, t);
 }
 
 SD_CALL(sd_execveat)
 {
-    (void)f;
-    return before_exec(t);
+    return exec(f, t);
 }
 
 SD_CALL(sd_exit)

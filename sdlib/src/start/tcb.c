@@ -76,7 +76,7 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
     t->part = NULL; /* of a thread that has ended: whoever runs out of participants finds that */
     for (u32 l = 0; l < SD_STACK_LEVELS; l++)
         store_rlx(&t->use[l], NULL);
-    t->marks = t->uses = 0;
+    t->marks = t->uses = t->foreign_dups = 0;
     t->level = 0;
     t->flags = 0;
     t->clone_flags = 0;

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * survive.c - which connections live through an execve.
+ *
+ * The table tells, but for a child that shares our memory (vfork, posix_spawn): it has descriptors of its own and may have moved a socket to
+ * another number, which the table must not follow. There the kernel is asked which socket a descriptor is.
+ */
+#include "sock/sock.h"
+
+static u64 cookie_of(u32 fd)
+{
+    u64 cookie = 0;
+    u32 len = 8;
+
+    return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) == 0 ? cookie : 0;
+}
+
+static bool stays_open(u32 fd)
+{
+    long fl = SYS2(__NR_fcntl, fd, F_GETFD);
+
+    return fl >= 0 && !(fl & FD_CLOEXEC);
+}
+
+/* The attached connection that this descriptor of the child is. */
+static struct sock *by_cookie(u64 cookie)
+{
+    for (u32 fd = 0; fd < sd_fd_top(); fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s && sd_attached(s) && s->cookie == cookie)
+            return s;
+    }
+    return NULL;
+}
+
+static struct sock *survivor(u32 fd, const struct sd_tcb *t)
+{
+    struct sock *s = sd_sock_of(fd);
+    u64 cookie;
+
+    if ((!s && !t->foreign_dups) || !stays_open(fd) || !(cookie = cookie_of(fd)))
+        return NULL;
+    if (!t->foreign)
+        return s;
+    if (s && (!sd_attached(s) || s->cookie == cookie))
+        return s;
+    return by_cookie(cookie);
+}
+
+/* Descriptors that may be ours. */
+static u32 top_of(const struct sd_tcb *t)
+{
+    u32 top = sd_fd_top();
+
+    if (!t->foreign_dups)
+        return top;
+    top = top > t->foreign_dups ? top : t->foreign_dups;
+    return top > 64 ? top : 64; /* dup() gives low ones, unseen */
+}
+
+/* The new program is one more that holds it. */
+static void hold(struct sock *s, const struct sd_carry *out, u32 n)
+{
+    for (u32 i = 0; i < n; i++)
+        if (out[i].block == s->id)
+            return;
+    atomic_fetch_add(&s->b->users, 1);
+}
+
+u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t)
+{
+    u32 n = 0, top = top_of(t);
+
+    for (u32 fd = 0; fd < top; fd++) {
+        struct sock *s = survivor(fd, t);
+        if (!s)
+            continue;
+        if (t->foreign)
+            hold(s, out, n); /* if it cannot see the block, it is never switched */
+        if (load_rlx(&s->b->state) == SD_BLOCK_ATTACHED && n < max) {
+            out[n].fd = (i32)fd;
+            out[n++].block = s->id;
+        } else if (!t->foreign) {
+            sd_reason(s, SD_REASON_exec);
+        }
+    }
+    return n;
+}
+
+void sd_socks_exec_failed(const struct sd_carry *out, u32 n, const struct sd_tcb *t)
+{
+    for (u32 i = 0; i < n && t->foreign; i++) {
+        struct sock *s = out[i].block == SD_CARRY_EPOLL ? NULL : survivor((u32)out[i].fd, t);
+        bool first = true;
+        for (u32 k = 0; k < i; k++)
+            first &= out[k].block != out[i].block;
+        if (s && first)
+            atomic_fetch_sub(&s->b->users, 1);
+    }
+    for (u32 fd = 0; fd < sd_fd_top() && !t->foreign; fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s && s->b->reason == SD_REASON_exec && cas_u32(&s->b->state, SD_BLOCK_PINNED, SD_BLOCK_TCP))
+            s->b->reason = 0;
+    }
+}
+
+/* A child with memory of its parent's has made another name for a socket. Its program may come to hold it though the parent closes its own. */
+void sd_foreign_dup(struct sd_tcb *t, u64 old, long fd)
+{
+    struct sock *s = sd_sock_of(old);
+
+    if (fd < 0 || (!s && !t->foreign_dups))
+        return;
+    if (s && !sd_attached(s))
+        atomic_fetch_add(&s->b->users, 1); /* for good: it is never upgraded any more */
+    if ((u32)fd + 1 > t->foreign_dups)
+        t->foreign_dups = (u32)fd + 1;
+}

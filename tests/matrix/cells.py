@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile the programs of the matrix, run them, read what they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.guestbuild import C_COMPILERS, C_FLAGS
+from tests.harness import Mode, Report, Runner
+
+HERE: Final = Path(__file__).resolve().parent
+STATES: Final = ("tcp", "offered", "switching", "unread", "full", "half-closed")
+COLUMNS: Final = ("glibc", "glibc-static", "musl-static", "Python", "Go", "node")
+IMPOSSIBLE: Final = 77
+"""Exit status of a cell that this machine cannot have (no cgroup v2, no root)."""
+
+KNOWN_WRONG: Final = frozenset({("musl-static", "pthread_cancel beside it")})
+"""By column and row: what is to be repaired."""
+
+ON_RING: Final = frozenset(STATES) - {"tcp", "offered"}
+"""States in which shared memory must have carried the connection, whatever was done to the process."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one."""
+
+    holder: int
+    peer: int
+    path: str = ""
+    """`shm`, or the reason why TCP; with what moved it back."""
+
+    @property
+    def possible(self) -> bool:
+        """Could it be had here?"""
+        return self.holder != IMPOSSIBLE
+
+    @property
+    def right(self) -> bool:
+        """Did both ends see what they should?"""
+        return self.holder == 0 and self.peer == 0
+
+
+class Programs:
+    """Each compiled once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep them in `folder`."""
+        self._folder = folder
+
+    def c(self, flavour: str) -> Path:
+        """The C program for a libc."""
+        target = self._folder / f"cell-{flavour}"
+        if not target.exists():
+            sources = [HERE / "cell.c", HERE / "rows.c"]
+            subprocess.run([*C_COMPILERS[flavour], *C_FLAGS, "-o", target, *sources], check=True)
+            target.chmod(0o755)
+        return target
+
+    def _go(self) -> Path:
+        target = self._folder / "other-go"
+        if not target.exists():
+            env = {**os.environ, "GOCACHE": str(self._folder / "gocache"), "GOPATH": str(self._folder / "gopath"),
+                   "GO111MODULE": "off", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
+            subprocess.run(["go", "build", "-o", target, HERE / "other.go"], check=True, env=env, cwd=HERE)
+        return target
+
+    def command(self, column: str, state: str) -> list[str | Path]:
+        """What runs all rows of a column in a state."""
+        if column in C_COMPILERS:
+            return [self.c(column), "run", state]
+        cell = self.c("glibc")
+        if column == "Python":
+            return ["python3", HERE / "other.py", cell, state]
+        return [self._go(), cell, state] if column == "Go" else ["node", HERE / "other.js", cell, state]
+
+
+def _path(report: Report | None, pid: int) -> str:
+    if report is None:
+        return ""
+    for line in report.raw["processes"]:
+        connections = line.get("connections")
+        if line["pid"] == pid and connections and connections["total"]:
+            how = "shm" if connections["shm"] else "tcp: " + (", ".join(connections["tcp_reasons"]) or "?")
+            back = ", ".join(connections["moved_back"])
+            return f"{how}, back: {back}" if back else how
+    return "tcp: not seen"
+
+
+def run(runner: Runner, programs: Programs, column: str, state: str) -> dict[str, Cell]:
+    """All rows of a column in a state, by name."""
+    runner.options[:] = ["--set", "upgrade=never"] if state == "tcp" else []
+    program = runner.run(*programs.command(column, state), timeout=300)
+    report = None if runner.mode is Mode.NATIVE else program.report()
+    cells = {}
+    for line in program.stdout.decode().splitlines():
+        name, pid, holder, peer = line.rsplit(" ", 3)
+        cells[name] = Cell(int(holder), int(peer), _path(report, int(pid)))
+    return cells

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A part of the matrix on every change: every row, every state, every column; `make matrix` has all combinations."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import ROOT, Runner
+from tests.matrix import cells
+from tests.matrix.table import PAGE
+
+PART = [("glibc", state) for state in cells.STATES] + [
+    ("glibc-static", "unread"), ("musl-static", "unread"), ("musl-static", "switching"), ("Python", "unread"),
+    ("Python", "half-closed"), ("Go", "full"), ("node", "unread"), ("node", "offered"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> cells.Programs:
+    """Compiled once. Where anybody may execute them: rows give up root."""
+    folder = tmp_path_factory.mktemp("matrix")
+    for parent in (folder, *folder.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    return cells.Programs(folder)
+
+
+@pytest.mark.parametrize(("column", "state"), PART)
+def test_cells(column: str, state: str, native: Runner, shm: Runner, programs: cells.Programs) -> None:
+    expected = cells.run(native, programs, column, state)
+    found = cells.run(shm, programs, column, state)
+    assert expected, "no cell"
+    assert all(cell.right for cell in expected.values() if cell.possible), expected
+    known = {name for of, name in cells.KNOWN_WRONG if of == column}
+    assert found.keys() == expected.keys()
+    different = {name: cell for name, cell in found.items() if cell.right != expected[name].right and cell.possible}
+    assert different.keys() == known & found.keys(), different
+    if state in cells.ON_RING:
+        carried = {name: cell.path for name, cell in found.items() if cell.possible}
+        assert all(path.startswith("shm") for path in carried.values()), carried
+    if state == "tcp":
+        assert not any(cell.path.startswith("shm") for cell in found.values())
+
+
+def test_page_has_every_row(native: Runner, programs: cells.Programs) -> None:
+    text = (ROOT / PAGE).read_text()
+    names = native.run(programs.c("glibc"), "rows").stdout.decode().splitlines()
+    missing = [name for name in (*names, *cells.COLUMNS, *cells.STATES) if name not in text]
+    assert not missing, "make matrix"
