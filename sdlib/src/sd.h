@@ -22,10 +22,11 @@
 
 /* Pushed by sd_entry on the program's stack; lowest address first. */
 struct sd_frame {
-    u64 r12, rbx, rbp, rax, r9, r8, r10, rdx, rsi, rdi, flags;
+    u64 r15, r14, r13, r12, rbx, rbp, rax, r9, r8, r10, rdx, rsi, rdi, flags;
     u64 next; /* at entry P of the slot; sd_dispatch sets where to go on */
 };
 
+#define SD_FRAME_SHORT 1u /* of the short way: another layout */
 #define SD_STACK_LEVELS 6
 #define SD_STACK_SLICE (64 * 1024)
 
@@ -39,7 +40,7 @@ struct sd_tcb {
     u32 tid, exiting;
     u32 clone_flags;      /* of the clone that is about to run */
     u32 flags;            /* SD_TCB_* */
-    struct sd_frame *frame[SD_STACK_LEVELS];
+    struct sd_frame *frame[SD_STACK_LEVELS]; /* bit 0: SD_FRAME_SHORT */
     struct sd_tcb *next;  /* all of them */
     struct sd_part *part; /* of this thread in area 0, NULL: none yet */
     u32 part_number;

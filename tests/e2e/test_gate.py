@@ -13,3 +13,11 @@ from tests.harness import Runner
 def test_nobody_notices_the_gate(flavour: str, runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("gate", flavour))
     assert program.stdout == b"ok\n"
+
+
+@pytest.mark.parametrize("flavour", ["glibc", "musl-static"])
+@pytest.mark.parametrize("what", ["context", "restart", "timer", "cancel"])
+def test_handlers_that_come_in_between(what: str, flavour: str, runner: Runner, guests: Guests) -> None:
+    program = runner.run(guests("handlers", flavour), what)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2)

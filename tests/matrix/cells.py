@@ -18,9 +18,6 @@ COLUMNS: Final = ("glibc", "glibc-static", "musl-static", "Python", "Go", "node"
 IMPOSSIBLE: Final = 77
 """Exit status of a cell that this machine cannot have (no cgroup v2, no root)."""
 
-KNOWN_WRONG: Final = frozenset({("musl-static", "pthread_cancel beside it")})
-"""By column and row: what is to be repaired."""
-
 ON_RING: Final = frozenset(STATES) - {"tcp", "offered"}
 """States in which shared memory must have carried the connection, whatever was done to the process."""
 

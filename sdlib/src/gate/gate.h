@@ -12,6 +12,9 @@ extern _Atomic u64 sd_slot_ret[SD_SLOTS]; /* where the program goes on behind th
 extern const u8 sd_class[65536];
 extern struct sd_boot sd_boot;
 void sd_restorer(void);
+void sd_signal(void);                 /* what the kernel knows as the handler of every signal that the program handles */
+extern _Atomic u64 sd_signals[NSIG + 1]; /* the program's own */
+void sd_signal_inside(int sig, struct siginfo_sys *si, struct ucontext *uc);
 
 /* A pointer that the kernel would not refuse at first sight. */
 static inline bool sd_plausible(const void *p) { return (u64)p >= 4096 && !((u64)p >> 47); }

@@ -19,6 +19,7 @@
 
 static struct ksigaction program_sigsys; /* what the program has asked for */
 static _Atomic u64 masks_with_sigsys;    /* SIGBIT(n): the program's sa_mask of signal n has SIGSYS */
+static _Atomic u64 flags_of[NSIG + 1];   /* as the program has set them */
 static _Atomic u32 slots_used;
 
 u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out)
@@ -167,10 +168,36 @@ long sd_install_sigsys(void)
     return SYS4(__NR_rt_sigaction, SIGSYS, &act, 0, 8);
 }
 
+/* What the kernel is told of an action of the program's, and the other way round. What the program set is in `flags_of` and sd_signals. */
+static void to_kernel(u32 sig, struct ksigaction *act)
+{
+    if (act->handler > SIG_IGN) {
+        store_rlx(&flags_of[sig], act->flags);
+        store_rlx(&sd_signals[sig], act->handler);
+        act->handler = (u64)sd_signal;
+        act->flags |= SA_SIGINFO;
+    }
+    if (act->mask & SIGSYS_BIT)
+        atomic_fetch_or(&masks_with_sigsys, SIGBIT(sig));
+    else
+        atomic_fetch_and(&masks_with_sigsys, ~SIGBIT(sig));
+    act->mask &= ~SIGSYS_BIT;
+}
+
+static void from_kernel(struct ksigaction *act, u64 handler, u64 flags, bool masked)
+{
+    if (act->handler == (u64)sd_signal) {
+        act->handler = handler;
+        act->flags = flags;
+    }
+    if (masked)
+        act->mask |= SIGSYS_BIT;
+}
+
 /* Handlers that exist already may block everything (Go's do): SIGSYS leaves their masks. */
 long sd_adopt_handlers(void)
 {
-    for (int sig = 1; sig <= NSIG; sig++) {
+    for (u32 sig = 1; sig <= NSIG; sig++) {
         struct ksigaction act;
         if (sig == SIGKILL || sig == SIGSTOP)
             continue;
@@ -179,12 +206,11 @@ long sd_adopt_handlers(void)
             return r;
         if (sig == SIGSYS) {
             program_sigsys = act;
-        } else if (act.mask & SIGSYS_BIT) {
-            act.mask &= ~SIGSYS_BIT;
+        } else if (act.handler > SIG_IGN || (act.mask & SIGSYS_BIT)) {
+            to_kernel(sig, &act);
             r = SYS4(__NR_rt_sigaction, sig, &act, 0, 8);
             if (r < 0)
                 return r;
-            atomic_fetch_or(&masks_with_sigsys, SIGBIT(sig));
         }
     }
     return sd_install_sigsys();
@@ -207,23 +233,27 @@ SD_CALL(sd_rt_sigaction)
             *old = copy;
         return 0;
     }
-    bool had = load_rlx(&masks_with_sigsys) & SIGBIT(sig), has = act && (act->mask & SIGSYS_BIT);
-    if (!had && !has)
-        return SD_PASS;
-    if (has) {
+    u64 handler = load_rlx(&sd_signals[sig]), flags = load_rlx(&flags_of[sig]);
+    bool masked = load_rlx(&masks_with_sigsys) & SIGBIT(sig);
+    struct ksigaction was;
+    if (act) {
         copy = *act;
-        copy.mask &= ~SIGSYS_BIT;
-    }
-    long r = SYS4(__NR_rt_sigaction, sig, has ? &copy : act, old, 8);
-    if (r < 0)
-        return r;
-    if (old && had)
-        old->mask |= SIGSYS_BIT;
-    if (act && !t->foreign) { /* a vfork child has handlers of its own */
-        if (has)
-            atomic_fetch_or(&masks_with_sigsys, SIGBIT(sig));
+        if (t->foreign)
+            copy.mask &= ~SIGSYS_BIT; /* a vfork child has handlers of its own */
         else
-            atomic_fetch_and(&masks_with_sigsys, ~SIGBIT(sig));
+            to_kernel((u32)sig, &copy); /* first: the signal may come at once */
+    }
+    long r = SYS4(__NR_rt_sigaction, sig, act ? &copy : NULL, old ? &was : NULL, 8);
+    if (r < 0) {
+        if (act && !t->foreign) { /* SIGKILL, SIGSTOP */
+            store_rlx(&sd_signals[sig], handler);
+            store_rlx(&flags_of[sig], flags);
+        }
+        return r;
+    }
+    if (old) {
+        from_kernel(&was, handler, flags, masked);
+        *old = was;
     }
     return r;
 }

@@ -84,11 +84,14 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
         return SLOW;
     if (unlikely(--s->fast_sends < 0))
         return SLOW; /* the ordinary way asks now and then whether the peer is still there */
-    u64 tail = load_rlx(&d->tail), at = tail & (s->e.bytes - 1), next = tail + len;
-    if (unlikely(next - s->e.tx_head_seen > s->e.tx_bytes || at + len > s->e.bytes))
-        return SLOW; /* looks at the other side's index again, goes around the corner */
     u64 sp = stack_pointer();
-    store_rlx(&s->tx_in, sp); /* a handler that sends on s now must not use the place that we write: tx.c, tx_nested() */
+    store_rlx(&s->tx_in, sp); /* a handler that sends on s from now on must not use the place that we write: tx.c, tx_nested() */
+    atomic_signal_fence(memory_order_seq_cst);
+    u64 tail = load_rlx(&d->tail), at = tail & (s->e.bytes - 1), next = tail + len;
+    if (unlikely(next - s->e.tx_head_seen > s->e.tx_bytes || at + len > s->e.bytes)) {
+        store_rlx(&s->tx_in, 0);
+        return SLOW; /* looks at the other side's index again, goes around the corner */
+    }
     if (word)
         *(volatile u64 *)(s->e.tx_ring + at) = *(const u64 *)buf;
     else

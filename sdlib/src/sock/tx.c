@@ -99,10 +99,11 @@ bool sd_arm_room(struct sock *s)
     return room_now(s, 1);
 }
 
-/* Writers that share a ring do not cut each other's small messages: one that does not fit waits until it does. */
+/* Others that send (threads, processes, a handler that comes in while we wait) must not cut a small message in two, nor a signal end it in the
+ * middle: one that does not fit waits until it does. */
 static inline u64 room_needed(const struct sock *s, u64 want, bool nb)
 {
-    return unlikely(sd_shared(s)) && !nb && want <= s->e.tx_bytes / 4 ? want : 1;
+    return !nb && want <= s->e.tx_bytes / 4 ? want : 1;
 }
 
 #define LOOK 1
@@ -207,6 +208,7 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need
             if (unlikely(load_rlx(&s->tx_in)))
                 tx_nested(s);
             store_rlx(&s->tx_in, (u64)&h);
+            atomic_signal_fence(memory_order_seq_cst); /* before the tail is read: a handler that comes in between sees it */
         }
         u64 from = load_rlx(&s->e.tx->tail);
         put = 0;

@@ -28,6 +28,8 @@
 #define OFF_C 43
 #define OFF_R 68
 #define OFF_D 73
+#define UC_RIP_AT 168         /* of the context, struct ucontext */
+#define SD_LIB_HIGH 0x2d00    /* SD_LIB_BASE >> 32 */
 
     .section .gate, "ax", @progbits
     .globl sd_slots
@@ -97,6 +99,9 @@ sd_sys:
     mov     %r9, %r8
     mov     8(%rsp), %r9
     syscall
+    .globl sd_sys_ret
+    .hidden sd_sys_ret
+sd_sys_ret:
     ret
 
     .globl sd_restorer
@@ -105,6 +110,21 @@ sd_restorer:
     mov     $15, %eax                        /* rt_sigreturn */
     syscall
     hlt
+
+/* The program's handlers. On the frame that the kernel has made for them, registers as it has set them: rdi, rsi, rdx, and rax = 0. Whatever
+ * was interrupted outside of the library is the program's own business. */
+    .globl sd_signal
+    .hidden sd_signal
+sd_signal:
+    mov     UC_RIP_AT(%rdx), %rax
+    shr     $32, %rax
+    cmp     $SD_LIB_HIGH, %eax
+    je      1f
+    lea     sd_signals(%rip), %rax
+    mov     (%rax,%rdi,8), %r11
+    xor     %eax, %eax
+    jmp     *%r11
+1:  jmp     sd_signal_inside
 
 /* ---- into C ----
  * rcx = P of the slot. The frame goes below the red zone of the program's stack; the C code runs on the thread's own.
@@ -134,6 +154,9 @@ sd_entry:
     push    %rbp
     push    %rbx
     push    %r12
+    push    %r13                             /* r13 to r15 only for handlers that look: show.c */
+    push    %r14
+    push    %r15
     cld
     mov     %rsp, %rbx
     rdgsbase %rbp
@@ -156,6 +179,7 @@ sd_entry:
     mov     %rbx, %rsp
     mov     %r12d, TCB_LEVEL(%rbp)
 .Lout:
+    lea     24(%rsp), %rsp
     pop     %r12
     pop     %rbx
     pop     %rbp
@@ -219,8 +243,9 @@ sd_fast:
     cmp     TCB_ALT_HI(%r11), %rsp
     jb      .Lfast_alt
 .Lfast_on:
+    lea     1(%rsp), %rax                    /* SD_FRAME_SHORT */
+    mov     %rax, TCB_FRAME0(%r11)
     mov     8(%rsp), %rax
-    mov     %rsp, TCB_FRAME0(%r11)
     movl    $1, TCB_LEVEL(%r11)
     mov     TCB_TOP(%r11), %rsp
     mov     %r10, %rcx
@@ -233,6 +258,7 @@ sd_fast:
 .Lfast_done:
     rdgsbase %r11
     mov     TCB_FRAME0(%r11), %rsp
+    lea     -1(%rsp), %rsp
     movl    $0, TCB_LEVEL(%r11)
     cmp     $SD_SLOW, %rax
     je      .Lslow
