@@ -132,7 +132,8 @@ struct sd_config {
 struct sd_proc {
     SD_ATOMIC uint32_t pid;  /* thread group id in its own PID namespace; 0 = free */
     uint32_t ppid;           /* the process that forked it, 0 = injected */
-    uint32_t pad[14];
+    uint32_t execs;          /* it has begun to execute another program, which does not know what it knew */
+    uint32_t pad[13];
     uint64_t ctr[SD_CTR_MAX];
     uint64_t tcp_reasons[SD_REASON_MAX];
     uint64_t moved_back[SD_REASON_MAX];
@@ -179,7 +180,7 @@ struct sd_block {
     SD_ATOMIC uint32_t biased_at[2]; /* when its present owner got each token, in units of 1024 TSC ticks */
     uint32_t rcvlowat;          /* SO_RCVLOWAT as the program has set it while attached, 0: not set; the kernel's is 1 then */
     SD_ATOMIC uint32_t rx_shut; /* the program has shut its reading side: the end that the kernel reports is its own */
-    uint32_t pad[1];
+    uint32_t passed;            /* lower half of the socket's cookie, once it was sent in a message */
 };
 
 /* A thread that uses connections which it shares with others (sock/token.h). Everything but tid is written by its owner, and VOID in a mark

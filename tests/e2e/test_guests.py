@@ -28,6 +28,17 @@ def test_behaviour(command: str, runner: Runner, guests: Guests) -> None:
     runner.check(program, at_least=2, of_bytes=200)  # what was sent before the switch, mid-stream, went by TCP
 
 
+@pytest.mark.parametrize("when", ["young", "used", "unread"])
+@pytest.mark.parametrize("how", ["named", "pair", "exec"])
+def test_passed_to_another_process(how: str, when: str, runner: Runner, guests: Guests) -> None:
+    if when == "unread" and how != "named":
+        pytest.skip("bytes in the ring cannot be moved back: see README, known gaps")
+    program = runner.run(guests("pass_fd"), how, when)
+    assert program.stdout == b"ok\n"
+    if how == "named":  # stays on shared memory; others go on by TCP
+        runner.check(program, at_least=2, of_bytes=2000)
+
+
 @pytest.mark.parametrize("flavour", ["glibc-static", "musl-static"])
 @pytest.mark.parametrize("command", STATIC)
 def test_static_program(command: str, flavour: str, runner: Runner, guests: Guests) -> None:

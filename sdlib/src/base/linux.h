@@ -51,6 +51,8 @@
 #define SO_LINGER 13
 #define SO_SNDBUF 7
 #define SO_RCVLOWAT 18
+#define SO_PROTOCOL 38
+#define IPPROTO_TCP 6
 #define SO_SNDBUFFORCE 32
 #define SO_BUF_LOCK 72
 #define SO_RCVTIMEO_OLD 20

@@ -17,6 +17,7 @@ static void claim_proc(struct sd_area *a, u32 ppid)
         if (load_rlx(&p->pid) || !cas_u32(&p->pid, 0, g.pid))
             continue;
         p->ppid = ppid;
+        p->execs = 0;
         for (u32 k = 0; k < SD_CTR_MAX; k++)
             p->ctr[k] = g.proc->ctr[k];
         for (u32 k = 0; k < SD_REASON_MAX; k++) {
@@ -179,6 +180,8 @@ void sd_socks_exit(void)
 
     for (u32 fd = 0; fd < top; fd++) {
         struct sock *s = sd_sock_of(fd);
+        if (s && sd_attached(s) && load_rlx(&s->b->users) <= 1 && sd_bell_due(&s->e))
+            sd_look_at_kernel(s, (int)fd); /* an unread doorbell would turn our end into a reset */
         if (s && s->b && (load_rlx(&s->refs) == 1 || counted_once(s, fd)) && load_rlx(&s->b->users) > 1)
             atomic_fetch_sub(&s->b->users, 1);
     }

@@ -47,6 +47,12 @@ void sd_sw_publish(const struct sd_end *e, u64 tcp_pos);
 bool sd_back_announce(const struct sd_end *e);
 void sd_back_publish(const struct sd_end *e, u64 tcp_pos);
 
+/* The consumer. Its membarrier follows, so that a producer either sees it or has published before. */
+static inline void sd_back_ask(const struct sd_end *e)
+{
+    store_rel(&e->rx->go_back, 1);
+}
+
 /* The consumer has asked for the way back. */
 static inline bool sd_back_asked(const struct sd_end *e)
 {

@@ -197,7 +197,10 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 
 SD_CALL(sd_recvmsg)
 {
-    HOLD(s, f->rdi);
+    struct sock *s = sd_sock_enter(f->rdi);
+
+    if (!s)
+        return sd_pass_recv(f, t);
     return done(s, recv_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx));
 }
 
@@ -216,7 +219,10 @@ static long send_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 
 SD_CALL(sd_sendmsg)
 {
-    HOLD(s, f->rdi);
+    struct sock *s = sd_sock_enter(f->rdi);
+
+    if (!s)
+        return sd_pass_send(f, t);
     return done(s, send_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx));
 }
 

@@ -5,10 +5,8 @@
 #include "poll/poll.h"
 #include "sock/sock.h"
 
-#define SO_PROTOCOL 38
-#define IPPROTO_TCP 6
 
-static i32 sockopt_int(int fd, int name)
+i32 sd_sockopt_int(int fd, int name)
 {
     i32 v = -1;
     u32 len = 4;
@@ -61,7 +59,14 @@ static void start_over(struct sock *s)
     sd_ep_changed(s);
 }
 
-static bool is_unspec(u64 addr, u64 len) { return len >= 2 && addr >= 4096 && !(addr >> 47) && *(u16 *)addr == 0; }
+/* The address may be nowhere, which the kernel has to say. */
+static bool is_unspec(u64 addr, u64 len)
+{
+    u16 family = 1;
+    struct iovec to = {(u8 *)&family, sizeof family}, from = {(u8 *)addr, sizeof family};
+
+    return len >= sizeof family && SYS6(__NR_process_vm_readv, SYS0(__NR_getpid), &to, 1, &from, 1, 0) == sizeof family && family == 0;
+}
 
 SD_CALL(sd_connect)
 {
@@ -101,12 +106,12 @@ static long accepted(long fd, u32 flags, bool foreign)
         return fd;
     if (sd_sock_of((u64)fd))
         sd_fd_remove((u64)fd);
-    if (sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP)
+    if (sd_sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP)
         return fd;
     adopt((int)fd, 2, flags & SOCK_NONBLOCK, true);
     s = sd_sock_of((u64)fd);
-    if (s && g.cfg->upgrade == SD_UPGRADE_EAGER)
-        sd_tick(s, (int)fd);
+    if (s)
+        sd_born(s, (int)fd);
     return fd;
 }
 
@@ -319,7 +324,7 @@ static long set_lowat(struct sock *s, const struct sd_frame *f)
     i32 one = 1;
 
     if (r == 0) {
-        s->b->rcvlowat = (u32)sockopt_int((int)f->rdi, SO_RCVLOWAT);
+        s->b->rcvlowat = (u32)sd_sockopt_int((int)f->rdi, SO_RCVLOWAT);
         SYS5(__NR_setsockopt, f->rdi, SOL_SOCKET, SO_RCVLOWAT, &one, 4);
         sd_fast_off(); /* knows nothing of it */
         sd_ep_touched(s);
@@ -372,8 +377,11 @@ SD_CALL(sd_getsockopt)
             *(i32 *)f->r10 = (i32)s->b->rcvlowat;
     } else if (f->rsi == SOL_SOCKET && f->rdx == SO_ERROR) {
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
-        if (r == 0 && *(i32 *)f->r10 == 0)
-            s->b->established = s->b->role != 0; /* how a non-blocking connect learns that it is done */
+        if (r == 0 && *(i32 *)f->r10 == 0 && s->b->role) { /* how a non-blocking connect learns that it is done */
+            s->b->established = 1;
+            if (g.cfg->upgrade == SD_UPGRADE_EAGER)
+                sd_tick(s, (int)f->rdi);
+        }
         if (r == 0 && *(i32 *)f->r10 == 0 && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
             if (!(load_rlx(&s->b->latched) & LATCH_FIN))
                 sd_look_at_kernel(s, (int)f->rdi);

@@ -211,6 +211,14 @@ void sd_tick(struct sock *s, int fd)
         attach(s, fd);
 }
 
+void sd_born(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+
+    if (g.cfg->upgrade == SD_UPGRADE_EAGER && g.cfg->accel && b->established && !g.no_supervisor && load_acq(&b->state) == SD_BLOCK_TCP)
+        offer(s, fd);
+}
+
 bool sd_attached(const struct sock *s)
 {
     return s->seg && load_rlx(&s->b->state) == SD_BLOCK_ATTACHED;
@@ -515,6 +523,8 @@ void sd_look_at_kernel(struct sock *s, int fd)
     sd_leave(&h);
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
+    if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+        sd_tx_back(s, fd, SD_REASON_passed); /* the bell may have been for this */
 }
 
 void sd_drop(struct sock *s, int fd)

@@ -60,6 +60,8 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
         return -ERANGE;
     r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
     sd_rx_plain_leave(s, w->peek ? 0 : r);
+    if (unlikely(r == -ECONNRESET) && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+        r = -(long)sd_end_error(&s->e, ECONNRESET); /* what the peer has left unread on TCP were doorbells of ours */
     if (r > 0)
         w->got += (u64)r;
     return sd_rx_result(w, r);

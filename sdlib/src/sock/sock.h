@@ -37,6 +37,8 @@ void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached 
 
 /* sock/life.c */
 void sd_tick(struct sock *s, int fd);      /* one operation: offer, attach when it is time */
+/* Eager: just accepted, offered at once, but attached by who uses it first: programs that accept for others pass it on as it is (pass.c). */
+void sd_born(struct sock *s, int fd);
 bool sd_try_switch_tx(struct sock *s, int fd);
 bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now */
 void sd_tx_back(struct sock *s, int fd, u32 reason);
@@ -155,6 +157,11 @@ static inline void sd_posted(struct sock *s, int fd)
 }
 
 u64 sd_iov_bytes(const struct iovec *iov, u64 n);
+
+/* sock/pass.c: messages of sockets that are not ours; SD_PASS when nothing of ours is in them. */
+long sd_pass_send(struct sd_frame *f, struct sd_tcb *t);
+long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t);
+i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
 
 /* sock/fast.c */
 void sd_fast_on(struct sock *s, int fd);   /* if it may be: small messages take the short way */

@@ -320,7 +320,8 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     return (long)sent;
 }
 
-#define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
+/* MSG_MORE: held back until there is more, or for a fifth of a second, which only a timer of the kernel's does. */
+#define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN | MSG_MORE)
 
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {

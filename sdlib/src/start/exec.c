@@ -26,7 +26,11 @@ static NOINLINE long exec(struct sd_frame *f, struct sd_tcb *t)
     }
     if (n)
         sd_hypercall(SD_HC_EXEC, (u64)carry, n);
+    if (!t->foreign)
+        g.proc->execs = 1;
     long r = SYS5(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+    if (!t->foreign)
+        g.proc->execs = 0;
     sd_socks_exec_failed(carry, n, t);
     return r;
 }

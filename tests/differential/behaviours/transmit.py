@@ -83,13 +83,20 @@ def send_waits(stage: Stage) -> None:
     b.recv(y, 10, DONTWAIT)
 
 
-@behaviour("send MSG_MORE", "send MSG_EOR", "send MSG_CONFIRM")
+@behaviour("send MSG_MORE", carried=False)
 def send_more(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
     a.send(x, b"abc", MORE)
+    b.recv(y, 10, DONTWAIT)
     a.send(x, b"def")
     b.recv_all(y, 6)
+
+
+@behaviour("send MSG_EOR", "send MSG_CONFIRM")
+def send_flags_without_effect(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
     a.send(x, b"ghi", EOR)
     a.send(x, b"jkl", CONFIRM)
     b.recv_all(y, 6)
@@ -388,6 +395,5 @@ def cork(stage: Stage) -> None:
     a.setsockopt(x, 6, TCP_CORK, 0)
     a.option(x, 6, TCP_CORK)
     b.recv_all(y, 6)
-    a.send(x, b"ghi", MORE)
-    a.send(x, b"jkl")
+    a.send(x, b"ghijkl")
     b.recv_all(y, 6)

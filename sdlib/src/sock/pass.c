@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * pass.c - sockets of ours that travel in SCM_RIGHTS messages.
+ *
+ * A receiver that descends from the same process sees our blocks, and goes on with the connection wherever its bytes are: the sender counts
+ * it as a user before the message leaves, and notes the socket's cookie, by which the receiver finds the block. To everybody else the
+ * socket is a plain one, so its bytes have to be on TCP first. Who receives is known if the other end of the unix socket was connected by
+ * one of us; the two ends of a socketpair may be anywhere.
+ *
+ * A stranger gets a connection that was never attached as it is, which is how programs that accept for others pass them. One that is on
+ * the ring is asked back from the peer, who answers at its next call, or because of the bell if it waits; what the peer has put into the
+ * ring before is for nobody else to take, so the passing program waits WAIT_MS for the end of it and no longer.
+ */
+#include "poll/poll.h"
+#include "sock/sock.h"
+
+#define SCM_RIGHTS 1
+#define SO_PEERCRED 17
+#define WAIT_MS 200
+
+struct cmsg {
+    u64 len;
+    i32 level, type;
+    i32 fd[];
+};
+
+/* The next SCM_RIGHTS message from *at on; its descriptors to *fds. 0: no more. */
+static u32 next_rights(const struct msghdr *m, u64 *at, const i32 **fds)
+{
+    while (*at + sizeof(struct cmsg) <= m->controllen) {
+        const struct cmsg *c = (const struct cmsg *)((u64)m->control + *at);
+        if (c->len < sizeof *c || c->len > m->controllen - *at)
+            return 0;
+        *at += (c->len + 7) & ~7ull;
+        *fds = c->fd;
+        if (c->level == SOL_SOCKET && c->type == SCM_RIGHTS && c->len > sizeof *c)
+            return (u32)((c->len - sizeof *c) / 4);
+    }
+    return 0;
+}
+
+static u32 cookie_of(int fd)
+{
+    u64 cookie = 0;
+    u32 len = 8;
+
+    return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) < 0 ? 0 : (u32)cookie;
+}
+
+/* Was the other end of this unix socket connected by a process that shares our area, and has not begun another program since? */
+static bool is_family(int fd)
+{
+    u32 cred[3] = {0, 0, 0}, len = sizeof cred;
+
+    if (!g.area[0] || SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, cred, &len) < 0 || !cred[0] || cred[0] == g.pid)
+        return false;
+    for (u32 i = 0; i < SD_AREA_PROCS; i++)
+        if (load_rlx(&g.area[0]->proc[i].pid) == cred[0])
+            return !g.area[0]->proc[i].execs;
+    return false;
+}
+
+/* ------------------------------------------------------------------ sending */
+
+static bool is_back(struct sock *s, int fd)
+{
+    u32 mode = load_rlx(&s->b->rx_mode);
+
+    if (mode == SD_MODE_TCP)
+        return !sd_sw_published(&s->e); /* asked before it has switched: it will not any more */
+    return mode == SD_MODE_BACK || (sd_back_reached(&s->e) && sd_rx_back(s, fd));
+}
+
+static void off_the_ring(struct sock *s, int fd)
+{
+    struct timespec64 ms = {0, 1000000};
+
+    sd_back_ask(&s->e);
+    sd_membarrier(); /* whoever sends from here on sees it */
+    sd_ring_bell(s, fd);
+    for (u32 i = 0; i < WAIT_MS && !is_back(s, fd); i++) {
+        SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+        sd_look_at_kernel(s, fd);
+    }
+    sd_tx_back(s, fd, SD_REASON_passed);
+}
+
+static void to_stranger(struct sock *s, int fd)
+{
+    u32 state = load_rlx(&s->b->state);
+
+    if (sd_attached(s)) {
+        off_the_ring(s, fd);
+        return;
+    }
+    sd_reason(s, SD_REASON_passed);
+    if (state == SD_BLOCK_OFFERED || state == SD_BLOCK_PAIRED)
+        sd_hypercall(SD_HC_WITHDRAW, s->id, 0);
+}
+
+/* Before (by 1) the message leaves, and again (by -1) if it did not. Returns how many sockets of ours are in it. */
+static u32 count_in(const struct msghdr *m, int fd, i32 by)
+{
+    bool family = is_family(fd);
+    const i32 *fds;
+    u64 at = 0;
+    u32 ours = 0;
+
+    for (u32 n; (n = next_rights(m, &at, &fds));)
+        for (u32 i = 0; i < n; i++) {
+            struct sock *s = sd_sock_of((u32)fds[i]);
+            if (!s)
+                continue;
+            ours++;
+            if (family) {
+                s->b->passed = cookie_of(fds[i]);
+                sd_fast_off();
+                atomic_fetch_add(&s->b->users, (u32)by);
+            } else if (by > 0) {
+                to_stranger(s, fds[i]);
+            }
+        }
+    return ours;
+}
+
+static bool has_control(const struct sd_frame *f)
+{
+    const struct msghdr *m = (const struct msghdr *)f->rsi;
+
+    return !sd_bad_ptr(m) && m->controllen >= sizeof(struct cmsg) && !sd_bad_ptr(m->control);
+}
+
+/* A socket that is not ours. */
+long sd_pass_send(struct sd_frame *f, struct sd_tcb *t)
+{
+    const struct msghdr *m = (const struct msghdr *)f->rsi;
+    long r;
+
+    if (likely(!has_control(f)) || t->foreign || !count_in(m, (int)f->rdi, 1))
+        return SD_PASS;
+    r = SYS3(__NR_sendmsg, f->rdi, f->rsi, f->rdx);
+    if (r < 0)
+        count_in(m, (int)f->rdi, -1);
+    return r;
+}
+
+/* ---------------------------------------------------------------- receiving */
+
+static struct sock *known(const struct sd_block *b)
+{
+    for (u32 fd = 0; fd < sd_fd_top(); fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s && s->b == b)
+            return s;
+    }
+    return NULL;
+}
+
+static void take_over(int fd, u32 id, struct sd_block *b)
+{
+    struct sock *s = known(b);
+
+    if (s) {
+        atomic_fetch_sub(&b->users, 1); /* of the message: we are counted already */
+    } else {
+        s = sd_sock_carried(id, b);
+        if (s && load_acq(&b->state) == SD_BLOCK_ATTACHED && !sd_map_segment(s, fd))
+            return; /* the sender sees it attached; nobody can read it any more, and so it ends */
+    }
+    if (s)
+        sd_fd_install(fd, s);
+}
+
+static void arrived(int fd)
+{
+    u32 cookie;
+
+    if (sd_sock_of((u32)fd))
+        sd_fd_remove((u32)fd); /* closed behind our back */
+    if (fd < 0 || sd_sockopt_int(fd, SO_PROTOCOL) != IPPROTO_TCP || !(cookie = cookie_of(fd)))
+        return;
+    for (u32 a = 0; a < SD_MAX_AREAS && g.area[a]; a++)
+        for (u32 i = 0; i < SD_AREA_BLOCKS; i++) {
+            struct sd_block *b = &g.area[a]->block[i];
+            if (b->passed == cookie && load_acq(&b->state) != SD_BLOCK_FREE) {
+                take_over(fd, a << 16 | i, b);
+                return;
+            }
+        }
+}
+
+long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t)
+{
+    const struct msghdr *m = (const struct msghdr *)f->rsi;
+    const i32 *fds;
+    u64 at = 0;
+    long r;
+
+    if (likely(!has_control(f)) || t->foreign || !g.area[0])
+        return SD_PASS;
+    r = SYS3(__NR_recvmsg, f->rdi, f->rsi, f->rdx);
+    if (r >= 0 && !(f->rdx & MSG_PEEK))
+        for (u32 n; (n = next_rights(m, &at, &fds));)
+            for (u32 i = 0; i < n; i++)
+                arrived(fds[i]);
+    return r;
+}
