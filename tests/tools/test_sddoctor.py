@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sddoctor: what it says where all is well, and that it notices what is taken away from it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import SDRUN
+from tools.doctor import kernel
+from tools.doctor.cli import examine
+from tools.doctor.findings import Finding, Level
+
+DOCTOR = SDRUN.parent / "sddoctor"
+
+
+def ask(env: dict[str, str], *options: str, before: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run([*before, DOCTOR, "--json", *options], env=env, capture_output=True, text=True, timeout=90,
+                          check=False)
+    assert not done.stderr, done.stderr
+    said = json.loads(done.stdout)
+    return done.returncode, {line["name"]: line for line in said["findings"]} | {"worst": said["worst"]}
+
+
+def test_here_nothing_stops_sdrun(sd_env: dict[str, str]) -> None:
+    status, said = ask(sd_env)
+    assert status in (0, 1), said
+    assert said["trial"]["level"] == "ok", said["trial"]
+    assert "bytes through shared memory" in said["trial"]["text"]
+    names = ("kernel", "memfd seals", "membarrier", "library", "policies", "sdrun")
+    assert all(said[name]["level"] == "ok" for name in names)
+
+
+def test_a_wrong_policy_stops(sd_env: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "socksdirect"
+    folder.mkdir()
+    (folder / "own.yaml").write_text("version: 1\nno-such-key: 1\n")
+    status, said = ask({**sd_env, "XDG_CONFIG_HOME": str(tmp_path)}, "--no-trial")
+    assert (status, said["worst"]) == (3, "stops")
+    assert said["policies"]["level"] == "stops" and "own.yaml" in said["policies"]["text"]
+    assert "sdrun --check" in said["policies"]["mend"]
+
+
+def test_few_descriptors_are_told(sd_env: dict[str, str]) -> None:
+    status, said = ask(sd_env, "--no-trial", before=("prlimit", "--nofile=300:300"))
+    assert status == 1
+    assert said["open files"]["level"] == "without" and "ulimit" in said["open files"]["mend"]
+
+
+@pytest.mark.parametrize("lacks", ["ptrace", "pidfd_getfd"])
+def test_what_a_container_forbids(lacks: str) -> None:
+    """A target that is out of reach is what Yama, or a missing capability, looks like."""
+
+    def out_of_reach(target: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    assert kernel._between_siblings(out_of_reach) == "EPERM"
+    attempt = {"ptrace": kernel._trace, "pidfd_getfd": kernel._copy}[lacks]
+    assert kernel._between_siblings(attempt) == ""
+
+
+def test_an_unprivileged_user_cannot_reach_what_is_not_dumpable() -> None:
+    def as_nobody(target: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syscall(117, 65534, 65534, 65534) < 0:  # setresuid, of this child only
+            raise OSError(ctypes.get_errno(), "setresuid")
+        kernel._trace(target)
+
+    assert kernel._between_siblings(as_nobody) == "EPERM"
+
+
+def test_a_check_that_fails_is_a_finding() -> None:
+    def broken() -> Finding:
+        raise RuntimeError("oops")
+
+    [found] = examine([broken])
+    assert found.level is Level.STOPS and "oops" in found.text

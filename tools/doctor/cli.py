@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of sddoctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+from tools.doctor.findings import Finding, Level, stops, worst
+
+_WORDS = {Level.OK: "ok", Level.WITHOUT: "works without", Level.STOPS: "stops you"}
+_STYLES = {Level.OK: "green", Level.WITHOUT: "yellow", Level.STOPS: "bold red"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    result = argparse.ArgumentParser(
+        prog="sddoctor",
+        description="Look whether sdrun can work here: kernel, permissions, containers, policies, monitor, devices; "
+        "and try it on two programs. Each line says ok, works without something, or stops you, and how to mend it.",
+        epilog="Exit status: 0 all is well, 1 works without something, 3 something stops sdrun, 2 wrong usage.",
+    )
+    result.add_argument("--json", action="store_true", help="print one JSON document: a whole bug report")
+    result.add_argument("--no-trial", action="store_true", help="only look, start no programs under sdrun")
+    return result
+
+
+def _checks(*, trial: bool) -> list[Callable[[], Finding]]:
+    # Imported late: on a kernel of another make, the reason is to be said, not a traceback of ours.
+    from tools.doctor import host, kernel, setup
+    from tools.doctor import trial as last
+
+    return [*setup.CHECKS, *kernel.CHECKS, *host.CHECKS, *((last.run,) if trial else ())]
+
+
+def examine(checks: Iterable[Callable[[], Finding]]) -> list[Finding]:
+    """All findings, in order; a check that fails itself is one, too."""
+    found = []
+    for check in checks:
+        try:
+            found.append(check())
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            found.append(stops(check.__name__, f"the check itself failed: {error!r} ({last.filename}:{last.lineno})"))
+    return found
+
+
+def as_json(found: list[Finding]) -> str:
+    """The document, with what a bug report needs besides."""
+    return json.dumps({
+        "version": 1, "worst": worst(found).name.lower(), "system": platform.platform(),
+        "python": sys.version.split()[0], "uid": os.geteuid(), "findings": [finding.as_json() for finding in found],
+    }, indent=1)  # fmt: skip
+
+
+def show(found: list[Finding]) -> None:
+    """A line each, and the mending below it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for finding in found:
+        line = Text(f"{_WORDS[finding.level]:<14}", style=_STYLES[finding.level])
+        line.append(f"{finding.name}: {finding.text}", style="default")
+        console.print(line, soft_wrap=True)
+        if finding.mend:
+            console.print(f"{'':<14}  mend: {finding.mend}", markup=False, soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; the exit status says the worst."""
+    options = parser().parse_args(argv)
+    try:
+        checks = _checks(trial=not options.no_trial)
+    except ImportError as error:
+        found = [stops("installation", str(error), "make build")]
+    else:
+        found = examine(checks)
+    if options.json:
+        print(as_json(found))
+    else:
+        show(found)
+    return int(worst(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
