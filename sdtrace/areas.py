@@ -24,6 +24,7 @@ from policies import Settings
 from sdlib import abi
 
 BYTES: Final = abi.sizeof("struct sd_area")
+_BLOCK_BYTES: Final = abi.sizeof("struct sd_block")
 _serials: Final = itertools.count()
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _UPGRADES: Final = {
@@ -50,6 +51,8 @@ class Area:
         """Tells areas apart in the report, also after they were closed."""
         self.host_pids = True
         """Pids in it are of our own PID namespace."""
+        self.sockets: dict[int, tuple[int, int]] = {}
+        """Generation and socket's inode of blocks that were offered: what sdss finds the addresses by."""
         self.fd = os.memfd_create(f"sd-area-{index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, BYTES)
@@ -115,6 +118,13 @@ class Area:
         """Participants of shared connections (sock/token.h) that somebody has claimed."""
         top = min(int(self.view.parts_top), abi.const.SD_AREA_PARTS)
         return (part for part in self.view.part[0:top] if part.tid)
+
+    def used(self) -> list[int]:
+        """Places of blocks that are in use; one look at four thousand words, not as many at blocks."""
+        first = abi.offsetof("struct sd_area", "block")
+        with (memoryview(self._memory) as whole, whole[first:first + abi.const.SD_AREA_BLOCKS * _BLOCK_BYTES] as part,
+              part.cast("I") as words, words[::_BLOCK_BYTES // 4] as states):
+            return [place for place, state in enumerate(states) if state != abi.const.SD_BLOCK_FREE]
 
     def blocks(self) -> Iterator[abi.CData]:
         """Socket blocks that are in use."""

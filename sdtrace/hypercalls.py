@@ -114,6 +114,7 @@ class Hypercalls:
             return _INVALID
         sock = _take_socket(notif.tid, fd)
         try:
+            key.area.sockets[key.block] = (key.generation, os.fstat(sock).st_ino)
             origin = _origin(process, key, notif.tid, fd, sock)
             if origin is None:
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_refused

@@ -31,6 +31,7 @@ from sdlib.wire.messages import Code
 from sdtrace import procfs
 from sdtrace.areas import Area
 from sdtrace.held import Held, Key, Origin, Quotas
+from sdtrace.meter import Meter
 
 OFFER_TIMEOUT_S: Final = 0.05
 RETRY_S: Final = 0.2
@@ -64,6 +65,8 @@ class Broker:
         self._swept = 0.0
         self._failures = 0
         self._retry_at = 0.0
+        self.asked = Meter()
+        """How long the monitor's answers took."""
 
     # --------------------------------------------------------------- monitor
 
@@ -175,6 +178,7 @@ class Broker:
 
     def _offer_to(self, client: MonitorClient, key: Key, sock: int, origin: Origin) -> tuple[int, int]:
         held = Held(next(self._ids), origin)
+        begin = time.perf_counter()
         try:
             answer = client.offer(sock, held.name, key.area.ring_bytes, OFFER_TIMEOUT_S)
         except MonitorUnavailable as error:
@@ -183,6 +187,7 @@ class Broker:
             self._homeless[key] = held
             return abi.const.SD_OFFER_PENDING, abi.const.SD_REASON_no_monitor
         self._failures = 0
+        self.asked.add(time.perf_counter() - begin)
         if isinstance(answer, Paired):
             self._keep(key, held, answer.memfd)
             key.area.set_side(key.block, answer.side)
@@ -198,6 +203,16 @@ class Broker:
         held.bytes = os.fstat(memfd).st_size
         self._held[key] = held
         self._quotas.add(held)
+
+    @property
+    def monitor_path(self) -> str | None:
+        """Where the monitor in use listens."""
+        return None if self._client is None else self._client.path
+
+    def segment_of(self, key: Key) -> int:
+        """The segment's descriptor, ours; -1 without one."""
+        held = self._held.get(key)
+        return -1 if held is None else held.segment
 
     def fileno(self) -> int:
         """Descriptor of the monitor's client, -1 without one."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sdlib import abi
 from sdtrace.areas import Area
@@ -73,6 +73,10 @@ class Totals:
             self.add_slot(area, slot)
         for block in area.blocks():
             self.add_block(area, block)
+
+    def reasons(self, kind: Literal["tcp", "back"]) -> dict[str, int]:
+        """Connections that ended on TCP, or were moved back to it, by reason."""
+        return _reasons(self.counters, f"{kind}:")
 
     def with_areas(self, areas: Iterable[Area]) -> Totals:
         """These sums and those of areas that are still in use."""

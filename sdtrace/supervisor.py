@@ -29,20 +29,22 @@ import select
 import socket
 import sys
 import syslog
+import time
 import traceback
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import policies
 from policies import Policy, Settings
 from sdlib import abi
-from sdtrace import cli, explain, inject, procfs, report
+from sdtrace import cli, explain, inject, procfs, report, snapshot
 from sdtrace.areas import Area
 from sdtrace.control import NOTIF_ANSWERED, Control, KeeperGone, Kind
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
 from sdtrace.image import load as load_image
+from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
 from sdtrace.learning import Learner
 from sdtrace.lineage import Lineage, Subject
@@ -51,6 +53,7 @@ from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.remote import release_lingering
+from sdtrace.snapshot import Source
 from sdtrace.syscalls import ARCH_PRCTL, EXECVE, EXECVEAT, EXIT_GROUP, PRCTL, SOCKET_NUMBERS
 from sdtrace.workers import POLL_S, Workers
 
@@ -88,6 +91,9 @@ class Supervisor:
         self._ledger = report.Totals()
         self._written: dict[str, object] | None = None
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
+        self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
+                              self._hypercalls.areas)
+        self._inspection = Inspection(self._snapshot)
         self._gate = range(0)
         if not isinstance(image, str):
             self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
@@ -108,6 +114,8 @@ class Supervisor:
     def serve(self, listener: Listener, early: list[tuple[Notification, bool]]) -> None:
         """Answer until the last task is gone; first those in `early`, of which some have been answered already."""
         self._watch(listener.fd)
+        self._inspection.open()
+        self._watch(self._inspection.fileno())
         for notif, answered in early:
             self._one(listener, notif, answered=answered)
         lingering = False
@@ -163,6 +171,8 @@ class Supervisor:
             self._sweep_areas()
         elif fd == self._broker.fileno():
             self._guard(self._broker.events)
+        elif fd == self._inspection.fileno():
+            self._guard(self._inspection.events)
 
     def _ended(self, pidfd: int) -> None:
         process = self._processes.ended(pidfd)
@@ -172,8 +182,10 @@ class Supervisor:
     def _receive(self, listener: Listener) -> None:
         notif = listener.receive()
         if notif is not None:
+            begin = time.perf_counter()
             self._one(listener, notif, answered=False)
             self._keepsake.forget_notification()
+            self._source.notifications.add(time.perf_counter() - begin)
 
     def _guard(self, action: object, *args: object) -> bool:
         """Run something that must not end us; False, counted and logged when it fails."""
@@ -396,8 +408,14 @@ class Supervisor:
             except OSError as error:
                 syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.learn}: {error}")
 
+    def _snapshot(self) -> dict[str, Any]:
+        """For those who look at us. Also sweeps: they may keep the loop from ever being idle."""
+        self._sweep_areas()
+        return snapshot.build(self._source, self._ledger, self._errors)
+
     def close(self) -> None:
-        """Let the monitor know that we leave."""
+        """Let the monitor know that we leave, and those who look at us."""
+        self._inspection.close()
         self._broker.close()
 
 

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sdss, sdstat, sdtop and the supervisors' interface: what they say is compared with what the programs have done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sdlib.wire import trees
+from sdtrace.inspection import Inspection
+from tests.harness import ROOT, SDRUN, Program, Runner, free_port
+from tests.sdtrace.support import supervisor_of
+from tools.observe.filters import FilterError, compile_filter
+from tools.observe.sockets import Address
+from tools.observe.view import Row
+
+BIN = SDRUN.parent
+SIZE, UNREAD = 16, 1000
+
+SERVER = """
+import socket, sys, threading
+def serve(conn):
+    while data := conn.recv(64):
+        if data.startswith(b"stop"): return threading.Event().wait()
+        conn.sendall(data)
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+    kept = []
+    while True:
+        kept.append(listener.accept()[0])
+        threading.Thread(target=serve, args=kept[-1:], daemon=True).start()
+"""
+# Sixteen bytes there and back until the file of the last argument is there, then what the server leaves unread, then
+# nothing more until it is killed.
+CLIENT = f"""
+import os, signal, socket, sys, time
+conn = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+rounds = 0
+while not os.path.exists(sys.argv[2]):
+    rounds += 1
+    time.sleep(0.001)
+    conn.sendall(b"x" * {SIZE})
+    got = 0
+    while got < {SIZE}: got += len(conn.recv({SIZE} - got))
+conn.sendall(b"stop" + b"x" * 12)
+time.sleep(0.3)
+conn.sendall(b"y" * {UNREAD})
+print("rounds", rounds, flush=True)
+signal.pause()
+"""
+
+
+def python(code: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-c", code, *arguments)
+
+
+def ask(env: dict[str, str], command: str, *options: str) -> str:
+    done = subprocess.run([BIN / command, *options], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(env: dict[str, str], *options: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(ask(env, "sdss", "--json", *options))["connections"]
+    return found
+
+
+class Scene:
+    """A server under sdrun; clients under sdrun, under sdrun --no-accel and plain. All have said what they had to."""
+
+    def __init__(self, shm: Runner, native: Runner) -> None:
+        self.env, self.port = shm.env, str(free_port())
+        self.server = shm.start(*python(SERVER, self.port)).listening(int(self.port))
+        enough = shm.folder / "enough"
+        self.fast = shm.start(*python(CLIENT, self.port, str(enough)))
+        self.plain = native.start(*python(CLIENT, self.port, str(enough)))
+        shm.options = ["--no-accel"]
+        self.slow = shm.start(*python(CLIENT, self.port, str(enough)))
+        shm.options = []
+        self.fast.until(self._settled, "a connection is on shared memory, three are made")
+        enough.touch()
+        for client in (self.fast, self.plain, self.slow):
+            client.until(lambda client=client: b"rounds" in client.stdout, "all is sent")  # type: ignore[misc]
+
+    def _settled(self) -> bool:
+        found = rows(self.env, f"dport = :{self.port} or sport = :{self.port}")
+        return len(found) == 5 and [row["path"] for row in found if not row["reason"]] == ["shm", "shm"]
+
+    def of(self, program: Program) -> dict[str, Any]:
+        """The client's end of its connection."""
+        [row] = [row for row in rows(self.env, f"dport = :{self.port}") if row["users"][0]["pid"] == program.pid]
+        return row
+
+    def other(self, program: Program) -> dict[str, Any]:
+        """The server's end of it."""
+        [row] = [row for row in rows(self.env, f"sport = :{self.port}")
+                 if program.pid in [user["pid"] for user in row["peer_users"]]]
+        return row
+
+
+@pytest.fixture
+def scene(shm: Runner, native: Runner) -> Scene:
+    return Scene(shm, native)
+
+
+def test_what_everybody_says(scene: Scene) -> None:
+    """One scene, since it takes a second to set up: connections, reasons, bytes, queues, counters."""
+    end, other = scene.of(scene.fast), scene.other(scene.fast)
+    assert (end["path"], end["reason"], end["state"]) == ("shm", "", "ESTAB"), end
+    assert (end["local"], end["peer"]) == (other["peer"], other["local"])
+    assert end["peer"] == {"host": "127.0.0.1", "port": int(scene.port)}
+    assert end["peer_users"][0]["pid"] == scene.server.pid and other["users"][0]["pid"] == scene.server.pid
+    sent, got = end["bytes"], other["bytes"]
+    assert sent["bytes_shm_tx"] == got["bytes_shm_rx"] + UNREAD
+    assert sent["bytes_shm_rx"] == got["bytes_shm_tx"]
+    rounds = int(scene.fast.stdout.split()[1])
+    assert sent["bytes_shm_tx"] + sent["bytes_shm_rx"] + sent["bytes_tcp"] == 2 * rounds * SIZE + 16 + UNREAD
+    assert other["ring"]["rx_queued"] == end["ring"]["tx_queued"] == UNREAD
+    assert other["receive_queue"] - UNREAD in (0, 1)  # a doorbell may lie in the kernel's queue
+
+    plain = scene.other(scene.plain)
+    assert (plain["path"], plain["reason"]) == ("tcp", "peer-not-under-sdrun"), plain
+    assert plain["receive_queue"] == UNREAD
+    assert (scene.of(scene.slow)["path"], scene.of(scene.slow)["reason"]) == ("tcp", "no-accel")
+    [listener] = rows(scene.env, "-l", f"sport = :{scene.port}")
+    assert (listener["state"], listener["users"][0]["pid"]) == ("LISTEN", scene.server.pid)
+    everything = rows(scene.env, "-a", f"sport = :{scene.port} or dport = :{scene.port}")
+    assert len(everything) == 6  # the listener, three ends here, two there: the plain client is not ours
+    text = ask(scene.env, "sdss", "-tnp", f"dport = :{scene.port} and path shm")
+    assert f"127.0.0.1:{scene.port}" in text and f"pid={scene.server.pid}" in text and text.count("\n") == 2
+
+    said = json.loads(ask(scene.env, "sdstat", "--json", "-p", str(scene.fast.pid)))
+    [program] = said["programs"]
+    assert program["counters"]["bytes_shm_tx"] == sent["bytes_shm_tx"] and program["counters"]["switches_tx"] == 1
+    assert all(line["notifications"] > 0 and line["errors"] == 0 for line in said["supervisors"])
+    then = json.loads(ask(scene.env, "sdstat", "--json", "-i", "0.1", "-c", "1", "-p", str(scene.fast.pid)))
+    assert not any(then["programs"][0]["counters"].values()), "nobody has done anything meanwhile"
+    _metrics(scene, sent)
+    screen = ask({**scene.env, "COLUMNS": "200"}, "sdtop", "-i", "0.2", "-n", "1")
+    assert str(scene.fast.pid) in screen and f"127.0.0.1:{scene.port}" in screen
+
+
+def _metrics(scene: Scene, sent: dict[str, int]) -> None:
+    serving = subprocess.Popen([BIN / "sdstat", "--listen", "0"], env=scene.env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert serving.stdout is not None
+        with urllib.request.urlopen(serving.stdout.readline().strip(), timeout=30) as answer:
+            text = answer.read().decode()
+    finally:
+        serving.terminate()
+        assert serving.wait(30) == 0
+        serving.stdout.close()  # type: ignore[union-attr]
+    families = list(text_string_to_metric_families(text))
+    samples = {(sample.name, sample.labels.get("root_pid"), sample.labels.get("path")): sample.value
+               for family in families for sample in family.samples}
+    own = str(scene.fast.pid)
+    assert samples["sdrun_bytes_shm_tx_total", own, None] == sent["bytes_shm_tx"]
+    assert samples["sdrun_open_connections", own, "shm"] == 1
+    assert samples["sdrun_supervisors", None, None] >= 3
+    asked = set(re.findall(r"\bsdrun_\w+", (ROOT / "docs" / "grafana.json").read_text()))
+    assert {name.removesuffix("_total") for name in asked} <= {family.name for family in families}
+
+
+def test_clients_that_do_not_read_hold_up_nobody(shm: Runner) -> None:
+    program = shm.start(*python(SERVER, str(free_port())))
+    path = wait_for(lambda: next(iter(sockets(shm, program)), None))
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(60)]
+    for client in idle:
+        client.setblocking(False)
+        client.connect_ex(str(path))
+    with suppress(OSError):  # it may have been hung up on already
+        idle[0].send(b"GET / HTTP/1.0\r\n" * 100)
+    assert trees.ask(str(path))["supervisor"]["root_pid"] == program.pid
+    for client in idle:
+        client.close()
+    program.stop()
+    wait_for(lambda: not path.exists())
+
+
+def sockets(runner: Runner, program: Program) -> list[Path]:
+    folder = Path(runner.env["XDG_RUNTIME_DIR"]) / "socksdirect"
+    return list(folder.glob(trees.socket_name(supervisor_of(program))))
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 30
+    while not (result := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result
+
+
+def test_a_killed_supervisor_leaves_a_name_that_the_next_removes(shm: Runner) -> None:
+    first = shm.start("sleep", "60")
+    path = wait_for(lambda: next(iter(sockets(shm, first)), None))
+    os.kill(supervisor_of(first), signal.SIGKILL)
+    with pytest.raises(trees.Unreachable):
+        wait_for(lambda: trees.ask(str(path)) and None)
+    assert str(path) not in ask(shm.env, "sdss", "-a")
+    second = shm.start("sleep", "60")
+    wait_for(lambda: sockets(shm, second) and not path.exists())
+
+
+def test_only_its_user_and_root_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    inspection = Inspection(lambda: {"version": trees.VERSION})
+    inspection.open()
+    [path] = trees.find(os.environ, os.geteuid() or 1)
+    for uid, answer in ((os.geteuid(), b'{"version":1}\n'), (4711, b"")):
+        monkeypatch.setattr(trees, "peer_of", lambda _, uid=uid: (1, uid))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            inspection.events()
+            client.settimeout(10)
+            assert client.recv(100) == answer
+    inspection.close()
+    assert not Path(path).exists()
+
+
+ROW = Row(1, "ESTAB", Address("127.0.0.1", 80), Address("10.1.2.3", 40000), 0, 0, 4, "tcp", "policy", [], [])
+
+
+@pytest.mark.parametrize(("text", "matches"), [
+    ("", True), ("state established", True), ("state listening", False), ("sport = :http", True), ("sport = 81", False),
+    ("dport >= :40000 and path tcp", True), ("not path tcp", False),
+    ("dst 10.0.0.0/8", True), ("dst 10.1.2.3:41", False),
+    ("src 127.0.0.1:80", True), ("( path shm or sport = 80 ) dport gt 1", True), ("dst [::1]:5", False),
+])  # fmt: skip
+def test_filters(text: str, matches: bool) -> None:
+    assert compile_filter(text.split())(ROW) is matches
+
+
+@pytest.mark.parametrize("text", ["sport", "sport = x", "state no", "( path tcp", "path sctp", "src 1.2.3.4.5", "x 1"])
+def test_wrong_filters(text: str) -> None:
+    with pytest.raises(FilterError):
+        compile_filter(text.split())

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened between two moments, per program and per connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tools.observe import view
+from tools.observe.view import Moment, Row
+
+
+@dataclass
+class Interval:
+    """Two moments; `before` None: since the beginning."""
+
+    before: Moment | None
+    now: Moment
+
+    @property
+    def seconds(self) -> float:
+        """How long, at least a millisecond."""
+        return max(self.now.at - self.before.at, 1e-3) if self.before else 1.0
+
+    def programs(self) -> list[dict[str, Any]]:
+        """One entry per process: counters since `before`, and the reasons for which connections moved back since."""
+        earlier = _by_process(self.before) if self.before else {}
+        return [
+            {
+                "pid": line["pid"], "exe": line["exe"], "supervisor": key[0],
+                "injected": line["injected"], "reason": line["reason"] or line["accelerate"],
+                "counters": _minus(line["counters"], earlier.get(key, {}).get("counters", {})),
+                "moved_back": _minus(line["moved_back"], earlier.get(key, {}).get("moved_back", {})),
+            }
+            for key, line in _by_process(self.now).items()
+        ]  # fmt: skip
+
+    def connections(self) -> list[Row]:
+        """Rows with rates; without `before` the rates are missing."""
+        if self.before:
+            view.add_rates(self.before, self.now)
+        return [row for row in self.now.rows if row.path]
+
+    def supervisors(self) -> list[dict[str, Any]]:
+        """How long programs waited for each supervisor, and that one for the monitor, on average since `before`."""
+        documents = self.before.documents if self.before else []
+        earlier = {document["supervisor"]["pid"]: document for document in documents}
+        return [_latency(document, earlier.get(document["supervisor"]["pid"])) for document in self.now.documents]
+
+
+def _by_process(moment: Moment) -> dict[tuple[int, int], dict[str, Any]]:
+    return {(document["supervisor"]["pid"], line["pid"]): line
+            for document in moment.documents for line in document["processes"]}
+
+
+def _minus(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """A smaller value than before is another process's that got the same pid: it counts whole."""
+    return {name: value - before.get(name, 0) if value >= before.get(name, 0) else value for name, value in now.items()}
+
+
+def _latency(now: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    def mean(*path: str) -> tuple[int, float | None]:
+        new, old = now[path[0]][path[1]], before[path[0]][path[1]] if before else {"times": 0, "seconds": 0.0}
+        times = new["times"] - old["times"]
+        return times, (new["seconds"] - old["seconds"]) / times if times else None
+
+    notifications, waited = mean("supervisor", "notifications")
+    offers, asked = mean("monitor", "offers")
+    return {
+        "pid": now["supervisor"]["pid"], "root_pid": now["supervisor"]["root_pid"],
+        "command": now["supervisor"]["command"], "notifications": notifications, "notification_mean_s": waited,
+        "offers": offers, "offer_mean_s": asked, "errors": now["supervisor"]["errors"],
+    }  # fmt: skip
