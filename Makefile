@@ -10,6 +10,7 @@
 #   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
 #   make matrix  fork, exec, threads: every way, libc and state of a connection; writes docs/fork-exec-matrix.md
 #   make baseline   count the instructions of the fast paths anew; `make test` compares with them
+#   make package    sdist, wheel and Debian package in build/dist/
 #   make clean   remove what was built
 
 SHELL := /bin/bash
@@ -34,7 +35,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: build test fuzz suites matrix demo lint bench baseline clean ffi image filter filters
+.PHONY: package build test fuzz suites matrix demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -51,7 +52,7 @@ $(STAMPS)/requirements: requirements.lock $(STAMPS)/venv
 	touch $@
 
 # "compat" is a plain path entry: the other editable modes put an import hook in front of every import of the supervisor.
-$(STAMPS)/install: pyproject.toml $(STAMPS)/requirements
+$(STAMPS)/install: pyproject.toml setup.py $(STAMPS)/requirements
 	$(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
 		--config-settings editable_mode=compat -e .
 	touch $@
@@ -113,6 +114,17 @@ lint: build
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The wheel is made from the sdist alone, so that what the sdist lacks is noticed here.
+BACKEND := $(abspath $(PY)) -c "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+DIST := $(abspath build/dist)
+package: build
+	rm -rf $(DIST) && mkdir -p $(DIST)/source
+	$(BACKEND) build_sdist $(DIST) >/dev/null
+	tar -xzf $(DIST)/sdrun-*.tar.gz -C $(DIST)/source --strip-components=1
+	cd $(DIST)/source && $(BACKEND) build_wheel $(DIST) >/dev/null
+	rm -rf $(DIST)/source
+	@$(PY) packaging/build_deb.py $(DIST)/sdrun-*.whl $(DIST)
 
 baseline: build
 	@$(PY) -m tools.instructions --write

@@ -71,7 +71,7 @@ def _pair(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="sdmonitor",
@@ -93,10 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--detach", action="store_true", help="go to the background once it listens")
     default = Limits()
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-clients", type=_positive, default=default.clients, metavar="N")
-    limits.add_argument("--max-clients-per-user", type=_positive, default=default.clients_per_uid, metavar="N")
-    limits.add_argument("--max-offers-per-client", type=_positive, default=default.offers_per_client, metavar="N")
-    limits.add_argument("--max-offers-per-user", type=_positive, default=default.offers_per_uid, metavar="N")
+    limits.add_argument("--max-clients", type=_positive, default=default.clients, metavar="N",
+                        help="conversations at a time")
+    limits.add_argument("--max-clients-per-user", type=_positive, default=default.clients_per_uid, metavar="N",
+                        help="of them by one user")
+    limits.add_argument("--max-offers-per-client", type=_positive, default=default.offers_per_client, metavar="N",
+                        help="open offers of one")
+    limits.add_argument("--max-offers-per-user", type=_positive, default=default.offers_per_uid, metavar="N",
+                        help="of one user")
     limits.add_argument("--max-ring", type=_ring, default=default.ring_bytes, metavar="BYTES", help="a power of two")
     limits.add_argument("--max-memory", type=_positive, default=default.memory, metavar="BYTES", help="of all rings")
     limits.add_argument(
@@ -244,7 +248,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status (0, 1: cannot start, 2: usage)."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if options.version:
         _print_version()
         return 0

@@ -187,7 +187,8 @@ def _live(options: argparse.Namespace) -> None:
                   f"is {_plain(row.get('state'))}{why}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(prog="sdctl", description=__doc__, allow_abbrev=False)
     parser.add_argument("--socket", metavar="PATH", help="the monitor's socket (default: where sdrun looks)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -200,23 +201,23 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(action=action)
         if name in ("status", "connections"):
-            command.add_argument("--json", action="store_true")
+            command.add_argument("--json", action="store_true", help="one JSON document")
     about = commands.add_parser("policy", help="what policies say").add_subparsers(required=True, metavar="COMMAND")
     why = about.add_parser("explain", help="what holds for a program, and why a connection is carried as it is")
     why.set_defaults(action=policy_explain)
     why.add_argument("program", help="path of the program")
     why.add_argument("address", nargs="?", help="ADDRESS:PORT: connected to, or (in) of the peer and our port")
-    why.add_argument("--dir", choices=("in", "out"))
-    why.add_argument("--uid", type=int, default=os.geteuid())
-    why.add_argument("--policy")
-    why.add_argument("--set", action="append", default=[])
-    why.add_argument("-r", "--rule", action="append", default=[])
+    why.add_argument("--dir", choices=("in", "out"), help="who connects: out, this program")
+    why.add_argument("--uid", type=int, default=os.geteuid(), help="as this user")
+    why.add_argument("--policy", help="with this policy file")
+    why.add_argument("--set", action="append", default=[], help="as for sdrun")
+    why.add_argument("-r", "--rule", action="append", default=[], help="as for sdrun")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; exit status 0, 1 (one line says why), 2 (usage)."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         options.action(options)
     except Failed as error:

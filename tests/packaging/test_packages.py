@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packages as a new user has them: built from the sdist, installed where nothing was, tried, taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT
+from tools.manual import commands, completion, man_page
+
+BIN = Path(sys.executable).parent
+TRIED = "trial: 200 round trips"
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 150) -> str:
+    done = subprocess.run([str(word) for word in command], env=env, cwd=cwd, capture_output=True, text=True,
+                          timeout=timeout, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`make package` builds it from nothing but the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    run("make", "-C", ROOT, "package", f"DIST={folder}")
+    [sdist], [made], [_] = (list(folder.glob(pattern)) for pattern in ("*.tar.gz", "*.whl", "*.deb"))
+    with tarfile.open(sdist) as archive:
+        names = archive.getnames()
+    assert not [name for name in names if name.endswith((".so", ".img", ".o"))], "the sdist holds what was built"
+    return made
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path, sd_env: dict[str, str]) -> None:
+    home = tmp_path / "env"
+    run(sys.executable, "-m", "venv", "--without-pip", home)
+    pip = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", home / "bin" / "python")
+    run(*pip, "install", "-c", ROOT / "requirements.lock", "cffi", "jsonschema", "prometheus_client", "pyyaml", "rich")
+    before = files(home)
+    run(*pip, "install", "--no-index", wheel)
+
+    doctor = json.loads(run_doctor(home / "bin" / "sddoctor", sd_env))
+    assert {line["name"]: line["level"] for line in doctor["findings"]}["trial"] == "ok", doctor
+    report = tmp_path / "report.json"
+    run(home / "bin" / "sdrun", "--report", report, "--", "python3", "-c", "print(1)", env=sd_env)
+    assert json.loads(report.read_text())["exit_status"] == 0
+    assert "Recv-Q" in run(home / "bin" / "sdss", "-a", env=sd_env)
+    run(*pip, "uninstall", "-y", "sdrun")
+    assert not files(home) - before
+
+
+def run_doctor(command: Path, env: dict[str, str]) -> str:
+    """Its status is 1 where there is no RDMA device."""
+    done = subprocess.run([command, "--json"], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+# A mount and PID namespace of our own over the host's files: what dpkg changes there is gone with it.
+IN_OVERLAY = """
+set -e
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/up" "$1/work" "$1/m"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/m"
+mount -t proc proc "$1/m/proc"
+mount --rbind /dev "$1/m/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$1/m/tmp"
+mount -t tmpfs tmpfs "$1/m/run"
+cp "$2" "$1/m/tmp/sdrun.deb"
+chroot "$1/m" sh -ec '
+    cd /
+    dpkg -i /tmp/sdrun.deb >&2
+    man -w sdss >/dev/null
+    test -f /usr/lib/systemd/system/sdmonitor.service
+    env -i PATH=/usr/bin:/bin sddoctor || test $? = 1
+    nobody="setpriv --reuid 65534 --regid 65534 --clear-groups"
+    env -i PATH=/usr/bin:/bin HOME=/nonexistent $nobody sddoctor || test $? = 1
+    dpkg -P sdrun >&2
+'
+echo left:
+cd "$1/up"
+find . \\( -name "sd*" -o -path "*/sdrun*" \\) ! -path "./var/lib/dpkg/*" ! -path "./tmp*"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="dpkg needs root")
+def test_a_debian_package_that_comes_and_goes(wheel: Path, tmp_path: Path) -> None:
+    """Tried by root and by nobody; nothing is left of it."""
+    [package] = wheel.parent.glob("*.deb")
+    scratch = tmp_path / "overlay"
+    scratch.mkdir()
+    said = run("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", IN_OVERLAY, "sh", scratch, package)
+    tried, _, left = said.partition("left:\n")
+    assert tried.count(TRIED) == 2, said
+    assert not left, left
+
+
+def test_pages_and_completion_have_every_option() -> None:
+    for command in commands(BIN / "sdrun"):
+        help_text = run(BIN / command.name, "--help")
+        page, function = man_page(command), completion(command)
+        assert len(command.options) >= 3 and command.summary, command
+        for option in command.options:
+            assert option.text, (command.name, option.names)
+            for name in option.names:
+                assert name.replace("-", "\\-") in page and name in function
+                assert name in help_text or command.words, (command.name, name)
+        run("bash", "-nc", function)
