@@ -70,7 +70,7 @@ def page(results: list[Results], pictures: dict[str, str]) -> str:
 def docs_text(results: list[Results]) -> str:
     """What goes between the marks of docs/performance.md."""
     head = "\n".join(f"* {tables.machine_line(result)}" for result in results)
-    return "\n".join([head, "", *(tables.markdown(table) for table in tables.every(results))])
+    return "\n".join([head, "", *(tables.markdown(table) for table in tables.every(results, brief=True))])
 
 
 def main(files: list[Path], folder: Path, docs: Path | None) -> int:

@@ -35,15 +35,15 @@ class Table:
     note: str = ""
 
 
-def cell(row: Row, variant: str) -> str:
-    """Median with the least and the greatest, then the ratio to native and that of CPU time."""
+def cell(row: Row, variant: str, brief: bool) -> str:
+    """Median with its spread, then the ratio to native and that of CPU time; `brief` leaves some out."""
     value, spread = row.median(variant, row.main), row.spread(variant, row.main)
     if value is None or spread is None:
         return row.skipped.get(variant, "-")
-    text = f"{short(value)} ({short(spread[0])}-{short(spread[1])})"
+    text = short(value) if brief else f"{short(value)} ({short(spread[0])}-{short(spread[1])})"
     if variant == row.native:
         cpu = row.median(variant, "cpu_us")
-        return text + (f"; {short(cpu)} µs CPU" if cpu is not None else "")
+        return text + (f"; {short(cpu)} µs CPU" if cpu is not None and not brief else "")
     ratio, cpu_ratio = row.ratio(variant), row.ratio(variant, "cpu_us")
     text += f"; **{short(ratio.median)}x** ({short(ratio.low)}-{short(ratio.high)})" if ratio else ""
     text += f"; CPU {short(cpu_ratio.median)}x" if cpu_ratio else ""
@@ -57,15 +57,16 @@ def percentiles(row: Row, variant: str) -> str:
     return " / ".join(short(value) for value in values if value is not None)
 
 
-def of_bench(name: str, rows: list[Row]) -> Table:
+def of_bench(name: str, rows: list[Row], brief: bool = False) -> Table:
     """All cases of one benchmark: a column for each variant."""
     variants = list(dict.fromkeys(variant for row in rows for variant in [*row.samples, *row.skipped]))
+    variants.sort(key=lambda variant: not variant.startswith("tcp"))
     tails = any("p99_us" in sample for row in rows for sample in row.samples.get("sdrun", []))
     more = ["p99 / p99.9: native, sdrun, µs"] if tails else []
     table = Table(TITLES.get(name, name), ["case", "unit", *variants, *more])
     for number, row in enumerate(rows):
         unit = METRICS[row.main][0] if row.main != "p50_us" else "p50, µs"
-        line = [row.title, unit, *(cell(row, variant) for variant in variants)]
+        line = [row.title, unit, *(cell(row, variant, brief) for variant in variants)]
         if tails:
             line.append(f"{percentiles(row, row.native)}, {percentiles(row, 'sdrun')}")
         table.rows.append(line)
@@ -159,12 +160,12 @@ def events(rows: Iterable[Row]) -> Table:
     return table
 
 
-def every(results: list[Results]) -> list[Table]:
+def every(results: list[Results], brief: bool = False) -> list[Table]:
     """All tables, in the order of a page."""
     rows = [row for result in results for row in result.rows]
     benches = [*MICRO, *dict.fromkeys(row.bench for row in rows if row.bench not in MICRO)]
     tables = [not_better(rows)]
-    tables += [of_bench(name, own) for name in benches if (own := [row for row in rows if row.bench == name])]
+    tables += [of_bench(name, own, brief) for name in benches if (own := [row for row in rows if row.bench == name])]
     tables += [costs(rows), instructions(), events(rows)]
     return [table for table in tables if table.rows]
 
