@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/policy-reference.md from the schema that policy files are checked with. `python -m tools.reference > FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import policies
+
+HEAD = """\
+# Policy reference
+
+Every key of a policy file. Generated from `policies/schema.json` by `tools/reference.py`: change it there.
+What the whole means, and who wins: [policy.md](policy.md).
+
+| key | value | |
+|---|---|---|
+"""
+
+
+def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """What a `$ref` leads to, with what stands beside it."""
+    place = node.get("$ref", "").rpartition("/")[2]
+    return {**schema["$defs"][place], **node} if place else node
+
+
+def keys(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(path, what it may be, what it is for), depth first."""
+    for name, member in node.get("properties", {}).items():
+        member = _resolved(schema, member)
+        yield f"{path}{name}", member.get("description", ""), member.get("title", "")
+        yield from keys(schema, member, f"{path}{name}.")
+        if "items" in member:
+            yield from keys(schema, _resolved(schema, member["items"]), f"{path}{name}[].")
+
+
+def text() -> str:
+    """The page."""
+    schema = json.loads((Path(policies.__file__).parent / "schema.json").read_text())
+    rows = (f"| `{path}` | {value} | {title} |".replace("  |", " |") for path, value, title in keys(schema, schema))
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())
