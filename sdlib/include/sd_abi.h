@@ -33,7 +33,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 3
+#define SD_ABI_VERSION 4
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -230,7 +230,8 @@ struct sd_area {
 struct sd_dir {
     /* line 0, producer. Release by the producer after the bytes are stored; acquire by the consumer before it reads them. */
     SD_ATOMIC uint64_t tail;
-    uint64_t pad0[7];
+    SD_ATOMIC uint32_t prod_fenced; /* 1: a full fence stands between each store of tail and the load of rx_armed behind it ([W3], bell.h) */
+    uint32_t pad0[13];
     /* line 1, producer, written a few times in a life. */
     SD_ATOMIC uint64_t sw_ring;     /* 1 + TCP stream position of the first byte that is in the ring; 0 = still on TCP */
     SD_ATOMIC uint64_t sw_back;     /* 1 + TCP stream position (doorbells included) where the program's bytes go on; 0 = not gone back */
@@ -256,6 +257,9 @@ struct sd_dir {
 };
 
 enum sd_go_back { SD_GO_BACK_CALL = 1, SD_GO_BACK_POLICY = 2 /* both directions: the connection shall be on TCP */ };
+
+/* Messages without a sleeper until a producer stops to fence ([W3]). */
+#define SD_FENCE_FOR 256
 
 enum sd_hint {
     SD_HINT_SHUT_WR = 1, /* shutdown(SHUT_WR) comes: the FIN is a half-close, not the end of the peer */

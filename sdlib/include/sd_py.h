@@ -49,12 +49,15 @@ int64_t sd_py_scatter(struct sd_py_end *end, struct sd_py_buffer *buffers, uint6
 
 /* ---- sleeping and waking */
 
-void sd_py_rx_arm(struct sd_py_end *end);
+bool sd_py_rx_arm(struct sd_py_end *end);
 void sd_py_rx_disarm(struct sd_py_end *end);
 bool sd_py_rx_news(struct sd_py_end *end);
 void sd_py_tx_arm(struct sd_py_end *end);
 void sd_py_tx_disarm(struct sd_py_end *end);
 bool sd_py_data_wanted(struct sd_py_end *end);
+bool sd_py_fence_begin(struct sd_py_end *end);
+void sd_py_fence_say(struct sd_py_end *end);
+void sd_py_fence_end(struct sd_py_end *end);
 bool sd_py_room_wanted(struct sd_py_end *end);
 bool sd_py_bell_take(struct sd_py_end *end);
 void sd_py_bell_give_back(struct sd_py_end *end);

@@ -111,6 +111,7 @@ struct sock {
     struct sd_block *b;
     struct sd_seg *seg; /* NULL until attached */
     struct sd_end e;    /* the two rings, as ring.h sees them */
+    u64 woken_tsc;      /* when the reader was last rung for */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     i32 fast_sends;     /* so many more may go the short way */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
@@ -135,8 +136,10 @@ u32 sd_ready(struct sock *s, int fd, u32 kev);
  * added where a doorbell must wake us. */
 u32 sd_kernel_want(const struct sock *s, u32 want);
 /* Before parking: count ourselves as a waiter in the rings (rx if IN wanted, tx if OUT wanted and the ring is full). No barrier: the caller
- * issues one sd_membarrier() for all, then looks again with sd_ready(s, fd, 0). Returns what was armed, to be given to sd_disarm. */
+ * issues one sd_membarrier() for all if one of them asks for it by SD_ARM_BARRIER, then looks again with sd_ready(s, fd, 0). Returns what was armed,
+ * to be given to sd_disarm. */
 u32 sd_arm(struct sock *s, u32 want);
+#define SD_ARM_BARRIER 0x80u
 void sd_disarm(struct sock *s, u32 armed);
 /* No doorbell is sure to reach us (unread TCP bytes in front of it; other processes that eat it): the wait must be cut to 1 ms. */
 bool sd_needs_timer(const struct sock *s, u32 want);

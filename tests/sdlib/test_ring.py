@@ -169,6 +169,30 @@ def test_a_waiter_that_died_costs_bells_and_nothing_else(pair: tuple[End, End]) 
     assert there.count["eaten"] == 3
 
 
+def test_a_producer_that_fences_spares_the_waiter_a_membarrier(pair: tuple[End, End]) -> None:
+    here, there = pair
+    fenced = here.words.dir[0]
+    assert lib.sd_py_rx_arm(there.c)  # has to issue one
+    lib.sd_py_rx_disarm(there.c)
+    assert lib.sd_py_fence_begin(here.c) and not lib.sd_py_fence_begin(here.c)
+    assert lib.sd_py_rx_arm(there.c), "begun, not said: somebody may not fence yet"
+    lib.sd_py_rx_disarm(there.c)
+    lib.sd_py_fence_say(here.c)
+    assert not lib.sd_py_rx_arm(there.c)
+    for _ in range(2 * abi.const.SD_FENCE_FOR):
+        assert lib.sd_py_data_wanted(here.c)
+    assert fenced.prod_fenced == 1, "goes on as long as somebody sleeps"
+    lib.sd_py_rx_disarm(there.c)
+    for _ in range(abi.const.SD_FENCE_FOR):
+        assert fenced.prod_fenced == 1
+        assert not lib.sd_py_data_wanted(here.c)
+    assert fenced.prod_fenced == 0, "nobody has slept for long"
+    assert lib.sd_py_fence_begin(here.c)
+    lib.sd_py_fence_say(here.c)
+    lib.sd_py_fence_end(here.c)
+    assert fenced.prod_fenced == 0 and lib.sd_py_rx_arm(there.c)
+
+
 def test_room_rings_when_half_of_the_ring_is_free(pair: tuple[End, End]) -> None:
     here, there = pair
     here.send(pattern(RING))

@@ -146,6 +146,8 @@ void sd_socks_before_fork(void)
                 continue;
             s->kcheck |= 0x80000000u;
             atomic_fetch_add(&s->b->users, 1);
+            if (s->seg)
+                sd_fence_end(&s->e); /* [W3] the child does not know of it */
         }
     }
     for (u32 fd = 0; fd < top; fd++) {

@@ -193,13 +193,16 @@ int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
 
 /* ------------------------------------------------------------------ cooling */
 
-static void arm(struct reg *r)
+/* True: a membarrier has to follow. */
+static bool arm(struct reg *r)
 {
     reg_disarm(r);
     if (load_rlx(&r->s->b->tx_wait))
         r->tx_full = true; /* a send found no room; below it is we who wait */
-    store_rlx(&r->armed, sd_arm(r->s, reg_wanted(r)));
+    u32 armed = sd_arm(r->s, reg_wanted(r));
+    store_rlx(&r->armed, armed);
     reg_sync(r, false); /* what is waited for decides what the kernel is asked */
+    return armed & SD_ARM_BARRIER;
 }
 
 /* Arms the hot registrations (idle_only: those that were idle for long) and looks again. True: one is ready, nothing was changed.
@@ -208,6 +211,7 @@ bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
 {
     struct reg *r = ep->hot, *next;
     u32 count = ep->nhot;
+    bool barrier = false;
     *timer = false;
     if (!idle_only)
         ep->nslept = 0;
@@ -215,8 +219,9 @@ bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
         return false;
     for (u32 i = 0; i < count; i++, r = r->hot_next)
         if (!idle_only || r->idle >= IDLE_ROUNDS)
-            arm(r);
-    sd_membarrier();
+            barrier |= arm(r);
+    if (barrier)
+        sd_membarrier();
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;
@@ -242,11 +247,13 @@ void ep_chill_all(struct ep *ep)
 {
     struct reg *r = ep->hot, *next;
     u32 count = ep->nhot;
+    bool barrier = false;
     if (!count)
         return;
     for (u32 i = 0; i < count; i++, r = r->hot_next)
-        arm(r);
-    sd_membarrier();
+        barrier |= arm(r);
+    if (barrier)
+        sd_membarrier();
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;

@@ -160,7 +160,7 @@ static long spin(struct sd_pollset *p, u64 left)
 
 static bool arm_all(struct sd_pollset *p, bool *timer)
 {
-    bool ready = false, any = false;
+    bool ready = false, barrier = false;
     *timer = false;
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
@@ -168,12 +168,12 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
             u32 want = sd_bits_fold(it->want);
             it->armed = sd_arm(it->s, want);
             *timer |= sd_needs_timer(it->s, want);
-            any = true;
+            barrier |= it->armed & SD_ARM_BARRIER;
         } else if (it->ep) {
             ready |= sd_ep_park(it->ep) && (it->care & POLLIN);
         }
     }
-    if (any)
+    if (barrier)
         sd_membarrier();
     return ready || any_ready(p);
 }

@@ -113,12 +113,15 @@ int64_t sd_py_peek(struct sd_py_end *end, uint8_t *bytes, uint64_t n)
 
 /* ---- sleeping and waking */
 
-void sd_py_rx_arm(struct sd_py_end *end) { sd_rx_arm(&end->e); }
+bool sd_py_rx_arm(struct sd_py_end *end) { return sd_rx_arm(&end->e); }
 void sd_py_rx_disarm(struct sd_py_end *end) { sd_rx_disarm(&end->e); }
 bool sd_py_rx_news(struct sd_py_end *end) { return sd_rx_news(&end->e, 0); }
 void sd_py_tx_arm(struct sd_py_end *end) { sd_tx_arm(&end->e, &end->waiting); }
 void sd_py_tx_disarm(struct sd_py_end *end) { sd_tx_disarm(&end->e, &end->waiting); }
 bool sd_py_data_wanted(struct sd_py_end *end) { return sd_data_wanted(&end->e); }
+bool sd_py_fence_begin(struct sd_py_end *end) { return sd_fence_begin(&end->e); }
+void sd_py_fence_say(struct sd_py_end *end) { sd_fence_say(&end->e); }
+void sd_py_fence_end(struct sd_py_end *end) { sd_fence_end(&end->e); }
 bool sd_py_room_wanted(struct sd_py_end *end) { return sd_room_wanted(&end->e); }
 bool sd_py_bell_take(struct sd_py_end *end) { return sd_bell_take(&end->e); }
 void sd_py_bell_give_back(struct sd_py_end *end) { sd_bell_give_back(&end->e); }

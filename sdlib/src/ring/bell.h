@@ -10,6 +10,10 @@
  *        On both, store and load of the poster stand in program order without a fence: the waiter's membarrier is a full barrier on
  *        every CPU that runs the poster, and falls either before its store (then the waiter sees it) or after it has left the store
  *        buffer, so before the load that has still to come (then the poster sees the waiter).
+ *   [W3] A membarrier interrupts the other CPU, in a virtual machine for microseconds; too dear where a waiter sleeps at every message. So a
+ *        producer that rings often fences for a while, and says so in prod_fenced: then the waiter's own rx_armed++ (a full barrier)
+ *        is enough. On: first fence, then say so; what went before is in order because stores are. Off: say so, fence, then fence no more:
+ *        who has read 1 has counted himself before, and is seen from here on. Only while one process alone uses this end.
  *   [B1] bell: poster: exchange(1), and only who changed 0 to 1 sends the byte | receiver: eats the byte, exchange(0), looks at the ring.
  *        Two exchanges of one word: either the poster's comes later and sends a new byte, or it comes earlier, and then what it has
  *        published is seen by the receiver's look behind its own exchange.
@@ -28,9 +32,11 @@
 
 /* ---- the waiter for data */
 
-static inline void sd_rx_arm(const struct sd_end *e)
+/* True: the caller's membarrier has to follow [W1]; false: the producer fences [W3]. */
+static inline bool sd_rx_arm(const struct sd_end *e)
 {
-    atomic_fetch_add(&e->rx->rx_armed, 1); /* [W1]; the caller's membarrier follows */
+    atomic_fetch_add(&e->rx->rx_armed, 1);
+    return load_rlx(&e->rx->prod_fenced) == 0;
 }
 
 static inline void sd_rx_disarm(const struct sd_end *e)
@@ -75,9 +81,25 @@ static inline void sd_tx_disarm(const struct sd_end *e, _Atomic u32 *waiting)
 
 /* ---- the poster */
 
-/* After a commit: the peer sleeps, or is not yet on the ring. */
-static inline bool sd_data_wanted(const struct sd_end *e)
+#define SD_FENCE_ENDS 0xffffffffu
+
+bool sd_data_wanted_fenced(struct sd_end *e);
+/* [W3] on: begin, membarrier of our threads, say. False: it is on already. */
+static inline bool sd_fence_begin(struct sd_end *e)
 {
+    return load_rlx(&e->tx_fence) == 0 && cas_u32(&e->tx_fence, 0, SD_FENCE_FOR);
+}
+static inline void sd_fence_say(const struct sd_end *e)
+{
+    store_rel(&e->tx->prod_fenced, 1);
+}
+void sd_fence_end(struct sd_end *e);
+
+/* After a commit: the peer sleeps, or is not yet on the ring. */
+static inline bool sd_data_wanted(struct sd_end *e)
+{
+    if (unlikely(load_rlx(&e->tx_fence)))
+        return sd_data_wanted_fenced(e);
     return load_rlx(&e->tx->rx_armed) != 0; /* [W1] */
 }
 

@@ -40,6 +40,11 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_bytes = n;
     e->rx_tail_seen = 0;
     e->tx_head_seen = 0;
+    store_rlx(&e->tx_fence, 0);
+    if (load_rlx(&e->tx->prod_fenced)) { /* an earlier image of this process has left it */
+        store_rlx(&e->tx->prod_fenced, 0);
+        sd_fence();
+    }
     return 0;
 }
 

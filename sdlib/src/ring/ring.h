@@ -16,6 +16,7 @@ struct sd_end {
     u64 bytes; /* of each ring, a power of two */
     u64 tx_bytes; /* so many of ours may be unread: all of them, or less if the program has chosen a small buffer */
     u64 rx_tail_seen, tx_head_seen; /* last index read from the other side: avoids its cache line */
+    _Atomic u32 tx_fence; /* messages that still fence, 0: none does; SD_FENCE_ENDS: being switched off (bell.h, [W3]) */
 };
 
 #define SD_BROKEN (-1) /* an index that an honest peer cannot write */

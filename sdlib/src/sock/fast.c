@@ -61,7 +61,8 @@ static inline bool plausible(const void *buf)
 /* After a commit. On their own, so that the ways to them save no registers. */
 static NOINLINE long sent_to_sleeper(struct sock *s, u64 fd, u64 n)
 {
-    sd_ring_bell(s, (int)fd);
+    if (sd_data_wanted(&s->e))
+        sd_wake_reader(s, (int)fd);
     return (long)n;
 }
 
@@ -100,7 +101,7 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
         return SLOW;
     b->bytes_shm_tx += len;
     COUNT(calls_library);
-    return unlikely(load_rlx(&d->rx_armed)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
+    return unlikely(load_rlx(&d->rx_armed) | load_rlx(&s->e.tx_fence)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
 }
 
 static NOINLINE long tx_any(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false); }

@@ -438,6 +438,25 @@ void sd_ring_bell(struct sock *s, int fd)
     sd_leave(&h);
 }
 
+#define OFTEN_US 1000
+
+/* The reader sleeps. If it does so often, it shall not need a membarrier for it [W3]. */
+void sd_wake_reader(struct sock *s, int fd)
+{
+    u64 now = sd_tsc(), before = s->woken_tsc;
+
+    s->woken_tsc = now;
+    if (now - before < OFTEN_US * g.tsc_per_us && load_rlx(&s->b->users) <= 1 && sd_fence_begin(&s->e)) {
+        if (g.mt)
+            sd_membarrier_threads(); /* those that have not seen yet that they have to fence */
+        sd_fence_say(&s->e);
+        sd_fence();
+        if (load_rlx(&s->b->users) > 1) /* somebody has come in who does not know */
+            sd_fence_end(&s->e);
+    }
+    sd_ring_bell(s, fd);
+}
+
 void sd_latch_end(struct sock *s, int fd, u32 err)
 {
     struct sd_block *b = s->b;

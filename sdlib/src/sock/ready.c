@@ -91,10 +91,10 @@ static u32 arm_out(struct sock *s)
 {
     if (sd_shared(s)) { /* for itself: another one that sees room must not take it back */
         sd_room_arm(&s->e);
-        return 2;
+        return 2 | SD_ARM_BARRIER;
     }
     sd_tx_arm(&s->e, &s->b->tx_wait); /* taken back by whoever sees room */
-    return 0;
+    return SD_ARM_BARRIER;
 }
 
 u32 sd_arm(struct sock *s, u32 want)
@@ -104,8 +104,7 @@ u32 sd_arm(struct sock *s, u32 want)
 
     /* Also while the peer is on TCP: looking again may find that it has switched, and takes the count that the ring was born with. */
     if (load_rlx(&b->rx_mode) != SD_MODE_BACK && (want & (POLLIN | POLLRDNORM)) && s->seg) {
-        sd_rx_arm(&s->e);
-        armed |= 1;
+        armed |= sd_rx_arm(&s->e) ? 1 | SD_ARM_BARRIER : 1;
     }
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)))
         armed |= arm_out(s);

@@ -91,7 +91,8 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
         return 1;
     u32 armed = sd_arm(s, POLLIN);
     u64 sleeper = sd_sleeper_enter(s);
-    sd_membarrier();
+    if ((armed & SD_ARM_BARRIER) || sleeper != SD_NOT_PARKED)
+        sd_membarrier();
     r = more(s, had) ? SD_NEWS : park(s, fd, again, w, sleeper);
     sd_sleeper_leave(s, sleeper);
     sd_disarm(s, armed);

@@ -44,6 +44,7 @@ bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now *
 void sd_tx_back(struct sock *s, int fd, u32 reason);
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 void sd_ring_bell(struct sock *s, int fd);
+void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
 i64 sd_rx_pos(const struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
 bool sd_map_segment(struct sock *s, int fd);
@@ -153,7 +154,7 @@ static inline void sd_posted(struct sock *s, int fd)
     if (unlikely(load_rlx(&s->b->tx_wait)) && !sd_shared(s))
         sd_tx_disarm(&s->e, &s->b->tx_wait);
     if (sd_data_wanted(&s->e))
-        sd_ring_bell(s, fd);
+        sd_wake_reader(s, fd);
 }
 
 u64 sd_iov_bytes(const struct iovec *iov, u64 n);
