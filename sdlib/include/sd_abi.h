@@ -259,7 +259,9 @@ struct sd_dir {
 enum sd_go_back { SD_GO_BACK_CALL = 1, SD_GO_BACK_POLICY = 2 /* both directions: the connection shall be on TCP */ };
 
 /* Messages without a sleeper until a producer stops to fence ([W3]). */
+#ifndef SD_FENCE_FOR
 #define SD_FENCE_FOR 256
+#endif
 
 enum sd_hint {
     SD_HINT_SHUT_WR = 1, /* shutdown(SHUT_WR) comes: the FIN is a half-close, not the end of the peer */

@@ -217,10 +217,9 @@ u64 mc_rmw(volatile void *p, u32 size, enum mc_op op, u64 v)
 {
     u64 old;
 
-    if (shared(p)) {
+    if (shared(p))
         point("locked", p);
-        drain(cur);
-    }
+    drain(cur); /* also where the word is of no interest to others */
     old = peek_word(p, size);
     poke_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : v);
     if (shared(p) && peek_word(p, size) != old)
@@ -232,10 +231,9 @@ bool mc_cmpxchg(volatile void *p, u32 size, u64 *want, u64 val)
 {
     u64 old;
 
-    if (shared(p)) {
+    if (shared(p))
         point("cas", p);
-        drain(cur);
-    }
+    drain(cur);
     old = peek_word(p, size);
     if (old != *want) {
         *want = old;

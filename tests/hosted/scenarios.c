@@ -109,13 +109,13 @@ static void expect(u32 side, const char *bytes)
 
 static void on_tcp(void)
 {
-    static const char *const word[] = {"tail", "sw_ring", "sw_back", "sw_back_at", "prod_hint", "head", "rx_armed", "tx_armed", "bell"};
+    static const char *const word[] = {"tail", "sw_ring", "sw_back", "sw_back_at", "prod_hint", "head", "rx_armed", "tx_armed", "bell", "prod_fenced"};
     static char text[SIDES][ARRAY_LEN(word)][24];
 
     for (u32 d = 0; d < SIDES; d++) {
         struct sd_dir *x = &w.seg.dir[d];
         const volatile void *at[] = {&x->tail, &x->sw_ring, &x->sw_back, &x->sw_back_at, &x->prod_hint, &x->head, &x->rx_armed,
-                                     &x->tx_armed, &x->bell};
+                                     &x->tx_armed, &x->bell, &x->prod_fenced};
         for (u32 i = 0; i < ARRAY_LEN(word); i++) {
             text[d][i][0] = (char)('0' + d);
             text[d][i][1] = '.';
@@ -152,9 +152,30 @@ static void tx_on_ring_only(void)
     *(u32 *)&w.block[0].rx_mode = *(u32 *)&w.block[1].tx_mode = SD_MODE_TCP;
 }
 
+/* The first producer fences [W3], for one message more. */
+static void fencing(void)
+{
+    on_ring();
+    *(u32 *)&w.seg.dir[0].prod_fenced = 1;
+    *(u32 *)&w.sock[0].e.tx_fence = 2;
+}
+
+static void fencing_ends(void)
+{
+    fencing();
+    *(u32 *)&w.sock[0].e.tx_fence = 1;
+}
+
 /* ---------------------------------------------------------------- arming */
 
 static void a_sends_twice(void) { put(0, "a", 0), put(0, "b", 0); }
+static void a_fences_midway(void)
+{
+    put(0, "a", 0);
+    if (sd_fence_begin(&w.sock[0].e))
+        sd_fence_say(&w.sock[0].e);
+    put(0, "b", 0);
+}
 static void b_gets_2(void) { get(1, 2); }
 static void b_has_ab(void) { expect(1, "ab"); }
 
@@ -281,6 +302,9 @@ static void head_is_right(void)
 const struct scenario scenarios[] = {
     {"wake-up", on_ring, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-poll", on_ring, {a_sends_twice, b_polls_2}, b_has_ab},
+    {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
+    {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
+    {"wake-up-fence-begins", on_ring, {a_fences_midway, b_polls_2}, b_has_ab},
     {"room", on_ring, {a_sends_6, b_gets_6}, b_has_6},
     {"room-poll", on_ring, {a_polls_6, b_gets_6}, b_has_6},
     {"room-bell-switches", tx_on_ring_only, {a_sends_6, b_gets_6}, b_has_6},

@@ -32,7 +32,13 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
-    Mutant("wake-up", "a lost wake-up", "sock/rx.c", "    sd_membarrier();\n", ""),
+    Mutant("wake-up", "a lost wake-up", "sock/rx.c", "        sd_membarrier();\n", "        (void)0;\n"),
+    Mutant("wake-up-fenced", "a lost wake-up", "ring/bell.c", "cas_u32(&e->tx_fence, left, left - 1);",
+           "store_rlx(&e->tx_fence, left - 1);"),
+    Mutant("wake-up-fence-ends", "a lost wake-up", "ring/bell.c", "    sd_fence(); /* [W3] */\n    store_rel(",
+           "    store_rel("),
+    Mutant("wake-up-poll", "a lost wake-up", "ring/bell.h", "    return load_rlx(&e->rx->prod_fenced) == 0;",
+           "    return false;"),
     Mutant("wake-up", "a lost wake-up", "sock/rx.c", "more(s, had) ? SD_NEWS : park(", "park("),
     Mutant("wake-up", "a lost wake-up", "ring/bell.h", "atomic_fetch_add(&e->rx->rx_armed, 1);", "(void)e;"),
     Mutant("wake-up", "a second doorbell", "ring/bell.h", "atomic_exchange(&e->tx->bell, 1) == 0",
