@@ -98,7 +98,7 @@ SD_CALL(sd_connect)
     return r;
 }
 
-static long accepted(long fd, u32 flags, bool foreign)
+static long accepted(long fd, u32 flags, u64 listener, bool foreign)
 {
     struct sock *s;
 
@@ -106,7 +106,7 @@ static long accepted(long fd, u32 flags, bool foreign)
         return fd;
     if (sd_sock_of((u64)fd))
         sd_fd_remove((u64)fd);
-    if (sd_sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP)
+    if (!sd_sock_of(listener) && sd_sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP) /* ours are TCP */
         return fd;
     adopt((int)fd, 2, flags & SOCK_NONBLOCK, true);
     s = sd_sock_of((u64)fd);
@@ -117,12 +117,12 @@ static long accepted(long fd, u32 flags, bool foreign)
 
 SD_CALL(sd_accept)
 {
-    return accepted(SYS3(__NR_accept, f->rdi, f->rsi, f->rdx), 0, t->foreign);
+    return accepted(SYS3(__NR_accept, f->rdi, f->rsi, f->rdx), 0, f->rdi, t->foreign);
 }
 
 SD_CALL(sd_accept4)
 {
-    return accepted(SYS4(__NR_accept4, f->rdi, f->rsi, f->rdx, f->r10), (u32)f->r10, t->foreign);
+    return accepted(SYS4(__NR_accept4, f->rdi, f->rsi, f->rdx, f->r10), (u32)f->r10, f->rdi, t->foreign);
 }
 
 /* What the last close leaves to the peer: hints, and no unread doorbell (the kernel would turn that into a reset). */

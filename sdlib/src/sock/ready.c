@@ -22,6 +22,8 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     }
     if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1))) {
         sd_look_at_kernel(s, fd);
+        if (kev && !(kev & (POLLRDHUP | POLLHUP | POLLERR)))
+            s->kcheck &= ~1u; /* the kernel was asked for these: no FIN stands behind the doorbell */
         if (s->kcheck & 1) /* it was a doorbell: what woke us may stand behind it */
             sd_look_at_kernel(s, fd);
         n = sd_rx_avail(&s->e);
@@ -80,6 +82,8 @@ u32 sd_kernel_want(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
 
+    if (load_rlx(&b->rx_mode) == SD_MODE_RING && want)
+        want |= POLLRDHUP; /* tells whether a doorbell was all that has come */
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM | POLLWRBAND))) {
         want &= ~(u32)(POLLOUT | POLLWRNORM | POLLWRBAND);
         want |= POLLIN; /* room comes as a doorbell */

@@ -2,6 +2,7 @@
  *
  * rx.c - receiving: from the ring, and who else is asked.
  */
+#include "poll/poll.h"
 #include "ring/vec.h"
 #include "sock/rx.h"
 
@@ -57,25 +58,26 @@ static bool more(const struct sock *s, u64 had)
     return sd_rx_news(&s->e, had);
 }
 
-static bool spin_rx(struct sock *s, u64 had, u64 t0)
+static bool let_others_run(struct sock *s, u64 had)
 {
-    u64 budget = (u64)g.cfg->spin_us * g.tsc_per_us;
+    SYS0(__NR_sched_yield);
+    return more(s, had);
+}
 
-    if (!budget)
+static bool spin_rx(struct sock *s, u64 had)
+{
+    struct sd_spin sp;
+    bool won = false;
+
+    if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
+        return g.cfg->spin_us && let_others_run(s, had);
+    if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER))
         return false;
-    if (!sd_spin_pays(s)) {
-        SYS0(__NR_sched_yield);
-        return more(s, had);
-    }
-    COUNT(spins);
-    while (sd_tsc() - t0 < budget) {
-        if (more(s, had)) {
-            COUNT(spins_won);
-            return true;
-        }
-        cpu_relax();
-    }
-    return false;
+    do
+        won = more(s, had);
+    while (!won && sd_spin_more(&sp));
+    sd_spin_end(&sp, won);
+    return won;
 }
 
 /* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
@@ -87,8 +89,9 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
 
     if (!again)
         w->since = t0;
-    if (spin_rx(s, had, t0))
+    if (spin_rx(s, had))
         return 1;
+    t0 = sd_tsc();
     u32 armed = sd_arm(s, POLLIN);
     u64 sleeper = sd_sleeper_enter(s);
     if ((armed & SD_ARM_BARRIER) || sleeper != SD_NOT_PARKED)
@@ -98,6 +101,8 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
     sd_disarm(s, armed);
     if (r == SD_NEWS)
         return 1;
+    if (r >= 0)
+        sd_spin_parked(&sd_learn_process, t0);
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
     if (r < 0) { /* the error is consumed: keep it */
