@@ -226,12 +226,14 @@ struct sd_area {
 #define SD_RING_MAX 0x4000000
 
 /* One direction. "producer" writes bytes into its ring, "consumer" reads them. Counters run free (u64, never wrapped);
- * the place in the ring is counter & (ring_bytes - 1). */
+ * the place in the ring is (counter - base) & (ring_bytes - 1). */
 struct sd_dir {
     /* line 0, producer. Release by the producer after the bytes are stored; acquire by the consumer before it reads them. */
     SD_ATOMIC uint64_t tail;
     SD_ATOMIC uint32_t prod_fenced; /* 1: a full fence stands between each store of tail and the load of rx_armed behind it ([W3], bell.h) */
-    uint32_t pad0[13];
+    uint32_t pad7;
+    SD_ATOMIC uint64_t base;        /* counter of a byte at the start of the ring's memory; moved only while the ring is empty ([R3], ring.c) */
+    uint32_t pad0[10];
     /* line 1, producer, written a few times in a life. */
     SD_ATOMIC uint64_t sw_ring;     /* 1 + TCP stream position of the first byte that is in the ring; 0 = still on TCP */
     SD_ATOMIC uint64_t sw_back;     /* 1 + TCP stream position (doorbells included) where the program's bytes go on; 0 = not gone back */
@@ -257,6 +259,11 @@ struct sd_dir {
 };
 
 enum sd_go_back { SD_GO_BACK_CALL = 1, SD_GO_BACK_POLICY = 2 /* both directions: the connection shall be on TCP */ };
+
+/* A producer that has come so far looks whether the ring is empty and starts over, so that few lines of it stay in the caches. */
+#ifndef SD_RING_WINDOW
+#define SD_RING_WINDOW 4096
+#endif
 
 /* Messages without a sleeper until a producer stops to fence ([W3]). */
 #ifndef SD_FENCE_FOR

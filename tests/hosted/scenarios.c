@@ -109,13 +109,13 @@ static void expect(u32 side, const char *bytes)
 
 static void on_tcp(void)
 {
-    static const char *const word[] = {"tail", "sw_ring", "sw_back", "sw_back_at", "prod_hint", "head", "rx_armed", "tx_armed", "bell", "prod_fenced"};
+    static const char *const word[] = {"tail", "sw_ring", "sw_back", "sw_back_at", "prod_hint", "head", "rx_armed", "tx_armed", "bell", "prod_fenced", "base"};
     static char text[SIDES][ARRAY_LEN(word)][24];
 
     for (u32 d = 0; d < SIDES; d++) {
         struct sd_dir *x = &w.seg.dir[d];
         const volatile void *at[] = {&x->tail, &x->sw_ring, &x->sw_back, &x->sw_back_at, &x->prod_hint, &x->head, &x->rx_armed,
-                                     &x->tx_armed, &x->bell, &x->prod_fenced};
+                                     &x->tx_armed, &x->bell, &x->prod_fenced, &x->base};
         for (u32 i = 0; i < ARRAY_LEN(word); i++) {
             text[d][i][0] = (char)('0' + d);
             text[d][i][1] = '.';

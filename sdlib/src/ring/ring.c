@@ -5,6 +5,8 @@
  * Memory order. Two edges, each labelled at both ends:
  *   [R1] tail: the producer stores bytes, then releases tail; the consumer acquires tail, then reads the bytes.
  *   [R2] head: the consumer reads bytes, then releases head; the producer acquires head, then overwrites the bytes.
+ *   [R3] base: the producer moves it only when it has acquired a head that is its own tail, so when nothing is unread, and stores it before
+ *        the tail of the bytes that lie there; the consumer acquires that tail, then loads base. While it has unread bytes base stays.
  * On x86 a plain store is a release; sd_cas_local() is a plain store to other processors (no lock prefix), so it carries the edge too.
  *
  * Trust. The peer can write any value into any word. Indices are only used after `tail - head <= bytes` has been seen to hold and are
@@ -40,6 +42,8 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_bytes = n;
     e->rx_tail_seen = 0;
     e->tx_head_seen = 0;
+    e->tx_base = load_rlx(&e->tx->base);
+    e->tx_checked = 0;
     store_rlx(&e->tx_fence, 0);
     if (load_rlx(&e->tx->prod_fenced)) { /* an earlier image of this process has left it */
         store_rlx(&e->tx->prod_fenced, 0);
@@ -89,7 +93,7 @@ i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip)
     if (skip >= (u64)avail)
         return 0;
     n = min_u64(n, (u64)avail - skip);
-    at = (load_rlx(&e->rx->head) + skip) & (e->bytes - 1);
+    at = (load_rlx(&e->rx->head) + skip - load_rlx(&e->rx->base)) & (e->bytes - 1); /* [R3] */
     first = min_u64(n, e->bytes - at);
     sd_copy(dst, e->rx_ring + at, first);
     if (first < n)
@@ -125,10 +129,27 @@ i64 sd_tx_room(struct sd_end *e)
     return likely(used < e->tx_bytes) ? (i64)(e->tx_bytes - used) : sd_tx_look(e);
 }
 
+void sd_tx_begin(struct sd_end *e)
+{
+    u64 tail = load_rlx(&e->tx->tail);
+
+    e->tx_base = load_rlx(&e->tx->base); /* who shares this end may have moved it */
+    if (likely(tail - e->tx_base < SD_RING_WINDOW || tail - e->tx_checked < SD_RING_WINDOW))
+        return;
+    e->tx_checked = tail;
+    if (sd_tx_look(e) < 0 || e->tx_head_seen != tail)
+        return;
+    store_rel(&e->tx->base, tail); /* [R3] */
+    e->tx_base = tail;
+}
+
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
 {
     i64 room = sd_tx_room(e);
     u64 at, first;
+
+    if (!skip)
+        sd_tx_begin(e);
 
     if (room >= 0 && skip + n > (u64)room)
         room = sd_tx_look(e); /* the remembered head may be old: look once more before taking less */
@@ -137,7 +158,7 @@ i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
     if (skip >= (u64)room)
         return 0;
     n = min_u64(n, (u64)room - skip);
-    at = (load_rlx(&e->tx->tail) + skip) & (e->bytes - 1);
+    at = (load_rlx(&e->tx->tail) + skip - e->tx_base) & (e->bytes - 1);
     first = min_u64(n, e->bytes - at);
     sd_copy(e->tx_ring + at, src, first);
     if (first < n)

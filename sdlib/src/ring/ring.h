@@ -16,6 +16,7 @@ struct sd_end {
     u64 bytes; /* of each ring, a power of two */
     u64 tx_bytes; /* so many of ours may be unread: all of them, or less if the program has chosen a small buffer */
     u64 rx_tail_seen, tx_head_seen; /* last index read from the other side: avoids its cache line */
+    u64 tx_base, tx_checked; /* of the producer: its own base, and where it last looked for an empty ring */
     _Atomic u32 tx_fence; /* messages that still fence, 0: none does; SD_FENCE_ENDS: being switched off (bell.h, [W3]) */
 };
 
@@ -34,6 +35,8 @@ bool sd_rx_commit(struct sd_end *e, u64 from, u64 n);
 i64 sd_tx_room(struct sd_end *e);
 /* The same, exact: reads the peer's word. */
 i64 sd_tx_look(struct sd_end *e);
+/* Before the first byte of a message, holding the direction: chooses its place. sd_tx_copy does it when skip is 0. */
+void sd_tx_begin(struct sd_end *e);
 /* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count or SD_BROKEN. */
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);
 bool sd_tx_commit(struct sd_end *e, u64 from, u64 n);

@@ -88,7 +88,7 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     u64 sp = stack_pointer();
     store_rlx(&s->tx_in, sp); /* a handler that sends on s from now on must not use the place that we write: tx.c, tx_nested() */
     atomic_signal_fence(memory_order_seq_cst);
-    u64 tail = load_rlx(&d->tail), at = tail & (s->e.bytes - 1), next = tail + len;
+    u64 tail = load_rlx(&d->tail), at = (tail - s->e.tx_base) & (s->e.bytes - 1), next = tail + len;
     if (unlikely(next - s->e.tx_head_seen > s->e.tx_bytes || at + len > s->e.bytes)) {
         store_rlx(&s->tx_in, 0);
         return SLOW; /* looks at the other side's index again, goes around the corner */
@@ -114,13 +114,14 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     struct sock *s = sd_fast_sock[fd];
     struct sd_block *b = s->b;
     struct sd_dir *d = s->e.rx;
-    u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head, at = head & (s->e.bytes - 1), least = word ? len : 1;
+    u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head, least = word ? len : 1, at;
     if (n < len) {
         n = load_acq(&d->tail) - head; /* [R1] */
         if (unlikely(n - least > s->e.bytes - least))
             return SLOW; /* empty, or broken */
         s->e.rx_tail_seen = head + n;
     }
+    at = (head - load_rlx(&d->base)) & (s->e.bytes - 1); /* [R3]: after tail */
     n = word ? len : min_u64(n, len);
     if (unlikely((!word && n - 1 >= SMALL) || at + n > s->e.bytes || load_rlx(&b->rx_mode) != SD_MODE_RING))
         return SLOW; /* much, around the corner, or nothing was asked for */
@@ -164,6 +165,7 @@ void sd_fast_on(struct sock *s, int fd)
 
     if (!ring || g.mt || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
         return;
+    s->e.tx_base = load_rlx(&s->e.tx->base);
     s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */
     sd_fast_sock[fd] = s;
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_FAST;

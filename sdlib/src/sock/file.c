@@ -30,8 +30,10 @@ static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
     long r = -ERANGE;
 
     sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
-    u64 from = load_rlx(&s->e.tx->tail), at = from & (s->e.bytes - 1);
+    u64 from = load_rlx(&s->e.tx->tail);
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+        sd_tx_begin(&s->e);
+        u64 at = (from - s->e.tx_base) & (s->e.bytes - 1);
         room = sd_tx_look(&s->e);
         r = room <= 0 ? FULL : SYS4(__NR_pread64, in, s->e.tx_ring + at, min_u64(min_u64((u64)room, s->e.bytes - at), most), off);
     }
