@@ -176,6 +176,9 @@ static void a_fences_midway(void)
         sd_fence_say(&w.sock[0].e);
     put(0, "b", 0);
 }
+static void a_sends_thrice(void) { put(0, "a", 0), put(0, "b", 0), put(0, "c", 0); }
+static void b_gets_3(void) { get(1, 3); }
+static void b_has_abc(void) { expect(1, "abc"); }
 static void b_gets_2(void) { get(1, 2); }
 static void b_has_ab(void) { expect(1, "ab"); }
 
@@ -305,6 +308,7 @@ const struct scenario scenarios[] = {
     {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-begins", on_ring, {a_fences_midway, b_polls_2}, b_has_ab},
+    {"start-over", on_ring, {a_sends_thrice, b_gets_3}, b_has_abc},
     {"room", on_ring, {a_sends_6, b_gets_6}, b_has_6},
     {"room-poll", on_ring, {a_polls_6, b_gets_6}, b_has_6},
     {"room-bell-switches", tx_on_ring_only, {a_sends_6, b_gets_6}, b_has_6},

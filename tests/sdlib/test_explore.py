@@ -47,7 +47,6 @@ MUTANTS = [
            "    bool bell = sd_bell_due(&s->e); if (bell) sd_bell_eaten(&s->e);"),
     Mutant("wake-up-poll", "a lost wake-up", "poll/poll.c", "        sd_membarrier();\n", "        (void)0;\n"),
     Mutant("wake-up-poll", "a lost wake-up", "poll/poll.c", "return ready || any_ready(p);", "return ready;"),
-    Mutant("wake-up", "lost, doubled or in the wrong order", "ring/ring.c", "< 0 || e->tx_head_seen != tail", "< 0"),
     Mutant("room", "a lost wake-up", "sock/tx.c", "    sd_membarrier();\n    r = room_now", "    r = room_now"),
     Mutant("room", "a lost wake-up", "sock/tx.c", "room_now(s, need) ? 0 : sleep", "need == 0 ? 0 : sleep"),
     Mutant("room", "has failed", "ring/ring.c",
