@@ -215,3 +215,15 @@ def test_sdctl_without_a_monitor(tmp_path: Path) -> None:
     command: list[str | Path] = [SDCTL, "--socket", tmp_path / "no.sock", "status"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no monitor at" in done.stderr
+
+
+def test_restricted_programs_are_accelerated_as_well(shm: Runner, tmp_path: Path) -> None:
+    """Their connections are made by the supervisor, and carried by shared memory like any other."""
+    shm.options = ["-r", "in tcp 192.0.2.0/24:* deny", "-r", "out udp *:9 deny"]
+    pair = Pair(shm, tmp_path, "-r", "out tcp *:25 deny", "-r", "in tcp *:* deny")
+    pair.open(*range(8))
+    server, driver = pair.finish()
+    for program in (server, driver):
+        report = program.report()
+        assert (report.shm, report.total) == (8, 8), report
+    assert driver.report().raw["denied"] == []
