@@ -6,8 +6,7 @@ between our look and a call that it makes itself; so for a restricted program no
 through. Two facts keep the rest simple (the strict filter, sdtrace/syscalls.py, makes them so):
 
   - descriptors are shared by the threads of one process only. A call of a process with a single thread therefore
-  acts on
-    the descriptor that we have looked at: if that is no internet socket, the call may go on by itself.
+    acts on the descriptor that we have looked at: if that is no internet socket, the call may go on by itself.
   - data of connections that exist need no look: only sends that make a connection or name a receiver come here.
 
 Other kinds of sockets of processes with threads are served as well, but unix sockets then show our pid to their peers.
@@ -27,11 +26,26 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Final, NamedTuple
+from typing import Final
 
-from policies.model import Dir, Proto, Verdict
+from policies.model import Dir, Verdict
 from sdtrace import calls, procfs, syscalls
-from sdtrace.inject import read_memory, write_memory
+from sdtrace.caller import (
+    INTERNET,
+    KNOWN,
+    Call,
+    Continue,
+    Later,
+    Socket,
+    closing,
+    cookie_of,
+    duplicate,
+    receive_timeout,
+    shown,
+    sleeps,
+    store_address,
+    take,
+)
 from sdtrace.learning import Learner
 from sdtrace.lineage import Subject
 from sdtrace.messages import Message, read_message, read_messages
@@ -39,10 +53,6 @@ from sdtrace.notify import Listener, Notification
 from sdtrace.privileges import bound_by, may_act_for
 from sdtrace.workers import POLL_S, Workers, wakeable, with_filesystem_of
 
-_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
-_DATAGRAM: Final = (socket.IPPROTO_UDP, 136)  # UDP-Lite
-_STREAM: Final = (socket.IPPROTO_TCP, 262)  # MPTCP
-_KNOWN: Final = (*_DATAGRAM, *_STREAM, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
 _LINGER_RESET: Final = struct.pack("=ii", 1, 0)
 _DATA_MAX: Final = 1 << 20
 DENIALS_MAX: Final = 1000
@@ -50,55 +60,6 @@ PERFORMED: Final = frozenset({
     syscalls.CONNECT, syscalls.BIND, syscalls.LISTEN, syscalls.ACCEPT, syscalls.ACCEPT4, syscalls.SENDTO,
     syscalls.SENDMSG, syscalls.SENDMMSG, syscalls.SOCKET,
 })  # fmt: skip
-
-
-class _Continue(Exception):
-    """The call acts on what we have seen: the program may make it itself."""
-
-
-class _Later(Exception):
-    """A thread answers."""
-
-
-class Socket(NamedTuple):
-    """A duplicate of the program's descriptor."""
-
-    sock: socket.socket
-    domain: int
-    protos: tuple[Proto, ...]
-    blocking: bool
-
-    @property
-    def fd(self) -> int:
-        """Its number here."""
-        return self.sock.fileno()
-
-    @property
-    def internet(self) -> bool:
-        """Rules are about it."""
-        return self.domain in _INTERNET
-
-
-class Call(NamedTuple):
-    """One notified call of a restricted program."""
-
-    listener: Listener
-    notif: Notification
-    subject: Subject
-
-    def memory(self, address: int, length: int) -> bytes:
-        """Bytes of the program; OSError EFAULT, or EACCES when they are out of our reach."""
-        try:
-            return read_memory(self.subject.tid, address, length) if length else b""
-        except PermissionError:
-            raise OSError(errno.EACCES, "unreadable") from None
-
-    def store(self, address: int, data: bytes) -> None:
-        """Write to the program; OSError EFAULT."""
-        try:
-            write_memory(self.subject.tid, address, data)
-        except PermissionError:
-            raise OSError(errno.EFAULT, "unwritable") from None
 
 
 class Enforcer:
@@ -123,9 +84,9 @@ class Enforcer:
             return
         try:
             value = self._handlers[notif.nr](Call(listener, notif, subject))
-        except _Continue:
+        except Continue:
             listener.let_through(notif)
-        except _Later:
+        except Later:
             pass
         except OSError as error:
             listener.reply(notif, -(error.errno or errno.EIO))
@@ -148,7 +109,7 @@ class Enforcer:
         for proto in sock.protos:
             verdict = call.subject.judge("out", proto, where.packed, where.port)
             if verdict.action == "deny":
-                raise self._deny(call, f"out {proto} {_shown(where)}", verdict)
+                raise self._deny(call, f"out {proto} {shown(where)}", verdict)
         self._learn(call, "out", sock, where)
 
     def _may_listen(self, call: Call, sock: Socket, port: int) -> None:
@@ -164,36 +125,10 @@ class Enforcer:
 
     # ----------------------------------------------------------------- sockets
 
-    def _take(self, call: Call, dir_: Dir, *, everything: bool = False) -> Socket:
-        """The socket of the call's first argument, if the call is to be performed; else _Continue. OSError: EBADF,
-        ENOTSOCK.
-
-        `everything`: also where no rule is about this direction.
-        """
-        if not (everything or call.subject.restricts(dir_)):
-            raise _Continue
-        fd = _duplicate(call.subject.tid, call.notif.int_arg(0))
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError:
-            os.close(fd)
-            raise
-        domain = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
-        proto = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-        protos: tuple[Proto, ...] = ("tcp", "udp")
-        if proto in _DATAGRAM:
-            protos = ("udp",)
-        elif proto in _STREAM:
-            protos = ("tcp",)
-        taken = Socket(sock, domain, protos, not _nonblocking(fd))
-        if not taken.internet and procfs.rights(call.subject.tid).threads == 1:
-            sock.close()
-            raise _Continue
-        return taken
-
     def _perform(self, call: Call, sock: Socket, sleeps: bool, action: Callable[[], int]) -> int:
         """Do it here, or where it may sleep or needs the program's own rights, in a thread."""
         rights = procfs.rights(call.subject.tid)
+        call.still_there()
         unix = sock.domain == socket.AF_UNIX
         if not (sleeps or unix) and may_act_for(rights):
             with sock.sock:
@@ -208,7 +143,7 @@ class Enforcer:
                     return action()
 
         self._workers.run(call.listener, call.notif, work)
-        raise _Later
+        raise Later
 
     # ------------------------------------------------------------------- calls
 
@@ -218,10 +153,10 @@ class Enforcer:
         All arguments are in registers: what we see is what the kernel does.
         """
         domain, kind, proto = (call.notif.int_arg(index) for index in range(3))
-        usual = domain in _INTERNET and proto in (0, *_KNOWN) and kind & syscalls.SOCK_TYPE_MASK != socket.SOCK_RAW
+        usual = domain in INTERNET and proto in (0, *KNOWN) and kind & syscalls.SOCK_TYPE_MASK != socket.SOCK_RAW
         denying = next((settings for settings in call.subject.binding if settings.action == "deny"), None)
         if usual or denying is None:
-            raise _Continue
+            raise Continue
         verdict = Verdict("deny", errno.EACCES, (), denying.source.get("action", ""))
         raise self._deny(call, f"socket({domain}, {kind & syscalls.SOCK_TYPE_MASK}, {proto})", verdict)
 
@@ -231,15 +166,15 @@ class Enforcer:
         return call.memory(pointer, length)
 
     def _connect(self, call: Call) -> int:
-        sock = self._take(call, "out")
-        with _closing(sock):
+        sock = take(call, "out")
+        with closing(sock):
             address = self._address(call, call.notif.args[1], call.notif.int_arg(2))
             self._may_reach(call, sock, address, unspec_is_inet=False)
             return self._perform(call, sock, sock.blocking, lambda: calls.connect(sock.fd, address))
 
     def _bind(self, call: Call) -> int:
-        sock = self._take(call, "in")
-        with _closing(sock):
+        sock = take(call, "in")
+        with closing(sock):
             address = self._address(call, call.notif.args[1], call.notif.int_arg(2))
             where = calls.target(address, unspec_is_inet=sock.domain == socket.AF_INET) if sock.internet else None
             if where is not None and where.port:
@@ -250,8 +185,8 @@ class Enforcer:
 
     def _listen(self, call: Call) -> int:
         """The port is the socket's own; one that has none yet gets one first."""
-        sock = self._take(call, "in")
-        with _closing(sock):
+        sock = take(call, "in")
+        with closing(sock):
             if not sock.internet:
                 return self._perform(call, sock, False, lambda: calls.listen(sock.fd, call.notif.int_arg(1)))
             chosen = sock.sock.getsockname()[1] == 0
@@ -268,24 +203,24 @@ class Enforcer:
     # ------------------------------------------------------------------ accept
 
     def _accept(self, call: Call) -> int:
-        sock = self._take(call, "in")
-        with _closing(sock):
+        sock = take(call, "in")
+        with closing(sock):
             flags = call.notif.int_arg(3) if call.notif.nr == syscalls.ACCEPT4 else 0
             if flags & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
                 return -errno.EINVAL
             if not sock.blocking:
                 value = self._accept_one(call, sock, flags)
                 if value is None:
-                    raise _Later
+                    raise Later
                 return value
-            limit = _timeout(sock.sock)
+            limit = receive_timeout(sock.sock)
 
             def work() -> int | None:
                 with sock.sock:
                     return self._accept_waiting(call, sock, flags, limit)
 
             self._workers.run(call.listener, call.notif, work)
-            raise _Later
+            raise Later
 
     def _accept_waiting(self, call: Call, sock: Socket, flags: int, limit: float | None) -> int | None:
         """Wait outside of accept, so that a program that goes away takes no connection with it."""
@@ -293,7 +228,7 @@ class Enforcer:
         ready.register(sock.fd, select.POLLIN)
         deadline = None if limit is None else time.monotonic() + limit
         while call.listener.valid(call.notif):
-            if ready.poll(POLL_S * 1000) or self._accepted.get(_cookie(sock.sock)):
+            if ready.poll(POLL_S * 1000) or self._accepted.get(cookie_of(sock.sock)):
                 value = self._accept_one(call, sock, flags)
                 if value != -errno.EAGAIN:
                     return value
@@ -303,7 +238,7 @@ class Enforcer:
 
     def _accept_one(self, call: Call, sock: Socket, flags: int) -> int | None:
         """The next connection that may come in; those that may not are reset. None: it has been delivered."""
-        cookie = _cookie(sock.sock)
+        cookie = cookie_of(sock.sock)
         while True:
             if kept := self._accepted.get(cookie):
                 fd, address = kept.pop()
@@ -329,7 +264,7 @@ class Enforcer:
         for proto in sock.protos:
             verdict = call.subject.judge("in", proto, where.packed, local)
             if verdict.action == "deny":
-                self._deny(call, f"in {proto} {_shown(where)} to port {local}", verdict)
+                self._deny(call, f"in {proto} {shown(where)} to port {local}", verdict)
                 return False
         self._learn(call, "in", sock, where._replace(port=local))
         return True
@@ -338,12 +273,12 @@ class Enforcer:
         """Hand over a connection; one whose program has gone away meanwhile is kept for the next accept."""
         try:
             try:
-                _store_address(call, address)
+                store_address(call, address)
                 call.listener.add_fd(call.notif, fd, reply=True, cloexec=bool(flags & socket.SOCK_CLOEXEC))
             except OSError as error:
                 if error.errno != errno.ENOENT and call.listener.valid(call.notif):
                     return -(error.errno or errno.EIO)  # EFAULT, EMFILE: the kernel drops the connection as well
-                self._accepted.setdefault(_cookie(sock.sock), []).append((os.dup(fd), address))
+                self._accepted.setdefault(cookie_of(sock.sock), []).append((os.dup(fd), address))
                 return -errno.EINTR
             return None
         finally:
@@ -354,21 +289,21 @@ class Enforcer:
     def _sendto(self, call: Call) -> int:
         _, data, length, _, pointer, _ = call.notif.args
         flags = call.notif.int_arg(3)
-        sock = self._take(call, "out")
-        with _closing(sock):
+        sock = take(call, "out")
+        with closing(sock):
             address = self._address(call, pointer, call.notif.int_arg(5)) if pointer else None
             if address is not None:
                 self._may_reach(call, sock, address, unspec_is_inet=True)
             body = call.memory(data, min(length, _DATA_MAX))
-            return self._perform(call, sock, _sleeps(sock, flags), lambda: calls.sendto(sock.fd, body, flags, address))
+            return self._perform(call, sock, sleeps(sock, flags), lambda: calls.sendto(sock.fd, body, flags, address))
 
     def _sendmsg(self, call: Call) -> int:
         flags = call.notif.int_arg(2)
-        sock = self._take(call, "out")
-        with _closing(sock):
+        sock = take(call, "out")
+        with closing(sock):
             message = read_message(call.memory, call.notif.args[1], _DATA_MAX)
             self._may_send(call, sock, message)
-            return self._perform(call, sock, _sleeps(sock, flags), lambda: self._send(call, sock, message, flags))
+            return self._perform(call, sock, sleeps(sock, flags), lambda: self._send(call, sock, message, flags))
 
     def _may_send(self, call: Call, sock: Socket, message: Message) -> None:
         if message.address is not None:
@@ -376,13 +311,13 @@ class Enforcer:
 
     @staticmethod
     def _send(call: Call, sock: Socket, message: Message, flags: int) -> int:
-        with message.control_here(lambda fd: _duplicate(call.subject.tid, fd)) as control:
+        with message.control_here(lambda fd: duplicate(call.subject.tid, fd)) as control:
             return calls.sendmsg(sock.fd, message.data, flags, message.address, control)
 
     def _sendmmsg(self, call: Call) -> int:
         flags = call.notif.int_arg(3)
-        sock = self._take(call, "out")
-        with _closing(sock):
+        sock = take(call, "out")
+        with closing(sock):
             messages = read_messages(call.memory, call.notif.args[1], call.notif.args[2] & 0xFFFFFFFF, _DATA_MAX)
 
             def action() -> int:
@@ -399,69 +334,4 @@ class Enforcer:
                     done += 1
                 return done
 
-            return self._perform(call, sock, _sleeps(sock, flags), action)
-
-
-class _closing:
-    """Close the duplicate unless a thread has it now."""
-
-    def __init__(self, sock: Socket) -> None:
-        self._sock = sock.sock
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not _Later:
-            self._sock.close()
-
-
-def _duplicate(tid: int, fd: int) -> int:
-    """A duplicate of the task's descriptor; OSError EBADF."""
-    if fd < 0:
-        raise OSError(errno.EBADF, "negative descriptor")
-    pidfd = procfs.pidfd_open_thread(tid)
-    try:
-        return procfs.get_fd(pidfd, fd)
-    except PermissionError:
-        raise OSError(errno.EACCES, "out of reach") from None
-    finally:
-        os.close(pidfd)
-
-
-def _nonblocking(fd: int) -> bool:
-    return not os.get_blocking(fd)
-
-
-def _sleeps(sock: Socket, flags: int) -> bool:
-    return sock.blocking and not flags & socket.MSG_DONTWAIT
-
-
-def _cookie(sock: socket.socket) -> int:
-    value: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0]  # SO_COOKIE
-    return value
-
-
-def _timeout(sock: socket.socket) -> float | None:
-    """SO_RCVTIMEO in seconds; None: for ever."""
-    seconds, micros = struct.unpack("=qq", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
-    return seconds + micros / 1e6 if seconds or micros else None
-
-
-def _store_address(call: Call, address: bytes) -> None:
-    """The peer's address where accept wants it; as the kernel does, cut to the room there, with its true length."""
-    pointer, length_at = call.notif.args[1], call.notif.args[2]
-    if not pointer:
-        return
-    (room,) = struct.unpack("=i", call.memory(length_at, 4))
-    if room < 0:
-        raise OSError(errno.EINVAL, "negative length")
-    if room and address:
-        call.store(pointer, address[:room])
-    call.store(length_at, struct.pack("=i", len(address)))
-
-
-def _shown(where: calls.Target) -> str:
-    if len(where.packed) == 4:
-        return f"{socket.inet_ntop(socket.AF_INET, where.packed)}:{where.port}"
-    return f"[{socket.inet_ntop(socket.AF_INET6, where.packed)}]:{where.port}"
+            return self._perform(call, sock, sleeps(sock, flags), action)
