@@ -42,6 +42,11 @@ void sd_born(struct sock *s, int fd);
 bool sd_try_switch_tx(struct sock *s, int fd);
 bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now */
 void sd_tx_back(struct sock *s, int fd, u32 reason);
+/* Why the way back was asked for; `other` if not by a policy. */
+static inline u32 sd_back_why(const struct sock *s, u32 other)
+{
+    return load_rlx(&s->e.tx->go_back) == SD_GO_BACK_POLICY ? SD_REASON_policy : other;
+}
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 void sd_ring_bell(struct sock *s, int fd);
 void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
