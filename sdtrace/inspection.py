@@ -2,8 +2,9 @@
 """What goes on in the tree, for sdss, sdstat and others: the interface of docs/observing.md.
 
 A client is sent one document and then hung up on; nothing is read. It must be the tree's own user or root, by the
-kernel's word. Documents are built at most twenty times a second, whoever asks, and sent without ever waiting: the
-supervisor's time belongs to the programs. A client that does not read is dropped.
+kernel's word. A document is sent to everybody who asks until it is 50 ms old, or twenty times as old as it took to
+build: however often they ask, a twentieth of the supervisor's time is all that they get: it belongs to the programs.
+Sending never waits; a client that does not read is dropped.
 
 The name appears by rename, after listen(): a name that refuses a connection is dead, and may be removed by anybody.
 """
@@ -24,6 +25,7 @@ from typing import Any, Final
 from sdlib.wire import paths, trees
 
 _FRESH_S: Final = 0.05
+_SHARE: Final = 20
 _PATIENCE_S: Final = 5.0
 _CLIENTS_MAX: Final = 16
 _BACKLOG: Final = 16
@@ -40,7 +42,7 @@ class Inspection:
         self._path = ""
         self._clients: dict[int, tuple[socket.socket, memoryview, float]] = {}
         self._text = b""
-        self._made_at = 0.0
+        self._stale_at = 0.0
 
     def fileno(self) -> int:
         """Readable when events() has something to do."""
@@ -96,10 +98,11 @@ class Inspection:
         return True
 
     def _current(self) -> bytes:
-        now = time.monotonic()
-        if not self._text or now - self._made_at > _FRESH_S:
+        begin = time.monotonic()
+        if not self._text or begin >= self._stale_at:
             self._text = json.dumps(self._document(), separators=(",", ":")).encode() + b"\n"
-            self._made_at = time.monotonic()
+            end = time.monotonic()
+            self._stale_at = end + max(_FRESH_S, _SHARE * (end - begin))
         return self._text
 
     def _send(self, fd: int) -> None:

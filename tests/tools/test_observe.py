@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,30 @@ def test_only_its_user_and_root_are_answered(tmp_path: Path, monkeypatch: pytest
             assert client.recv(100) == answer
     inspection.close()
     assert not Path(path).exists()
+
+
+def test_asking_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks all the time, and however long an answer takes to build: by a clock of our own."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    clock, spent = [1000.0], [0.0]
+
+    def build() -> dict[str, Any]:
+        clock[0] += 0.5
+        spent[0] += 0.5
+        return {"version": trees.VERSION}
+
+    inspection = Inspection(build)
+    inspection.open()
+    monkeypatch.setattr("sdtrace.inspection.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    [path] = trees.find(os.environ, os.geteuid() or 1)
+    for _ in range(1000):
+        clock[0] += 0.1
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            inspection.events()
+            assert client.recv(100) == b'{"version":1}\n'
+    inspection.close()
+    assert 0.04 <= spent[0] / (clock[0] - 1000) <= 0.05
 
 
 ROW = Row(1, "ESTAB", Address("127.0.0.1", 80), Address("10.1.2.3", 40000), 0, 0, 4, "tcp", "policy", [], [])
