@@ -220,13 +220,13 @@ def assert_tcp(report: Report, at_least: int = 1) -> None:
     assert any(process["injected"] for process in report.raw["processes"]), f"nothing injected\n{report}"
 
 
-def end_monitor(runtime_dir: Path) -> None:
+def end_monitor(runtime_dir: Path, number: signal.Signals = signal.SIGTERM) -> None:
     """End the monitor that sdrun started under `runtime_dir`, found by asking its socket who listens there."""
     for path in runtime_dir.glob("socksdirect/*.sock"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
             probe.connect(str(path))
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            os.kill(struct.unpack("3i", credentials)[0], signal.SIGTERM)
+            os.kill(struct.unpack("3i", credentials)[0], number)
 
 
 __all__ = ["GUESTS", "Mode", "Program", "Report", "Runner", "assert_shm", "assert_tcp", "end_monitor", "free_port",

@@ -56,6 +56,7 @@ struct sd_tcb {
 /* A handler answers with the value for rax, or: */
 #define SD_PASS ((long)0x8000000000000000)  /* let the kernel do this very call at the slot, registers as they came */
 #define SD_BARE ((long)0x8000000000000001)  /* the same, but a child may come back (fork, clone) */
+#define SD_ORDINARY ((long)0x8000000000000002) /* sd_boxed: by its handler */
 typedef long (*sd_handler)(struct sd_frame *f, struct sd_tcb *t);
 #define SD_CALL(name) long name(struct sd_frame *f, struct sd_tcb *t)
 
@@ -68,6 +69,7 @@ extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code; SD_KIND_FAST:
 struct sd_global {
     u32 pid;             /* thread group id */
     u32 mt;              /* 1 once the process has, or had, more than one thread, or is cloned with shared memory */
+    u32 boxed;           /* the program has a seccomp filter of its own: no call but its own */
     u32 no_supervisor;   /* a hypercall has failed with ENOSYS: never ask again */
     u32 nareas;
     struct sd_area *area[SD_MAX_AREAS];
@@ -171,6 +173,8 @@ void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks 
 u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t); /* connections that survive; pins what cannot be carried */
 void sd_socks_exec_failed(const struct sd_carry *out, u32 n, const struct sd_tcb *t);
 void sd_socks_carried(const struct sd_carry *c, u32 n); /* a fresh image takes them over at its first entry into C */
+void sd_socks_leave(void);                    /* all go back to TCP, for good */
+long sd_boxed(struct sd_frame *f);
 void sd_socks_exit(void);                     /* exit_group: fold blocks, give up users */
 
 /* gate/, start/ */

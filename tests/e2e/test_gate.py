@@ -21,3 +21,10 @@ def test_handlers_that_come_in_between(what: str, flavour: str, runner: Runner, 
     program = runner.run(guests("handlers", flavour), what)
     assert program.stdout == b"ok\n"
     runner.check(program, at_least=2)
+
+
+@pytest.mark.parametrize("how", ["strict", "list"])
+def test_sandbox(how: str, runner: Runner, guests: Guests) -> None:
+    program = runner.run(guests("sandbox"), how)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2)

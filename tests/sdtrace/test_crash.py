@@ -17,7 +17,7 @@ import pytest
 
 from sdtrace.keepsake import SIZE, Keepsake
 from tests.guestbuild import Guests
-from tests.harness import ROOT, SDRUN, Mode, Program, Runner
+from tests.harness import ROOT, SDRUN, Mode, Program, Runner, end_monitor
 from tests.sdtrace.support import supervisor_of
 
 
@@ -91,6 +91,26 @@ def test_kill_the_keeper(shm: Runner, guests: Guests) -> None:
     os.kill(keeper, signal.SIGKILL)
     finish(program)
     assert program.report().raw["exit_status"] == 0
+
+
+@pytest.mark.parametrize("victims", ["supervisor", "monitor", "both"])
+def test_connections_go_on_and_a_new_sdrun_serves(victims: str, shm: Runner, guests: Guests) -> None:
+    """Killed while connections are made, switched and used; afterwards everything is as if nothing had been."""
+    runtime = Path(shm.env["XDG_RUNTIME_DIR"])
+    for _ in range(3):
+        program = shm.start(guests("churn"))
+        supervisor = supervisor_of(program)
+        time.sleep(0.2 + random.random() * 0.3)
+        if victims != "supervisor":
+            end_monitor(runtime, signal.SIGKILL)
+        if victims != "monitor":
+            os.kill(supervisor, signal.SIGKILL)
+        finish(program)
+        assert program.stdout == b"ok\n"
+    for _ in range(20):  # a monitor has to start first, which takes longer than a guest lives
+        if shm.run(guests("dup")).report().shm == 2:
+            return
+    raise AssertionError("no connection on shared memory after the kill")
 
 
 HALF_DONE = """

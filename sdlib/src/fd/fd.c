@@ -208,6 +208,14 @@ void sd_fd_install(int fd, struct sock *s)
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_OURS;
 }
 
+void sd_fd_forget(u64 fd)
+{
+    if (fd < FD_MAX) {
+        *(volatile u8 *)&sd_fdkind[fd] = 0;
+        *(volatile u32 *)&fdent[fd] = 0;
+    }
+}
+
 void sd_fd_remove(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);

@@ -30,6 +30,11 @@ long sd_call_handler(struct sd_frame *f, struct sd_tcb *t)
 
     if (unlikely(nr >= ARRAY_LEN(table) || !table[nr]))
         return SD_PASS; /* x32, or a number above 65535: not what its low 16 bits looked like */
+    if (unlikely(g.boxed)) {
+        long r = sd_boxed(f);
+        if (r != SD_ORDINARY)
+            return r;
+    }
     return table[nr](f, t);
 }
 

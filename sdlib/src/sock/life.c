@@ -540,6 +540,8 @@ void sd_look_at_kernel(struct sock *s, int fd)
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
         eaten = look(s, fd, &h);
     sd_leave(&h);
+    if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e))
+        sd_tx_back(s, fd, SD_REASON_call); /* a peer that is about to stop using rings waits for this */
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
     if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING)

@@ -24,6 +24,7 @@
 /* fd/ */
 struct sock *sd_sock_new(u32 role);        /* with a fresh block, or NULL (kernel socket then) */
 void sd_fd_install(int fd, struct sock *s);/* one more descriptor */
+void sd_fd_forget(u64 fd);                 /* the same without freeing anything: no system call */
 void sd_fd_remove(u64 fd);                 /* the descriptor goes; the last one frees the socket */
 void sd_sock_put(struct sock *s);          /* end of sd_sock_enter */
 struct sock *sd_sock_enter(u64 fd);        /* like sd_sock_of, and the socket cannot be unmapped until sd_sock_put */

@@ -76,13 +76,43 @@ SD_CALL(sd_arch_prctl)
     return SD_PASS;
 }
 
-/* A filter of the program may kill for calls that the program never makes. From here on we make none but its own: no patching, and no
- * more questions to the supervisor, so new connections stay on TCP. */
-static long own_filter(void)
+/* A filter of the program may kill for calls that the program never makes. From here on we make none but its own (sock/leave.c): no connection on
+ * a ring, no patching, no more questions to the supervisor, and no trap, whose return is a system call. */
+static void own_filter(void)
 {
+    if (g.boxed)
+        return;
     sd_patch_forbid();
+    sd_socks_leave();
     g.no_supervisor = 1;
-    return SD_PASS;
+    g.boxed = 1;
+    SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, 0, 0, 0);
+}
+
+#define STMT(c, v) { c, 0, 0, v }
+#define ALLOW_IF(nr, skip) { 0x15, skip, 0, nr } /* BPF_JMP | BPF_JEQ | BPF_K */
+
+/* Strict mode cannot be had beside a filter, and there is one: ours. So it becomes another filter: the same four calls. */
+static long strict_mode(void)
+{
+    struct insn {
+        u16 code;
+        u8 yes, no;
+        u32 k;
+    } list[] = {
+        STMT(0x20, 0), /* BPF_LD | BPF_W | BPF_ABS: the number */
+        ALLOW_IF(__NR_read, 4), ALLOW_IF(__NR_write, 3), ALLOW_IF(__NR_exit, 2), ALLOW_IF(__NR_rt_sigreturn, 1),
+        STMT(6, 0),          /* SECCOMP_RET_KILL_THREAD */
+        STMT(6, 0x7fff0000), /* SECCOMP_RET_ALLOW */
+    };
+    struct {
+        u16 n;
+        struct insn *list;
+    } program = { ARRAY_LEN(list), list };
+
+    own_filter();
+    SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); /* there is no exec in strict mode */
+    return SYS3(__NR_prctl, PR_SET_SECCOMP, 2, &program);
 }
 
 SD_CALL(sd_prctl)
@@ -90,11 +120,20 @@ SD_CALL(sd_prctl)
     (void)t;
     if ((u32)f->rdi == PR_SET_SYSCALL_USER_DISPATCH)
         return -EINVAL; /* as on a kernel without it */
-    return (u32)f->rdi == PR_SET_SECCOMP ? own_filter() : SD_PASS;
+    if ((u32)f->rdi != PR_SET_SECCOMP)
+        return SD_PASS;
+    if (f->rsi == 1)
+        return strict_mode();
+    own_filter();
+    return SD_PASS;
 }
 
 SD_CALL(sd_seccomp)
 {
     (void)t;
-    return f->rdi <= 1 ? own_filter() : SD_PASS; /* SECCOMP_SET_MODE_STRICT and _FILTER */
+    if (f->rdi == 0 && !f->rsi && !f->rdx) /* SECCOMP_SET_MODE_STRICT */
+        return strict_mode();
+    if (f->rdi == 1) /* SECCOMP_SET_MODE_FILTER */
+        own_filter();
+    return SD_PASS;
 }
