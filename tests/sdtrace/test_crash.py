@@ -100,7 +100,8 @@ def test_connections_go_on_and_a_new_sdrun_serves(victims: str, shm: Runner, gue
     for _ in range(3):
         program = shm.start(guests("churn"))
         supervisor = supervisor_of(program)
-        time.sleep(0.2 + random.random() * 0.3)
+        program.until(lambda: os.readlink(f"/proc/{program.pid}/exe") != str(SDRUN), "execve")  # noqa: B023
+        time.sleep(random.random() * 0.3)
         if victims != "supervisor":
             end_monitor(runtime, signal.SIGKILL)
         if victims != "monitor":
