@@ -13,10 +13,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from types import UnionType
 from typing import Any, Final
 
+from sdlib import abi
 from sdlib.wire import paths
 
 VERSION: Final = 1
@@ -24,6 +26,19 @@ _UCRED: Final = struct.Struct("3i")
 _TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.01
 _MAX_BYTES: Final = 64 << 20
+_DOCUMENT: Final = {
+    "supervisor": dict, "monitor": dict, "counters": dict, "tcp_reasons": dict, "moved_back": dict,
+    "processes": list, "connections": list, "connections_left_out": int,
+}  # fmt: skip
+_SUPERVISOR: Final = {"pid": int, "root_pid": int, "command": str, "errors": int, "notifications": dict}
+_PROCESS: Final = {
+    "pid": int, "exe": str, "injected": bool, "reason": str, "accelerate": str, "counters": dict, "moved_back": dict,
+}  # fmt: skip
+_CONNECTION: Final = {
+    "inode": int | None, "pid": int, "state": str, "tx": str, "rx": str, "reason": str,
+    "bytes_shm_tx": int, "bytes_shm_rx": int, "bytes_tcp": int, "ring": dict | None,
+}  # fmt: skip
+_NO_RING: Final = {"bytes": 0, "tx_queued": 0, "rx_queued": 0}
 
 
 class Unreachable(Exception):
@@ -63,13 +78,17 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
 
 
 def ask(path: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
-    """The document of the supervisor at `path`; Unreachable."""
+    """The document of the supervisor at `path`; Unreachable.
+
+    Two members are ours. `uid`: whose supervisor it is. `here`: are its pids those that we know processes by? That is
+    so if its own is, which the kernel tells.
+    """
     try:
         paths.checked(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
             _connect(sock, path, time.monotonic() + timeout_s)
-            _, uid = peer_of(sock)
+            pid, uid = peer_of(sock)
             if uid not in (0, os.geteuid()) and os.geteuid() != 0:
                 raise Unreachable(f"{path}: served by uid {uid}, which is neither root nor you")
             text = _read_all(sock)
@@ -78,7 +97,34 @@ def ask(path: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
         raise Unreachable(f"{path}: {error}") from None
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise Unreachable(f"{path}: speaks another version")
+    if not _well_formed(document):
+        raise Unreachable(f"{path}: not what a supervisor says")
+    document["here"] = document["supervisor"]["pid"] == pid
+    document["uid"] = uid
     return document
+
+
+def _fits(value: object, shape: Mapping[str, type | UnionType]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in shape.items())
+
+
+def _numbers(value: Mapping[str, object], names: Iterable[str] = ()) -> bool:
+    return all(isinstance(number, int | float) for number in value.values()) and set(names) <= value.keys()
+
+
+def _well_formed(document: dict[str, Any]) -> bool:
+    """Root asks other users' supervisors, or what pretends to be one: their words must not trip him up."""
+    return (
+        _fits(document, _DOCUMENT) and _fits(document["supervisor"], _SUPERVISOR)
+        and _fits(document["monitor"], {"offers": dict}) and _numbers(document["counters"], abi.COUNTERS)
+        and _numbers(document["tcp_reasons"]) and _numbers(document["moved_back"])
+        and all(_numbers(meter, ("times", "seconds")) for meter in
+                (document["supervisor"]["notifications"], document["monitor"]["offers"]))
+        and all(_fits(line, _PROCESS) and _numbers(line["counters"], abi.COUNTERS) and _numbers(line["moved_back"])
+                for line in document["processes"])
+        and all(_fits(line, _CONNECTION) and _numbers(line["ring"] or _NO_RING, _NO_RING)
+                for line in document["connections"])
+    )  # fmt: skip
 
 
 def _connect(sock: socket.socket, path: str, deadline: float) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sdlib import abi
 from sdlib.wire import trees
 from sdtrace.inspection import Inspection
 from tests.harness import ROOT, SDRUN, Program, Runner, free_port
@@ -215,6 +216,20 @@ def test_a_killed_supervisor_leaves_a_name_that_the_next_removes(shm: Runner) ->
     wait_for(lambda: sockets(shm, second) and not path.exists())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+def test_pids_of_another_namespace_are_not_taken_for_ours(native: Runner) -> None:
+    port = free_port()
+    native.start("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", SDRUN, "--",
+                 *python(SERVER, str(port))).listening(port)
+
+    def said() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(ask(native.env, "sdss", "-a", "--json", f"sport = :{port}"))
+        return found
+
+    wait_for(lambda: said()["in_other_pid_namespaces"] == 1)
+    assert said()["connections"] == []
+
+
 def test_only_its_user_and_root_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     inspection = Inspection(lambda: {"version": trees.VERSION})
@@ -253,6 +268,30 @@ def test_asking_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytes
             assert client.recv(100) == b'{"version":1}\n'
     inspection.close()
     assert 0.04 <= spent[0] / (clock[0] - 1000) <= 0.05
+
+
+@pytest.mark.parametrize("change", [
+    {"version": 2}, {"supervisor": None}, {"processes": [{"pid": 1}]}, {"connections": [1]}, {"counters": {}},
+    {"connections": [{"inode": "x"}]}, {"tcp_reasons": {"x": "y"}}, {"monitor": {}},
+])  # fmt: skip
+def test_a_document_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            change: dict[str, Any]) -> None:
+    counters = dict.fromkeys(abi.COUNTERS, 0)
+    meter = {"times": 0, "seconds": 0.0}
+    document: dict[str, Any] = {
+        "version": trees.VERSION, "monitor": {"offers": meter}, "counters": counters, "tcp_reasons": {},
+        "moved_back": {},
+        "supervisor": {"pid": 1, "root_pid": 1, "command": "x", "errors": 0, "notifications": meter},
+        "processes": [], "connections": [], "connections_left_out": 0,
+    }  # fmt: skip
+    assert trees._well_formed(document)
+    monkeypatch.setattr(trees, "_read_all", lambda _: json.dumps(document | change).encode())
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pytest.raises(trees.Unreachable):
+            trees.ask(path)
 
 
 ROW = Row(1, "ESTAB", Address("127.0.0.1", 80), Address("10.1.2.3", 40000), 0, 0, 4, "tcp", "policy", [], [])

@@ -118,13 +118,17 @@ def main(argv: list[str] | None = None) -> int:
         view.add_rates(before, moment)
     words = " ".join(options.filter).replace("(", " ").split()
     rows = _chosen(moment.rows, options, test, has_state="state" in words)
+    elsewhere = sum(not document["here"] for document in moment.documents)
     rows.sort(key=lambda row: (row.state not in _QUIET, row.local, row.peer))
     if options.json:
         left_out = sum(document["connections_left_out"] for document in moment.documents)
         print(json.dumps({"version": 1, "supervisors": len(moment.documents), "connections_left_out": left_out,
+                          "in_other_pid_namespaces": elsewhere,
                           "connections": [row.as_json() for row in rows]}, indent=1))
     else:
         _print(table(rows, options))
+        if elsewhere:
+            print(f"sdss: not shown: {elsewhere} tree(s) in other PID namespaces; ask there", file=sys.stderr)
     return 0
 
 

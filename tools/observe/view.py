@@ -83,11 +83,22 @@ def path_of(line: dict[str, Any], moved_back: Iterable[str]) -> tuple[str, str]:
     return "tcp", line["reason"] or _WAITING.get(line["state"], "few-operations")
 
 
+def _may_speak_of(pid: int, uid: int) -> bool:
+    """A supervisor of `uid` is believed about processes of that user; root's about all."""
+    if uid == 0:
+        return True
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == uid
+    except OSError:
+        return False
+
+
 class _Tree:
     """What one supervisor knows, to be looked up."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        self.processes = {line["pid"]: line for line in document["processes"]}
+        uid = document["uid"]
+        self.processes = {line["pid"]: line for line in document["processes"] if _may_speak_of(line["pid"], uid)}
         self.by_inode = {line["inode"]: line for line in document["connections"] if line["inode"] is not None}
         self.unoffered = _unoffered(document)
 
@@ -116,7 +127,7 @@ def look() -> Moment:
 
 def rows(documents: list[dict[str, Any]]) -> list[Row]:
     """All TCP sockets of the trees' processes."""
-    known = [_Tree(document) for document in documents]
+    known = [_Tree(document) for document in documents if document["here"]]
     users = sockets.users_of_sockets(sockets.all_pids())
     result = []
     for pids in _namespaces(known).values():
