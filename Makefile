@@ -5,6 +5,8 @@
 #   make test    all tests
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part)
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
+#   make model   random calls against the kernel, for longer
+#   make table   docs/compatibility.md, from the tests' results
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
 #   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
@@ -35,7 +37,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: package build test fuzz suites matrix demo lint bench baseline clean ffi image filter filters
+.PHONY: package build test fuzz suites matrix model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -106,6 +108,14 @@ fuzz: build $(STAMPS)/packages-test
 
 matrix: build $(STAMPS)/packages-test
 	@$(PY) -m tests.matrix --write
+
+# Random calls against the kernel, other ones each time; a failure prints the shortest sequence.
+model: build
+	MODEL_EXAMPLES=$${MODEL_EXAMPLES:-3000} $(PY) -m pytest tests/differential/test_model.py
+
+# docs/compatibility.md, from the results of tests/differential.
+table: build
+	@$(PY) -m tests.differential.table
 
 demo: build $(STAMPS)/packages-demo
 	@$(PY) -m tools.demo

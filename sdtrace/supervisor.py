@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import os
 import select
@@ -90,6 +91,8 @@ class Supervisor:
         self._errors = 0
         self._ledger = report.Totals()
         self._written: dict[str, object] | None = None
+        command = policies.effective(policy, options.command, options.sets, rules=options.rules)
+        self._uring_allowed = command.io_uring == "allow"  # the filter is the whole tree's
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
         self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
                               self._hypercalls.areas)
@@ -324,7 +327,10 @@ class Supervisor:
         return self._settings_of(exe, uid)
 
     def _find_settings(self, exe: str, uid: int) -> Settings:
-        return policies.effective(self._policy, exe, self._options.sets, uid, self._options.rules)
+        settings = policies.effective(self._policy, exe, self._options.sets, uid, self._options.rules)
+        if self._uring_allowed:  # submissions pass by the library, on whatever socket: none may leave TCP
+            return dataclasses.replace(settings, accelerate=False)
+        return settings
 
     # ----------------------------------------------------------------- report
 

@@ -273,7 +273,7 @@ enum sd_go_back { SD_GO_BACK_CALL = 1, SD_GO_BACK_POLICY = 2 /* both directions:
 enum sd_hint {
     SD_HINT_SHUT_WR = 1, /* shutdown(SHUT_WR) comes: the FIN is a half-close, not the end of the peer */
     SD_HINT_ABORT = 2,   /* closed with SO_LINGER 0: the reset is meant */
-    SD_HINT_CLOSED = 4,  /* closed in an orderly way */
+    SD_HINT_CLOSED = 4,  /* closed in an orderly way, or shut in both directions: what is sent now is answered with a reset */
     SD_HINT_LEAVING = 8, /* goes back to TCP: no doorbell comes here any more, so nobody may wait for one */
 };
 

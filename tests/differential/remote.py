@@ -28,7 +28,9 @@ _ORDER: Final = struct.Struct("=III")
 _RESULT: Final = struct.Struct("=q")
 _DO_CALL, _DO_SPAWN, _DO_HANDLE, _DO_TALK = 1, 2, 3, 4
 FORK, THREAD, EXEC = 0, 1, 2
-PATIENCE_S: Final = 20.0
+_FOREIGN: Final = 1000
+"""Numbers from here on are no system calls: a program under sdrun may be waiting for its supervisor."""
+PATIENCE_S: Final = 10.0
 _LATER: Final = 100
 """Keys from here on are asked for by agents; agent.c leaves 0, 1 and 2 alone for these."""
 
@@ -182,10 +184,12 @@ class Link:
         return True
 
     def sleeps(self) -> bool:
-        """The task sleeps in some call that is not the one that waits for our orders."""
+        """The task sleeps in some call that is not the one that waits for our orders, and one of the kernel's."""
         try:
             words = Path(f"/proc/{self.pid}/task/{self.tid}/syscall").read_text().split()
         except OSError:
+            return False
+        if len(words) > 2 and int(words[0]) >= _FOREIGN:
             return False
         return len(words) > 2 and not (int(words[0]) == NR["read"] and int(words[1], 16) == self._control)
 

@@ -430,7 +430,7 @@ class Side:
     def ctl(self, ep: int, op: str, fd: int, events: int = 0, data: int | None = None) -> Call:
         """epoll_ctl: add, del or mod."""
         memory = self.link.memory()
-        where = memory.put(_EPOLL.pack(events, fd if data is None else data))
+        where = memory.put(_EPOLL.pack(events, (fd if data is None else data) & MINUS_ONE))
         number = {"add": 1, "del": 2, "mod": 3}[op]
         return self.sys("epoll_ctl", ep, number, fd, where, memory=memory, text=f"{ep}, {op}, {fd}, {events:#x}")
 

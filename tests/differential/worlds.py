@@ -11,18 +11,34 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.differential.remote import AgentGone, Link, Server
+from tests.differential.remote import PATIENCE_S, AgentGone, Link, Server
 from tests.differential.side import Side
 from tests.harness import Mode, Program, Runner
 
 _ROUNDS: Final = 48
 """Messages before a behaviour begins where it shall find its connection moved already."""
+
+
+_EAGER: Final = ("upgrade=eager",)
+_URING: Final = ("upgrade=eager", "io_uring=allow")
+_LATE: Final = ("upgrade=after_ops:1000000",)
+_TIGHT: Final = ("upgrade=eager", "spin_us=0", "ring=64KiB")
+
+
+def _segments(pid: int) -> set[str]:
+    """Segments of connections that a process has mapped, by inode."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.split()[4] for line in lines if "socksdirect-segment" in line}
 
 
 @dataclass(frozen=True)
@@ -35,14 +51,11 @@ class World:
     warm: bool
 
     @property
-    def both(self) -> bool:
-        """Can shared memory carry anything?"""
-        return self.a is not None and self.b is not None
+    def moves(self) -> bool:
+        """Will a connection move while its ends talk?"""
+        return self.warm and self.a is not None and self.b is not None and _URING not in (self.a, self.b)
 
 
-_EAGER: Final = ("upgrade=eager",)
-_LATE: Final = ("upgrade=after_ops:1000000",)
-_TIGHT: Final = ("upgrade=eager", "spin_us=0", "ring=64KiB")
 NATIVE: Final = World("native", None, None, warm=True)
 BEFORE: Final = World("before", _EAGER, _EAGER, warm=True)
 WORLDS: Final = (
@@ -50,6 +63,7 @@ WORLDS: Final = (
     World("tight", _TIGHT, _TIGHT, warm=True),
     World("during", ("upgrade=after_ops:3",), ("upgrade=after_ops:2",), warm=False),
     World("after", _LATE, _LATE, warm=False),
+    World("uring", _URING, _URING, warm=True),
     World("accepting", _EAGER, None, warm=True),
     World("connecting", None, _EAGER, warm=True),
 )
@@ -62,6 +76,9 @@ class Stage:
     a: Side
     b: Side
     warm: bool
+    moves: bool
+    """Both ends are under sdrun: talk until the connection has moved."""
+    segments: set[str] = field(default_factory=set)
 
     def connection(self, *, nodelay: bool = True) -> tuple[int, int]:
         """A new connection: the descriptors of a (accepted) and b (connected).
@@ -87,10 +104,25 @@ class Stage:
         return fd, self.a.port(fd)
 
     def talk(self, ours: int, theirs: int) -> None:
-        """Small messages in both directions, if in this world the connection shall have moved by now."""
-        if self.warm:
-            pending = self.a.link.talk(ours, False, _ROUNDS), self.b.link.talk(theirs, True, _ROUNDS)
-            assert [each.end()[0] for each in pending] == [0, 0]
+        """Small messages in both directions, if in this world the connection shall have moved by now.
+
+        Until it has: both processes have mapped the same segment, and it is a new one.
+        """
+        if not self.warm:
+            return
+        self._rounds(ours, theirs)
+        deadline = time.monotonic() + PATIENCE_S
+        while self.moves:
+            new = (_segments(self.a.link.pid) & _segments(self.b.link.pid)) - self.segments
+            self.segments |= new
+            self._rounds(ours, theirs)
+            if new:
+                return
+            assert time.monotonic() < deadline, "the connection does not move"
+
+    def _rounds(self, ours: int, theirs: int) -> None:
+        pending = self.a.link.talk(ours, False, _ROUNDS), self.b.link.talk(theirs, True, _ROUNDS)
+        assert [each.end()[0] for each in pending] == [0, 0]
 
 
 @dataclass(frozen=True)
@@ -108,6 +140,11 @@ class Behaviour:
 
 
 BEHAVIOURS: Final[dict[str, Behaviour]] = {}
+
+
+def on_ring(why: str) -> dict[str, str]:
+    """Known to differ where the connection is on the ring when the behaviour begins."""
+    return dict.fromkeys(("before", "tight"), why)
 
 
 def behaviour(*rows: str, carried: bool = True, broken: dict[str, str] | None = None,
@@ -178,7 +215,7 @@ class Place:
         log: list[str] = []
         a, b = (Side(name, root.spawn(0), log) for name, root in zip("ab", self._roots, strict=True))
         try:
-            behaviour.run(Stage(a, b, self.world.warm))
+            behaviour.run(Stage(a, b, self.world.warm, self.world.moves))
         except AgentGone:
             log.append("an agent has ended")
         except AssertionError as error:
@@ -192,6 +229,11 @@ class Place:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # an agent that we have made and that does not answer
         return Outcome(log, (pids[0], pids[1]), sum(side.sent for tree in sides for side in tree))
+
+    @property
+    def ended(self) -> bool:
+        """Its reports have been read."""
+        return self._reports is not None
 
     def ends(self, outcome: Outcome) -> Ends:
         """What carried a run, from the reports; ends the world."""

@@ -24,6 +24,7 @@
 #define AT_FDCWD (-100)
 #define O_RDONLY 0
 #define O_NONBLOCK 04000
+#define O_ASYNC 020000
 #define O_CLOEXEC 02000000
 #define F_DUPFD 0
 #define F_GETFD 1
@@ -34,6 +35,7 @@
 #define FD_CLOEXEC 1
 #define FIONREAD 0x541b
 #define FIONBIO 0x5421
+#define FIOASYNC 0x5452
 #define SIOCATMARK 0x8905
 #define TIOCOUTQ 0x5411 /* SIOCOUTQ */
 

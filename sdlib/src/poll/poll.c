@@ -295,8 +295,8 @@ static long wait_and_tell(struct sd_pollset *p, struct pollfd *u, struct sd_dead
         it->back = i;
     }
     long r = sd_pollset_wait(p, d, m);
-    for (u32 i = 0; i < p->n && r >= 0; i++)
-        u[i].revents = p->k[i].revents;
+    for (u32 i = 0; i < p->n && (r >= 0 || r == -EINTR); i++)
+        u[i].revents = r < 0 ? 0 : p->k[i].revents; /* a handler ended the wait: the kernel writes zeros all the same */
     sd_pollset_count(p);
     return r;
 }

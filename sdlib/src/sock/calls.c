@@ -289,7 +289,7 @@ SD_CALL(sd_recvmmsg)
 SD_CALL(sd_sendmmsg)
 {
     struct mmsghdr *v = (struct mmsghdr *)f->rsi;
-    u64 i, n = min_u64(f->rdx, MAX_IOV);
+    u64 i, n = min_u64((u32)f->rdx, MAX_IOV);
     long r = 0;
 
     HOLD(s, f->rdi);

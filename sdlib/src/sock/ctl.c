@@ -240,8 +240,10 @@ SD_CALL(sd_fcntl)
     if (!s || f->rsi != F_SETFL)
         return SD_PASS;
     r = SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx);
-    if (r == 0)
+    if (r == 0) {
         store_rlx(&s->b->nonblock, f->rdx & O_NONBLOCK ? 1 : 0);
+        sd_async_set(s, (int)f->rdi, f->rdx & O_ASYNC);
+    }
     return r;
 }
 
@@ -253,7 +255,13 @@ SD_CALL(sd_ioctl)
     (void)t;
     if (!s)
         return SD_PASS;
-    if (f->rsi == FIONBIO) {
+    if (sd_bad_ptr((void *)f->rdx)) {
+        /* the kernel knows which requests have a pointer there */
+    } else if (f->rsi == FIOASYNC) {
+        r = SYS3(__NR_ioctl, f->rdi, f->rsi, f->rdx);
+        if (r == 0)
+            sd_async_set(s, (int)f->rdi, *(i32 *)f->rdx);
+    } else if (f->rsi == FIONBIO) {
         r = SYS3(__NR_ioctl, f->rdi, f->rsi, f->rdx);
         if (r == 0)
             store_rlx(&s->b->nonblock, *(i32 *)f->rdx ? 1 : 0);
@@ -297,7 +305,7 @@ SD_CALL(sd_shutdown)
     if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
         struct sd_hold h;
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
-        sd_hint_say(&s->e, SD_HINT_SHUT_WR);
+        sd_hint_say(&s->e, SD_HINT_SHUT_WR | (f->rsi == SHUT_RDWR ? SD_HINT_CLOSED : 0));
         s->b->tx_shut = 1;
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
         sd_leave(&h);
@@ -307,6 +315,11 @@ SD_CALL(sd_shutdown)
             s->b->tx_shut = 1;
     }
     s->kcheck |= 1;
+    if (r == 0) { /* an edge for whoever waits for edges */
+        atomic_fetch_or(&s->b->latched, f->rsi == SHUT_RD ? LATCH_OWN_RD : f->rsi == SHUT_WR ? LATCH_OWN_WR : LATCH_OWN_RD | LATCH_OWN_WR);
+        if (s->regs)
+            sd_ep_touched(s);
+    }
     sd_sock_put(s);
     return r;
 }
@@ -349,10 +362,8 @@ SD_CALL(sd_setsockopt)
     } else if (sd_attached(s) && f->rsi == SOL_SOCKET && (f->rdx == SO_SNDBUF || f->rdx == SO_SNDBUFFORCE)) {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         sd_tx_limit(s, (int)f->rdi);
-    } else if (sd_attached(s) && f->rsi == SOL_TCP && (f->rdx == TCP_ULP || f->rdx == TCP_ZEROCOPY_RECEIVE)) {
-        r = -ENOPROTOOPT; /* as on a kernel without the module: its users have a way without */
-    } else if (!sd_attached(s) && f->rsi == SOL_TCP && f->rdx == TCP_ULP) {
-        sd_reason(s, SD_REASON_option);
+    } else if (f->rsi == SOL_TCP && f->rdx == TCP_ULP) {
+        sd_go_back(s, (int)f->rdi, SD_REASON_option); /* the kernel's TLS sees the kernel's bytes */
     }
     sd_sock_put(s);
     return r;
@@ -367,10 +378,10 @@ SD_CALL(sd_getsockopt)
     (void)t;
     if (!s)
         return SD_PASS;
-    if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && f->r8 && *(i32 *)f->r8 >= 4) {
-        *(i32 *)f->r10 = s->b->opt_saved & bit ? 1 : 0;
-        *(i32 *)f->r8 = 4;
-        r = 0;
+    if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+        r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8); /* lengths and pointers are the kernel's business */
+        if (r == 0 && *(i32 *)f->r8 > 0) /* little-endian: the first byte, however many were asked for */
+            *(u8 *)f->r10 = s->b->opt_saved & bit ? 1 : 0;
     } else if (s->b->rcvlowat && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r8 >= 4)

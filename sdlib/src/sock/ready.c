@@ -4,11 +4,22 @@
  */
 #include "sock/sock.h"
 
+/* SO_RCVLOWAT. What was seen last may be old: sd_rx_avail() only looks again when there is nothing. */
+static bool enough(struct sock *s, u64 n)
+{
+    u64 low = min_u64(s->b->rcvlowat, s->e.bytes / 2);
+
+    if (likely(n >= low))
+        return true;
+    s->e.rx_tail_seen = load_acq(&s->e.rx->tail); /* [R1] */
+    return s->e.rx_tail_seen - load_rlx(&s->e.rx->head) >= low;
+}
+
 static u32 rx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
     u32 mask = POLLIN | POLLPRI | POLLRDHUP | POLLHUP | POLLERR | POLLRDNORM;
-    u32 out = 0;
+    u32 out = 0, ended = load_rlx(&b->latched) & LATCH_FIN;
     i64 n;
 
     if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
@@ -28,9 +39,10 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
             sd_look_at_kernel(s, fd);
         n = sd_rx_avail(&s->e);
     }
-    if (n > 0 && (u64)n >= min_u64(b->rcvlowat, s->e.bytes / 2))
+    if (n > 0 && enough(s, (u64)n))
         out |= POLLIN | POLLRDNORM;
-    if (!(load_rlx(&b->latched) & LATCH_FIN)) /* what is no end of the stream: urgent data, the error queue */
+    /* What is no end of the stream: urgent data, the error queue; and what came after its end, a reset for what we have sent since. */
+    if (ended || !(load_rlx(&b->latched) & LATCH_FIN))
         out |= kev & (POLLPRI | POLLERR);
     if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) {
         i32 q = 0;

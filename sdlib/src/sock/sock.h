@@ -20,6 +20,8 @@
 #include "sock/token.h"
 
 #define LATCH_FIN (1u << 31)
+#define LATCH_OWN_RD (1u << 30) /* the program has shut it */
+#define LATCH_OWN_WR (1u << 29)
 
 /* fd/ */
 struct sock *sd_sock_new(u32 role);        /* with a fresh block, or NULL (kernel socket then) */
@@ -169,6 +171,10 @@ u64 sd_iov_bytes(const struct iovec *iov, u64 n);
 long sd_pass_send(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t);
 i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
+
+/* sock/back.c */
+void sd_go_back(struct sock *s, int fd, u32 reason); /* to TCP, or never away from it */
+void sd_async_set(struct sock *s, int fd, bool on);
 
 /* sock/fast.c */
 void sd_fast_on(struct sock *s, int fd);   /* if it may be: small messages take the short way */

@@ -128,6 +128,18 @@ def shut_rdwr(stage: Stage) -> None:
     use(b, y)
 
 
+@behaviour("send to a peer that has shut both directions (RST)", carried=False)
+def send_to_shut(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.shutdown(x, SHUT_RDWR)
+    b.send(y, b"x", NOSIGNAL)
+    a.option(x, SOL_SOCKET, SO_ERROR)
+    look(a, x)
+    look(b, y)
+    use(b, y)
+
+
 @behaviour("shutdown wakes a sleeping recv", carried=False)
 def shutdown_wakes(stage: Stage) -> None:
     a = stage.a
@@ -161,6 +173,20 @@ def close_fin(stage: Stage) -> None:
     a.close(x)
     look(b, y)
     drain(b, y)
+    use(b, y)
+
+
+@behaviour("send to a peer that has closed (RST after FIN)", carried=False)
+def reset_after_fin(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"unread")
+    a.close(x)
+    b.send(y, b"x", NOSIGNAL)
+    settle()
+    look(b, y)
+    b.option(y, SOL_SOCKET, SO_ERROR)
+    look(b, y)
     use(b, y)
 
 

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * back.c - what the rings cannot carry: the connection goes back to TCP, or is never moved.
+ *
+ * Our own direction goes back at once. The other one is the peer's: it is asked to (go_back), and does so before the next byte that it sends;
+ * what is in the ring already is read from there. Nobody waits for that here (pass.c has to).
+ */
+#include "poll/poll.h"
+#include "sock/sock.h"
+
+void sd_go_back(struct sock *s, int fd, u32 reason)
+{
+    u32 state = load_acq(&s->b->state);
+
+    if (!sd_attached(s)) {
+        if (state == SD_BLOCK_OFFERED || state == SD_BLOCK_PAIRED)
+            sd_hypercall(SD_HC_WITHDRAW, s->id, 0);
+        sd_reason(s, reason);
+        return;
+    }
+    sd_back_ask(&s->e);
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+        sd_tx_back(s, fd, reason);
+    if (!load_rlx(&s->b->reason)) {
+        s->b->reason = (u16)reason;
+        if (load_rlx(&s->b->tx_mode) == SD_MODE_TCP)
+            g.proc->moved_back[reason]++; /* before it had begun to send on the ring */
+    }
+    sd_fast_off();
+}
+
+/* SIGIO comes with the kernel's own bytes only. */
+void sd_async_set(struct sock *s, int fd, bool on)
+{
+    if (on)
+        sd_go_back(s, fd, SD_REASON_option);
+}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/compatibility.md, from what the behaviours did: `python -m tests.differential.table` writes it (`make table`).
+
+A row is a call with a flag or an option. What carried it is the report's word about the processes of that behaviour,
+on connections that were in shared memory when it began; that nothing differs from the kernel is what its test shows.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import tests.differential.behaviours  # noqa: F401  registers them
+from tests.differential.runs import Runs
+from tests.differential.worlds import BEHAVIOURS, WORLDS, Behaviour, Ends
+from tests.guestbuild import Guests
+from tests.harness import ROOT, end_monitor
+
+PAGE: Final = ROOT / "docs" / "compatibility.md"
+_WORLD: Final = "before"
+_HEAD: Final = """\
+# Compatibility
+
+What happens to each call on a connection that is in shared memory. Made by `make table` from the results of
+`tests/differential`; a test fails when this page is not what they say. Each row's test runs the same calls natively
+and under `sdrun`, in {worlds} placements and moments of upgrade (`tests/differential/worlds.py`), and compares
+every value, errno, event mask and byte count.
+
+| under sdrun | |
+|---|---|
+| accelerated | shared memory carried every byte of the test, and nothing moved back |
+| moves back | the connection, or one direction, went on by TCP; the report counts the reason given |
+| kernel | no connection was in shared memory: what the call is about happens before, or without, one |
+| differs | not as the kernel does it: a known gap, and the test is expected to fail |
+
+"""
+
+
+def carried(behaviour: Behaviour, ends: Ends, sent: int) -> str:
+    """The third column."""
+    why = behaviour.broken.get(_WORLD, behaviour.broken.get("all"))
+    if why:
+        return f"differs: {why}"
+    if ends.moved_back:
+        return f"moves back: {', '.join(sorted(ends.moved_back))}"
+    return "accelerated" if ends.shm >= 2 and ends.shm_bytes >= sent else "kernel"
+
+
+def page(runs: Runs) -> str:
+    """The whole page. AssertionError if a behaviour is not what the page would say."""
+    rows: list[tuple[str, str, str, str]] = []
+    for behaviour in BEHAVIOURS.values():
+        if behaviour.only and _WORLD not in behaviour.only:
+            continue
+        outcome = runs.outcome(_WORLD, behaviour.name)
+        same = outcome.transcript == runs.outcome("native", behaviour.name).transcript
+        broken = _WORLD in behaviour.broken or "all" in behaviour.broken
+        assert same != broken, f"{behaviour.name} is {'as natively' if same else 'not as natively'}"
+        what = carried(behaviour, runs.ends(_WORLD, behaviour.name), outcome.sent)
+        rows += [(call, flag, what, behaviour.name) for call, flag in behaviour.rows]
+    lines = [f"| {call} | {flag} | {what} | `{name}` |" for call, flag, what, name in sorted(rows)]
+    head = _HEAD.format(worlds=len(WORLDS)) + "| call | with | under sdrun | test |"
+    return "\n".join([head, "|---|---|---|---|", *lines, ""])
+
+
+def main() -> None:
+    """Write it."""
+    with tempfile.TemporaryDirectory(prefix="sdtable-") as name:
+        folder = Path(name)
+        env = {**os.environ, "XDG_RUNTIME_DIR": name, "XDG_CONFIG_HOME": f"{name}/config"}
+        runs = Runs(Guests(folder)("agent"), folder / "runs", env)
+        for behaviour in BEHAVIOURS:
+            for world in ("native", _WORLD):
+                runs.outcome(world, behaviour)
+        try:
+            PAGE.write_text(page(runs))
+        finally:
+            runs.close()
+            end_monitor(folder)
+
+
+if __name__ == "__main__":
+    main()

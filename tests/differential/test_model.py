@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random sequences of socket, readiness and descriptor calls on both ends of two connections: the kernel is the model.
+
+A sequence runs on native agents and on agents under sdrun; the transcripts must be equal.  Hypothesis shrinks what
+differs to the few calls that matter.  `make test` runs the same sequences each time; `make model` runs new ones.
+
+What is asked is kept to what TCP decides by itself: at most some ten thousand bytes are under way (beyond that buffers
+decide), and every call that may wait ends after a few milliseconds (SO_RCVTIMEO).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.differential.linux import (
+    DONTWAIT,
+    ET,
+    FIONREAD,
+    IN,
+    NOSIGNAL,
+    ONESHOT,
+    OUT,
+    PEEK,
+    PRI,
+    RDHUP,
+    SO_ERROR,
+    SO_LINGER,
+    SO_RCVLOWAT,
+    SO_RCVTIMEO,
+    SOL_SOCKET,
+    TRUNC,
+    WAITALL,
+)
+from tests.differential.side import Side
+from tests.differential.worlds import BEFORE, NATIVE, WORLDS, Behaviour, Place, Stage
+from tests.guestbuild import Guests
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
+LATE = next(world for world in WORLDS if world.name == "during")
+REPEATS = 3
+"""A busy machine hands packets over late, natively as well: what differs does so each time."""
+SOON = struct.pack("=qq", 0, 4000)
+SLOTS = 4
+"""Descriptors of each side: two connections, and places for duplicates."""
+
+slots = st.integers(0, SLOTS - 1)
+sizes = st.sampled_from([1, 2, 3, 7, 8, 9, 100, 256, 257, 900])
+receive_flags = st.sampled_from([0, DONTWAIT, PEEK, PEEK | DONTWAIT, WAITALL, WAITALL | DONTWAIT, TRUNC | DONTWAIT])
+masks = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | OUT | PRI | RDHUP])
+interests = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | ONESHOT, IN | ET, IN | OUT | RDHUP])
+
+operations = st.one_of(
+    st.tuples(st.just("send"), slots, sizes, st.sampled_from([0, DONTWAIT])),
+    st.tuples(st.just("writev"), slots, st.lists(sizes, min_size=1, max_size=3).map(tuple)),
+    st.tuples(st.just("recv"), slots, sizes, receive_flags),
+    st.tuples(st.just("read"), slots, sizes),
+    st.tuples(st.just("readv"), slots, st.lists(sizes, min_size=1, max_size=3).map(tuple)),
+    st.tuples(st.just("recvmsg"), slots, sizes, receive_flags),
+    st.tuples(st.just("poll"), masks),
+    st.tuples(st.just("select")),
+    st.tuples(st.just("ctl"), st.sampled_from(["add", "mod", "del"]), slots, interests),
+    st.tuples(st.just("wait")),
+    st.tuples(st.just("fionread"), slots),
+    st.tuples(st.just("error"), slots),
+    st.tuples(st.just("nonblock"), slots, st.booleans()),
+    st.tuples(st.just("dup"), slots, slots),
+    st.tuples(st.just("shutdown"), slots, st.integers(0, 2)),
+    st.tuples(st.just("close"), slots),
+    st.tuples(st.just("abort"), slots),
+    st.tuples(st.just("lowat"), slots, st.sampled_from([1, 4, 300])),
+    st.tuples(st.just("sendfile"), slots, sizes),
+    st.tuples(st.just("recvmmsg"), slots, st.lists(sizes, min_size=1, max_size=3).map(tuple)),
+)
+calls = st.tuples(st.sampled_from("abc"), operations)
+"""Side c is a child of a with the same descriptors."""
+sequences = st.tuples(st.booleans(), st.lists(calls, min_size=1, max_size=22))
+
+
+@dataclass
+class End:
+    """One side, its descriptors and its epoll set."""
+
+    side: Side
+    ep: int
+    fds: list[int]
+    sent: int = field(default=0)
+
+    def bytes(self, size: int) -> bytes:
+        """The next bytes to send: each place of the stream has its own."""
+        self.sent += size
+        return bytes((self.sent * 7 + i) & 0xFF for i in range(size))
+
+    def live(self) -> list[int]:
+        """Descriptors that are open."""
+        return sorted({fd for fd in self.fds if fd >= 0})
+
+    # ------------------------------------------------------------- operations
+
+    def send(self, slot: int, size: int, flags: int) -> None:
+        self.side.send(self.fds[slot], self.bytes(size), flags | NOSIGNAL)
+
+    def writev(self, slot: int, parts: tuple[int, ...]) -> None:
+        self.side.writev(self.fds[slot], [self.bytes(size) for size in parts])
+
+    def recv(self, slot: int, size: int, flags: int) -> None:
+        self.side.recv(self.fds[slot], size, flags)
+
+    def read(self, slot: int, size: int) -> None:
+        self.side.read(self.fds[slot], size)
+
+    def readv(self, slot: int, parts: tuple[int, ...]) -> None:
+        self.side.readv(self.fds[slot], parts)
+
+    def recvmsg(self, slot: int, size: int, flags: int) -> None:
+        self.side.recvmsg(self.fds[slot], [size], flags)
+
+    def poll(self, events: int) -> None:
+        self.side.poll([(fd, events) for fd in self.live()])
+
+    def select(self) -> None:
+        self.side.select(self.live(), self.live())
+
+    def ctl(self, op: str, slot: int, events: int) -> None:
+        self.side.ctl(self.ep, op, self.fds[slot], events)
+
+    def wait(self) -> None:
+        self.side.wait(self.ep)
+
+    def fionread(self, slot: int) -> None:
+        self.side.ioctl(self.fds[slot], FIONREAD)
+
+    def error(self, slot: int) -> None:
+        self.side.option(self.fds[slot], SOL_SOCKET, SO_ERROR)
+
+    def nonblock(self, slot: int, on: bool) -> None:
+        self.side.ioctl(self.fds[slot], 0x5421, int(on))
+
+    def dup(self, slot: int, to: int) -> None:
+        if self.fds[slot] >= 0 and self.fds[to] < 0:
+            self.fds[to] = self.side.sys("dup", self.fds[slot]).value
+
+    def shutdown(self, slot: int, how: int) -> None:
+        self.side.shutdown(self.fds[slot], how)
+
+    def abort(self, slot: int) -> None:
+        self.side.setsockopt(self.fds[slot], SOL_SOCKET, SO_LINGER, struct.pack("=ii", 1, 0))
+
+    def lowat(self, slot: int, size: int) -> None:
+        self.side.setsockopt(self.fds[slot], SOL_SOCKET, SO_RCVLOWAT, size)
+
+    def sendfile(self, slot: int, size: int) -> None:
+        file = self.side.file(self.bytes(size))
+        self.side.sendfile(self.fds[slot], file, size)
+        self.side.close(file)
+
+    def recvmmsg(self, slot: int, parts: tuple[int, ...]) -> None:
+        self.side.recvmmsg(self.fds[slot], parts, DONTWAIT)
+
+    def close(self, slot: int) -> None:
+        if self.fds[slot] >= 0:
+            fd, self.fds[slot] = self.fds[slot], -1
+            self.side.close(fd)
+
+
+Sequence = tuple[bool, list[tuple[str, tuple[object, ...]]]]
+
+
+def play(sequence: Sequence) -> Callable[[Stage], None]:
+    """The sequence as a behaviour."""
+
+    def run(stage: Stage) -> None:
+        pairs = [stage.connection() for _ in range(2)]
+        ends = {}
+        for side, fds in zip((stage.a, stage.b), zip(*pairs, strict=True), strict=True):
+            for fd in fds:
+                side.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, SOON)
+            ends[side.name] = End(side, side.epoll(), [*fds, *[-1] * (SLOTS - 2)])
+        shared, steps = sequence
+        if shared:
+            child = stage.a.fork("c")
+            ends["c"] = End(child, child.epoll(), list(ends["a"].fds))
+        for name, (operation, *arguments) in steps:
+            getattr(ends.get(name, ends["a"]), str(operation))(*arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def places(guests: Guests, tmp_path_factory: pytest.TempPathFactory,
+           sd_env: dict[str, str]) -> Iterator[dict[str, Place]]:
+    """Agents that live as long as this module's tests."""
+    folder: Path = tmp_path_factory.mktemp("model")
+    made = {world.name: Place(world, guests("agent"), folder / world.name, sd_env) for world in (NATIVE, BEFORE, LATE)}
+    yield made
+    for place in made.values():
+        place.close()
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("world", [BEFORE.name, LATE.name])
+def test_random_calls_are_as_natively(world: str, places: dict[str, Place]) -> None:
+    @settings(max_examples=EXAMPLES, derandomize="MODEL_EXAMPLES" not in os.environ, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink))
+    @given(sequences)
+    def check(sequence: Sequence) -> None:
+        behaviour = Behaviour("model", play(sequence), (), carried=False, broken={}, only=())
+        for _ in range(REPEATS):
+            wanted = places[NATIVE.name].run(behaviour).transcript
+            got = places[world].run(behaviour).transcript
+            if got == wanted:
+                return
+        assert got == wanted, "\n".join(difflib.unified_diff(wanted, got, "native", world, lineterm=""))
+
+    check()
