@@ -87,6 +87,12 @@ bool sd_bells_out(struct sock *s);
 u64 sd_sleeper_enter(struct sock *s);
 void sd_sleeper_leave(struct sock *s, u64 before);
 bool sd_sleepers(const struct sock *s);
+struct sd_part *sd_part_of(struct sd_tcb *t);   /* claimed if need be; NULL: there is none left */
+struct sd_part *sd_part_at(u32 number);
+u32 sd_part_number(const struct sd_part *p);
+u32 sd_part_level(struct sd_tcb *t);            /* nesting level of handlers; drops marks of levels that were left by siglongjmp */
+bool sd_part_gone(const struct sd_part *p);     /* known to be dead */
+bool sd_part_stopped(const struct sd_part *p);  /* known to be in no system call, and to make none for now */
 void sd_part_release(struct sd_tcb *t);
 void sd_parts_before_fork(struct sd_tcb *t); /* a handler forks: what it has interrupted starts over, on both sides */
 void sd_parts_forget(void);     /* in a forked child: its namespace may be another */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * token.c - taking and giving back a direction: participants, waiting, throwing out. The protocol is token.h.
+ * token.c - taking and giving back a direction: waiting, throwing out. The protocol is token.h.
  */
 #include "sock/sock.h"
 
@@ -8,117 +8,6 @@
 #define SPINS 100
 #endif
 #define QUICK_NS 100000ull /* a bias that did not last this long was not worth its revocation */
-
-/* ------------------------------------------------------------- participants */
-
-static u64 own_pidns; /* inode + 1; 0: not asked yet, 1: unknown */
-
-void sd_parts_forget(void) { own_pidns = 0; }
-
-static u64 pidns(void)
-{
-    u64 st[18]; /* struct stat: st_ino is the second word */
-
-    if (!own_pidns)
-        own_pidns = SYS4(__NR_newfstatat, AT_FDCWD, "/proc/self/ns/pid", st, 0) < 0 ? 1 : st[1] + 1;
-    return own_pidns - 1;
-}
-
-static bool is_gone(const struct sd_part *p)
-{
-    u32 tid = load_rlx(&p->tid);
-
-    return !tid || (p->pidns && p->pidns == pidns() && SYS2(__NR_tkill, tid, 0) == -ESRCH);
-}
-
-static bool seize(struct sd_area *a, u32 i, u32 old, u32 tid)
-{
-    struct sd_part *p = &a->part[i];
-    u32 top = load_rlx(&a->parts_top);
-
-    if (!cas_u32(&p->tid, old, tid))
-        return false;
-    for (u32 l = 0; l < SD_PART_LEVELS; l++) { /* counts go on, so that who still looks at the last owner's mark is not misled */
-        u64 m = load_rlx(&p->mark[l]);
-        while (!atomic_compare_exchange_weak(&p->mark[l], &m, m & ~(SD_MARK_KEY | 7)))
-            ;
-    }
-    store_rlx(&p->park, 0);
-    p->pid = (u32)SYS0(__NR_getpid);
-    p->pidns = pidns();
-    while (top <= i && !atomic_compare_exchange_weak(&a->parts_top, &top, i + 1))
-        ;
-    return true;
-}
-
-static struct sd_part *take_part(struct sd_tcb *t, u32 i)
-{
-    t->part_number = i;
-    return t->part = &g.area[0]->part[i];
-}
-
-static NOINLINE struct sd_part *claim(struct sd_tcb *t)
-{
-    struct sd_area *a = g.area[0];
-
-    if (!a)
-        return NULL;
-    for (u32 i = 1; i < SD_AREA_PARTS; i++)
-        if (!load_rlx(&a->part[i].tid) && seize(a, i, 0, t->tid))
-            return take_part(t, i);
-    for (u32 i = 1; i < SD_AREA_PARTS; i++) {
-        u32 tid = load_rlx(&a->part[i].tid);
-        if (is_gone(&a->part[i]) && seize(a, i, tid, t->tid))
-            return take_part(t, i);
-    }
-    return NULL;
-}
-
-void sd_part_release(struct sd_tcb *t)
-{
-    struct sd_part *p = t->part;
-
-    t->part = NULL;
-    if (!p)
-        return;
-    for (u32 l = 0; l < SD_PART_LEVELS; l++)
-        store_rlx(&p->mark[l], sd_mark_as(load_rlx(&p->mark[l]), SD_MARK_IDLE));
-    store_rlx(&p->park, 0);
-    store_rel(&p->tid, 0);
-}
-
-void sd_parts_before_fork(struct sd_tcb *t)
-{
-    struct sd_part *p = t->part;
-
-    for (u32 l = 0; p && l + 1 < t->level && l < SD_PART_LEVELS; l++) {
-        u64 m = load_rlx(&p->mark[l]);
-        u32 state = sd_mark_state(m), area = m >> 16 & 0xf, block = m >> 4 & 0xfff;
-        if (state != SD_MARK_OP && state != SD_MARK_EAT)
-            continue;
-        if (state == SD_MARK_OP && (m & 8) && g.area[area])
-            cas_u32(&g.area[area]->block[block].tx_mode, SD_MODE_RING, SD_MODE_RETIRE);
-        sd_mark_void(&p->mark[l], m);
-    }
-}
-
-/* A fresh image: what its predecessor, whose threads are all gone, has left. */
-void sd_parts_after_exec(void)
-{
-    struct sd_area *a = g.area[0];
-    u32 top = a ? load_rlx(&a->parts_top) : 0;
-
-    for (u32 i = 1; i < top && i < SD_AREA_PARTS; i++)
-        if (a->part[i].pid == g.pid && a->part[i].pidns == pidns())
-            store_rel(&a->part[i].tid, 0);
-}
-
-static u32 number_of(const struct sd_part *p) { return p ? (u32)(p - g.area[0]->part) : 0; }
-
-static struct sd_part *part_at(u32 i)
-{
-    return i && i < SD_AREA_PARTS && g.area[0] ? &g.area[0]->part[i] : NULL;
-}
 
 /* --------------------------------------------------------------- barriers */
 
@@ -148,30 +37,6 @@ void sd_token_finish(struct sock *s, u32 dir, u64 to)
         sd_switch_finish(s, mode, to);
 }
 
-/* 't' or 'T' (stopped), 'Z', 'X': the thread is in no system call, and whatever it makes next it has still to read its arguments for. */
-static bool is_stopped(u32 tid)
-{
-    char path[32] = "/proc/", buf[64];
-    u32 at = 6, div = 1000000000;
-    long fd, n;
-
-    while (div > 1 && tid / div == 0)
-        div /= 10;
-    for (; div; div /= 10)
-        path[at++] = (char)('0' + tid / div % 10);
-    for (const char *c = "/stat"; *c; c++)
-        path[at++] = *c;
-    fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return false;
-    n = SYS3(__NR_read, fd, buf, sizeof buf);
-    SYS1(__NR_close, fd);
-    for (long i = min_u64(n > 0 ? (u64)n : 0, sizeof buf) - 2; i > 0; i--) /* "pid (name) S ...": the name may hold anything but ends at the last ) */
-        if (buf[i] == ')' && i + 2 < n)
-            return buf[i + 2] == 'T' || buf[i + 2] == 't' || buf[i + 2] == 'Z' || buf[i + 2] == 'X';
-    return false;
-}
-
 static void doze(u32 *rounds)
 {
     struct timespec64 ms = {0, 1000000};
@@ -192,8 +57,8 @@ static void call_off(struct sd_part *p, u32 l, u64 m)
     store_rel(&p->io[l].len, 0); /* behind the membarrier of V2: p set it before it looked at its mark for the last time */
     if (p == sd_self()->part)
         return; /* a handler in the middle of it: we are in its place */
-    while (load_acq(&p->mark[l]) == sd_mark_as(m, SD_MARK_VOID) && !is_gone(p) &&
-           !(p->pidns && p->pidns == pidns() && is_stopped(load_rlx(&p->tid))))
+    while (load_acq(&p->mark[l]) == sd_mark_as(m, SD_MARK_VOID) && !sd_part_gone(p) &&
+           !sd_part_stopped(p))
         doze(&rounds);
 }
 
@@ -251,7 +116,7 @@ static void see_out(struct sock *s, struct sd_part *p, u32 l, u64 key, u32 dir)
         }
         u64 now = sd_now_ns();
         end = end ? end : now + limit;
-        bool gone = is_gone(p);
+        bool gone = sd_part_gone(p);
         if (gone || now >= end)
             throw_out(s, p, l, m, dir, gone);
         else
@@ -277,7 +142,7 @@ bool sd_bells_out(struct sock *s)
                 doze(&rounds);
                 u64 now = rounds > 2 * SPINS ? sd_now_ns() : 0;
                 end = end ? end : now ? now + SD_VOID_TX_NS : 0;
-                if (p == sd_self()->part || (now && (now >= end || is_gone(p))))
+                if (p == sd_self()->part || (now && (now >= end || sd_part_gone(p))))
                     any |= throw_out(s, p, l, m, SD_DIR_TX, true);
             }
         }
@@ -285,20 +150,6 @@ bool sd_bells_out(struct sock *s)
 }
 
 /* ------------------------------------------------------------ the way in */
-
-/* Our level, and the marks of levels that were left by siglongjmp. */
-static u32 level_of(struct sd_tcb *t)
-{
-    u32 level = t->level ? t->level - 1 : 0;
-
-    if (t->part && unlikely(t->marks > level + 1)) {
-        for (u32 l = level + 1; l < SD_PART_LEVELS; l++)
-            store_rlx(&t->part->mark[l], sd_mark_as(load_rlx(&t->part->mark[l]), SD_MARK_IDLE));
-        store_rlx(&t->part->park, 0);
-    }
-    t->marks = level + 1;
-    return level;
-}
 
 /* We are a handler. The same thread, further down, may be inside the same region: it is thrown out, by the rules for others. */
 static void nested(struct sock *s, struct sd_part *p, u32 level, u64 key, u32 dir)
@@ -327,9 +178,9 @@ static u32 now_units(void) { return (u32)(sd_tsc() >> 10); }
 /* R3 and R4 from a token that is revoked from `p`. */
 static bool claim_revoked(struct sock *s, struct sd_hold *h, u64 tok, u64 key)
 {
-    struct sd_part *p = part_at(sd_tok_part(tok));
+    struct sd_part *p = sd_part_at(sd_tok_part(tok));
     _Atomic u32 *at = &s->b->biased_at[h->dir];
-    u32 me = number_of(h->part);
+    u32 me = sd_part_number(h->part);
     bool bias;
 
     if (p != h->part) {
@@ -354,7 +205,7 @@ static bool claim_revoked(struct sock *s, struct sd_hold *h, u64 tok, u64 key)
 /* Somebody else is HELD: true once it is time to throw him out. */
 static bool overdue(const struct sd_hold *h, u64 tok, u32 *rounds, u64 *end)
 {
-    struct sd_part *p = part_at(sd_tok_part(tok));
+    struct sd_part *p = sd_part_at(sd_tok_part(tok));
     u64 now;
 
     doze(rounds);
@@ -362,14 +213,14 @@ static bool overdue(const struct sd_hold *h, u64 tok, u32 *rounds, u64 *end)
         return false;
     now = sd_now_ns();
     *end = *end ? *end : now + (h->dir == SD_DIR_TX ? SD_VOID_TX_NS : SD_VOID_RX_NS);
-    return now >= *end || (p && is_gone(p));
+    return now >= *end || (p && sd_part_gone(p));
 }
 
 void sd_take_shared(struct sock *s, u32 dir, u32 as, struct sd_hold *h)
 {
     struct sd_tcb *t = sd_self();
-    struct sd_part *p = likely(t->part != NULL) ? t->part : claim(t);
-    u32 level = level_of(t), me, rounds = 0;
+    struct sd_part *p = sd_part_of(t);
+    u32 level = sd_part_level(t), me, rounds = 0;
     u64 key = sd_mark_key(s->id, dir), tok, end = 0, waited_for = 0;
 
     if (unlikely(level >= SD_PART_LEVELS))
@@ -379,7 +230,7 @@ void sd_take_shared(struct sock *s, u32 dir, u32 as, struct sd_hold *h)
     h->level = level;
     h->dir = dir;
     h->as = as;
-    me = number_of(p);
+    me = sd_part_number(p);
     if (unlikely(level) && p)
         nested(s, p, level, key, dir);
     for (;;) {
@@ -460,8 +311,8 @@ bool sd_bell_enter(struct sock *s, struct sd_hold *h)
 
     h->word = NULL;
     if (sd_shared(s)) {
-        struct sd_part *p = t->part ? t->part : claim(t);
-        u32 level = level_of(t);
+        struct sd_part *p = sd_part_of(t);
+        u32 level = sd_part_level(t);
         if (!p || level >= SD_PART_LEVELS) { /* anonymous: exclude the way back by the token */
             sd_take_shared(s, SD_DIR_TX, SD_MARK_OP, h);
         } else {
@@ -475,54 +326,5 @@ bool sd_bell_enter(struct sock *s, struct sd_hold *h)
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING) /* behind the mark, as E2 is behind E1 */
         return true;
     sd_leave(h);
-    return false;
-}
-
-/* --------------------------------------------------------------- sleepers */
-
-/* Before the membarrier that follows arming. The doorbell that wakes us must not be eaten before we have left. */
-u64 sd_sleeper_enter(struct sock *s)
-{
-    struct sd_tcb *t = sd_self();
-    struct sd_part *p = t->part;
-    u64 before;
-
-    if (!sd_shared(s))
-        return SD_NOT_PARKED;
-    atomic_fetch_add(&s->parked, 1);
-    p = p ? p : claim(t);
-    if (!p)
-        return SD_PARK_UNKNOWN; /* sd_park() looks again every millisecond then */
-    before = level_of(t) ? load_rlx(&p->park) : 0; /* of what a handler has interrupted */
-    store_rel(&p->park, 1 + (u64)s->id);
-    return before;
-}
-
-void sd_sleeper_leave(struct sock *s, u64 before)
-{
-    struct sd_part *p = sd_self()->part;
-
-    if (before == SD_NOT_PARKED)
-        return;
-    atomic_fetch_sub(&s->parked, 1);
-    if (p && before != SD_PARK_UNKNOWN)
-        store_rel(&p->park, before);
-}
-
-/* Somebody else sleeps on s, or has been woken and has not left yet. */
-bool sd_sleepers(const struct sock *s)
-{
-    struct sd_area *a = g.area[0];
-    const struct sd_part *own = sd_self()->part;
-    u32 top;
-
-    if (!a || (load_rlx(&s->b->users) <= 1 && !load_rlx(&s->parked)))
-        return false; /* the count only rules out: who left by siglongjmp is still in it */
-    top = load_acq(&a->parts_top);
-    for (u32 i = 1; i < top && i < SD_AREA_PARTS; i++) {
-        const struct sd_part *p = &a->part[i];
-        if (p != own && load_acq(&p->park) == 1 + (u64)s->id && !is_gone(p))
-            return true;
-    }
     return false;
 }
