@@ -192,8 +192,13 @@ static long spin(struct epwait *w, u64 left)
         if (!here && !held)
             return 0;
         w->called = true;
-        SYS0(__NR_sched_yield);
-        return look(w, 0);
+        bool again;
+        u32 tries = 0;
+        do {
+            again = sd_yield(&tries);
+            n = look(w, 0);
+        } while (n == 0 && again);
+        return n;
     }
     if (!sd_spin_begin(&sp, &w->ep->learn, left))
         return 0;

@@ -142,8 +142,13 @@ static long spin(struct sd_pollset *p, u64 left)
         if (!here && !held)
             return 0;
         p->called = true;
-        SYS0(__NR_sched_yield);
-        return any_ready(p) ? ask_now(p) : 0;
+        bool again, ready;
+        u32 tries = 0;
+        do {
+            again = sd_yield(&tries);
+            ready = any_ready(p);
+        } while (!ready && again);
+        return ready ? ask_now(p) : 0;
     }
     if (!sd_spin_begin(&sp, &sd_learn_process, left))
         return 0;

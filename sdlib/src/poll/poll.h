@@ -51,6 +51,8 @@ struct sd_spin {
 /* False: do not spin. max_ns bounds it by the caller's time-out. */
 bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns);
 bool sd_spin_more(struct sd_spin *sp);        /* pauses; false when the budget is used up, or the CPU was taken from us */
+/* Lets others run on this CPU. True: somebody has, so it may be worth to look and to yield once more; tries counts from 0. */
+bool sd_yield(u32 *tries);
 /* Spinning takes the CPU from somebody: let him run once and look again. Counts down. */
 bool sd_spin_held(struct sd_learn *l);
 bool sd_spin_ask_kernel(struct sd_spin *sp);  /* true every 10 us */

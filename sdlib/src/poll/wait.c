@@ -16,6 +16,8 @@
 #define SPIN_KERNEL_US 10
 #define PREEMPTED_US 40       /* longer than any round of a spin takes */
 #define HOLD_FIRST 16
+#define YIELDS 8
+#define YIELDED_US 1
 #define HOLD_MOST 1024
 
 struct sd_learn sd_learn_process;
@@ -82,6 +84,16 @@ bool sd_spin_more(struct sd_spin *sp)
     sp->preempted = now - sp->last > PREEMPTED_US * g.tsc_per_us;
     sp->last = now;
     return now < sp->end && !sp->preempted;
+}
+
+/* A yield that comes back at once has found nobody: the peer sleeps, and so should we. One that takes time has let somebody run, but that may
+ * have been a third one. */
+bool sd_yield(u32 *tries)
+{
+    u64 from = sd_tsc();
+
+    SYS0(__NR_sched_yield);
+    return ++*tries < YIELDS && sd_tsc() - from > YIELDED_US * g.tsc_per_us;
 }
 
 bool sd_spin_held(struct sd_learn *l)

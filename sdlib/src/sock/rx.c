@@ -60,8 +60,14 @@ static bool more(const struct sock *s, u64 had)
 
 static bool let_others_run(struct sock *s, u64 had)
 {
-    SYS0(__NR_sched_yield);
-    return more(s, had);
+    bool again, news;
+    u32 tries = 0;
+
+    do {
+        again = sd_yield(&tries);
+        news = more(s, had);
+    } while (!news && again);
+    return news;
 }
 
 static bool spin_rx(struct sock *s, u64 had)

@@ -149,9 +149,13 @@ long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
             cpu_relax();
         }
     } else if (budget) { /* the reader is on this CPU, or spinning has not paid: let it run */
-        SYS0(__NR_sched_yield);
-        if (load_acq(&s->e.tx->head) != s->e.tx_head_seen)
-            return 0;
+        bool again;
+        u32 tries = 0;
+        do {
+            again = sd_yield(&tries);
+            if (load_acq(&s->e.tx->head) != s->e.tx_head_seen)
+                return 0;
+        } while (again);
     }
     /* A program that only sends never looks at the other direction, but its doorbells come from there. */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP)
