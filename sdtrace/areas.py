@@ -131,17 +131,22 @@ class Area:
         return (block for block in self.view.block if block.state != abi.const.SD_BLOCK_FREE)
 
     def fold(self) -> bool:
-        """If no process maps it any more, nobody can ever again: note that, and return True."""
+        """If no process maps it any more, nobody can ever again: note that, and return True.
+
+        Our own look at it afterwards is made first: a mapping takes a descriptor, and there may be none left.
+        """
+        private = mmap.mmap(self.fd, BYTES, mmap.MAP_PRIVATE)
         self.view = None
         self._memory.close()
         try:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         except OSError as error:
+            private.close()
             self._map()
             if error.errno == errno.EBUSY:
                 return False
             raise
-        self._memory = mmap.mmap(self.fd, BYTES, mmap.MAP_PRIVATE)
+        self._memory = private
         self.view = abi.view("struct sd_area", self._memory)
         return True
 

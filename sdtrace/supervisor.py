@@ -497,9 +497,9 @@ def main(argv: list[str]) -> int:
     if supervisor.strict:
         _out_of_reach()
     supervisor.serve(listener, early)
+    supervisor.close()  # first: its descriptors may be the last that we may have
     supervisor.write_policy()
     supervisor.write_report(supervisor.exit_status())
-    supervisor.close()
     return 0
 
 

@@ -115,6 +115,7 @@ def test_supervisor_out_of_descriptors(shm: Runner, tmp_path: Path) -> None:
     """More connections than the supervisor may hold segments of: the others stay on TCP."""
     pair = Pair(shm, tmp_path, "--set", "ring=4KiB")
     pair.open(0)
+    pair.until(lambda: [row["state"] for row in pair.rows()] == ["shm"], "the first one is paired")
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
