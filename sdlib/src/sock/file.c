@@ -179,7 +179,7 @@ static bool to_ring(struct sock *s, int fd)
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
         sd_tx_back(s, fd, SD_REASON_stalled);
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && ((load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)))
-        sd_tx_back(s, fd, sd_back_asked(&s->e) ? sd_back_why(s, SD_REASON_call) : SD_REASON_peer_fin);
+        sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
     return load_rlx(&s->b->tx_mode) == SD_MODE_RING || (sd_attached(s) && sd_try_switch_tx(s, fd));
 }
 

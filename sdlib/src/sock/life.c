@@ -372,6 +372,7 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     if (b->opt_saved & SAVED_CORK)
         set_int(fd, SOL_TCP, TCP_CORK, 1);
     sd_back_finish(s, to);
+    reason = sd_back_why(s, reason);
     if (reason < SD_REASON_COUNT)
         g.proc->moved_back[reason]++;
 }
@@ -545,7 +546,7 @@ void sd_look_at_kernel(struct sock *s, int fd)
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
     if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING)
-        sd_tx_back(s, fd, sd_back_why(s, SD_REASON_passed)); /* the bell may have been for this */
+        sd_tx_back(s, fd, SD_REASON_passed); /* the bell may have been for this */
 }
 
 void sd_drop(struct sock *s, int fd)

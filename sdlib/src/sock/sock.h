@@ -45,7 +45,7 @@ void sd_born(struct sock *s, int fd);
 bool sd_try_switch_tx(struct sock *s, int fd);
 bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now */
 void sd_tx_back(struct sock *s, int fd, u32 reason);
-/* Why the way back was asked for; `other` if not by a policy. */
+/* Why a direction goes back to TCP: a policy's wish comes before what its bringer was told. */
 static inline u32 sd_back_why(const struct sock *s, u32 other)
 {
     return load_rlx(&s->e.tx->go_back) == SD_GO_BACK_POLICY ? SD_REASON_policy : other;

@@ -282,7 +282,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
                 return (long)sent;
             if (load_rlx(&s->b->latched) & POLLERR)
                 return sd_after_reset(s, flags);
-            sd_tx_back(s, fd, sd_back_asked(&s->e) ? sd_back_why(s, SD_REASON_call) : SD_REASON_peer_fin);
+            sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
             return -ERANGE;
         }
         u64 need = room_needed(s, want - sent, nb);
