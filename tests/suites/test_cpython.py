@@ -97,6 +97,7 @@ def run(runner: Runner, suite: Suite, names: Iterable[str], results: Path) -> li
         folder.mkdir()
         programs.append(runner.start(PYTHON, CASES, results, *names, env=env, cwd=folder))
         programs[-1].wait(600)
+        programs[-1].close()  # what a case that hung has left behind would keep the report from being written
         assert results.exists(), programs[-1].describe()
         if json.loads(results.read_text().splitlines()[-1])[1] != "begun":
             break
@@ -122,5 +123,5 @@ def test_cpython(module: str, shm: Runner, native: Runner, tmp_path: Path) -> No
              if any(case == name or case.startswith(f"{name}.") for case in fine)}
     assert not worse, f"{worse} pass natively\n" + "\n".join(program.describe() for program in programs)
 
-    reports = [program.report() for program in programs]
+    reports = [program.report() for program in programs] if suite.at_least else []
     assert sum(report.shm for report in reports) >= suite.at_least, "\n".join(map(str, reports))
