@@ -54,6 +54,7 @@ static struct {
     int keepsake_fd;
     int listener;       /* -1: not here yet */
     bool ready;         /* MSG_READY has come */
+    bool over;          /* the last task has gone */
     bool must_check;
     bool strict;        /* the verdict had VERDICT_DENY_* */
     int64_t deadline_ms; /* of being started, then of being ready */
@@ -186,14 +187,17 @@ static void from_launcher(void)
     hand_over();
 }
 
-/* True when there is nothing left to do. */
+/* True when there is nothing left to do. A tree that is gone before the supervisor is ready is handed over all the same where a report is wanted:
+ * how it ended has to be told. */
 static bool done(short listener_events)
 {
+    const struct options *o = g.start->options;
     if (g.launcher >= 0)
         return false;
-    if (g.listener >= 0 && !(listener_events & POLLHUP))
+    if (g.listener >= 0 && !g.over && !(listener_events & POLLHUP))
         return false;
-    return true;
+    g.over = g.listener >= 0;
+    return !(g.over && (o->report || o->explain) && g.state == STARTING && g.supervisor_fd >= 0);
 }
 
 static void serve(void)
@@ -201,7 +205,7 @@ static void serve(void)
     for (;;) {
         /* While the supervisor serves, only the end of the tree is of interest: poll always reports POLLHUP. */
         struct pollfd p[] = {
-            {.fd = g.listener, .events = g.state == SERVING ? 0 : POLLIN},
+            {.fd = g.over ? -1 : g.listener, .events = g.state == SERVING ? 0 : POLLIN},
             {.fd = g.launcher, .events = POLLIN},
             {.fd = g.supervisor_fd, .events = POLLIN},
             {.fd = g.control, .events = POLLIN},
