@@ -22,7 +22,7 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
         r->fd = r->live = fd;
         r->want = r->kmask = ev->events;
         r->data = ev->data;
-        r->fresh = r->kin = true;
+        r->fresh = true;
         ep->tab[r->index] = r;
         r->next = s->regs;
         s->regs = r;
@@ -50,10 +50,7 @@ static void rearm(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
         push_pending(r, PEND_TOUCH);
         return;
     }
-    reg_disarm(r);
-    hot_add(ep, r);
-    if (unlikely(load_rlx(&ep->parked) || ep->watched))
-        ep_chill_all(ep); /* [E1] */
+    reg_heat(ep, r);
     ep_leave(ep, t);
 }
 
@@ -89,12 +86,8 @@ static long ctl_mod(struct reg *r, const struct epoll_event *ev, struct sd_tcb *
         push_pending(r, PEND_TOUCH);
         return ret;
     }
-    if (translated(s) && on_ring(s)) {
-        reg_disarm(r);
-        hot_add(ep, r);
-        if (load_rlx(&ep->parked) || ep->watched)
-            ep_chill_all(ep); /* [E1] */
-    }
+    if (translated(s) && on_ring(s))
+        reg_heat(ep, r);
     ep_leave(ep, t);
     return ret;
 }
@@ -104,7 +97,7 @@ static long ctl_del(int epfd, int fd, struct reg *r, struct sd_tcb *t)
 {
     struct ep *ep = r->ep;
     u64 old;
-    if (r->kin && r->tagged && !r->kicked && fully_on_ring(r->s) && translated(r->s) && !(r->want & EPOLLEXCLUSIVE) && ep->pid == g.pid &&
+    if (r->tagged && !r->kicked && fully_on_ring(r->s) && translated(r->s) && !(r->want & EPOLLEXCLUSIVE) && ep->pid == g.pid &&
         !ep->watched && load_rlx(&r->s->b->users) == 1 && ep_enter(ep, t)) {
         r->ghost = true;
         reg_disarm(r);

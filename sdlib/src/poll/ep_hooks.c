@@ -24,7 +24,7 @@ static void touch(struct reg *r)
     if (r->hot || r->ghost)
         return;
     push_pending(r, PEND_TOUCH);
-    if (unlikely(load_rlx(&ep->parked) || ep->watched)) { /* [E1] whoever sleeps there has lost the bell that would wake it */
+    if (ep_slept_on(ep)) { /* [E1] whoever sleeps there has lost the bell that would wake it */
         struct sd_tcb *t = sd_self();
         if (load_rlx(&ep->owner) != t->tid && ep_enter(ep, t))
             ep_leave(ep, t);

@@ -85,7 +85,7 @@ void ep_drain(struct ep *ep)
             hot_del(ep, r);
         }
     }
-    if (load_rlx(&ep->parked) || ep->watched)
+    if (ep_slept_on(ep))
         ep_chill_all(ep); /* [E1] */
 }
 
@@ -205,23 +205,30 @@ static bool arm(struct reg *r)
     return armed & SD_ARM_BARRIER;
 }
 
+/* Arms the hot registrations (idle_only: those that were idle for long), all with one barrier. */
+static void arm_hot(struct ep *ep, bool idle_only)
+{
+    struct reg *r = ep->hot;
+    bool barrier = false;
+    for (u32 i = 0; i < ep->nhot; i++, r = r->hot_next)
+        if (!idle_only || r->idle >= IDLE_ROUNDS)
+            barrier |= arm(r);
+    if (barrier)
+        sd_membarrier();
+}
+
 /* Arms the hot registrations (idle_only: those that were idle for long) and looks again. True: one is ready, nothing was changed.
  * False: they are cold now, apart from those that need a timer. */
 bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
 {
-    struct reg *r = ep->hot, *next;
+    struct reg *r, *next;
     u32 count = ep->nhot;
-    bool barrier = false;
     *timer = false;
     if (!idle_only)
         ep->nslept = 0;
     if (!count)
         return false;
-    for (u32 i = 0; i < count; i++, r = r->hot_next)
-        if (!idle_only || r->idle >= IDLE_ROUNDS)
-            barrier |= arm(r);
-    if (barrier)
-        sd_membarrier();
+    arm_hot(ep, idle_only);
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;
@@ -245,15 +252,11 @@ bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
 
 void ep_chill_all(struct ep *ep)
 {
-    struct reg *r = ep->hot, *next;
+    struct reg *r, *next;
     u32 count = ep->nhot;
-    bool barrier = false;
     if (!count)
         return;
-    for (u32 i = 0; i < count; i++, r = r->hot_next)
-        barrier |= arm(r);
-    if (barrier)
-        sd_membarrier();
+    arm_hot(ep, false);
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;
@@ -262,4 +265,12 @@ void ep_chill_all(struct ep *ep)
         else
             hot_del(ep, r);
     }
+}
+
+void reg_heat(struct ep *ep, struct reg *r)
+{
+    reg_disarm(r);
+    hot_add(ep, r);
+    if (ep_slept_on(ep))
+        ep_chill_all(ep);
 }

@@ -79,7 +79,7 @@ static bool covers(const struct reg *r, u32 mask)
 
 bool reg_covered(const struct reg *r, u32 want)
 {
-    return r->kin && r->tagged && translated(r->s) && fully_on_ring(r->s) && covers(r, ring_mask(r, want));
+    return r->tagged && translated(r->s) && fully_on_ring(r->s) && covers(r, ring_mask(r, want));
 }
 
 static long kernel_ctl(const struct reg *r, int op, u32 mask, u64 data)

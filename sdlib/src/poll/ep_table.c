@@ -70,10 +70,9 @@ void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel)
             *p = r->next;
             break;
         }
-    if (tell_kernel && r->kin && sd_epoll_of((u64)ep->fd) == ep)
+    if (tell_kernel && sd_epoll_of((u64)ep->fd) == ep)
         SYS4(__NR_epoll_ctl, ep->fd, EPOLL_CTL_DEL, r->fd, NULL);
     r->dead = true;
-    r->kin = false;
     ep->tab[r->index] = NULL;
     ep->used--;
     ep->tagged -= r->tagged;

@@ -285,7 +285,7 @@ static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
     if (!g.mt)
         store_rlx(&ep->parked, 0); /* one that was left by siglongjmp */
     long r = wait_loop(w);
-    if (unlikely(load_rlx(&ep->parked) || ep->watched) && ep_enter(ep, w->t)) {
+    if (ep_slept_on(ep) && ep_enter(ep, w->t)) {
         ep_chill_all(ep); /* [E1] others sleep on, and rely on bells */
         ep_leave(ep, w->t);
     }

@@ -5,7 +5,7 @@
  * Theory of operation
  * -------------------
  * A registration has two halves. The program's half is `want` and `data`. The kernel's half is what the kernel has been told of the same
- * descriptor: `kin`, `kmask`, `tagged`. Until a socket is attached both are the same. From then on the kernel is given a tag instead of the
+ * descriptor: `kmask`, `tagged`. Until a socket is attached both are the same. From then on the kernel is given a tag instead of the
  * program's data, and a mask that covers what sd_kernel_want() asks for; edge triggers, one-shots and the program's mask are applied here.
  *
  * Once both directions are on the ring the kernel only matters when somebody sleeps, so the kernel's half is allowed to lag behind:
@@ -55,7 +55,7 @@ struct reg {
     bool hot, fresh, off, tx_full;
     bool ghost, dead;
     /* the rest */
-    bool kin, tagged, kicked;   /* kernel's half: is there, with our tag, asked for OUT to wake a sleeper */
+    bool tagged, kicked;        /* kernel's half: with our tag, asked for OUT to wake a sleeper */
     u32 kmask;                  /* the kernel's */
     struct ep *ep;
     struct reg *next;           /* in s->regs, or in the free list */
@@ -110,6 +110,7 @@ bool reg_hand_back(struct reg *r);
 /* ep_hot.c; ep->owner is held, except where it says otherwise */
 void hot_add(struct ep *ep, struct reg *r);
 void hot_del(struct ep *ep, struct reg *r);
+void reg_heat(struct ep *ep, struct reg *r); /* looked at from now on, or armed at once: [E1] */
 void reg_disarm(struct reg *r);
 void push_pending(struct reg *r, u32 why); /* without the lock */
 void ep_drain(struct ep *ep);
@@ -127,6 +128,12 @@ struct reg *reg_new(struct ep *ep);
 void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel);
 struct ep *ep_new(int epfd, struct sd_tcb *t);
 void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has reported */
+
+/* [E1]: nothing may be hot. */
+static inline bool ep_slept_on(const struct ep *ep)
+{
+    return unlikely(load_rlx(&ep->parked) || ep->watched);
+}
 
 static inline void ep_put(struct epoll_event *e, u32 events, u64 data)
 {
