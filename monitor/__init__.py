@@ -2,7 +2,8 @@
 """The monitor: pairs the two ends of a connection and makes their shared memory, then steps aside.
 
     cli        options, lock, socket, detaching
-    server     the event loop: clients, their answers, their limits
+    server     the event loop: clients, their messages, their limits
+    pairing    what an offer leads to
     endpoint   what the kernel says about an offered socket
     match      which offers belong together                              pure, no I/O
     ledger     ring memory in use, by user                               pure, no I/O

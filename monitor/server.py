@@ -27,16 +27,14 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from monitor import endpoint, journal, segment, service
+from monitor import endpoint, journal, service
 from monitor.answers import Answers
-from monitor.ledger import Ledger
-from monitor.match import Matcher, Offer, Verdict, side_of
 from monitor.outbox import Outbox
+from monitor.pairing import Pairing
 from monitor.session import TEXTS, Client, Limits, Name
 from sdlib import abi
 from sdlib.wire import fds, messages
 from sdlib.wire.messages import Code, ProtocolError, Query
-from sdlib.wire.segment import check_memfd, ring_size_ok, segment_bytes
 from sdlib.wire.states import Role, State
 
 _TURN: Final = 32
@@ -61,13 +59,11 @@ class Server:
         self._per_uid: Counter[int] = Counter()
         self._greeting: dict[int, Client] = {}
         self._numbers = 0
-        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid, pairs)
-        self._ledger = Ledger(limits.memory, limits.memory_per_uid)
-        self._counts: Counter[str] = Counter()
         self._started = time.time()
         self._reload = False
         self._selector = selectors.DefaultSelector()
         self._outbox = Outbox(self._selector, self._drop, self._reject)
+        self._pairing = Pairing(self._clients, self._outbox, limits, pairs)
         orders = {Query.RELOAD: self.reload, Query.DRAIN: self._drain_soon}
         self._answers = Answers(self._clients, self._outbox, self._drop, self.status, orders)
         self._stop = ""
@@ -230,8 +226,7 @@ class Server:
         self._per_uid[client.uid] -= 1
         if not self._per_uid[client.uid]:
             del self._per_uid[client.uid]
-        offers = self._matcher.drop_client(client.number)
-        self._ledger.drop_client(client.number)
+        offers = self._pairing.drop_client(client.number)
         self._answers.drop_client(client.number)
         self._idle_since = time.monotonic()
         journal.detail("client-gone", client=client.number, pid=client.pid, uid=client.uid, why=reason, offers=offers)
@@ -274,7 +269,7 @@ class Server:
             client.talk.step(Role.CLIENT, kind)
             if isinstance(message, messages.Offer):
                 fd = left.pop() if len(left) == 1 and not datagram.fds_lost else -1
-                self._on_offer(client, message, fd)
+                self._pairing.on_offer(client, message, fd)
             elif len(left) != messages.LAYOUTS[kind].fds or datagram.fds_lost:
                 raise ProtocolError("another number of descriptors than the message has")
             else:
@@ -291,12 +286,11 @@ class Server:
             case messages.Hello():
                 self._on_hello(client, message)
             case messages.Withdraw():
-                self._matcher.withdraw(client.number, message.offer_id)
-                self._outbox.say(client, messages.Withdrawn(message.offer_id))
+                self._pairing.on_withdraw(client, message)
             case messages.Hold():
-                self._on_hold(client, message, left[0])
+                self._pairing.on_hold(client, message, left[0])
             case messages.Release():
-                self._ledger.release(client.number, message.offer_id)
+                self._pairing.ledger.release(client.number, message.offer_id)
             case messages.Tell():
                 self._answers.on_tell(client, message, left[0])
             case messages.Question():
@@ -317,99 +311,17 @@ class Server:
         version = (messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION)
         self._outbox.say(client, messages.Welcome(*version, limits.offers_per_client, limits.ring_bytes))
 
-    def _on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:
-        """Answer an offer at once. Owns `fd` (-1: there was none, or not exactly one)."""
-        if self._matcher.is_open(client.number, message.offer_id):
-            if fd >= 0:
-                endpoint.discard(fd)
-            raise ProtocolError(f"offer {message.offer_id} is already open")
-        if fd < 0:
-            self._refuse(client, message.offer_id, Code.DESCRIPTOR)
-            return
-        try:
-            end = endpoint.take(fd)
-        except endpoint.Unsuitable as error:
-            self._refuse(client, message.offer_id, error.code, str(error))
-            return
-        if not ring_size_ok(message.ring_bytes):
-            self._refuse(client, message.offer_id, Code.RING_SIZE, str(message.ring_bytes))
-            return
-        ring_bytes = min(message.ring_bytes, self._limits.ring_bytes)
-        self._match(client, Offer(client.number, message.offer_id, client.uid, end.cookie, end.key, ring_bytes))
-
-    def _match(self, client: Client, offer: Offer) -> None:
-        """Let the matcher decide, and tell everybody concerned."""
-        result = self._matcher.offer(offer)
-        if result.replaced is not None:
-            self._refuse_earlier(result.replaced, Code.REPLACED)
-        if result.verdict is Verdict.PAIRED and result.partner is not None:
-            self._pair(client, offer, result.partner)
-        elif result.verdict is Verdict.WAITING:
-            self._outbox.say(client, messages.Pending(offer.offer_id))
-        elif result.code is not None:
-            self._refuse(client, offer.offer_id, result.code)
-            if result.partner is not None:
-                self._refuse_earlier(result.partner, result.code)
-
-    def _pair(self, client: Client, offer: Offer, partner: Offer) -> None:
-        """Make the segment and hand it to both ends; the one that waits in this moment gets it first."""
-        ring_bytes = min(offer.ring_bytes, partner.ring_bytes)
-        if code := self._ledger.refuses(segment_bytes(ring_bytes), {offer.uid, partner.uid}):
-            self._refuse(client, offer.offer_id, code)
-            self._refuse_earlier(partner, code)
-            return
-        try:
-            memfd = segment.make(ring_bytes)
-        except OSError as error:
-            self._refuse(client, offer.offer_id, Code.RESOURCES, error.strerror or "")
-            self._refuse_earlier(partner, Code.RESOURCES, error.strerror or "")
-            return
-        inode = os.fstat(memfd).st_ino
-        for end in (offer, partner):
-            self._ledger.hold(end.client, end.offer_id, end.uid, inode, segment_bytes(ring_bytes))
-        self._counts["paired"] += 1
-        try:
-            self._outbox.say(client, messages.Paired(offer.offer_id, side_of(offer.key), ring_bytes), memfd)
-            other = self._clients.get(partner.client)
-            if other is not None:
-                self._outbox.say(other, messages.Paired(partner.offer_id, side_of(partner.key), ring_bytes), memfd)
-        finally:
-            os.close(memfd)
-        local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
-        journal.detail("paired", local=local, peer=peer, uid=offer.uid, ring=ring_bytes)
-
-    def _refuse(self, client: Client, offer_id: int, code: Code, found: str = "") -> None:
-        """REFUSED, with what was found."""
-        text = f"{TEXTS[code]} ({found})" if found else TEXTS[code]
-        self._counts[f"refused {code.name}"] += 1
-        self._outbox.say(client, messages.Refused(offer_id, code, text))
-        journal.detail("refused", client=client.number, uid=client.uid, code=code.name, found=found)
-
-    def _refuse_earlier(self, offer: Offer, code: Code, found: str = "") -> None:
-        """REFUSED for an offer that had waited; its client may just have been dropped for not listening."""
-        client = self._clients.get(offer.client)
-        if client is not None:
-            self._refuse(client, offer.offer_id, code, found)
-
-    def _on_hold(self, client: Client, message: messages.Hold, memfd: int) -> None:
-        """A segment of an earlier monitor. `memfd` is looked at, never mapped or kept."""
-        ring_bytes = (os.fstat(memfd).st_size - segment_bytes(0)) // 2
-        wrong = "ring size" if not ring_size_ok(ring_bytes) else check_memfd(memfd, ring_bytes)
-        if wrong or self._ledger.held_by(client.number) >= self._limits.offers_per_client:
-            raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
-        inode = os.fstat(memfd).st_ino
-        self._ledger.hold(client.number, message.offer_id, client.uid, inode, segment_bytes(ring_bytes))
-
     def status(self, uid: int | None) -> dict[str, Any]:
         """About one user's clients (None: all)."""
         clients = [client for client in self._clients.values() if uid in (None, client.uid)]
-        memory = {str(owner): size for owner, size in self._ledger.of_uid.items() if size and uid in (None, owner)}
+        ledger = self._pairing.ledger
+        memory = {str(owner): size for owner, size in ledger.of_uid.items() if size and uid in (None, owner)}
         return {
             "pid": os.getpid(), "uid": os.geteuid(), "socket": self._name.path, "started": round(self._started, 3),
             "protocol": messages.PROTOCOL_VERSION, "abi": abi.const.SD_ABI_VERSION, "limits": self._limits._asdict(),
             "clients": [{"pid": client.pid, "uid": client.uid} for client in clients],
-            "offers_open": len(self._matcher), "segments": len(self._ledger), "memory": self._ledger.total,
-            "memory_by_user": memory, "counts": dict(self._counts),
+            "offers_open": self._pairing.offers_open, "segments": len(ledger), "memory": ledger.total,
+            "memory_by_user": memory, "counts": dict(self._pairing.counts),
         }  # fmt: skip
 
 

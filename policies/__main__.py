@@ -8,7 +8,7 @@ import os
 import sys
 
 import policies
-from policies import rules, values
+from policies import loader, rules, values
 from policies.model import KEYS, Policy, PolicyError, Settings
 
 
@@ -41,6 +41,9 @@ def explain(settings: Settings, exe: str) -> str:
 def _notes(policy: Policy) -> list[str]:
     """What is right but may surprise: rules that decide differently about something in common, where order matters."""
     found = []
+    own = loader.config_dir(os.environ)
+    if loader.out_of_reach(own):
+        found.append(f"{own}: note: not looked into, since uid {os.geteuid()} may not; HOME seems to be another user's")
     for layer in policy.layers:
         for app in layer.apps:
             for one, other in rules.overlaps(app.rules):

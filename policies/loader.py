@@ -31,13 +31,30 @@ ALSO_FOR: Final = {"postgresql": ("postgres", "psql", "pg"), "go": ("go",)}
 """Packaged files for programs that are not named after them: beginnings of names, by the file's."""
 
 
-def look_up(env: Mapping[str, str]) -> list[str]:
-    """The person's and the host's policy files, the most important first."""
+def out_of_reach(directory: str) -> bool:
+    """Does it lie in somebody else's closed folder? After `setpriv` or `su` HOME may still name the caller's."""
+    try:
+        os.stat(directory)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def config_dir(env: Mapping[str, str]) -> str:
+    """The person's own place for policy files."""
     config = env.get("XDG_CONFIG_HOME", "")
     if not config.startswith("/"):
         config = os.path.join(env.get("HOME", "/nonexistent"), ".config")
+    return os.path.join(config, "socksdirect")
+
+
+def look_up(env: Mapping[str, str]) -> list[str]:
+    """The person's and the host's policy files, the most important first."""
     found = []
-    for directory in (os.path.join(config, "socksdirect"), SYSTEM_DIR):
+    own = config_dir(env)
+    for directory in (SYSTEM_DIR,) if out_of_reach(own) else (own, SYSTEM_DIR):
         try:
             names = sorted(os.listdir(directory))
         except (FileNotFoundError, NotADirectoryError):

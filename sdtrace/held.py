@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from policies import Settings
+from sdlib import abi
 from sdlib.wire.segment import segment_bytes
 from sdtrace.areas import Area
 
@@ -86,3 +88,21 @@ class Quotas:
         use = self.used[held.origin.exe, held.origin.uid]
         use.bytes -= held.bytes
         use.connections -= 1
+
+
+STATES: Final = {
+    abi.const.SD_BLOCK_TCP: "tcp", abi.const.SD_BLOCK_OFFERED: "offered", abi.const.SD_BLOCK_PAIRED: "paired",
+    abi.const.SD_BLOCK_ATTACHED: "shm", abi.const.SD_BLOCK_PINNED: "pinned",
+}  # fmt: skip
+
+
+def row(key: Key, held: Held) -> dict[str, Any]:
+    """A connection as sdctl shows it."""
+    block, origin = key.area.view.block[key.block], held.origin
+    reason = abi.REASONS[block.reason] if 0 < block.reason < len(abi.REASONS) else ""
+    return {
+        "exe": origin.exe, "uid": origin.uid, "tid": origin.tid, "fd": origin.fd, "dir": origin.direction,
+        "local": list(origin.local), "peer": list(origin.peer), "state": STATES.get(int(block.state), "?"),
+        "reason": reason, "shm_tx": int(block.bytes_shm_tx), "shm_rx": int(block.bytes_shm_rx),
+        "tcp": int(block.bytes_tcp), "ring": held.bytes,
+    }  # fmt: skip

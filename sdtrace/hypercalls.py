@@ -22,8 +22,9 @@ from sdtrace import procfs
 from sdtrace.areas import Area
 from sdtrace.inject import read_memory
 from sdtrace.notify import Listener, Notification
-from sdtrace.offers import Broker, Key, Origin, cookie_of
+from sdtrace.offers import Broker, Key, Origin
 from sdtrace.processes import Process
+from sdtrace.segments import cookie_of
 
 _CARRY: Final = struct.Struct("=iI")
 _INVALID: Final = -errno.EINVAL
@@ -40,7 +41,7 @@ class Hypercalls:
         `leaving` is told when the process `reporting_pid` (0: none) is about to end, with its exit status.
         """
         self._broker = broker
-        self._reporting_pid = reporting_pid
+        self.reporting_pid = reporting_pid
         self._leaving = leaving
         self._settings = settings
         self._accelerate = accelerate
@@ -85,7 +86,7 @@ class Hypercalls:
             exe, uid = process.program.exe, _uid(process)
             area = Area(index, exe, uid, self._settings(exe, uid), accelerate=self._accelerate)
             area.host_pids = process.pid == process.ns_pid
-            if process.pid == self._reporting_pid:
+            if process.pid == self.reporting_pid:
                 area.view.cfg.root_pid = process.ns_pid
             process.areas[index] = area
             self.areas.append(area)
@@ -168,7 +169,7 @@ class Hypercalls:
     # -------------------------------------------------------------------- end
 
     def _leave(self, _listener: Listener, notif: Notification, process: Process) -> int:
-        if process.pid != self._reporting_pid:
+        if process.pid != self.reporting_pid:
             return _INVALID
         self._leaving(notif.int_arg(1), process)
         return 0

@@ -13,10 +13,7 @@ waited for at the first offer.  While there has been none, offers are refused, w
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
-import socket
-import struct
 import syslog
 import time
 from collections.abc import Callable
@@ -28,10 +25,10 @@ from policies import Settings
 from sdlib import abi
 from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, papers
 from sdlib.wire.messages import Code
-from sdtrace import procfs
 from sdtrace.areas import Area
-from sdtrace.held import Held, Key, Origin, Quotas
+from sdtrace.held import Held, Key, Origin, Quotas, row
 from sdtrace.meter import Meter
+from sdtrace.segments import same_socket, send_back
 
 OFFER_TIMEOUT_S: Final = 0.05
 RETRY_S: Final = 0.2
@@ -109,7 +106,7 @@ class Broker:
         if not key.current or key.area.block_state(key.block) != abi.const.SD_BLOCK_OFFERED:
             return
         try:
-            sock = _same_socket(origin)
+            sock = same_socket(origin)
         except OSError:
             return  # it is closing: the library will say so
         try:
@@ -330,7 +327,7 @@ class Broker:
             if not key.current or not stays(held.origin):
                 continue
             if held.paired and held.attached:
-                moved += _send_back(held.segment)
+                moved += send_back(held.segment)
             else:
                 self.withdraw(key)
                 self._pin(key, abi.const.SD_REASON_policy)
@@ -341,7 +338,7 @@ class Broker:
     def _tell(self, event: Asked) -> None:
         """Answer sdctl."""
         known = itertools.chain(self._held.items(), self._homeless.items())
-        rows = [self._row(key, held) for key, held in itertools.islice(known, _LISTED_MAX) if key.current]
+        rows = [row(key, held) for key, held in itertools.islice(known, _LISTED_MAX) if key.current]
         content: dict[str, Any] = {"supervisor": os.getpid(), "connections": rows}
         with suppress(OSError):
             memfd = papers.write(content)
@@ -350,17 +347,6 @@ class Broker:
                     self._client.tell(event.ask_id, memfd)
             finally:
                 os.close(memfd)
-
-    @staticmethod
-    def _row(key: Key, held: Held) -> dict[str, Any]:
-        block, origin = key.area.view.block[key.block], held.origin
-        reason = abi.REASONS[block.reason] if 0 < block.reason < len(abi.REASONS) else ""
-        return {
-            "exe": origin.exe, "uid": origin.uid, "tid": origin.tid, "fd": origin.fd, "dir": origin.direction,
-            "local": list(origin.local), "peer": list(origin.peer), "state": STATES.get(int(block.state), "?"),
-            "reason": reason, "shm_tx": int(block.bytes_shm_tx), "shm_rx": int(block.bytes_shm_rx),
-            "tcp": int(block.bytes_tcp), "ring": held.bytes,
-        }  # fmt: skip
 
     def close(self) -> None:
         """Hang up."""
@@ -376,12 +362,6 @@ class Broker:
             self._client = None
 
 
-STATES: Final = {
-    abi.const.SD_BLOCK_TCP: "tcp", abi.const.SD_BLOCK_OFFERED: "offered", abi.const.SD_BLOCK_PAIRED: "paired",
-    abi.const.SD_BLOCK_ATTACHED: "shm", abi.const.SD_BLOCK_PINNED: "pinned",
-}  # fmt: skip
-
-
 def _reason_of(answer: Refused) -> int:
     """`enum sd_reason` of a refusal."""
     quota = answer.code in (Code.QUOTA, Code.MEMORY)
@@ -389,35 +369,4 @@ def _reason_of(answer: Refused) -> int:
     return reason
 
 
-def _same_socket(origin: Origin) -> int:
-    """A duplicate of the descriptor, if it still is that socket; OSError."""
-    pidfd = procfs.pidfd_open_thread(origin.tid)
-    try:
-        fd = procfs.get_fd(pidfd, origin.fd)
-    finally:
-        os.close(pidfd)
-    with socket.socket(fileno=fd) as sock:
-        if cookie_of(sock) != origin.cookie:
-            raise OSError("another socket")
-        return os.dup(fd)
-
-
-def cookie_of(sock: socket.socket) -> int:
-    """SO_COOKIE."""
-    value: int = struct.unpack("=Q", sock.getsockopt(1, 57, 8))[0]
-    return value
-
-
-def _send_back(segment: int) -> bool:
-    """Ask both senders to go on by TCP: what they have put into their rings is read first."""
-    try:
-        memory = mmap.mmap(segment, abi.sizeof("struct sd_seg"))
-    except OSError:
-        return False
-    view = abi.view("struct sd_seg", memory)
-    for direction in view.dir:
-        direction.go_back = abi.const.SD_GO_BACK_POLICY
-    return True
-
-
-__all__ = ["RETRY_S", "Broker", "Held", "Key", "Origin", "cookie_of"]
+__all__ = ["RETRY_S", "Broker", "Held", "Key", "Origin"]

@@ -12,10 +12,10 @@ notification is answered; whatever goes wrong in here lets the call through and 
 
 Answers by call
     the library's own number    hypercalls.py
-    arch_prctl(ARCH_SET_FS)     a new program image; injected here only if connections survived the exec
-    exit_group                  of the root process, the last one: the report is written first
-    socket calls                first use of TCP: inject, and let the call happen anew inside the library; in strict
-    trees (sdtrace/syscalls.py) a restricted program's are performed by enforce.py
+    arch_prctl(ARCH_SET_FS)     a new program image; injected here only if connections survived the exec (injector.py)
+    exit_group                  of the root process, the last one: the report is written first (accounts.py)
+    socket calls                first use of TCP: inject (injector.py), and let the call happen anew inside the library;
+    in strict trees (sdtrace/syscalls.py) a restricted program's are performed by enforce.py
     execve, prctl               only in strict trees: who starts whom (lineage.py)
 """
 
@@ -27,7 +27,6 @@ import dataclasses
 import errno
 import os
 import select
-import socket
 import sys
 import syslog
 import time
@@ -38,33 +37,30 @@ from typing import Any, Final
 import policies
 from policies import Policy, Settings
 from sdlib import abi
-from sdtrace import cli, explain, inject, procfs, report, snapshot
-from sdtrace.areas import Area
+from sdtrace import cli, procfs, snapshot
+from sdtrace.accounts import Accounts
 from sdtrace.control import NOTIF_ANSWERED, Control, KeeperGone, Kind
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
 from sdtrace.image import load as load_image
+from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
 from sdtrace.learning import Learner
 from sdtrace.lineage import Lineage, Subject
 from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
-from sdtrace.processes import Process, Processes, Program
-from sdtrace.ptrace import RemoteError
+from sdtrace.processes import Process, Processes
 from sdtrace.remote import release_lingering
 from sdtrace.snapshot import Source
-from sdtrace.syscalls import ARCH_PRCTL, EXECVE, EXECVEAT, EXIT_GROUP, PRCTL, SOCKET_NUMBERS
+from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL
 from sdtrace.workers import POLL_S, Workers
 
-_STOPS_MAX: Final = 5
 _LINGERING_POLL_S: Final = 0.01
 _ORPHAN_POLL_S: Final = 5.0
-_EXIT_PATIENCE_MS: Final = 2000
 _PR_SET_DUMPABLE: Final = 4
 _LAUNCHER: Final = os.path.realpath(os.path.join(sys.prefix, "bin", "sdrun"))
-_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class Supervisor:
@@ -74,13 +70,12 @@ class Supervisor:
         """`image` is text when there is none: why every process stays on the kernel."""
         self._options = options
         self._policy = policy
-        self._image = image
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload)
-        self._reporting_pid = options.root_pid if options.report or options.explain else 0
+        reporting_pid = options.root_pid if options.report or options.explain else 0
         self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
-                                      reporting_pid=self._reporting_pid, leaving=self._leaving)
+                                      reporting_pid=reporting_pid, leaving=self._leaving)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
         self._strict = bool(options.learn or policies.denied_somewhere(policy, options.sets, options.rules))
@@ -88,18 +83,16 @@ class Supervisor:
         self._workers = Workers(keepsake)
         self._enforcer = Enforcer(self._workers, self._learner)
         self._lineage = Lineage(self._processes, self._settings, options.root_pid, self._filters, _LAUNCHER)
-        self._errors = 0
-        self._ledger = report.Totals()
-        self._written: dict[str, object] | None = None
+        self.accounts = Accounts(options, self._processes, self._broker, self._hypercalls, self._enforcer,
+                                 self._learner, self._guard, self._ended)
         command = policies.effective(policy, options.command, options.sets, rules=options.rules)
         self._uring_allowed = command.io_uring == "allow"  # the filter is the whole tree's
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
         self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
                               self._hypercalls.areas)
         self._inspection = Inspection(self._snapshot)
-        self._gate = range(0)
-        if not isinstance(image, str):
-            self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
+        self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
+                                  self._filters)
 
     @property
     def strict(self) -> bool:
@@ -131,7 +124,7 @@ class Supervisor:
             if self._workers:
                 self._workers.sweep()
             if not ready:
-                self._sweep_areas()
+                self.accounts.sweep()
             lingering = release_lingering()
 
     def _patience(self, *, lingering: bool) -> float:
@@ -171,11 +164,14 @@ class Supervisor:
             self._receive(listener)
         elif self._processes.is_pidfd(fd):
             self._ended(fd)
-            self._sweep_areas()
+            self.accounts.sweep()
         elif fd == self._broker.fileno():
             self._guard(self._broker.events)
         elif fd == self._inspection.fileno():
             self._guard(self._inspection.events)
+
+    def _leaving(self, status: int, process: Process) -> None:
+        self.accounts.leaving(status, process)
 
     def _ended(self, pidfd: int) -> None:
         process = self._processes.ended(pidfd)
@@ -195,7 +191,7 @@ class Supervisor:
         try:
             action(*args)  # type: ignore[operator]
         except Exception:
-            self._errors += 1
+            self.accounts.errors += 1
             syslog.syslog(syslog.LOG_ERR, traceback.format_exc())
             if self._options.explain:
                 with contextlib.suppress(OSError):
@@ -235,12 +231,14 @@ class Supervisor:
             elif listener.valid(notif):
                 listener.reply(notif, -errno.EACCES)
             return
+        if notif.nr == EXIT_GROUP:
+            self._leaving(notif.int_arg(0), process)
         if notif.nr == abi.const.SD_HC_NR:
-            self._has_library(process.program)
+            self._injector.has_library(process.program)
             self._hypercalls.handle(listener, notif, process)
         elif self._strict:
             self._answer_strictly(listener, notif, status, process)
-        elif not self._inject_for(listener, notif, status, process):
+        elif not self._injector.inject_for(listener, notif, status, process):
             listener.let_through(notif)
 
     def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
@@ -248,23 +246,12 @@ class Supervisor:
         subject = self._lineage.subject(process, status, notif.tid, watched=self._learner is not None)
         if self._note(notif, process, subject):
             listener.let_through(notif)
-        elif self._inject_for(listener, notif, status, process):
+        elif self._injector.inject_for(listener, notif, status, process):
             pass  # it comes again, from the gate
         elif notif.nr in PERFORMED:
             self._enforcer.answer(listener, notif, subject)
         else:
             listener.let_through(notif)
-
-    def _inject_for(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
-        """Inject if this call is the place for it; True: the call comes again."""
-        injected = False
-        if notif.nr == ARCH_PRCTL:
-            injected = self._birth(listener, notif, status, process)
-        elif notif.nr == EXIT_GROUP:
-            self._leaving(notif.int_arg(0), process)
-        elif notif.nr in SOCKET_NUMBERS and notif.ip not in self._gate:
-            injected = self._first_use(listener, notif, status, process)
-        return injected
 
     def _note(self, notif: Notification, process: Process, subject: Subject) -> bool:
         """Calls of a strict tree that are let through once we have taken note of them."""
@@ -275,54 +262,6 @@ class Supervisor:
             return True
         return notif.nr in (EXECVE, EXECVEAT)
 
-    @staticmethod
-    def _has_library(program: Program) -> None:
-        """Only the library knows the number; a forked child shows up like this."""
-        program.injected, program.reason = True, ""
-
-    def _birth(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
-        self._processes.new_image(process)
-        carry, process.carry = process.carry, None
-        if not carry:
-            process.areas = {}
-            return False
-        return self._try(listener, notif, status, process, carry)
-
-    def _first_use(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
-        if process.program.refused or (SOCKET_NUMBERS[notif.nr] != "socket" and not _is_tcp(notif)):
-            return False
-        return self._try(listener, notif, status, process, [])
-
-    def _try(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process,
-             carry: list[tuple[int, int]]) -> bool:
-        """Inject. True: the call will come again, inside the library. False, with the reason noted: let it through."""
-        program = process.program
-        settings = self._settings(program.exe, status.uid)
-        try:
-            if isinstance(self._image, str):
-                raise RemoteError(self._image)
-            if not settings.accelerate and not carry:  # a connection that is on its ring needs the library
-                raise RemoteError("policy")
-            inject.check(status, process.pidfd, self._image, self._filters)
-            program.stops += 1
-            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch)
-        except RemoteError as error:
-            program.refused = not error.transient or program.stops >= _STOPS_MAX
-            if not program.injected:
-                program.reason = error.reason
-            return False
-        except OSError as error:  # the process ends under our hands
-            program.reason = f"process is going: {os.strerror(error.errno or 0)}"
-            return False
-        except Exception:
-            program.refused, program.reason = True, "internal-error"  # counted by the caller; once is enough
-            raise
-        self._has_library(program)
-        if not self._options.no_accel:
-            self._broker.prepare()
-        program.areas.extend(area for area in process.areas.values() if area not in program.areas)
-        return True
-
     def _settings(self, exe: str, uid: int) -> Settings:
         return self._settings_of(exe, uid)
 
@@ -332,111 +271,17 @@ class Supervisor:
             return dataclasses.replace(settings, accelerate=False)
         return settings
 
-    # ----------------------------------------------------------------- report
-
-    def _leaving(self, status: int, process: Process) -> None:
-        """The root process ends by itself, and nobody else is alive: its parent shall find the report."""
-        if process.pid != self._reporting_pid:
-            return
-        self._sweep_ended()
-        others = {other.pid for other in self._processes} | set(procfs.children(process.pid))
-        others |= {int(slot.pid) for area in self._hypercalls.areas for slot in area.slots()}
-        if not any(map(procfs.running, others - {process.pid, process.ns_pid})):
-            self.write_report(status & 0xFF)
-
-    def _sweep_ended(self) -> None:
-        """Take note of processes that have ended but whose pidfds have not come up yet."""
-        for process in self._processes:
-            if not (procfs.alive(process.pidfd) and procfs.running(process.pid)):
-                self._ended(process.pidfd)
-
-    def _orphans(self) -> list[Area]:
-        """Areas that no process we know has; forked children that we have never heard of may see them."""
-        held = {id(area) for process in self._processes for area in process.areas.values()}
-        return [area for area in self._hypercalls.areas if id(area) not in held]
-
-    def _sweep_areas(self) -> None:
-        """Take the counters of the dead into the ledger: their slots and areas are of no more use."""
-        for area in self._orphans():
-            self._guard(self._fold, area)
-        for area in self._hypercalls.areas:
-            self._guard(self._free_slots, area)
-
-    def _fold(self, area: Area) -> None:
-        if area.fold():
-            self._broker.forget_area(area)
-            self._ledger.add_area(area)
-            self._hypercalls.areas.remove(area)
-            area.close()
-
-    def _free_slots(self, area: Area) -> None:
-        """Slots of processes that are gone go to the next forks. In another PID namespace nobody can be told dead."""
-        for slot in area.slots() if area.host_pids else ():
-            if not procfs.running(slot.pid):
-                self._ledger.add_slot(area, slot)
-                area.free_slot(slot)
-        for part in area.parts() if area.host_pids else ():
-            if not procfs.running(part.pid):
-                part.tid = 0  # its marks are void; whoever claims it next clears them
-
-    def exit_status(self) -> int | None:
-        """Status of the root process, which has let go of the filter but may not have ended yet."""
-        poll = select.poll()
-        poll.register(self._options.root_pidfd, select.POLLIN)
-        if not poll.poll(_EXIT_PATIENCE_MS):
-            return None
-        return procfs.exit_status(self._options.root_pidfd, self._options.root_pid)
-
-    def write_report(self, exit_status: int | None) -> None:
-        """Write what was asked for; the same content is not written twice."""
-        if not (self._options.report or self._options.explain):
-            return
-        totals = self._ledger.with_areas(self._hypercalls.areas)
-        programs, unlisted = self._processes.programs, self._processes.unlisted
-        content = report.build(programs, unlisted, totals, exit_status, self._errors, self._enforcer.denials)
-        if content == self._written:
-            return
-        self._written = content
-        if self._options.report:
-            try:
-                report.write(self._options.report, content)
-            except OSError as error:
-                syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.report}: {error}")
-        if self._options.explain:
-            with contextlib.suppress(OSError):  # nobody reads standard error any more
-                explain.show(content)
-
-    def write_policy(self) -> None:
-        """Write down what was learned."""
-        if self._learner is not None and self._options.learn is not None:
-            try:
-                self._learner.write(self._options.learn, self._options.command)
-            except OSError as error:
-                syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.learn}: {error}")
+    # ---------------------------------------------------------------- looking
 
     def _snapshot(self) -> dict[str, Any]:
         """For those who look at us. Also sweeps: they may keep the loop from ever being idle."""
-        self._sweep_areas()
-        return snapshot.build(self._source, self._ledger, self._errors)
+        self.accounts.sweep()
+        return snapshot.build(self._source, self.accounts.ledger, self.accounts.errors)
 
     def close(self) -> None:
         """Let the monitor know that we leave, and those who look at us."""
         self._inspection.close()
         self._broker.close()
-
-
-def _is_tcp(notif: Notification) -> bool:
-    """Is the first argument a TCP socket? Others (activation by unix sockets, datagrams) need no library."""
-    try:
-        pidfd = procfs.pidfd_open_thread(notif.tid)
-        try:
-            fd = procfs.get_fd(pidfd, notif.int_arg(0))
-        finally:
-            os.close(pidfd)
-        with socket.socket(fileno=fd) as sock:
-            return sock.family in _INTERNET and sock.proto == socket.IPPROTO_TCP
-    except OSError:
-        return False
 
 
 def _load_policy(options: cli.Options, control: Control) -> tuple[Policy, str]:
@@ -498,8 +343,8 @@ def main(argv: list[str]) -> int:
         _out_of_reach()
     supervisor.serve(listener, early)
     supervisor.close()  # first: its descriptors may be the last that we may have
-    supervisor.write_policy()
-    supervisor.write_report(supervisor.exit_status())
+    supervisor.accounts.write_policy()
+    supervisor.accounts.write_report(supervisor.accounts.exit_status())
     return 0
 
 

@@ -6,21 +6,12 @@
     fds        sending and receiving datagrams that carry descriptors
     paths      where a monitor's socket lives
     spawn      starting a per-user monitor
+    events     what the client returns
     client     `MonitorClient`, what the supervisor uses
 """
 
-from sdlib.wire.client import (
-    Answered,
-    Asked,
-    Lost,
-    MonitorClient,
-    MonitorUnavailable,
-    Paired,
-    Part,
-    Pending,
-    Refused,
-    Reload,
-)
+from sdlib.wire.client import MonitorClient
+from sdlib.wire.events import Answered, Asked, Lost, MonitorUnavailable, Paired, Part, Pending, Refused, Reload
 
 __all__ = [
     "Answered", "Asked", "Lost", "MonitorClient", "MonitorUnavailable", "Paired", "Part", "Pending", "Refused",

@@ -19,10 +19,22 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from struct import Struct
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 from sdlib import abi
 from sdlib.wire import fds, messages, paths, segment, spawn
+from sdlib.wire.events import (
+    Answer,
+    Answered,
+    Event,
+    Lost,
+    MonitorUnavailable,
+    Paired,
+    Part,
+    Pending,
+    Refused,
+    as_event,
+)
 from sdlib.wire.states import Conversation, OfferState, Role, offer_step
 
 OPEN_TIMEOUT_S: Final = 5.0
@@ -31,68 +43,6 @@ _SEND_LIMIT_S: Final = 1.0
 _UCRED: Final = Struct("3i")
 
 
-class MonitorUnavailable(Exception):
-    """No monitor, or none that can be talked to; str() is one line. Connections stay on TCP."""
-
-
-class Paired(NamedTuple):
-    """The other end is there. The caller owns `memfd` (close it); this end is `side` 0 or 1 of the segment."""
-
-    offer_id: int
-    side: int
-    memfd: int
-
-
-class Pending(NamedTuple):
-    """The other end isn't there yet (or the monitor is slow): Paired or Lost may follow by events()."""
-
-    offer_id: int
-
-
-class Refused(NamedTuple):
-    """The monitor doesn't want this offer; `code` is a messages.Code."""
-
-    reason: str
-    code: int
-
-
-class Lost(NamedTuple):
-    """These open offers will never be paired. If the monitor itself is gone, `MonitorClient.alive` is False."""
-
-    offer_ids: tuple[int, ...]
-    reason: str
-    code: int = 0
-    """A messages.Code; 0: the monitor itself is gone, and another one may pair them."""
-
-
-class Reload(NamedTuple):
-    """Policy files have changed."""
-
-
-class Asked(NamedTuple):
-    """Somebody wants to know about our connections: `tell` it."""
-
-    ask_id: int
-
-
-class Part(NamedTuple):
-    """To a query: what the client `pid` of user `uid` says. The caller owns `memfd`."""
-
-    pid: int
-    uid: int
-    memfd: int
-
-
-class Answered(NamedTuple):
-    """To a query, the last: `code` 0 or a messages.Code, how many did not tell, and what the monitor says itself."""
-
-    code: int
-    missing: int
-    memfd: int
-
-
-Answer: TypeAlias = Paired | Pending | Refused
-Event: TypeAlias = Paired | Lost | Reload | Asked | Part | Answered
 _FAILURES: Final = (OSError, EOFError, messages.ProtocolError)
 
 
@@ -383,7 +333,7 @@ class MonitorClient:
         if isinstance(message, messages.Paired):
             return self._take_paired(message, fd)
         if isinstance(message, messages.Reload | messages.Ask | messages.Part | messages.Answer):
-            self._push(_as_event(message, fd))
+            self._push(as_event(message, fd))
             return None
         if isinstance(message, messages.Reject):
             raise messages.ProtocolError(f"it threw us out: {message.text}")
@@ -401,7 +351,8 @@ class MonitorClient:
         try:
             before = self._advance(message.offer_id, messages.Type.PAIRED)
             if before is not OfferState.LEAVING:
-                wrong = _wrong_with(message, asked) or segment.check_memfd(fd, message.ring_bytes)
+                wrong = segment.wrong_numbers(message.side, message.ring_bytes, asked)
+                wrong = wrong or segment.check_memfd(fd, message.ring_bytes)
                 if wrong:
                     raise messages.ProtocolError(wrong)
         except messages.ProtocolError:
@@ -445,26 +396,6 @@ class MonitorClient:
         self._push(Lost(waiting, reason))
 
 
-def _as_event(message: messages.Reload | messages.Ask | messages.Part | messages.Answer, fd: int) -> Event:
-    """What is not about an offer."""
-    if isinstance(message, messages.Ask):
-        return Asked(message.ask_id)
-    if isinstance(message, messages.Part):
-        return Part(message.pid, message.uid, fd)
-    if isinstance(message, messages.Answer):
-        return Answered(message.code, message.missing, fd)
-    return Reload()
-
-
 def _left(deadline: float) -> float:
     """Seconds until `deadline`, but never 0, which would mean non-blocking to a Python socket."""
     return max(deadline - time.monotonic(), 0.001)
-
-
-def _wrong_with(message: messages.Paired, asked: int) -> str | None:
-    """What is impossible in a pairing's numbers."""
-    if message.side not in (0, 1):
-        return f"impossible side {message.side}"
-    if not segment.ring_size_ok(message.ring_bytes) or message.ring_bytes > asked:
-        return f"impossible ring of {message.ring_bytes} bytes"
-    return None

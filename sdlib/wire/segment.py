@@ -61,3 +61,12 @@ def check_memfd(fd: int, ring_bytes: int) -> str | None:
     if len(head) != _HEAD.size or _HEAD.unpack(head) != (abi.const.SD_SEG_MAGIC, abi.const.SD_ABI_VERSION, ring_bytes):
         return "segment with a wrong header"
     return None
+
+
+def wrong_numbers(side: int, ring_bytes: int, asked: int) -> str | None:
+    """What is impossible in a pairing's numbers, if `asked` was asked for."""
+    if side not in (0, 1):
+        return f"impossible side {side}"
+    if not ring_size_ok(ring_bytes) or ring_bytes > asked:
+        return f"impossible ring of {ring_bytes} bytes"
+    return None

@@ -135,8 +135,10 @@ static bool holds_policies(const char *dir)
 {
     DIR *d = opendir(dir);
     bool found = false;
-    if (!d)
-        return errno != ENOENT && errno != ENOTDIR; /* one that may not be read is for the supervisor to refuse */
+    if (!d) { /* one that may not be read is for the supervisor to refuse, but not one that lies in another user's home */
+        struct stat st;
+        return errno != ENOENT && errno != ENOTDIR && (stat(dir, &st) == 0 || errno != EACCES);
+    }
     for (struct dirent *e; !found && (e = readdir(d));) {
         const char *dot = strrchr(e->d_name, '.');
         found = dot && dot != e->d_name && (!strcmp(dot, ".yaml") || !strcmp(dot, ".yml"));

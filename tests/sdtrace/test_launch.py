@@ -83,13 +83,24 @@ def test_wrong_policy_file_in_the_users_configuration(sd_env: Env, tmp_path: Pat
     assert done.returncode == 2 and "mine.yaml:1:" in done.stderr
 
 
+def run_words(words: list[str], env: Env) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=env, text=True, capture_output=True, timeout=60, check=False)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody who may not read")
-def test_configuration_that_may_not_be_read(sd_env: Env, tmp_path: Path) -> None:
-    (tmp_path / "socksdirect").mkdir()
-    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    done = subprocess.run([*as_nobody, SDRUN, "true"], env={**sd_env, "XDG_CONFIG_HOME": str(tmp_path)}, text=True,
-                          capture_output=True, timeout=60, check=False)
-    assert done.returncode == 2 and "Permission denied" in done.stderr
+def test_configuration_that_may_not_be_read(sd_env: Env) -> None:
+    """A folder of policies that is closed to the user is refused; one in another user's closed home is not its own."""
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(SDRUN)]
+    with tempfile.TemporaryDirectory(prefix="sdhome-") as home:
+        folder = Path(home) / "socksdirect"
+        folder.mkdir(mode=0o700)
+        for mode, status, what in ((0o755, 2, "Permission denied"), (0o700, 0, "")):
+            os.chmod(home, mode)
+            env = {**sd_env, "XDG_CONFIG_HOME": home}
+            done = run_words([*as_nobody, "true"], env)
+            assert done.returncode == status and what in done.stderr, done.stderr
+        done = run_words([*as_nobody, "--check"], env)
+        assert done.returncode == 0 and f"{folder}: note: not looked into" in done.stdout
 
 
 def test_good_options_start_the_command(sd_env: Env, tmp_path: Path) -> None:

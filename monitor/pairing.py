@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offers of all clients: what the kernel says about them, who belongs together, and how much memory that takes.
+
+Every offer is answered before its client's next message is looked at. The socket that came with it is closed by then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+
+from monitor import endpoint, journal, segment
+from monitor.ledger import Ledger
+from monitor.match import Matcher, Offer, Verdict, side_of
+from monitor.outbox import Outbox
+from monitor.session import TEXTS, Client, Limits
+from sdlib.wire import messages
+from sdlib.wire.messages import Code, ProtocolError
+from sdlib.wire.segment import check_memfd, ring_size_ok, segment_bytes
+
+
+class Pairing:
+    """The pairing half of the server."""
+
+    def __init__(self, clients: Mapping[int, Client], outbox: Outbox, limits: Limits,
+                 pairs: frozenset[frozenset[int]]) -> None:
+        """`pairs`: users whose ends may be paired with each other's."""
+        self._clients = clients
+        self._outbox = outbox
+        self._limits = limits
+        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid, pairs)
+        self.ledger = Ledger(limits.memory, limits.memory_per_uid)
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def offers_open(self) -> int:
+        """How many wait for their other end."""
+        return len(self._matcher)
+
+    def drop_client(self, number: int) -> int:
+        """A client is gone, and what it held; how many offers it had open."""
+        self.ledger.drop_client(number)
+        return self._matcher.drop_client(number)
+
+    def on_withdraw(self, client: Client, message: messages.Withdraw) -> None:
+        """Close an offer; said even if it is closed already, since the two may cross."""
+        self._matcher.withdraw(client.number, message.offer_id)
+        self._outbox.say(client, messages.Withdrawn(message.offer_id))
+
+    def on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:
+        """Answer an offer at once. Owns `fd` (-1: there was none, or not exactly one)."""
+        if self._matcher.is_open(client.number, message.offer_id):
+            if fd >= 0:
+                endpoint.discard(fd)
+            raise ProtocolError(f"offer {message.offer_id} is already open")
+        if fd < 0:
+            self._refuse(client, message.offer_id, Code.DESCRIPTOR)
+            return
+        try:
+            end = endpoint.take(fd)
+        except endpoint.Unsuitable as error:
+            self._refuse(client, message.offer_id, error.code, str(error))
+            return
+        if not ring_size_ok(message.ring_bytes):
+            self._refuse(client, message.offer_id, Code.RING_SIZE, str(message.ring_bytes))
+            return
+        ring_bytes = min(message.ring_bytes, self._limits.ring_bytes)
+        self._match(client, Offer(client.number, message.offer_id, client.uid, end.cookie, end.key, ring_bytes))
+
+    def _match(self, client: Client, offer: Offer) -> None:
+        """Let the matcher decide, and tell everybody concerned."""
+        result = self._matcher.offer(offer)
+        if result.replaced is not None:
+            self._refuse_earlier(result.replaced, Code.REPLACED)
+        if result.verdict is Verdict.PAIRED and result.partner is not None:
+            self._pair(client, offer, result.partner)
+        elif result.verdict is Verdict.WAITING:
+            self._outbox.say(client, messages.Pending(offer.offer_id))
+        elif result.code is not None:
+            self._refuse(client, offer.offer_id, result.code)
+            if result.partner is not None:
+                self._refuse_earlier(result.partner, result.code)
+
+    def _pair(self, client: Client, offer: Offer, partner: Offer) -> None:
+        """Make the segment and hand it to both ends; the one that waits in this moment gets it first."""
+        ring_bytes = min(offer.ring_bytes, partner.ring_bytes)
+        if code := self.ledger.refuses(segment_bytes(ring_bytes), {offer.uid, partner.uid}):
+            self._refuse(client, offer.offer_id, code)
+            self._refuse_earlier(partner, code)
+            return
+        try:
+            memfd = segment.make(ring_bytes)
+        except OSError as error:
+            self._refuse(client, offer.offer_id, Code.RESOURCES, error.strerror or "")
+            self._refuse_earlier(partner, Code.RESOURCES, error.strerror or "")
+            return
+        inode = os.fstat(memfd).st_ino
+        for end in (offer, partner):
+            self.ledger.hold(end.client, end.offer_id, end.uid, inode, segment_bytes(ring_bytes))
+        self.counts["paired"] += 1
+        try:
+            self._outbox.say(client, messages.Paired(offer.offer_id, side_of(offer.key), ring_bytes), memfd)
+            other = self._clients.get(partner.client)
+            if other is not None:
+                self._outbox.say(other, messages.Paired(partner.offer_id, side_of(partner.key), ring_bytes), memfd)
+        finally:
+            os.close(memfd)
+        local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
+        journal.detail("paired", local=local, peer=peer, uid=offer.uid, ring=ring_bytes)
+
+    def _refuse(self, client: Client, offer_id: int, code: Code, found: str = "") -> None:
+        """REFUSED, with what was found."""
+        text = f"{TEXTS[code]} ({found})" if found else TEXTS[code]
+        self.counts[f"refused {code.name}"] += 1
+        self._outbox.say(client, messages.Refused(offer_id, code, text))
+        journal.detail("refused", client=client.number, uid=client.uid, code=code.name, found=found)
+
+    def _refuse_earlier(self, offer: Offer, code: Code, found: str = "") -> None:
+        """REFUSED for an offer that had waited; its client may just have been dropped for not listening."""
+        client = self._clients.get(offer.client)
+        if client is not None:
+            self._refuse(client, offer.offer_id, code, found)
+
+    def on_hold(self, client: Client, message: messages.Hold, memfd: int) -> None:
+        """A segment of an earlier monitor. `memfd` is looked at, never mapped or kept."""
+        ring_bytes = (os.fstat(memfd).st_size - segment_bytes(0)) // 2
+        wrong = "ring size" if not ring_size_ok(ring_bytes) else check_memfd(memfd, ring_bytes)
+        if wrong or self.ledger.held_by(client.number) >= self._limits.offers_per_client:
+            raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
+        inode = os.fstat(memfd).st_ino
+        self.ledger.hold(client.number, message.offer_id, client.uid, inode, segment_bytes(ring_bytes))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a process gets the library: at its first use of TCP, or at a new program's birth if connections survived exec.
+
+Whatever goes wrong leaves the program as it is, with the reason noted; most reasons last, so it is not tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from policies import Settings
+from sdtrace import cli, inject, procfs
+from sdtrace.image import Image
+from sdtrace.keepsake import Keepsake
+from sdtrace.notify import Listener, Notification
+from sdtrace.offers import Broker
+from sdtrace.processes import Process, Processes, Program
+from sdtrace.ptrace import RemoteError
+from sdtrace.syscalls import ARCH_PRCTL, SOCKET_NUMBERS
+
+_STOPS_MAX: Final = 5
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+class Injector:
+    """Decides where to inject, and does it."""
+
+    def __init__(self, options: cli.Options, image: Image | str, keepsake: Keepsake, processes: Processes,
+                 broker: Broker, settings: Callable[[str, int], Settings], filters: int) -> None:
+        """`image` is text when there is none: why every process stays on the kernel."""
+        self._options = options
+        self._image = image
+        self._keepsake = keepsake
+        self._processes = processes
+        self._broker = broker
+        self._settings = settings
+        self._filters = filters
+        self._gate = range(0)
+        if not isinstance(image, str):
+            self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
+
+    def inject_for(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        """Inject if this call is the place for it; True: the call comes again."""
+        injected = False
+        if notif.nr == ARCH_PRCTL:
+            injected = self._birth(listener, notif, status, process)
+        elif notif.nr in SOCKET_NUMBERS and notif.ip not in self._gate:
+            injected = self._first_use(listener, notif, status, process)
+        return injected
+
+    @staticmethod
+    def has_library(program: Program) -> None:
+        """Only the library knows the number; a forked child shows up like this."""
+        program.injected, program.reason = True, ""
+
+    def _birth(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        self._processes.new_image(process)
+        carry, process.carry = process.carry, None
+        if not carry:
+            process.areas = {}
+            return False
+        return self._try(listener, notif, status, process, carry)
+
+    def _first_use(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        if process.program.refused or (SOCKET_NUMBERS[notif.nr] != "socket" and not _is_tcp(notif)):
+            return False
+        return self._try(listener, notif, status, process, [])
+
+    def _try(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process,
+             carry: list[tuple[int, int]]) -> bool:
+        """Inject. True: the call will come again, inside the library. False, with the reason noted: let it through."""
+        program = process.program
+        settings = self._settings(program.exe, status.uid)
+        try:
+            if isinstance(self._image, str):
+                raise RemoteError(self._image)
+            if not settings.accelerate and not carry:  # a connection that is on its ring needs the library
+                raise RemoteError("policy")
+            inject.check(status, process.pidfd, self._image, self._filters)
+            program.stops += 1
+            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch)
+        except RemoteError as error:
+            program.refused = not error.transient or program.stops >= _STOPS_MAX
+            if not program.injected:
+                program.reason = error.reason
+            return False
+        except OSError as error:  # the process ends under our hands
+            program.reason = f"process is going: {os.strerror(error.errno or 0)}"
+            return False
+        except Exception:
+            program.refused, program.reason = True, "internal-error"  # counted by the caller; once is enough
+            raise
+        self.has_library(program)
+        if not self._options.no_accel:
+            self._broker.prepare()
+        program.areas.extend(area for area in process.areas.values() if area not in program.areas)
+        return True
+
+
+def _is_tcp(notif: Notification) -> bool:
+    """Is the first argument a TCP socket? Others (activation by unix sockets, datagrams) need no library."""
+    try:
+        pidfd = procfs.pidfd_open_thread(notif.tid)
+        try:
+            fd = procfs.get_fd(pidfd, notif.int_arg(0))
+        finally:
+            os.close(pidfd)
+        with socket.socket(fileno=fd) as sock:
+            return sock.family in _INTERNET and sock.proto == socket.IPPROTO_TCP
+    except OSError:
+        return False
