@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from tests.guestbuild import Guests
@@ -69,3 +72,11 @@ def test_one_connection_used_by_many(what: str, chaos: str, runner: Runner, gues
         program = runner.run(guests("sharers"), what, str(processes), str(threads), chaos)
         assert program.stdout == b"ok\n"
         runner.check(program, at_least=2, of_bytes=100_000)
+
+
+def test_own_faults_are_the_program_s(runner: Runner, guests: Guests, tmp_path: Path) -> None:
+    """Natively the same lines: handlers, what they are told, default actions, statuses, and what an exec leaves."""
+    natively = subprocess.run([guests("faults")], stdout=subprocess.PIPE, check=True, cwd=tmp_path).stdout
+    program = runner.run(guests("faults"))
+    assert program.stdout == natively
+    runner.check(program, at_least=2, of_bytes=300)

@@ -49,12 +49,13 @@ def test_what_was_found_once(fuzzer: Path, seed: str) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-CUT = "    first = min_u64(n, e->bytes - at);\n    sd_copy("
+CUT = "    first = min_u64(n, e->bytes - at);\n"
+COPY = "    if (unlikely(sd_copy_user("
 
 
 @pytest.mark.parametrize("file, old, new, what", [
-    ("ring/ring.c", f"{CUT}dst", "    first = n;\n    sd_copy(dst", "heap-buffer"),
-    ("ring/ring.c", f"{CUT}e->tx_ring", "    first = n;\n    sd_copy(e->tx_ring", "heap-buffer"),
+    ("ring/ring.c", f"{CUT}{COPY}dst", f"    first = n;\n{COPY}dst", "heap-buffer"),
+    ("ring/ring.c", f"{CUT}{COPY}e->tx_ring", f"    first = n;\n{COPY}e->tx_ring", "heap-buffer"),
     ("ring/ring.c", "if (unlikely(n > e->bytes))", "if (false)", "heap-buffer|cannot be"),
     ("sock/fast.c", "at + n > s->e.bytes || ", "", "heap-buffer"),
     ("sock/tx.c", "    return room < 0 || (u64)room >= need;\n}\n\n/* After arming",

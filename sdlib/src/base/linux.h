@@ -161,7 +161,9 @@ struct __attribute__((packed)) epoll_event {
 };
 
 /* signals */
+#define SIGBUS 7
 #define SIGKILL 9
+#define SIGSEGV 11
 #define SIGPIPE 13
 #define SIGSTOP 19
 #define SIGSYS 31

@@ -14,6 +14,7 @@ extern struct sd_boot sd_boot;
 void sd_restorer(void);
 void sd_signal(void);                 /* what the kernel knows as the handler of every signal that the program handles */
 extern _Atomic u64 sd_signals[NSIG + 1]; /* the program's own */
+void sd_signal_fault(void);           /* the same for SIGSEGV and SIGBUS, whether the program handles them or not */
 void sd_signal_inside(int sig, struct siginfo_sys *si, struct ucontext *uc);
 
 /* A pointer that the kernel would not refuse at first sight. */
@@ -26,6 +27,14 @@ void sd_patch_forbid(void);
 void sd_patch_after_fork(void);
 long sd_install_sigsys(void); /* gate/signal.c */
 long sd_adopt_handlers(void);
+/* gate/fault.c */
+bool sd_is_fault(u32 sig);
+long sd_fault_adopt(u32 sig, const struct ksigaction *act);
+long sd_fault_action(u32 sig, const struct ksigaction *act, struct ksigaction *old, bool foreign);
+u64 sd_fault_route(int sig, const struct siginfo_sys *si, struct ucontext *uc);
+void sd_faults_reset(void);
+void sd_faults_own(bool ignored_only);
+void sd_faults_back(void);
 void sd_tcbs_after_fork(struct sd_tcb *self); /* start/tcb.c */
 
 /* gate/maps.c, under the patch lock only: one static buffer. False, 0: /proc does not tell. */

@@ -206,6 +206,10 @@ long sd_adopt_handlers(void)
             return r;
         if (sig == SIGSYS) {
             program_sigsys = act;
+        } else if (sd_is_fault(sig)) {
+            r = sd_fault_adopt(sig, &act);
+            if (r < 0)
+                return r;
         } else if (act.handler > SIG_IGN || (act.mask & SIGSYS_BIT)) {
             to_kernel(sig, &act);
             r = SYS4(__NR_rt_sigaction, sig, &act, 0, 8);
@@ -233,6 +237,8 @@ SD_CALL(sd_rt_sigaction)
             *old = copy;
         return 0;
     }
+    if (sd_is_fault((u32)sig))
+        return g.boxed ? SD_PASS : sd_fault_action((u32)sig, act, old, t->foreign);
     u64 handler = load_rlx(&sd_signals[sig]), flags = load_rlx(&flags_of[sig]);
     bool masked = load_rlx(&masks_with_sigsys) & SIGBIT(sig);
     struct ksigaction was;

@@ -167,14 +167,20 @@ u32 reg_report(struct reg *r, u32 kev)
     return sd_bits_spread(out) & ((r->want & ~PRIVATE_BITS) | ALWAYS);
 }
 
-/* Looks at the hot registrations; returns how many events were stored. `age`: count idle rounds. */
+/* Looks at the hot registrations; returns how many events were stored, or -EFAULT. `age`: count idle rounds. */
 int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
 {
     struct reg *r = ep->hot;
     int n = 0;
     for (u32 left = ep->nhot; left && r && n < max; left--) {
         struct reg *next = r->hot_next;
-        u32 out = r->stamp == round || quiet(r) ? 0 : reg_report(r, 0);
+        bool silent = r->stamp == round || quiet(r);
+        if (unlikely(!silent && !ep_has_room(e, n))) {
+            if (reg_due(r))
+                return n ? n : -EFAULT;
+            silent = true;
+        }
+        u32 out = silent ? 0 : reg_report(r, 0);
         if (out) {
             r->stamp = round;
             r->idle = r->naps = 0;

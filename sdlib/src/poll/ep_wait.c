@@ -142,6 +142,11 @@ static int scan_all(struct epwait *w)
         struct reg *r = ep->tab[i];
         if (!r || r->dead || !translated(r->s))
             continue;
+        if (!ep_has_room(w->e, n)) {
+            if (reg_due(r))
+                return n ? n : -EFAULT;
+            continue;
+        }
         u32 out = reg_report(r, 0);
         if (out)
             ep_put(&w->e[n++], out, r->data);
@@ -163,7 +168,7 @@ static int look(struct epwait *w, int have)
         ep_cool(ep, true, &timer);
     }
     ep_leave(ep, w->t);
-    return n;
+    return have && n < 0 ? 0 : n;
 }
 
 static bool worth_spinning(struct epwait *w, bool *here)

@@ -31,6 +31,7 @@
 #ifndef SD_EPOLL_H
 #define SD_EPOLL_H
 
+#include "base/user.h"
 #include "poll/poll.h"
 
 #define PRIVATE_BITS (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP)
@@ -133,6 +134,14 @@ void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has re
 static inline bool ep_slept_on(const struct ep *ep)
 {
     return unlikely(load_rlx(&ep->parked) || ep->watched);
+}
+
+/* Can event n of a report be written? Looked at before the registration is taken to have been reported; once a page. */
+static inline bool ep_has_room(struct epoll_event *e, int n)
+{
+    struct epoll_event *at = e + n;
+
+    return (n && !(((u64)at ^ (u64)(at + 1)) >> 12)) || sd_touch_all(at, sizeof *at);
 }
 
 static inline void ep_put(struct epoll_event *e, u32 events, u64 data)

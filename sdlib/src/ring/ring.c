@@ -12,6 +12,7 @@
  * Trust. The peer can write any value into any word. Indices are only used after `tail - head <= bytes` has been seen to hold and are
  * masked for every access, so no value leads outside of the ring; a peer that lies garbles its own connection, or breaks it (SD_BROKEN).
  */
+#include "base/user.h"
 #include "ring.h"
 
 void sd_seg_init(struct sd_seg *seg, u32 ring_bytes)
@@ -95,9 +96,10 @@ i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip)
     n = min_u64(n, (u64)avail - skip);
     at = (load_rlx(&e->rx->head) + skip - load_rlx(&e->rx->base)) & (e->bytes - 1); /* [R3] */
     first = min_u64(n, e->bytes - at);
-    sd_copy(dst, e->rx_ring + at, first);
-    if (first < n)
-        sd_copy(dst + first, e->rx_ring, n - first);
+    if (unlikely(sd_copy_user(dst, e->rx_ring + at, first)))
+        return SD_FAULT;
+    if (first < n && unlikely(sd_copy_user(dst + first, e->rx_ring, n - first)))
+        return SD_FAULT;
     return (i64)n;
 }
 
@@ -160,9 +162,10 @@ i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
     n = min_u64(n, (u64)room - skip);
     at = (load_rlx(&e->tx->tail) + skip - e->tx_base) & (e->bytes - 1);
     first = min_u64(n, e->bytes - at);
-    sd_copy(e->tx_ring + at, src, first);
-    if (first < n)
-        sd_copy(e->tx_ring, src + first, n - first);
+    if (unlikely(sd_copy_user(e->tx_ring + at, src, first)))
+        return SD_FAULT;
+    if (first < n && unlikely(sd_copy_user(e->tx_ring, src + first, n - first)))
+        return SD_FAULT;
     return (i64)n;
 }
 

@@ -21,13 +21,14 @@ struct sd_end {
 };
 
 #define SD_BROKEN (-1) /* an index that an honest peer cannot write */
+#define SD_FAULT (-2)  /* the program's memory is not there (base/user.h); nothing is committed */
 
 void sd_seg_init(struct sd_seg *seg, u32 ring_bytes);
 /* Checks a mapped segment of file_bytes; fills e. 0 or SD_BROKEN. */
 int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side);
 /* Bytes that can be read, or SD_BROKEN. */
 i64 sd_rx_avail(struct sd_end *e);
-/* Copies up to n bytes out from `skip` bytes behind the head, without consuming. Returns the count or SD_BROKEN. */
+/* Copies up to n bytes out from `skip` bytes behind the head, without consuming. Returns the count, SD_BROKEN or SD_FAULT. */
 i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip);
 /* Consumes n bytes after sd_rx_copy looked at them from head `from`; false if a signal handler has consumed meanwhile: copy again. */
 bool sd_rx_commit(struct sd_end *e, u64 from, u64 n);
@@ -37,7 +38,7 @@ i64 sd_tx_room(struct sd_end *e);
 i64 sd_tx_look(struct sd_end *e);
 /* Before the first byte of a message, holding the direction: chooses its place. sd_tx_copy does it when skip is 0. */
 void sd_tx_begin(struct sd_end *e);
-/* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count or SD_BROKEN. */
+/* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count, SD_BROKEN or SD_FAULT. */
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);
 bool sd_tx_commit(struct sd_end *e, u64 from, u64 n);
 

@@ -2,7 +2,7 @@
  *
  * vec.h - between a ring and the buffers of one vectored call. Nothing is committed: the caller does that, or tries again.
  *
- * `skip` bytes of the buffers are done with already. Both return the count of this attempt, or SD_BROKEN.
+ * `skip` bytes of the buffers are done with already. Both return the count of this attempt, SD_BROKEN or SD_FAULT.
  * A receive that consumes nothing takes from `behind` bytes after the head.
  */
 #ifndef SD_VEC_H
@@ -22,7 +22,7 @@ static inline i64 sd_rx_scatter(struct sd_end *e, const struct iovec *iov, u64 n
         }
         i64 r = sd_rx_copy(e, iov[i].base + skip, iov[i].len - skip, behind + (u64)got);
         if (r < 0)
-            return SD_BROKEN;
+            return r;
         got += r;
         if ((u64)r < iov[i].len - skip)
             break;
@@ -42,7 +42,7 @@ static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n,
         }
         i64 r = sd_tx_copy(e, iov[i].base + skip, iov[i].len - skip, (u64)put);
         if (r < 0)
-            return SD_BROKEN;
+            return r;
         put += r;
         if ((u64)r < iov[i].len - skip)
             break;

@@ -4,6 +4,7 @@
  *
  * All of one shape: find the socket, hold it, do it, let it go. A descriptor that is not ours goes to the kernel as it is.
  */
+#include "base/user.h"
 #include "sock/sock.h"
 
 #define HOLD(s, fd) \
@@ -12,13 +13,24 @@
     if (!s) \
         return SD_PASS
 
-/* What the kernel would refuse at once. A pointer that looks good and is not mapped ends in the program's own SIGSEGV. */
+/* What the kernel would refuse at once. What looks good and is not mapped is found where it is used (base/user.h). */
 static bool bad(u64 p, u64 len) { return len && (p < 4096 || (p + len) >> 47); }
+
+/* Of what is read before anything is moved, and where a count may have to be told. */
+static bool readable(u64 p, u64 len)
+{
+    if (bad(p, len))
+        return false;
+    for (; len > 4096; p += 4096, len -= 4096)
+        if (!sd_readable((u8 *)p))
+            return false;
+    return !len || sd_readable_all((u8 *)p, len);
+}
 
 /* The same for a vector: 0, -EFAULT, or -EINVAL for a length that is no ssize_t. */
 static long bad_iov(const struct iovec *iov, u64 n)
 {
-    if (bad((u64)iov, n * sizeof *iov))
+    if (!readable((u64)iov, n * sizeof *iov))
         return -EFAULT;
     for (u64 i = 0; i < n; i++) {
         if ((i64)iov[i].len < 0)
@@ -179,7 +191,7 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     long r;
 
-    if (bad((u64)m, sizeof *m))
+    if (!readable((u64)m, sizeof *m))
         return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
@@ -188,6 +200,8 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
     bool told = false;
     r = sd_rx_msg(s, fd, m, flags, &told);
     if (r >= 0 && !told) {
+        if (!sd_touch_all(m, sizeof *m))
+            return -EFAULT;
         m->namelen = 0;
         m->controllen = 0;
         m->flags = flags & MSG_CMSG_CLOEXEC;
@@ -208,7 +222,7 @@ static long send_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     long r;
 
-    if (bad((u64)m, sizeof *m))
+    if (!readable((u64)m, sizeof *m))
         return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
@@ -234,7 +248,7 @@ struct mm_time {
 
 static long mm_time_init(struct mm_time *t, struct timespec64 *user)
 {
-    t->user = user;
+    *t = (struct mm_time){.user = user};
     if (!user)
         return 0;
     if (bad((u64)user, sizeof *user))
@@ -268,10 +282,9 @@ SD_CALL(sd_recvmmsg)
     HOLD(s, f->rdi);
     r = mm_time_init(&time, (struct timespec64 *)f->r8);
     for (i = 0; i < n && !r; i++) {
-        if (bad((u64)&v[i], sizeof v[i]))
+        r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE);
+        if (r >= 0 && !sd_touch_all(&v[i].len, sizeof v[i].len))
             r = -EFAULT;
-        else
-            r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE);
         if (r < 0)
             break;
         v[i].len = (u32)r;
@@ -294,11 +307,9 @@ SD_CALL(sd_sendmmsg)
 
     HOLD(s, f->rdi);
     for (i = 0; i < n; i++) {
-        if (bad((u64)&v[i], sizeof v[i])) {
-            r = -EFAULT;
-            break;
-        }
         r = send_one(s, (int)f->rdi, &v[i].hdr, (u32)f->r10);
+        if (r >= 0 && !sd_touch_all(&v[i].len, sizeof v[i].len))
+            r = -EFAULT;
         if (r < 0)
             break;
         v[i].len = (u32)r;

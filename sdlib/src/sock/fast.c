@@ -11,6 +11,7 @@
  * change at any time are looked at each time. A signal handler may come in anywhere and use the same connection: the index is moved by sd_cas_local,
  * and if it has moved meanwhile the call starts over.
  */
+#include "base/user.h"
 #include "sock/sock.h"
 
 #define SLOW (-4096l)      /* gate.S */
@@ -23,25 +24,40 @@ long sd_fast_write(u64 fd, const u8 *buf, u64 len);
 long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr);
 long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr);
 
-/* No string instruction: the program's direction flag stays as it is. */
-static inline void copy_small(u8 *dst, const u8 *src, u64 n)
+/* No string instruction: the program's direction flag stays as it is. False: the program's memory, be it here or there, is not there. */
+static inline __attribute__((always_inline)) bool copy_small(u8 *dst, const u8 *src, u64 n)
 {
+    const u64 *from = (const u64 *)src;
+    u64 *to = (u64 *)dst, a, b, c, d;
+    u8 byte;
+
     if (likely(n == 8)) {
-        *(u64 *)dst = *(const u64 *)src;
-        return;
+        SD_USER_GET(a, from, fault);
+        SD_USER_PUT(to, a, fault);
+        return true;
     }
-    for (; n >= 32; n -= 32, dst += 32, src += 32) {
-        const u64 *from = (const u64 *)src;
-        u64 *to = (u64 *)dst, a = from[0], b = from[1], c = from[2], d = from[3];
-        to[0] = a;
-        to[1] = b;
-        to[2] = c;
-        to[3] = d;
+    for (; n >= 32; n -= 32, from += 4, to += 4) {
+        SD_USER_GET(a, &from[0], fault);
+        SD_USER_GET(b, &from[1], fault);
+        SD_USER_GET(c, &from[2], fault);
+        SD_USER_GET(d, &from[3], fault);
+        SD_USER_PUT(&to[0], a, fault);
+        SD_USER_PUT(&to[1], b, fault);
+        SD_USER_PUT(&to[2], c, fault);
+        SD_USER_PUT(&to[3], d, fault);
     }
-    for (; n >= 8; n -= 8, dst += 8, src += 8)
-        *(u64 *)dst = *(const u64 *)src;
-    for (; n; n--)
-        *dst++ = *src++;
+    for (; n >= 8; n -= 8, from++, to++) {
+        SD_USER_GET(a, from, fault);
+        SD_USER_PUT(to, a, fault);
+    }
+    for (dst = (u8 *)to, src = (const u8 *)from; n; n--, dst++, src++) {
+        SD_USER_GET(byte, src, fault);
+        SD_USER_PUT(dst, byte, fault);
+    }
+    return true;
+    SD_USER_LABEL(fault);
+fault:
+    return false;
 }
 
 static inline u64 stack_pointer(void)
@@ -93,10 +109,10 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
         store_rlx(&s->tx_in, 0);
         return SLOW; /* looks at the other side's index again, goes around the corner */
     }
-    if (word)
-        *(volatile u64 *)(s->e.tx_ring + at) = *(const u64 *)buf;
-    else
-        copy_small(s->e.tx_ring + at, buf, len);
+    if (unlikely(!copy_small(s->e.tx_ring + at, buf, word ? 8 : len))) {
+        store_rlx(&s->tx_in, 0);
+        return SLOW; /* says EFAULT */
+    }
     if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, next))) /* [R1] */
         return SLOW;
     b->bytes_shm_tx += len;
@@ -125,10 +141,8 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     n = word ? len : min_u64(n, len);
     if (unlikely((!word && n - 1 >= SMALL) || at + n > s->e.bytes || load_rlx(&b->rx_mode) != SD_MODE_RING))
         return SLOW; /* much, around the corner, or nothing was asked for */
-    if (word)
-        *(u64 *)buf = *(const u64 *)(s->e.rx_ring + at);
-    else
-        copy_small(buf, s->e.rx_ring + at, n);
+    if (unlikely(!copy_small(buf, s->e.rx_ring + at, word ? 8 : n)))
+        return SLOW; /* says EFAULT */
     if (unlikely(!sd_cas_local(&d->head, head, head + n))) /* [R2] */
         return SLOW;
     b->bytes_shm_rx += n;

@@ -181,6 +181,8 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
     for (;;) {
         i64 r = ring_take(s, w);
         if (unlikely(r < 0)) {
+            if (r == SD_FAULT)
+                return sd_rx_result(w, -EFAULT);
             sd_drop(s, fd);
             return the_end(s, w);
         }

@@ -288,6 +288,8 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         u64 need = room_needed(s, want - sent, nb);
         i64 r = ring_put(s, iov, n, sent, need);
         if (unlikely(r < 0)) {
+            if (r == SD_FAULT)
+                return sent ? (long)sent : -EFAULT;
             sd_drop(s, fd);
             return sent ? (long)sent : -ECONNRESET;
         }

@@ -72,8 +72,11 @@ void sd_child_start(struct sd_tcb *parent)
 {
     u32 flags = parent->clone_flags;
     bool thread = SYS0(__NR_getpid) == (long)g.pid && !((flags & CLONE_NEWPID) && !(flags & CLONE_VM));
-    if (!thread && (parent->flags & SD_TCB_CLEAR_SIGHAND))
+    if (!thread && (parent->flags & SD_TCB_CLEAR_SIGHAND)) {
         sd_install_sigsys();
+        if (!(flags & CLONE_VM)) /* else it has but its parent's memory, and will exec */
+            sd_faults_reset();
+    }
     if (!g.boxed) /* else its sites run as they are, patched or not */
         SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, sd_gate_start, sd_gate_end - sd_gate_start, 0);
     if (thread || (flags & CLONE_VM))

@@ -28,9 +28,11 @@ static NOINLINE long exec(struct sd_frame *f, struct sd_tcb *t)
         sd_hypercall(SD_HC_EXEC, (u64)carry, n);
     if (!t->foreign)
         g.proc->execs = 1;
+    sd_faults_own(true);
     long r = SYS5(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
     if (!t->foreign)
         g.proc->execs = 0;
+    sd_faults_back();
     sd_socks_exec_failed(carry, n, t);
     return r;
 }
@@ -84,6 +86,7 @@ static void own_filter(void)
         return;
     sd_patch_forbid();
     sd_socks_leave();
+    sd_faults_own(false);
     g.no_supervisor = 1;
     g.boxed = 1;
     SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, 0, 0, 0);

@@ -126,6 +126,25 @@ sd_signal:
     jmp     *%r11
 1:  jmp     sd_signal_inside
 
+/* SIGSEGV and SIGBUS, which may be our own: sd_fault_route() says who goes on, on that same frame. */
+    .globl sd_signal_fault
+    .hidden sd_signal_fault
+sd_signal_fault:
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    call    sd_fault_route
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    mov     %rax, %r11
+    xor     %eax, %eax
+    jmp     *%r11
+    .globl sd_nothing
+    .hidden sd_nothing
+sd_nothing:
+    ret
+
 /* ---- into C ----
  * rcx = P of the slot. The frame goes below the red zone of the program's stack; the C code runs on the thread's own.
  * struct sd_frame in sd.h has this layout, lowest address first.
@@ -176,6 +195,9 @@ sd_entry:
     mov     %rbx, %rdi
     mov     %rbp, %rsi
     call    sd_dispatch                      /* leaves rax and the way on in the frame */
+    .globl sd_leave_c
+    .hidden sd_leave_c
+sd_leave_c:                                  /* also from fault.c: rbx, rbp and r12 as here, r13 to r15 the program's */
     mov     %rbx, %rsp
     mov     %r12d, TCB_LEVEL(%rbp)
 .Lout:
