@@ -19,7 +19,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
     u32 mask = POLLIN | POLLPRI | POLLRDHUP | POLLHUP | POLLERR | POLLRDNORM;
-    u32 out = 0, ended = load_rlx(&b->latched) & LATCH_FIN;
+    u32 out = 0;
     i64 n;
 
     if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
@@ -41,9 +41,9 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     }
     if (n > 0 && enough(s, (u64)n))
         out |= POLLIN | POLLRDNORM;
-    /* What is no end of the stream: urgent data, the error queue; and what came after its end, a reset for what we have sent since. */
-    if (ended || !(load_rlx(&b->latched) & LATCH_FIN))
-        out |= kev & (POLLPRI | POLLERR);
+    /* What is no end of the stream: urgent data, the error queue; and what came after its end, a reset for what we have sent since, which
+     * may be seen together with the end. */
+    out |= kev & (POLLPRI | POLLERR);
     if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) {
         i32 q = 0;
         SYS3(__NR_ioctl, fd, FIONREAD, &q);

@@ -247,8 +247,11 @@ static bool peer_left(struct sock *s, int fd)
     COUNT(calls_kernel);
     if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) != 1)
         return false;
-    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
         sd_look_at_kernel(s, fd); /* FIN or reset, as it is told with our rings in mind */
+        if (s->kcheck & 1)
+            sd_look_at_kernel(s, fd); /* it stood behind a doorbell */
+    }
     return true;
 }
 
