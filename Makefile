@@ -104,7 +104,8 @@ suites: build $(STAMPS)/packages-test
 	@SDRUN_SUITES=all $(PY) -m pytest --reruns 1 tests/suites $(PYTEST_ARGS)
 
 fuzz: build $(STAMPS)/packages-test
-	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py $(PYTEST_ARGS)
+	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py \
+		tests/sdtrace/test_fuzz.py $(PYTEST_ARGS)
 
 matrix: build $(STAMPS)/packages-test
 	@$(PY) -m tests.matrix --write

@@ -26,6 +26,8 @@ _CMSG: Final = struct.Struct("=Qii")
 _IOV_MAX: Final = 1024
 _CONTROL_MAX: Final = 65536
 _SCM_FDS_MAX: Final = 253
+_USER_END: Final = (1 << 47) - 4096
+"""The kernel refuses buffers beyond the user half of the address space, also empty ones, which are not read here."""
 
 
 class Message(NamedTuple):
@@ -69,16 +71,18 @@ def read_message(read: Reader, pointer: int, data_max: int) -> Message:
     name, namelen, iov, iovlen, control, controllen, _ = _MSGHDR.unpack(read(pointer, _MSGHDR.size))
     if iovlen > _IOV_MAX:
         raise OSError(errno.EMSGSIZE, "too many buffers")
-    if namelen < 0:
+    if name and namelen < 0:
         raise OSError(errno.EINVAL, "negative length")
     if controllen > _CONTROL_MAX:
         raise OSError(errno.ENOBUFS, "too much control data")
     address = read(name, min(namelen, ADDRESS_MAX)) if name and namelen else None
     parts, left = [], data_max
     for base, length in _IOVEC.iter_unpack(read(iov, iovlen * _IOVEC.size) if iovlen else b""):
+        if base > _USER_END and not length:
+            raise OSError(errno.EFAULT, "no address of a program")
         parts.append(read(base, min(length, left)) if min(length, left) else b"")
         left -= len(parts[-1])
-    return Message(address, b"".join(parts), read(control, controllen) if control and controllen else b"")
+    return Message(address, b"".join(parts), read(control, controllen) if controllen else b"")
 
 
 def read_messages(read: Reader, pointer: int, count: int, data_max: int) -> Iterator[tuple[int, Message]]:
