@@ -44,6 +44,7 @@ BUILT_IN: Final[Values] = MappingProxyType(
         "total": 4 << 30,
         "connections": 10_000,
         "spin_us": 50,
+        "idle_s": 30,
         "io_uring": "deny",
         "patch": True,
     }
@@ -115,6 +116,7 @@ def _settings(values: Values, source: Mapping[str, str], rules: tuple[Rule, ...]
         source=MappingProxyType(dict(source)),
         total_bytes=cast(int, values["total"]),
         connections=cast(int, values["connections"]),
+        idle_s=cast(int, values["idle_s"]),
         action=action,
         rules=rules,
         action_is_own=own,

@@ -200,7 +200,7 @@ def _values(document: Document, index: int, app: dict[str, Any]) -> Values:
     if "upgrade" in app:
         said["upgrade"] = _upgrade(app["upgrade"])
     limits = app.get("limits", {})
-    said.update({key: limits[key] for key in ("spin_us", "connections") if key in limits})
+    said.update({key: limits[key] for key in ("spin_us", "idle_s", "connections") if key in limits})
     for key, parse in (("ring", values.ring), ("total", values.total)):
         if key in limits:
             try:

@@ -17,7 +17,7 @@ IoUring: TypeAlias = Literal["deny", "allow"]
 Values: TypeAlias = Mapping[str, object]
 """Parsed values by their names in `KEYS`."""
 
-KEYS: Final = ("action", "reason", "upgrade", "ring", "total", "connections", "spin_us", "io_uring", "patch")
+KEYS: Final = ("action", "reason", "upgrade", "ring", "total", "connections", "spin_us", "idle_s", "io_uring", "patch")
 
 
 FOR_ALL: Final = ("-r", "--set", "SDRUN_RULES", "SDRUN_SET")
@@ -120,6 +120,8 @@ class Settings:
     source: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     total_bytes: int = 4 << 30
     connections: int = 10_000
+    idle_s: int = 30
+    """Seconds after which the memory of an idle connection's rings is given back; 0: never."""
     action: Action = "accelerate"
     """For what no rule speaks about."""
     rules: tuple[Rule, ...] = ()

@@ -16,6 +16,7 @@ RING_MIN: Final = 4096  # SD_RING_MIN and SD_RING_MAX; a test compares them, so 
 RING_MAX: Final = 64 << 20
 TOTAL_MAX: Final = 1 << 50
 CONNECTIONS_MAX: Final = 1 << 20
+IDLE_MAX_S: Final = 86400
 SPIN_MAX_US: Final = 100_000
 COUNT_MAX: Final = (1 << 63) - 1
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -76,6 +77,13 @@ def spin_us(text: str) -> int:
     return int(text)
 
 
+def idle_s(text: str) -> int:
+    """Seconds."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= IDLE_MAX_S):
+        raise ValueError(f"a whole number of seconds from 0 (never) to {IDLE_MAX_S}")
+    return int(text)
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     """A parser of a few words."""
 
@@ -100,6 +108,7 @@ SETTABLE: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "total": ("total", total),
     "connections": ("connections", connections),
     "spin_us": ("spin_us", spin_us),
+    "idle_s": ("idle_s", idle_s),
     "io_uring": ("io_uring", _one_of("deny", "allow")),
     "patch": ("patch", patch),
 }

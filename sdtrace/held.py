@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -105,4 +106,5 @@ def row(key: Key, held: Held) -> dict[str, Any]:
         "local": list(origin.local), "peer": list(origin.peer), "state": STATES.get(int(block.state), "?"),
         "reason": reason, "shm_tx": int(block.bytes_shm_tx), "shm_rx": int(block.bytes_shm_rx),
         "tcp": int(block.bytes_tcp), "ring": held.bytes,
+        "resident": os.fstat(held.segment).st_blocks * 512 if held.segment >= 0 else 0,
     }  # fmt: skip

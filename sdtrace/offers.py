@@ -311,6 +311,10 @@ class Broker:
         for key in [key for key in self._homeless if not key.current]:
             del self._homeless[key]
 
+    def held(self) -> list[tuple[Key, Held]]:
+        """All connections that still are what they were."""
+        return [(key, held) for key, held in self._held.items() if key.current]
+
     def forget_area(self, area: Area) -> None:
         """Nobody sees this area any more."""
         for key in [key for key in (*self._held, *self._homeless) if key.area is area]:

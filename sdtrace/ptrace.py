@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few ptrace requests that remote.py needs, and nothing that decides (only remote.py sends them).
+"""The few ptrace requests that halted.py and remote.py need, and nothing that decides (only they send them).
 
 python-ptrace has no SEIZE, INTERRUPT or dispatch configuration, and these are most of what is used here.
 """

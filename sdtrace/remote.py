@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stopped process in which we run system calls; the only file that uses ptrace (its requests are in ptrace.py).
+"""A stopped process in which we run system calls; with halted.py the only file that uses ptrace (its
+requests are in ptrace.py).
 
 `Stopped` is a scope: entering it stops every thread, leaving it puts back whatever was changed and lets them go,
-also on errors.  A thread is left exactly as the kernel would have left it had we never come, with three corrections:
+also on errors.  A thread is left exactly as the kernel would have left it had we never come (halted.py), with two
+corrections:
 
 * The notified thread waits in the filter.  Our interrupt makes the kernel abandon that wait with -ERESTARTSYS, which
   only the signal code turns into a restart; after remote calls we are past that point.  So it is given registers that
   make the call anew: rip on the instruction, rax the number, orig_rax -1 (no restart logic).
-* epoll_wait, recv with a time-out, sigtimedwait and semop answer any interruption with -EINTR, although no signal came.
-  That becomes -ERESTARTNOHAND: restarted if there is no handler to run, still -EINTR if one arrived meanwhile.
 * SIGSYS is unblocked where asked for; it belongs to the library.
 
-Kernel facts used here: SEIZE works on threads one by one and new threads may appear until all are stopped, hence the
-rescan.  A stop for a real signal swallows our pending interrupt, so it is asked for again before the signal is passed
-on.  A thread in an uninterruptible wait (a parent in vfork) does not stop: there is a deadline, and such threads are
-let go as soon as they do (`release_lingering`).  With TRACESYSGOOD, stops at calls use no signal, so a blocked or
-ignored SIGTRAP stays as it is.
+With TRACESYSGOOD, stops at calls use no signal, so a blocked or ignored SIGTRAP stays as it is.
 """
 
 from __future__ import annotations
@@ -25,47 +21,35 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
+from sdtrace.halted import Halted, Thread
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Notification
 from sdtrace.ptrace import (
     ALL_SIGNALS,
     CONT,
-    ERESTARTNOHAND,
     ERESTARTSYS,
     EVENT_STOP,
     INTERRUPT,
-    O_TRACESYSGOOD,
     POKETEXT,
-    SEIZE,
     SYSCALL,
-    WALL,
     Registers,
     RemoteError,
     ask,
-    detach,
-    get_mask,
     get_registers,
-    hide_interruption,
     made_anew,
     peek,
     poll_stop,
     set_dispatch,
-    set_mask,
     set_registers,
     signed,
-    spurious_eintr,
     wait,
 )
 
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
-_STOP_DEADLINE_S: Final = 0.2
 _CALL_DEADLINE_S: Final = 5.0
 _SIGSYS_BIT: Final = 1 << (signal.SIGSYS - 1)
 _SYSCALL_BYTES: Final = 0x050F
@@ -83,116 +67,21 @@ _MARK: Final = 0x65746F6D65524453
 _RETURN_AT: Final = 2
 _BLOCKED_AT: Final = 10
 
-lingering: set[int] = set()
-"""Threads that were seized but did not stop in time."""
 
-
-def release_lingering() -> bool:
-    """Let threads go that stopped too late; True while some remain to be looked after."""
-    for tid in list(lingering):
-        try:
-            pid, status = os.waitpid(tid, WALL | os.WNOHANG)
-        except ChildProcessError:
-            lingering.discard(tid)
-            continue
-        if pid:
-            lingering.discard(tid)
-            if os.WIFSTOPPED(status):
-                event_stop = status >> 16 == EVENT_STOP
-                if event_stop:
-                    hide_interruption(tid)
-                detach(tid, 0 if event_stop else os.WSTOPSIG(status))
-    return bool(lingering)
-
-
-@dataclass
-class _Thread:
-    """A stopped thread, and what is to be put back."""
-
-    tid: int
-    registers: Registers
-    mask: int
-    mask_now: int
-    restore: Registers | None = None
-    dispatched: bool = field(default=False)
-
-
-class Stopped:
+class Stopped(Halted):
     """All threads of a process, stopped; the notified one can run system calls and functions."""
 
     def __init__(self, pid: int, notif: Notification, keepsake: Keepsake) -> None:
         """`pid` is the thread group; nothing happens before the scope is entered."""
-        self.pid = pid
+        super().__init__(pid)
         self._notif = notif
         self._keepsake = keepsake
-        self._threads: dict[int, _Thread] = {}
         self._landing: list[tuple[int, int]] = []
-        self._commit = False
-        self._leader = _Thread(notif.tid, Registers(), 0, 0)
+        self._leader = Thread(notif.tid, Registers(), 0, 0)
 
     # ---------------------------------------------------------------- scope
 
-    def __enter__(self) -> Stopped:
-        """Stop everything. RemoteError when that cannot be done; nothing is left changed then."""
-        try:
-            self._stop_all()
-            self._prepare_leader()
-        except BaseException:
-            self._let_go()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let everything go, as it was or (after `commit`) with dispatch on and SIGSYS unblocked."""
-        self._commit = self._commit and kind is None
-        self._let_go()
-
-    def _stop_all(self) -> None:
-        """Seize and interrupt in two passes, so that the threads come to a stop side by side."""
-        while new := [tid for tid, state in procfs.thread_states(self.pid).items()
-                      if tid not in self._threads and state not in "ZX"]:
-            seized = [tid for tid in new if self._seize(tid)]
-            for tid in seized:
-                with contextlib.suppress(ProcessLookupError):
-                    ask(INTERRUPT, tid)
-            for position, tid in enumerate(seized):
-                try:
-                    self._arrive(tid, time.monotonic() + _STOP_DEADLINE_S)
-                except RemoteError:
-                    lingering.update(set(seized[position:]) - set(self._threads))
-                    raise
-            if not seized:
-                return
-
-    def _seize(self, tid: int) -> bool:
-        try:
-            ask(SEIZE, tid, 0, O_TRACESYSGOOD)
-        except ProcessLookupError:
-            return False
-        except PermissionError as error:
-            if procfs.thread_states(self.pid).get(tid, "Z") in "ZX":
-                return False
-            raise RemoteError("ptrace-refused") from error
-        return True
-
-    def _arrive(self, tid: int, deadline: float) -> None:
-        """Bring a seized thread to our own stop, passing signals on."""
-        while (status := wait(tid, deadline)) is not None:
-            stop_signal = os.WSTOPSIG(status)
-            if status >> 16 == EVENT_STOP:
-                registers = get_registers(tid)
-                mask = get_mask(tid)
-                self._threads[tid] = _Thread(tid, registers, mask, mask)
-                if stop_signal != signal.SIGTRAP:
-                    raise RemoteError("stopped by job control", transient=True)
-                return
-            with contextlib.suppress(ProcessLookupError):
-                ask(INTERRUPT, tid)
-                ask(CONT, tid, 0, stop_signal)
-
-    def _prepare_leader(self) -> None:
+    def _prepare(self) -> None:
         leader = self._threads.get(self._notif.tid)
         if leader is None:
             raise RemoteError("thread has ended", transient=True)
@@ -207,38 +96,9 @@ class Stopped:
                 self.dispatch_nowhere()
         with contextlib.suppress(OSError):
             self.end_calls()
-        for thread in self._threads.values():
-            with contextlib.suppress(OSError):
-                self._put_back(thread)
-        for thread in self._threads.values():
-            detach(thread.tid)
-
-    def _put_back(self, thread: _Thread) -> None:
-        if thread.restore is not None:
-            set_registers(thread.tid, thread.restore)
-        elif spurious_eintr(thread.registers):
-            hidden = thread.registers.copy()
-            hidden.rax = ERESTARTNOHAND & ALL_SIGNALS
-            set_registers(thread.tid, hidden)
-        # Setting a mask ends a temporary one (ppoll, sigsuspend), whose call is restarted anyway: only if needed.
-        if thread.mask_now != thread.mask and not self._commit:
-            self._set_mask(thread, thread.mask)
-
-    @staticmethod
-    def _set_mask(thread: _Thread, mask: int) -> None:
-        set_mask(thread.tid, mask)
-        thread.mask_now = mask
+        super()._let_go()
 
     # ----------------------------------------------------------- inspection
-
-    def registers(self) -> Iterator[Registers]:
-        """Registers of every thread, as found."""
-        return (thread.registers for thread in self._threads.values())
-
-    @property
-    def thread_count(self) -> int:
-        """How many threads the process has."""
-        return len(self._threads)
 
     @property
     def still_in_call(self) -> bool:
@@ -375,7 +235,7 @@ class Stopped:
             if thread.dispatched:
                 self._dispatch(thread, on=False, start=0, length=0)
 
-    def _dispatch(self, thread: _Thread, *, on: bool, start: int, length: int) -> None:
+    def _dispatch(self, thread: Thread, *, on: bool, start: int, length: int) -> None:
         try:
             set_dispatch(thread.tid, on=on, start=start, length=length)
         except ProcessLookupError:

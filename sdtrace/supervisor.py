@@ -41,6 +41,7 @@ from sdtrace import cli, procfs, snapshot
 from sdtrace.accounts import Accounts
 from sdtrace.control import NOTIF_ANSWERED, Control, KeeperGone, Kind
 from sdtrace.enforce import PERFORMED, Enforcer
+from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
 from sdtrace.image import load as load_image
@@ -52,7 +53,7 @@ from sdtrace.lineage import Lineage, Subject
 from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
-from sdtrace.remote import release_lingering
+from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL
 from sdtrace.workers import POLL_S, Workers
@@ -90,6 +91,7 @@ class Supervisor:
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
         self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
                               self._hypercalls.areas)
+        self._shrinker = Shrinker(self._broker.held, self._settings, image)
         self._inspection = Inspection(self._snapshot)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters)
@@ -133,7 +135,9 @@ class Supervisor:
             return _LINGERING_POLL_S
         if self._workers:
             return POLL_S
-        return RETRY_S if self._broker.tick() else _ORPHAN_POLL_S
+        waiting = self._broker.tick()
+        idle = self._guard(self._shrinker.tick) and self._shrinker.waiting
+        return RETRY_S if waiting else LOOK_S if idle else _ORPHAN_POLL_S
 
     def _reload(self) -> None:
         """Policy files have changed. What was given on the command line holds as ever; a mistake changes nothing."""

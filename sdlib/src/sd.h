@@ -50,6 +50,8 @@ struct sd_tcb {
     struct sock *_Atomic use[SD_STACK_LEVELS]; /* sockets that this thread is inside of: fd/fd.c [F1] */
 };
 
+_Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
+
 #define SD_TCB_SIGSYS_BLOCKED 1u /* the program believes that it has blocked SIGSYS */
 #define SD_TCB_CLEAR_SIGHAND 2u  /* the clone about to run resets the child's handlers */
 

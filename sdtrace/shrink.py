@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of idle rings is given back to the system: the ring stays, its pages come again when bytes do.
+
+Only an empty ring whose producer is ours, and only while its producer cannot be in the middle of a message. A hole that
+is punched between the copy and the commit of one would turn it into zeroes, and a producer takes no lock that we could
+take. But idle programs sleep: so all threads of the process are stopped for a moment, and then each must be
+
+  - outside of the library, with nothing of the library below it (a handler may run on top of a send), or
+  - in a bare call of the gate, for which the library keeps nothing, or
+  - asleep in one of the calls in which the library waits, with no other operation below.
+
+If one is anywhere else, nothing is done, and the connection's turn comes again. The other end needs no care: a consumer
+reads nothing from an empty ring, and one that lies about what it has read harms its own connection alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from policies import Settings
+from sdlib import abi
+from sdlib.wire.segment import segment_bytes
+from sdtrace import procfs
+from sdtrace.halted import Halted
+from sdtrace.held import Held, Key
+from sdtrace.image import Image
+from sdtrace.inject import read_memory
+from sdtrace.ptrace import Registers, RemoteError, signed
+
+LOOK_S: Final = 1.0
+"""How often idle connections are looked for, as long as any has memory to give."""
+KEEP_BYTES: Final = 32 * 1024
+"""A connection that uses no more has nothing worth a stop of its program."""
+_AGAIN_S: Final = 30.0
+_WAITS: Final = frozenset({
+    7, 271, 23, 270, 232, 281, 441,  # poll, ppoll, select, pselect6, epoll_wait, epoll_pwait, epoll_pwait2
+    45, 47, 299, 43, 288,  # recvfrom, recvmsg, recvmmsg, accept, accept4
+    202, 35, 230, 61, 247,  # futex, nanosleep, clock_nanosleep, wait4, waitid
+    34, 130, 128, 219,  # pause, sigsuspend, sigtimedwait; restart_syscall: one of these, after a stop
+})  # fmt: skip
+_LEVEL_AT: Final = 8  # offsetof(struct sd_tcb, level), sd.h
+_HEADER_BYTES: Final = abi.sizeof("struct sd_seg")
+_TAIL = [abi.offsetof("struct sd_seg", "dir") + side * abi.sizeof("struct sd_dir")
+         + abi.offsetof("struct sd_dir", "tail") for side in (0, 1)]  # fmt: skip
+_HEAD = [abi.offsetof("struct sd_seg", "dir") + side * abi.sizeof("struct sd_dir")
+         + abi.offsetof("struct sd_dir", "head") for side in (0, 1)]  # fmt: skip
+_WORD: Final = struct.Struct("=Q")
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+
+@dataclass
+class _Seen:
+    """Where a ring's producer was, and since when; whose ring it is."""
+
+    tail: int
+    since: float
+    tid: int
+
+
+class Shrinker:
+    """Looks after the segments of one supervisor."""
+
+    def __init__(self, held: Callable[[], Iterable[tuple[Key, Held]]], settings: Callable[[str, int], Settings],
+                 image: Image | str) -> None:
+        """`held` lists the connections; without an image there are none."""
+        self._held = held
+        self._settings = settings
+        self._image = image
+        self._seen: dict[Key, _Seen] = {}
+        self._looked = 0.0
+        self._not_before: dict[int, float] = {}
+        self.given_back = 0
+        """Bytes, since the beginning."""
+
+    @property
+    def waiting(self) -> bool:
+        """May there be something to give back soon?"""
+        return bool(self._seen)
+
+    def tick(self) -> None:
+        """Now and then."""
+        now = time.monotonic()
+        if now >= self._looked + LOOK_S:
+            self._looked = now
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        seen, self._seen = self._seen, {}
+        ripe: dict[int, list[tuple[Key, Held]]] = {}
+        for key, held in self._held():
+            idle_s = self._settings(held.origin.exe, held.origin.uid).idle_s
+            if not idle_s or not held.attached or held.segment < 0 or resident(held.segment) <= KEEP_BYTES:
+                continue
+            tail, empty = _producer(held.segment, int(key.area.view.block[key.block].side))
+            before = seen.get(key)
+            if before is None or before.tail != tail:
+                before = _Seen(tail, now, held.origin.tid)
+            self._seen[key] = before
+            if empty and now - before.since >= idle_s:
+                ripe.setdefault(held.origin.tid, []).append((key, held))
+        self._not_before = {tid: at for tid, at in self._not_before.items() if at > now}
+        for tid, connections in ripe.items():
+            if tid not in self._not_before:
+                self._shrink(tid, connections, now)
+
+    def _shrink(self, tid: int, connections: list[tuple[Key, Held]], now: float) -> None:
+        """Give back what one process's idle connections use."""
+        done = 0
+        try:
+            status = procfs.status(tid)
+            alone = [pair for pair in connections if int(pair[0].area.view.block[pair[0].block].users) == 1]
+            if alone and not status.tracer and not isinstance(self._image, str):
+                with Halted(status.tgid) as halted:
+                    if all(self._is_quiet(status.tgid, registers) for registers in halted.registers()):
+                        done = sum(punch(held.segment, int(key.area.view.block[key.block].side))
+                                   for key, held in alone)
+        except (OSError, RemoteError):
+            pass  # it goes, or somebody debugs it
+        self.given_back += done
+        if not done:  # the other end has the rest, or it was a bad moment
+            self._not_before[tid] = now + _AGAIN_S
+
+    def _is_quiet(self, pid: int, registers: Registers) -> bool:
+        """Is this thread in no operation of the library but waiting?"""
+        assert not isinstance(self._image, str)
+        symbols, rip = self._image.symbols, int(registers.rip)
+        level = int.from_bytes(read_memory(pid, registers.gs_base + _LEVEL_AT, 4), "little") if registers.gs_base else 0
+        in_library = abi.const.SD_LIB_BASE <= rip < max(seg.vaddr + seg.memsz for seg in self._image.segments)
+        in_gate = symbols["sd_gate_start"] <= rip <= symbols["sd_gate_end"]
+        if level == 0:
+            return in_gate or not in_library
+        return level == 1 and in_gate and signed(registers.orig_rax) in _WAITS
+
+
+def resident(segment: int) -> int:
+    """Bytes of memory that a segment uses."""
+    return os.fstat(segment).st_blocks * 512
+
+
+def _producer(segment: int, side: int) -> tuple[int, bool]:
+    """How much this side has ever written, and whether all of it has been read."""
+    header = os.pread(segment, _HEADER_BYTES, 0)
+    if side not in (0, 1) or len(header) < _HEADER_BYTES:
+        return 0, False
+    (tail,), (head,) = _WORD.unpack_from(header, _TAIL[side]), _WORD.unpack_from(header, _HEAD[side])
+    return tail, tail == head
+
+
+def punch(segment: int, side: int) -> int:
+    """Give back the ring that `side` writes, if it is empty; how many bytes that was. Its writer has to be stopped."""
+    if not _producer(segment, side)[1]:
+        return 0
+    before = resident(segment)
+    ring_bytes = (os.fstat(segment).st_size - segment_bytes(0)) // 2
+    at = abi.const.SD_SEG_HDR_BYTES + side * ring_bytes
+    if _libc.fallocate(segment, _KEEP_SIZE | _PUNCH_HOLE, at, ring_bytes) < 0:
+        raise OSError(ctypes.get_errno(), "fallocate")
+    return max(before - resident(segment), 0)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory rings use: idle ones give it back, and a reader that stops stops its writer, as with TCP."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.test_live_policy import SDCTL
+from tests.harness import GUESTS, Mode, Program, Runner, free_port
+from tests.monitor.support import MonitorProcess
+
+BURSTS = GUESTS / "bursts.py"
+HEADER = 4096
+
+
+class Bursts:
+    """The server and the driver of bursts.py, with a monitor of the test's own."""
+
+    def __init__(self, runner: Runner, folder: Path, *words: str) -> None:
+        self.folder = folder / "bursts"
+        self.folder.mkdir()
+        self.monitor = MonitorProcess(folder)
+        self.port = free_port()
+        runner.env = {**runner.env, "SOCKSDIRECT_MONITOR": self.monitor.path}
+        self.env = runner.env
+        self.server = runner.start(sys.executable, BURSTS, "serve", str(self.port)).listening(self.port)
+        self.driver = runner.start(sys.executable, BURSTS, "drive", str(self.port), self.folder, *words)
+
+    def rows(self) -> list[dict[str, Any]]:
+        command: list[str | Path] = [SDCTL, "--socket", self.monitor.path, "connections", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=self.env, check=False)
+        rows: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
+        return rows
+
+    def burst(self, number: int) -> None:
+        (self.folder / f"burst-{number}").touch()
+        self.driver.until((self.folder / f"did-{number}").exists, f"burst {number} comes back", timeout=60)
+
+    def finish(self) -> tuple[Program, Program]:
+        (self.folder / "stop").touch()
+        self.driver.ok()
+        assert self.driver.stdout == b"whole\n", self.driver.describe()
+        self.server.stop(signal.SIGKILL)
+        self.monitor.close()
+        return self.server, self.driver
+
+
+def test_idle_rings_shrink(shm: Runner, tmp_path: Path) -> None:
+    """After a second without a byte nothing but the header is left; bursts afterwards come back whole, by the ring."""
+    shm.options = ["--set", "idle_s=1"]
+    bursts = Bursts(shm, tmp_path, "12")
+    for number in range(2):
+        bursts.burst(number)
+        bursts.driver.until(
+            lambda: [row["resident"] for row in bursts.rows()] == [HEADER] * 24, "idle rings give back", timeout=60
+        )
+    for program in bursts.finish():
+        report = program.report()
+        assert (report.shm, report.total) == (12, 12), report
+        assert report.shm_bytes > 12 * 300_000, report
+
+
+def test_shrinking_takes_no_byte(shm: Runner, tmp_path: Path) -> None:
+    """Pauses about as long as rings may be idle: some bursts begin in the very moment, in twenty threads."""
+    shm.options = ["--set", "idle_s=1"]
+    bursts = Bursts(shm, tmp_path, "20", "1.0")
+    bursts.finish()
+
+
+PRESSURE = GUESTS / "pressure.py"
+RING = 64 * 1024
+
+
+def test_a_reader_that_stops_stops_its_writer(runner: Runner, tmp_path: Path) -> None:
+    """The writer gets as far as one ring is long, and that is all the memory there is; later every byte comes."""
+    runner.options = ["--set", "ring=64KiB"]
+    program = runner.start(sys.executable, PRESSURE, tmp_path)
+    program.until((tmp_path / "full").exists, "the writer is stopped", timeout=60)
+    full = int((tmp_path / "full").read_text())
+    assert full > 0
+    if runner.mode is Mode.SHM:
+        assert full <= RING
+        assert mapped_segments(program.pid) == [HEADER + 2 * RING]
+    (tmp_path / "read").touch()
+    assert program.ok().stdout == b"whole\n"
+    runner.check(program, at_least=2, of_bytes=full)
+
+
+def mapped_segments(pid: int) -> list[int]:
+    """The sizes of the segments that a process has mapped, by the kernel's account."""
+    lines = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:socksdirect-segment" in line]
+    return [int(end, 16) - int(start, 16) for start, end in (line.split()[0].split("-") for line in lines)]
