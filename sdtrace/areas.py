@@ -75,6 +75,10 @@ class Area:
         view.cfg.patch = int(settings.patch)
         self.configure(settings, accelerate=accelerate)
 
+    def perform(self) -> None:
+        """From now on calls that a policy may deny are sent to us."""
+        self.view.cfg.perform = 1
+
     def configure(self, settings: Settings, *, accelerate: bool) -> None:
         """Say what holds for connections that are not offered yet; at any time."""
         config, upgrade = self.view.cfg, settings.upgrade

@@ -20,6 +20,7 @@ ADDRESS_MAX: Final = 128
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _VOID, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _NR_CONNECT, _NR_BIND, _NR_LISTEN, _NR_ACCEPT4, _NR_SENDTO, _NR_SENDMSG = 42, 49, 50, 288, 44, 46
+_NR_GETPEERNAME: Final = 52
 _libc.syscall.restype = _LONG
 
 
@@ -50,6 +51,14 @@ def accept(fd: int, flags: int) -> tuple[int, bytes]:
     length = ctypes.c_int(ADDRESS_MAX)
     got = _call(_NR_ACCEPT4, _INT(fd), buffer, ctypes.byref(length), _INT(flags | socket.SOCK_CLOEXEC))
     return got, buffer.raw[: max(length.value, 0)] if got >= 0 else b""
+
+
+def getpeername(fd: int) -> bytes | int:
+    """getpeername(2): the peer's address, whole, or -errno."""
+    buffer = ctypes.create_string_buffer(ADDRESS_MAX)
+    length = ctypes.c_int(ADDRESS_MAX)
+    got = _call(_NR_GETPEERNAME, _INT(fd), buffer, ctypes.byref(length))
+    return buffer.raw[: max(length.value, 0)] if got == 0 else got
 
 
 def sendto(fd: int, data: bytes, flags: int, address: bytes | None) -> int:

@@ -29,6 +29,7 @@ from contextlib import nullcontext, suppress
 from typing import Final
 
 from policies.model import Dir, Verdict
+from sdlib import abi
 from sdtrace import calls, procfs, syscalls
 from sdtrace.caller import (
     INTERNET,
@@ -78,20 +79,51 @@ class Enforcer:
             syscalls.SENDMSG: self._sendmsg, syscalls.SENDMMSG: self._sendmmsg, syscalls.SOCKET: self._socket,
         }  # fmt: skip
 
+    def performs(self, number: int) -> bool:
+        """Is this call one of ours?"""
+        return number in self._handlers
+
     def answer(self, listener: Listener, notif: Notification, subject: Subject) -> None:
         """Answer a call of the table above; the caller sees to it that none remains unanswered if this raises."""
+        self._answer(self._handlers[notif.nr], Call(listener, notif, subject))
+
+    def answer_admission(self, listener: Listener, notif: Notification, subject: Subject) -> None:
+        """May the connection that the library has just accepted (first argument) come in? If not it ends in a reset."""
+        self._answer(self._admit, Call(listener, notif, subject))
+
+    def _answer(self, handler: Callable[[Call], int], call: Call) -> None:
+        listener, notif, _ = call
         if not listener.valid(notif):
             return
         try:
-            value = self._handlers[notif.nr](Call(listener, notif, subject))
+            value = handler(call)
         except Continue:
-            listener.let_through(notif)
+            self._let_through(listener, notif)
         except Later:
             pass
         except OSError as error:
             listener.reply(notif, -(error.errno or errno.EIO))
         else:
             listener.reply(notif, value)
+
+    @staticmethod
+    def _let_through(listener: Listener, notif: Notification) -> None:
+        if notif.routed:
+            listener.reply(notif, abi.const.SD_PERFORM_YOURSELF)
+        else:
+            listener.let_through(notif)
+
+    def _admit(self, call: Call) -> int:
+        try:
+            sock = take(call, "in")
+        except Continue:
+            return 0
+        with closing(sock):
+            peer = calls.getpeername(sock.fd)
+            if isinstance(peer, int) or self._may_come_in(call, sock, sock.fd, peer):
+                return 0
+            sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            return -errno.EACCES
 
     # ---------------------------------------------------------------- judging
 

@@ -46,6 +46,7 @@ class Hypercalls:
         self._settings = settings
         self._accelerate = accelerate
         self.areas: list[Area] = []
+        self._perform = False
         self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
             abi.const.SD_HC_AREA: self._area,
             abi.const.SD_HC_OFFER: self._offer,
@@ -85,6 +86,8 @@ class Hypercalls:
         if area is None:
             exe, uid = process.program.exe, _uid(process)
             area = Area(index, exe, uid, self._settings(exe, uid), accelerate=self._accelerate)
+            if self._perform:
+                area.perform()
             area.host_pids = process.pid == process.ns_pid
             if process.pid == self.reporting_pid:
                 area.view.cfg.root_pid = process.ns_pid
@@ -146,6 +149,12 @@ class Hypercalls:
         """Policies have changed."""
         for area in self.areas:
             area.configure(self._settings(area.exe, area.uid), accelerate=self._accelerate)
+
+    def begin_performing(self) -> None:
+        """A policy has begun to deny something: calls that may be denied are sent to us from now on."""
+        self._perform = True
+        for area in self.areas:
+            area.perform()
 
     def _attach(self, listener: Listener, notif: Notification, process: Process) -> int | None:
         key = self._key(process, notif.args[2])

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sdtrace.keepsake import Keepsake
@@ -44,12 +44,18 @@ class Notification:
     ip: int
     args: tuple[int, ...]
     arch: int = X86_64
+    routed: bool = False
+    """A call that the library has sent to us instead of making it (SD_HC_PERFORM): it cannot be let through."""
 
     @classmethod
     def parse(cls, data: bytes | memoryview) -> Notification:
         """From the kernel's bytes."""
         notif_id, tid, _, nr, arch, ip, *args = _NOTIF.unpack_from(data)
         return cls(notif_id, tid, nr, ip, tuple(args), arch)
+
+    def as_routed(self) -> Notification:
+        """The call that a request of the library (SD_HC_PERFORM) is about."""
+        return replace(self, nr=self.args[0] >> 32, args=(*self.args[1:5], 0, 0), routed=True)
 
     def int_arg(self, index: int) -> int:
         """Argument `index` as the C int that the kernel makes of it."""

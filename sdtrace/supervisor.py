@@ -36,10 +36,11 @@ from typing import Any, Final
 
 import policies
 from policies import Policy, Settings
+from policies.model import Proto
 from sdlib import abi
-from sdtrace import cli, procfs, snapshot
+from sdtrace import cli, opening, procfs, snapshot
 from sdtrace.accounts import Accounts
-from sdtrace.control import NOTIF_ANSWERED, Control, KeeperGone, Kind
+from sdtrace.control import Control, KeeperGone
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
@@ -67,8 +68,10 @@ _LAUNCHER: Final = os.path.realpath(os.path.join(sys.prefix, "bin", "sdrun"))
 class Supervisor:
     """One tree of processes, from the first notification to the report."""
 
-    def __init__(self, options: cli.Options, policy: Policy, image: Image | str, keepsake: Keepsake) -> None:
+    def __init__(self, options: cli.Options, policy: Policy, image: Image | str, keepsake: Keepsake,
+                 control: Control) -> None:
         """`image` is text when there is none: why every process stays on the kernel."""
+        self._control = control
         self._options = options
         self._policy = policy
         self._keepsake = keepsake
@@ -79,7 +82,10 @@ class Supervisor:
                                       reporting_pid=reporting_pid, leaving=self._leaving)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
-        self._strict = bool(options.learn or policies.denied_somewhere(policy, options.sets, options.rules))
+        self._filtered = opening.filtered(options, policy)
+        self._strict = bool(self._filtered)
+        self._routed = False
+        """Strict only since a reload."""
         self._learner = Learner() if options.learn else None
         self._workers = Workers(keepsake)
         self._enforcer = Enforcer(self._workers, self._learner)
@@ -155,10 +161,25 @@ class Supervisor:
         except policies.PolicyError as error:
             syslog.syslog(syslog.LOG_ERR, f"policies not reloaded: {error}")
             return
-        if denied and not self._strict:
-            syslog.syslog(syslog.LOG_WARNING, "denials begin with the next start: none was possible when this began")
+        self._restrict(denied)
         moved = self._broker.rejudge(self._goes_back)
         syslog.syslog(syslog.LOG_INFO, f"policies reloaded; connections on their way back to TCP: {moved}")
+
+    def _restrict(self, denied: frozenset[Proto]) -> None:
+        """Where the filter was chosen for a policy that denied less: calls come to us by the library's own will."""
+        late = denied - self._filtered
+        if not late:
+            return
+        if "udp" in late:
+            syslog.syslog(syslog.LOG_WARNING, "denials about UDP begin with the next start: none was possible then")
+        if "tcp" in late and self._uring_allowed:
+            syslog.syslog(syslog.LOG_WARNING, "denials reach no io_uring, which was allowed when this began")
+        if "tcp" in late and not self._routed:
+            self._strict = self._routed = self._source.strict = True
+            _out_of_reach()
+            self._control.verdict(0, denied={"tcp"})  # the keeper's, should we die
+            self._hypercalls.begin_performing()
+            syslog.syslog(syslog.LOG_INFO, "denials begin; a program that attacks its own library gets around them")
 
     def _goes_back(self, origin: Origin) -> bool:
         return not self._settings(origin.exe, origin.uid).accelerate or self._hypercalls.stays(origin)
@@ -239,7 +260,8 @@ class Supervisor:
             self._leaving(notif.int_arg(0), process)
         if notif.nr == abi.const.SD_HC_NR:
             self._injector.has_library(process.program)
-            self._hypercalls.handle(listener, notif, process)
+            if not (self._strict and self._answer_routed(listener, notif, status, process)):
+                self._hypercalls.handle(listener, notif, process)
         elif self._strict:
             self._answer_strictly(listener, notif, status, process)
         elif not self._injector.inject_for(listener, notif, status, process):
@@ -256,6 +278,22 @@ class Supervisor:
             self._enforcer.answer(listener, notif, subject)
         else:
             listener.let_through(notif)
+
+    def _answer_routed(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
+        """Calls that the library sends to us because of a policy (birth.c)."""
+        what = notif.args[0] & 0xFFFFFFFF
+        if what not in (abi.const.SD_HC_PERFORM, abi.const.SD_HC_ADMIT):
+            return False
+        process.carry = None
+        subject = self._lineage.subject(process, status, notif.tid)
+        call = notif.as_routed()
+        if what == abi.const.SD_HC_ADMIT:
+            self._enforcer.answer_admission(listener, call, subject)
+        elif self._enforcer.performs(call.nr):
+            self._enforcer.answer(listener, call, subject)
+        else:
+            listener.reply(notif, -errno.EINVAL)
+        return True
 
     def _note(self, notif: Notification, process: Process, subject: Subject) -> bool:
         """Calls of a strict tree that are let through once we have taken note of them."""
@@ -288,39 +326,9 @@ class Supervisor:
         self._broker.close()
 
 
-def _load_policy(options: cli.Options, control: Control) -> tuple[Policy, str]:
-    """The policy, and what is wrong with it ("" if nothing); after the verdict, if one is waited for."""
-    policy, wrong = Policy(), ""
-    uring_allowed, denied = False, frozenset[str]()
-    try:
-        policy = policies.load(options.policy)
-        settings = policies.effective(policy, options.command, options.sets, rules=options.rules)
-        uring_allowed = settings.io_uring == "allow"
-        denied = frozenset({"udp"}) if options.learn else policies.denied_somewhere(policy, options.sets, options.rules)
-    except policies.PolicyError as error:
-        wrong = str(error)
-    if options.verdict:
-        control.verdict(2 if wrong else 0, wrong, uring_allowed=uring_allowed, denied=denied)
-    return policy, wrong
-
-
 def _out_of_reach() -> None:
     """Programs of our user must not be able to change us, where we stand for a policy. Late: it closes /proc/self."""
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _receive_listener(control: Control, keepsake: Keepsake) -> tuple[Listener, list[tuple[Notification, bool]]]:
-    """The listener, and what the keeper has received before us. KeeperGone when the command was never started."""
-    listener: Listener | None = None
-    early: list[tuple[Notification, bool]] = []
-    while True:
-        message = control.receive()
-        if message.kind == Kind.LISTENER and message.fd is not None:
-            listener = Listener(message.fd, keepsake)
-        elif message.kind == Kind.NOTIF:
-            early.append((Notification.parse(message.payload), bool(message.flags & NOTIF_ANSWERED)))
-        elif message.kind == Kind.GO and listener is not None:
-            return listener, early
 
 
 def main(argv: list[str]) -> int:
@@ -332,15 +340,15 @@ def main(argv: list[str]) -> int:
     keepsake = Keepsake(options.keepsake)
     syslog.openlog("sdrun", syslog.LOG_PID)
     image: Image | str
-    policy, image = _load_policy(options, control)
+    policy, image = opening.load_policy(options, control)
     try:
         image = image or load_image(abi.const.SD_ABI_VERSION)
     except ImageError as error:
         image = str(error)
-    supervisor = Supervisor(options, policy, image, keepsake)
+    supervisor = Supervisor(options, policy, image, keepsake, control)
     try:
         control.ready()
-        listener, early = _receive_listener(control, keepsake)
+        listener, early = opening.receive_listener(control, keepsake)
     except (KeeperGone, OSError):
         return 1  # the command was never started, or has ended already
     if supervisor.strict:

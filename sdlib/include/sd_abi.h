@@ -54,7 +54,14 @@ enum sd_hypercall {
     SD_HC_WITHDRAW = 5,
     /* (status) -> 0. The process named by cfg.root_pid ends: the report is written before its parent can see that. */
     SD_HC_LEAVE = 6,
+    /* (its number in the upper half of the first argument; four arguments of connect, bind, listen, accept or accept4) -> what the call returns, made by
+     * the supervisor, or SD_PERFORM_YOURSELF. Only where cfg.perform says so. */
+    SD_HC_PERFORM = 16,
+    /* (fd) -> 0, or -EACCES: this connection, which was accepted when cfg.perform came, may not come in, and is reset by the close that follows. */
+    SD_HC_ADMIT = 17,
 };
+
+#define SD_PERFORM_YOURSELF 0x53440001
 
 enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUSED = 2 };
 
@@ -116,7 +123,7 @@ enum sd_reason { SD_REASONS(SD_X) SD_REASON_COUNT };
 
 enum sd_upgrade { SD_UPGRADE_NEVER = 0, SD_UPGRADE_EAGER = 1, SD_UPGRADE_AFTER_OPS = 2, SD_UPGRADE_AFTER_BYTES = 3 };
 
-/* Written by the supervisor before the library maps the area, and (accel, upgrade, spin_us) at any time after. */
+/* Written by the supervisor before the library maps the area, and (accel, upgrade, spin_us, perform) at any time after. */
 struct sd_config {
     uint32_t accel;     /* 0: redirect calls but leave every byte on TCP (--no-accel) */
     uint32_t upgrade;   /* enum sd_upgrade */
@@ -125,7 +132,8 @@ struct sd_config {
     uint32_t reason;    /* why accel is 0: SD_REASON_no_accel or SD_REASON_policy */
     uint32_t patch;     /* 0: leave all sites trapping (measurement switch) */
     uint32_t root_pid;  /* pid, in its own namespace, of the process that has to say SD_HC_LEAVE; 0: none has to */
-    uint32_t pad[8];
+    SD_ATOMIC uint32_t perform; /* 1: a policy has begun to deny something: SD_HC_PERFORM. Never 0 again */
+    uint32_t pad[7];
 };
 
 /* Counters of one process. A forked child claims a free slot by compare-and-swap of pid from 0. Written by that process only. */

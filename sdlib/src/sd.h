@@ -158,7 +158,7 @@ void sd_ep_fd_closed(struct sock *s, int fd); /* before the last close(2) of fd 
 SD_CALL(sd_read); SD_CALL(sd_write); SD_CALL(sd_readv); SD_CALL(sd_writev); SD_CALL(sd_preadv2); SD_CALL(sd_pwritev2);
 SD_CALL(sd_recvfrom); SD_CALL(sd_sendto); SD_CALL(sd_recvmsg); SD_CALL(sd_sendmsg); SD_CALL(sd_recvmmsg); SD_CALL(sd_sendmmsg);
 SD_CALL(sd_sendfile); SD_CALL(sd_splice); SD_CALL(sd_tee);
-SD_CALL(sd_socket); SD_CALL(sd_connect); SD_CALL(sd_accept); SD_CALL(sd_accept4);
+SD_CALL(sd_socket); SD_CALL(sd_connect); SD_CALL(sd_accept); SD_CALL(sd_accept4); SD_CALL(sd_bind); SD_CALL(sd_listen);
 SD_CALL(sd_close); SD_CALL(sd_close_range); SD_CALL(sd_dup); SD_CALL(sd_dup2); SD_CALL(sd_dup3); SD_CALL(sd_fcntl); SD_CALL(sd_ioctl);
 SD_CALL(sd_shutdown); SD_CALL(sd_setsockopt); SD_CALL(sd_getsockopt);
 SD_CALL(sd_poll); SD_CALL(sd_ppoll); SD_CALL(sd_select); SD_CALL(sd_pselect6);

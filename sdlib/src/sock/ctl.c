@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * ctl.c - birth, death, names and options of a socket.
+ * ctl.c - death, names and options of a socket.
  */
 #include "poll/poll.h"
 #include "sock/sock.h"
@@ -12,117 +12,6 @@ i32 sd_sockopt_int(int fd, int name)
     u32 len = 4;
 
     return SYS5(__NR_getsockopt, fd, SOL_SOCKET, name, &v, &len) < 0 ? -1 : v;
-}
-
-static void adopt(int fd, u32 role, bool nonblock, bool established)
-{
-    struct sock *s = sd_sock_new(role);
-
-    if (!s)
-        return; /* plain kernel TCP; the counters of blocks say why */
-    store_rlx(&s->b->nonblock, nonblock);
-    s->b->established = established;
-    sd_fd_install(fd, s);
-}
-
-SD_CALL(sd_socket)
-{
-    long fd = SYS3(__NR_socket, f->rdi, f->rsi, f->rdx);
-
-    if (fd >= 0 && !t->foreign && (f->rdi == AF_INET || f->rdi == AF_INET6) && (f->rsi & SOCK_TYPE_MASK) == SOCK_STREAM &&
-        (f->rdx == 0 || f->rdx == IPPROTO_TCP)) {
-        if (sd_sock_of((u64)fd))
-            sd_fd_remove((u64)fd); /* closed behind our back */
-        adopt((int)fd, 0, f->rsi & SOCK_NONBLOCK, false);
-    }
-    return fd;
-}
-
-/* connect(AF_UNSPEC) has ended the connection; the socket may make another one, which begins on TCP again. */
-static void start_over(struct sock *s)
-{
-    struct sd_block *fresh, *old = s->b;
-    struct sd_seg *seg = s->seg;
-    u32 id;
-
-    if (g.mt || load_rlx(&old->users) > 1 || !(fresh = sd_block_new(&id)))
-        return; /* somebody may be inside: it stays a dead connection of ours */
-    store_rlx(&fresh->nonblock, load_rlx(&old->nonblock));
-    sd_fast_off();
-    sd_block_drop(s);
-    s->b = fresh;
-    s->id = id;
-    s->seg = NULL;
-    s->kcheck = 0;
-    if (seg)
-        SYS2(__NR_munmap, seg, SD_SEG_HDR_BYTES + 2 * s->e.bytes);
-    sd_ep_changed(s);
-}
-
-/* The address may be nowhere, which the kernel has to say. */
-static bool is_unspec(u64 addr, u64 len)
-{
-    u16 family = 1;
-    struct iovec to = {(u8 *)&family, sizeof family}, from = {(u8 *)addr, sizeof family};
-
-    return len >= sizeof family && SYS6(__NR_process_vm_readv, SYS0(__NR_getpid), &to, 1, &from, 1, 0) == sizeof family && family == 0;
-}
-
-SD_CALL(sd_connect)
-{
-    struct sock *s = sd_sock_enter(f->rdi);
-    long r;
-
-    (void)t;
-    if (!s)
-        return SD_PASS;
-    if (unlikely(is_unspec(f->rsi, f->rdx))) {
-        if (sd_attached(s))
-            sd_hint_say(&s->e, SD_HINT_ABORT);
-        r = SYS3(__NR_connect, f->rdi, f->rsi, f->rdx);
-        if (r == 0)
-            start_over(s);
-        sd_sock_put(s);
-        return r;
-    }
-    r = SYS3(__NR_connect, f->rdi, f->rsi, f->rdx);
-    if (r == 0 || r == -EINPROGRESS || r == -EINTR) {
-        s->b->role = 1;
-        if (r == 0) {
-            s->b->established = 1;
-            if (g.cfg->upgrade == SD_UPGRADE_EAGER)
-                sd_tick(s, (int)f->rdi);
-        }
-    }
-    sd_sock_put(s);
-    return r;
-}
-
-static long accepted(long fd, u32 flags, u64 listener, bool foreign)
-{
-    struct sock *s;
-
-    if (fd < 0 || foreign)
-        return fd;
-    if (sd_sock_of((u64)fd))
-        sd_fd_remove((u64)fd);
-    if (!sd_sock_of(listener) && sd_sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP) /* ours are TCP */
-        return fd;
-    adopt((int)fd, 2, flags & SOCK_NONBLOCK, true);
-    s = sd_sock_of((u64)fd);
-    if (s)
-        sd_born(s, (int)fd);
-    return fd;
-}
-
-SD_CALL(sd_accept)
-{
-    return accepted(SYS3(__NR_accept, f->rdi, f->rsi, f->rdx), 0, f->rdi, t->foreign);
-}
-
-SD_CALL(sd_accept4)
-{
-    return accepted(SYS4(__NR_accept4, f->rdi, f->rsi, f->rdx, f->r10), (u32)f->r10, f->rdi, t->foreign);
 }
 
 /* What the last close leaves to the peer: hints, and no unread doorbell (the kernel would turn that into a reset). */

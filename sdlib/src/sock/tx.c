@@ -51,6 +51,8 @@ static long kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     long r;
 
+    if (unlikely(flags & MSG_FASTOPEN) && load_rlx(&g.cfg->perform))
+        return -EOPNOTSUPP; /* as where the kernel is told not to: connections are made by connect only (birth.c) */
     if (!sd_tx_plain_enter(s))
         return -ERANGE;
     if (m->iovlen == 1 && !m->controllen)

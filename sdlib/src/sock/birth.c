@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * birth.c - how a socket of ours comes about: socket, connect, accept, and bind and listen, which are only of interest to policies.
+ *
+ * Calls that a policy may deny. Where that was so when the program started, the filter itself holds them, from the gate, too. A policy that begins to
+ * deny something later cannot change the filter. From then on (sd_config.perform) these calls are sent to the supervisor from here; it makes them, or
+ * answers SD_PERFORM_YOURSELF. If it is dead nobody is left to decide: they fail, as they do in the other case. A program that jumps into the gate
+ * gets around this; docs/policy.md says so.
+ */
+#include "poll/poll.h"
+#include "sock/sock.h"
+
+/* The area has the word; a program that has made no socket by itself may not have asked for its area yet. */
+static inline bool performs(const struct sd_tcb *t)
+{
+    if (unlikely(!g.area[0]) && !t->foreign)
+        sd_area_get(0);
+    return load_rlx(&g.cfg->perform) != 0;
+}
+
+/* True: *r is the call's result. */
+static NOINLINE bool perform(u32 nr, struct sd_frame *f, long *r)
+{
+    *r = SYS5(SD_HC_NR, SD_HC_PERFORM | (u64)nr << 32, f->rdi, f->rsi, f->rdx, f->r10);
+    if (*r == -ENOSYS)
+        *r = -EACCES;
+    return *r != SD_PERFORM_YOURSELF;
+}
+
+static void adopt(int fd, u32 role, bool nonblock, bool established)
+{
+    struct sock *s = sd_sock_new(role);
+
+    if (!s)
+        return; /* plain kernel TCP; the counters of blocks say why */
+    store_rlx(&s->b->nonblock, nonblock);
+    s->b->established = established;
+    sd_fd_install(fd, s);
+}
+
+SD_CALL(sd_socket)
+{
+    long fd = SYS3(__NR_socket, f->rdi, f->rsi, f->rdx);
+
+    if (fd >= 0 && !t->foreign && (f->rdi == AF_INET || f->rdi == AF_INET6) && (f->rsi & SOCK_TYPE_MASK) == SOCK_STREAM &&
+        (f->rdx == 0 || f->rdx == IPPROTO_TCP)) {
+        if (sd_sock_of((u64)fd))
+            sd_fd_remove((u64)fd); /* closed behind our back */
+        adopt((int)fd, 0, f->rsi & SOCK_NONBLOCK, false);
+    }
+    return fd;
+}
+
+/* connect(AF_UNSPEC) has ended the connection; the socket may make another one, which begins on TCP again. */
+static void start_over(struct sock *s)
+{
+    struct sd_block *fresh, *old = s->b;
+    struct sd_seg *seg = s->seg;
+    u32 id;
+
+    if (g.mt || load_rlx(&old->users) > 1 || !(fresh = sd_block_new(&id)))
+        return; /* somebody may be inside: it stays a dead connection of ours */
+    store_rlx(&fresh->nonblock, load_rlx(&old->nonblock));
+    sd_fast_off();
+    sd_block_drop(s);
+    s->b = fresh;
+    s->id = id;
+    s->seg = NULL;
+    s->kcheck = 0;
+    if (seg)
+        SYS2(__NR_munmap, seg, SD_SEG_HDR_BYTES + 2 * s->e.bytes);
+    sd_ep_changed(s);
+}
+
+/* The address may be nowhere, which the kernel has to say. */
+static bool is_unspec(u64 addr, u64 len)
+{
+    u16 family = 1;
+    struct iovec to = {(u8 *)&family, sizeof family}, from = {(u8 *)addr, sizeof family};
+
+    return len >= sizeof family && SYS6(__NR_process_vm_readv, SYS0(__NR_getpid), &to, 1, &from, 1, 0) == sizeof family && family == 0;
+}
+
+static long connect_by(struct sd_frame *f, struct sd_tcb *t)
+{
+    long r;
+
+    if (unlikely(performs(t)) && perform(__NR_connect, f, &r))
+        return r;
+    return SYS3(__NR_connect, f->rdi, f->rsi, f->rdx);
+}
+
+SD_CALL(sd_connect)
+{
+    struct sock *s = sd_sock_enter(f->rdi);
+    long r;
+
+    if (!s)
+        return unlikely(performs(t)) && perform(__NR_connect, f, &r) ? r : SD_PASS;
+    if (unlikely(is_unspec(f->rsi, f->rdx))) {
+        if (sd_attached(s))
+            sd_hint_say(&s->e, SD_HINT_ABORT);
+        r = connect_by(f, t);
+        if (r == 0)
+            start_over(s);
+        sd_sock_put(s);
+        return r;
+    }
+    r = connect_by(f, t);
+    if (r == 0 || r == -EINPROGRESS || r == -EINTR) {
+        s->b->role = 1;
+        if (r == 0) {
+            s->b->established = 1;
+            if (g.cfg->upgrade == SD_UPGRADE_EAGER)
+                sd_tick(s, (int)f->rdi);
+        }
+    }
+    sd_sock_put(s);
+    return r;
+}
+
+static long accepted(long fd, u32 flags, u64 listener, bool foreign)
+{
+    struct sock *s;
+
+    if (fd < 0 || foreign)
+        return fd;
+    if (sd_sock_of((u64)fd))
+        sd_fd_remove((u64)fd);
+    if (!sd_sock_of(listener) && sd_sockopt_int((int)fd, SO_PROTOCOL) != IPPROTO_TCP) /* ours are TCP */
+        return fd;
+    adopt((int)fd, 2, flags & SOCK_NONBLOCK, true);
+    s = sd_sock_of((u64)fd);
+    if (s)
+        sd_born(s, (int)fd);
+    return fd;
+}
+
+/* Who sleeps in accept when the policy changes gets one connection more from the kernel: it is judged when it is there. */
+static long accept_by(u32 nr, struct sd_frame *f, struct sd_tcb *t, u32 flags)
+{
+    long fd;
+
+    for (;;) {
+        if (unlikely(performs(t)) && perform(nr, f, &fd))
+            return fd;
+        fd = SYS4(__NR_accept4, f->rdi, f->rsi, f->rdx, flags);
+        if (likely(fd < 0 || !performs(t)) || sd_hypercall(SD_HC_ADMIT, (u64)fd, 0) == 0)
+            return fd;
+        SYS1(__NR_close, fd); /* the supervisor has made that a reset */
+    }
+}
+
+SD_CALL(sd_accept)
+{
+    return accepted(accept_by(__NR_accept, f, t, 0), 0, f->rdi, t->foreign);
+}
+
+SD_CALL(sd_accept4)
+{
+    return accepted(accept_by(__NR_accept4, f, t, (u32)f->r10), (u32)f->r10, f->rdi, t->foreign);
+}
+
+SD_CALL(sd_bind)
+{
+    long r;
+
+    return unlikely(performs(t)) && perform(__NR_bind, f, &r) ? r : SD_PASS;
+}
+
+SD_CALL(sd_listen)
+{
+    long r;
+
+    return unlikely(performs(t)) && perform(__NR_listen, f, &r) ? r : SD_PASS;
+}
