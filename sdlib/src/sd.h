@@ -96,6 +96,7 @@ struct sd_tcb *sd_self(void);
 #endif
 
 long sd_hypercall(u32 op, u64 a, u64 b);
+long sd_hypercall_fd(u32 op, u64 a, u64 b); /* for those that answer with a descriptor */
 void *sd_alloc(u64 bytes);  /* zeroed, never returned to the system; NULL on failure. Size classes of 64 bytes and powers of two */
 void sd_free(void *p, u64 bytes);
 void sd_membarrier(void);   /* MEMBARRIER_CMD_GLOBAL_EXPEDITED: all processes under sdrun */

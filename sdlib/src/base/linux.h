@@ -32,6 +32,9 @@
 #define F_GETFL 3
 #define F_SETFL 4
 #define F_DUPFD_CLOEXEC 1030
+#define F_GET_SEALS 1034
+#define F_SEAL_SHRINK 2
+#define F_SEAL_GROW 4
 #define FD_CLOEXEC 1
 #define FIONREAD 0x541b
 #define FIONBIO 0x5421

@@ -40,7 +40,7 @@ struct sd_area *sd_area_get(u32 index)
         return g.area[index];
     if (g.no_supervisor)
         return NULL;
-    fd = sd_hypercall(SD_HC_AREA, index, 0);
+    fd = sd_hypercall_fd(SD_HC_AREA, index, 0);
     if (fd < 0)
         return NULL;
     at = SYS6(__NR_mmap, 0, sizeof(struct sd_area), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -128,7 +128,7 @@ bool sd_map_segment(struct sock *s, int fd)
     u32 len;
     long sfd, at;
 
-    sfd = sd_hypercall(SD_HC_ATTACH, 0, s->id);
+    sfd = sd_hypercall_fd(SD_HC_ATTACH, 0, s->id);
     if (sfd < 0)
         return false;
     if (SYS2(__NR_fstat, sfd, st) < 0) {
@@ -174,7 +174,7 @@ static void attach(struct sock *s, int fd)
         if (lowat != 1) {
             sd_reason(s, SD_REASON_option);
         } else if (!sd_map_segment(s, fd)) {
-            sd_reason(s, SD_REASON_no_memory);
+            sd_reason(s, g.no_supervisor ? SD_REASON_no_supervisor : SD_REASON_no_memory);
         } else {
             COUNT(attaches);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
