@@ -3,7 +3,7 @@
 #
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
-#   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part)
+#   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
 #   make model   random calls against the kernel, for longer
 #   make table   docs/compatibility.md, from the tests' results
@@ -101,7 +101,7 @@ test: build $(STAMPS)/packages-test
 	@$(PY) -m pytest --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
-	@SDRUN_SUITES=all $(PY) -m pytest --reruns 1 tests/suites $(PYTEST_ARGS)
+	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites $(PYTEST_ARGS)
 
 fuzz: build $(STAMPS)/packages-test
 	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py \

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All behaviours; importing this registers them."""
 
-from tests.differential.behaviours import descriptors, ends, options, pointers, readiness, receive, transmit
+from tests.differential.behaviours import descriptors, ends, options, pointers, readiness, receive, several, transmit
 
-__all__ = ["descriptors", "ends", "options", "pointers", "readiness", "receive", "transmit"]
+__all__ = ["descriptors", "ends", "options", "pointers", "readiness", "receive", "several", "transmit"]
