@@ -17,7 +17,8 @@ import resource
 import socket
 import sys
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from monitor import journal
 from monitor.server import Server
@@ -25,6 +26,10 @@ from monitor.session import Limits, Name
 from sdlib import abi
 from sdlib.wire import messages, paths
 from sdlib.wire.segment import ring_size_ok
+
+if TYPE_CHECKING:
+    from monitor.hosts.config import Config
+    from monitor.hosts.hub import Hub
 
 _BACKLOG: Final = 256
 _LOCK_WAIT_S: Final = 3.0
@@ -110,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
         "--pair-users", type=_pair, action="append", default=[], metavar="USER:USER",
         help="pair ends of these two users with each other as well; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--hosts", metavar="FILE", help="other hosts (default: $SOCKSDIRECT_HOSTS, or the user's or host's hosts.yaml)"
+    )
     parser.add_argument("--log", choices=("text", "json"), default="text", help="form of the log lines (default: text)")
     parser.add_argument("--verbose", action="store_true", help="also log every offer")
     parser.add_argument("--version", action="store_true", help="print the versions and leave")
@@ -217,6 +225,32 @@ def _detach(path: str) -> None:
         os.dup2(source, target)
 
 
+def _hosts(file: str | None) -> Callable[[Server], Hub | None] | None:
+    """What makes the hub, if there are other hosts. A file that cannot be used is no reason not to serve this one."""
+    from monitor.hosts import config
+
+    path = file or config.path_of(os.environ, os.geteuid())
+    if path is None:
+        return None
+    try:
+        read = config.load(path)
+    except config.BadConfig as error:
+        journal.warn("no-hosts", why=str(error))
+        return None
+    return lambda server: _hub(read, server)
+
+
+def _hub(read: Config, server: Server) -> Hub | None:
+    from monitor.hosts import config, hub, verbs
+
+    try:
+        device = None if read.transport == config.FOR_TESTS else verbs.open_device(read)
+        return hub.Hub(read, server.selector, server.pairing, device)
+    except OSError as error:
+        journal.warn("no-hosts", why=str(error))
+        return None
+
+
 def _serve(options: argparse.Namespace) -> int:
     """Become the monitor of the path, or find that there is one."""
     path = _socket_path(options)
@@ -241,7 +275,8 @@ def _serve(options: argparse.Namespace) -> int:
     )
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
     name = Name(path, inode, options.check_interval)
-    why = Server(listener, name, limits, options.idle_exit, frozenset(options.pair_users)).run()
+    pairs = frozenset(options.pair_users)
+    why = Server(listener, name, limits, options.idle_exit, pairs, _hosts(options.hosts)).run()
     journal.event("leaving", why=why)
     return 0
 

@@ -29,13 +29,23 @@ TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h
 _U64: Final = Struct("=Q")
 _CLOSE_LIMIT_S: Final = 0.02
 _MAPPED: Final = bytes(10) + b"\xff\xff"
+_OPTIONS: Final = 0b111  # TCPI_OPT_TIMESTAMPS, _SACK, _WSCALE: those of one end only stand above
+
+
+class Shape(NamedTuple):
+    """What both ends of a connection have agreed in (struct tcp_info): option bits, the scales of both windows."""
+
+    options: int
+    send_scale: int
+    receive_scale: int
 
 
 class Endpoint(NamedTuple):
-    """An established TCP socket: which end of which connection it is, and which socket (SO_COOKIE)."""
+    """An established TCP socket: which end of which connection it is, which socket (SO_COOKIE), and its shape."""
 
     key: Key
     cookie: int
+    shape: Shape
 
 
 class Unsuitable(Exception):
@@ -78,7 +88,8 @@ def _read(sock: socket.socket) -> Endpoint:
     """The endpoint; raises Unsuitable, or OSError (the connection went away meanwhile)."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.proto != socket.IPPROTO_TCP:
         raise Unsuitable(Code.DESCRIPTOR, f"domain {int(sock.family)}, protocol {sock.proto}: not TCP")
-    state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 7)
+    state = info[0]
     if state != TCP_ESTABLISHED:
         raise Unsuitable(Code.NOT_ESTABLISHED, f"TCP state {state}")
     local, peer = _address(sock.family, sock.getsockname()), _address(sock.family, sock.getpeername())
@@ -86,7 +97,8 @@ def _read(sock: socket.socket) -> Endpoint:
     # connect() to a link-local address binds the socket by itself; that interface is in the key as the scope.
     if bound and not local.scope:
         raise Unsuitable(Code.BOUND_DEVICE, f"bound to interface {bound}")
-    return Endpoint(Key(_u64(sock, SO_NETNS_COOKIE), local, peer), _u64(sock, SO_COOKIE))
+    shape = Shape(info[5] & _OPTIONS, info[6] & 15, info[6] >> 4)
+    return Endpoint(Key(_u64(sock, SO_NETNS_COOKIE), local, peer), _u64(sock, SO_COOKIE), shape)
 
 
 def _u64(sock: socket.socket, option: int) -> int:

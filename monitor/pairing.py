@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from monitor import endpoint, journal, segment
 from monitor.ledger import Ledger
@@ -16,8 +17,11 @@ from monitor.match import Matcher, Offer, Verdict, side_of
 from monitor.outbox import Outbox
 from monitor.session import TEXTS, Client, Limits
 from sdlib.wire import messages
-from sdlib.wire.messages import Code, ProtocolError
+from sdlib.wire.messages import Bell, Code, ProtocolError
 from sdlib.wire.segment import check_memfd, ring_size_ok, segment_bytes
+
+if TYPE_CHECKING:  # most monitors know no other host
+    from monitor.hosts.hub import Hub
 
 
 class Pairing:
@@ -32,6 +36,7 @@ class Pairing:
         self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid, pairs)
         self.ledger = Ledger(limits.memory, limits.memory_per_uid)
         self.counts: Counter[str] = Counter()
+        self.hosts: Hub | None = None
 
     @property
     def offers_open(self) -> int:
@@ -41,12 +46,29 @@ class Pairing:
     def drop_client(self, number: int) -> int:
         """A client is gone, and what it held; how many offers it had open."""
         self.ledger.drop_client(number)
+        if self.hosts is not None:
+            self.hosts.client_gone(number)
         return self._matcher.drop_client(number)
 
     def on_withdraw(self, client: Client, message: messages.Withdraw) -> None:
         """Close an offer; said even if it is closed already, since the two may cross."""
         self._matcher.withdraw(client.number, message.offer_id)
+        self._closed(client, message.offer_id)
         self._outbox.say(client, messages.Withdrawn(message.offer_id))
+
+    def on_release(self, client: Client, message: messages.Release) -> None:
+        """A segment is no longer in use."""
+        self.ledger.release(client.number, message.offer_id)
+        self._closed(client, message.offer_id)
+
+    def _closed(self, client: Client, offer_id: int) -> None:
+        if self.hosts is not None:
+            self.hosts.closed(client.number, offer_id)
+
+    def heard(self, client: Client, message: messages.Nudge | messages.Rang) -> None:
+        """About the copy of a connection to another host."""
+        if self.hosts is not None:
+            self.hosts.heard(client.number, message)
 
     def on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:
         """Answer an offer at once. Owns `fd` (-1: there was none, or not exactly one)."""
@@ -66,7 +88,10 @@ class Pairing:
             self._refuse(client, message.offer_id, Code.RING_SIZE, str(message.ring_bytes))
             return
         ring_bytes = min(message.ring_bytes, self._limits.ring_bytes)
-        self._match(client, Offer(client.number, message.offer_id, client.uid, end.cookie, end.key, ring_bytes))
+        offer = Offer(client.number, message.offer_id, client.uid, end.cookie, end.key, ring_bytes)
+        self._match(client, offer)
+        if self.hosts is not None and self.is_open(offer):
+            self.hosts.offered(offer, end.shape)
 
     def _match(self, client: Client, offer: Offer) -> None:
         """Let the matcher decide, and tell everybody concerned."""
@@ -109,6 +134,33 @@ class Pairing:
         local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
         journal.detail("paired", local=local, peer=peer, uid=offer.uid, ring=ring_bytes)
 
+    # ----------------------------------------------------------- other hosts (hosts/hub.py)
+
+    def is_open(self, offer: Offer) -> bool:
+        """Whether that offer waits."""
+        return self._matcher.is_open(offer.client, offer.offer_id)
+
+    def paired(self, offer: Offer, side: int, ring_bytes: int, memfd: int) -> bool:
+        """Its other end is on another host: hand out this host's copy. False: there is no memory for it."""
+        client = self._clients.get(offer.client)
+        if client is None or self.ledger.refuses(segment_bytes(ring_bytes), {offer.uid}):
+            return False
+        self._matcher.withdraw(offer.client, offer.offer_id)
+        inode = os.fstat(memfd).st_ino
+        self.ledger.hold(offer.client, offer.offer_id, offer.uid, inode, segment_bytes(ring_bytes))
+        self.counts["paired with other hosts"] += 1
+        self._outbox.say(client, messages.Paired(offer.offer_id, side, ring_bytes, far=1), memfd)
+        return True
+
+    def ring(self, client: int, offer_id: int, what: Bell) -> bool:
+        """Have the supervisor do something with the program's socket."""
+        found = self._clients.get(client)
+        if found is not None:
+            self._outbox.say(found, messages.Ring(offer_id, what))
+        return found is not None
+
+    # -------------------------------------------------------------------------------- refusing
+
     def _refuse(self, client: Client, offer_id: int, code: Code, found: str = "") -> None:
         """REFUSED, with what was found."""
         text = f"{TEXTS[code]} ({found})" if found else TEXTS[code]
@@ -130,3 +182,5 @@ class Pairing:
             raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
         inode = os.fstat(memfd).st_ino
         self.ledger.hold(client.number, message.offer_id, client.uid, inode, segment_bytes(ring_bytes))
+        if message.far and self.hosts is not None:
+            self.hosts.hold(client.number, message.offer_id, memfd, ring_bytes, message.side)

@@ -25,7 +25,8 @@ import signal
 import socket
 import time
 from collections import Counter
-from typing import Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from monitor import endpoint, journal, service
 from monitor.answers import Answers
@@ -36,6 +37,9 @@ from sdlib import abi
 from sdlib.wire import fds, messages
 from sdlib.wire.messages import Code, ProtocolError, Query
 from sdlib.wire.states import Role, State
+
+if TYPE_CHECKING:  # most monitors know no other host
+    from monitor.hosts.hub import Hub
 
 _TURN: Final = 32
 _GREETING_LIMIT_S: Final = 5.0
@@ -48,8 +52,9 @@ class Server:
 
     def __init__(
         self, listener: socket.socket, name: Name, limits: Limits, idle_exit_s: float | None,
-        pairs: frozenset[frozenset[int]] = frozenset(),
+        pairs: frozenset[frozenset[int]] = frozenset(), hosts: Callable[[Server], Hub | None] | None = None,
     ) -> None:  # fmt: skip
+        """`hosts` makes what talks to other hosts' monitors."""
         self._listener = listener
         self._name = name
         self._limits = limits
@@ -61,14 +66,15 @@ class Server:
         self._numbers = 0
         self._started = time.time()
         self._reload = False
-        self._selector = selectors.DefaultSelector()
-        self._outbox = Outbox(self._selector, self._drop, self._reject)
-        self._pairing = Pairing(self._clients, self._outbox, limits, pairs)
+        self.selector = selectors.DefaultSelector()
+        self._outbox = Outbox(self.selector, self._drop, self._reject)
+        self.pairing = Pairing(self._clients, self._outbox, limits, pairs)
         orders = {Query.RELOAD: self.reload, Query.DRAIN: self._drain_soon}
         self._answers = Answers(self._clients, self._outbox, self._drop, self.status, orders)
         self._stop = ""
         self._accept_again: float | None = None
         self._idle_since = self._checked = time.monotonic()
+        self._hosts = self.pairing.hosts = None if hosts is None else hosts(self)
 
     # --------------------------------------------------------------------- loop
 
@@ -84,15 +90,16 @@ class Server:
         signal.signal(signal.SIGHUP, self._on_hangup)
         endpoint.install_close_timer()
         self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(wake_r, selectors.EVENT_READ, lambda: _drain(wake_r))
+        self.selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self.selector.register(wake_r, selectors.EVENT_READ, lambda _mask: _drain(wake_r))
         service.notify("READY=1")
         while not self._stop:
-            for key, mask in self._selector.select(self._timeout()):
+            pause = self._timeout() if self._hosts is None else min(self._hosts.turn(), self._timeout())
+            for key, mask in self.selector.select(pause):
                 if isinstance(key.data, Client):
                     self._serve(key.data, mask)
                 else:
-                    key.data()
+                    key.data(mask)
             self._periodic()
         self._leave()
         return self._stop
@@ -140,7 +147,7 @@ class Server:
             self._reject(client, Code.PROTOCOL, "no HELLO")
         if self._accept_again is not None and now >= self._accept_again:
             self._accept_again = None
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self.selector.register(self._listener, selectors.EVENT_READ, self._accept)
         if now - self._checked >= self._check_s:
             self._checked = now
             if not self._name.is_ours():
@@ -152,6 +159,8 @@ class Server:
 
     def _leave(self) -> None:
         """Take the name away, then tell those who came before that was seen: they will come again, to a new monitor."""
+        if self._hosts is not None:
+            self._hosts.close()
         service.notify("STOPPING=1")
         if self._name.is_ours():
             os.unlink(self._name.path)
@@ -186,7 +195,7 @@ class Server:
 
     # ------------------------------------------------------------------ clients
 
-    def _accept(self) -> None:
+    def _accept(self, _mask: int = 0) -> None:
         """Take new clients in."""
         for _ in range(_TURN):
             try:
@@ -200,7 +209,7 @@ class Server:
             client = Client(self._numbers, sock)
             self._clients[client.number] = self._greeting[client.number] = client
             self._per_uid[client.uid] += 1
-            self._selector.register(sock, selectors.EVENT_READ, client)
+            self.selector.register(sock, selectors.EVENT_READ, client)
             full = len(self._clients) > self._limits.clients or self._per_uid[client.uid] > self._limits.clients_per_uid
             if full:
                 self._reject(client, Code.TOO_MANY_CLIENTS, TEXTS[Code.TOO_MANY_CLIENTS])
@@ -209,7 +218,7 @@ class Server:
         """Out of descriptors: those who wait in the backlog would wake us for ever, so look away for a moment."""
         if self._accept_again is None:
             journal.warn("cannot-accept", error=error.strerror, clients=len(self._clients))
-            self._selector.unregister(self._listener)
+            self.selector.unregister(self._listener)
             self._accept_again = time.monotonic() + _ACCEPT_PAUSE_S
 
     def _drop(self, client: Client, reason: str) -> None:
@@ -217,7 +226,7 @@ class Server:
         if client.gone:
             return
         client.gone = True
-        self._selector.unregister(client.sock)
+        self.selector.unregister(client.sock)
         client.sock.close()
         fds.close_all(tuple(fd for _, fd in client.queued if fd >= 0))
         client.queued.clear()
@@ -226,7 +235,7 @@ class Server:
         self._per_uid[client.uid] -= 1
         if not self._per_uid[client.uid]:
             del self._per_uid[client.uid]
-        offers = self._pairing.drop_client(client.number)
+        offers = self.pairing.drop_client(client.number)
         self._answers.drop_client(client.number)
         self._idle_since = time.monotonic()
         journal.detail("client-gone", client=client.number, pid=client.pid, uid=client.uid, why=reason, offers=offers)
@@ -269,7 +278,7 @@ class Server:
             client.talk.step(Role.CLIENT, kind)
             if isinstance(message, messages.Offer):
                 fd = left.pop() if len(left) == 1 and not datagram.fds_lost else -1
-                self._pairing.on_offer(client, message, fd)
+                self.pairing.on_offer(client, message, fd)
             elif len(left) != messages.LAYOUTS[kind].fds or datagram.fds_lost:
                 raise ProtocolError("another number of descriptors than the message has")
             else:
@@ -286,11 +295,13 @@ class Server:
             case messages.Hello():
                 self._on_hello(client, message)
             case messages.Withdraw():
-                self._pairing.on_withdraw(client, message)
+                self.pairing.on_withdraw(client, message)
             case messages.Hold():
-                self._pairing.on_hold(client, message, left[0])
+                self.pairing.on_hold(client, message, left[0])
             case messages.Release():
-                self._pairing.ledger.release(client.number, message.offer_id)
+                self.pairing.on_release(client, message)
+            case messages.Nudge() | messages.Rang():
+                self.pairing.heard(client, message)
             case messages.Tell():
                 self._answers.on_tell(client, message, left[0])
             case messages.Question():
@@ -314,14 +325,15 @@ class Server:
     def status(self, uid: int | None) -> dict[str, Any]:
         """About one user's clients (None: all)."""
         clients = [client for client in self._clients.values() if uid in (None, client.uid)]
-        ledger = self._pairing.ledger
+        ledger = self.pairing.ledger
         memory = {str(owner): size for owner, size in ledger.of_uid.items() if size and uid in (None, owner)}
         return {
             "pid": os.getpid(), "uid": os.geteuid(), "socket": self._name.path, "started": round(self._started, 3),
             "protocol": messages.PROTOCOL_VERSION, "abi": abi.const.SD_ABI_VERSION, "limits": self._limits._asdict(),
             "clients": [{"pid": client.pid, "uid": client.uid} for client in clients],
-            "offers_open": self._pairing.offers_open, "segments": len(ledger), "memory": ledger.total,
-            "memory_by_user": memory, "counts": dict(self._pairing.counts),
+            "offers_open": self.pairing.offers_open, "segments": len(ledger), "memory": ledger.total,
+            "memory_by_user": memory, "counts": dict(self.pairing.counts),
+            "hosts": None if self._hosts is None else self._hosts.status(),
         }  # fmt: skip
 
 

@@ -98,9 +98,10 @@ class Area:
         """Generation: the upper half of a block id that is not stale."""
         return int(self.view.block[block].gen)
 
-    def set_side(self, block: int, side: int) -> None:
-        """Which side of the segment this end is; written before the state is."""
+    def set_side(self, block: int, side: int, *, far: bool = False) -> None:
+        """Which side of the segment this end is, and if the other is on another host; written before the state is."""
         self.view.block[block].side = side
+        self.view.block[block].far = int(far)
 
     def exchange_state(self, block: int, expected: int, desired: int) -> bool:
         """Compare and swap; release, so that the side is visible to whom acquires the state."""

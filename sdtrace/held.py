@@ -56,6 +56,9 @@ class Held:
     bytes: int = 0
     attached: bool = False
     paired: bool = False
+    side: int = 0
+    far: bool = False
+    """The other end is on another host."""
 
 
 @dataclass

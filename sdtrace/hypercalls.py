@@ -54,6 +54,7 @@ class Hypercalls:
             abi.const.SD_HC_EXEC: self._exec,
             abi.const.SD_HC_WITHDRAW: self._withdraw,
             abi.const.SD_HC_LEAVE: self._leave,
+            abi.const.SD_HC_NUDGE: self._nudge,
         }
 
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
@@ -167,6 +168,10 @@ class Hypercalls:
             return _give(listener, notif, segment)
         finally:
             os.close(segment)
+
+    def _nudge(self, _listener: Listener, notif: Notification, process: Process) -> int:
+        key = self._key(process, notif.args[1])
+        return _INVALID if key is None else self._broker.nudge(key)
 
     def _withdraw(self, _listener: Listener, notif: Notification, process: Process) -> int:
         key = self._key(process, notif.args[1])

@@ -12,6 +12,7 @@ waited for at the first offer.  While there has been none, offers are refused, w
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import syslog
@@ -23,8 +24,9 @@ from typing import Any, Final
 
 from policies import Settings
 from sdlib import abi
-from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, papers
+from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring, papers
 from sdlib.wire.messages import Code
+from sdtrace import far
 from sdtrace.areas import Area
 from sdtrace.held import Held, Key, Origin, Quotas, row
 from sdtrace.meter import Meter
@@ -55,6 +57,8 @@ class Broker:
         self._ids = itertools.count(1)
         self._held: dict[Key, Held] = {}
         self._open: dict[int, Key] = {}
+        self._named: dict[int, Key] = {}
+        """Those that are paired, by the name that the monitor knows."""
         self._homeless: dict[Key, Held] = {}
         """Offers that were open when the monitor went."""
         self._had_one = False
@@ -91,9 +95,10 @@ class Broker:
 
     def _introduce(self, client: MonitorClient) -> None:
         """Tell a new monitor what we hold, and offer again what waited."""
-        for held in self._held.values():
+        for key, held in self._held.items():
             if held.paired and held.segment >= 0:
-                client.hold(held.name, held.segment)
+                client.hold(held.name, held.segment, held.side, far=held.far)
+                self._named[held.name] = key
         homeless, self._homeless = self._homeless, {}
         for key, held in homeless.items():
             if client.alive:
@@ -186,8 +191,7 @@ class Broker:
         self._failures = 0
         self.asked.add(time.perf_counter() - begin)
         if isinstance(answer, Paired):
-            self._keep(key, held, answer.memfd)
-            key.area.set_side(key.block, answer.side)
+            self._keep(key, held, answer)
             return abi.const.SD_OFFER_PAIRED, 0
         if isinstance(answer, Pending):
             self._held[key] = held
@@ -195,10 +199,13 @@ class Broker:
             return abi.const.SD_OFFER_PENDING, 0
         return abi.const.SD_OFFER_REFUSED, _reason_of(answer)
 
-    def _keep(self, key: Key, held: Held, memfd: int) -> None:
-        held.segment, held.paired = memfd, True
-        held.bytes = os.fstat(memfd).st_size
+    def _keep(self, key: Key, held: Held, pair: Paired) -> None:
+        held.segment, held.paired = pair.memfd, True
+        held.side, held.far = pair.side, pair.far
+        held.bytes = os.fstat(pair.memfd).st_size
+        key.area.set_side(key.block, pair.side, far=pair.far)
         self._held[key] = held
+        self._named[held.name] = key
         self._quotas.add(held)
 
     @property
@@ -230,8 +237,25 @@ class Broker:
                 self._reload()
             elif isinstance(event, Asked):
                 self._tell(event)
+            elif isinstance(event, Ring):
+                self._ring(event)
         if self._client is not None and not self._client.alive:
             self._drop_client(lost)
+
+    def _ring(self, event: Ring) -> None:
+        key = self._named.get(event.offer_id)
+        held = None if key is None else self._held.get(key)
+        result = errno.ENOENT if key is None or held is None or not held.far else far.act(key, held, event.what)
+        if self._client is not None:
+            self._client.rang(event.offer_id, result)
+
+    def nudge(self, key: Key) -> int:
+        """The program found the monitor asleep. 0 or -errno."""
+        held = self._held.get(key)
+        if held is None or not held.far or self._client is None:
+            return -errno.ENOENT
+        self._client.nudge(held.name)
+        return 0
 
     def _paired(self, event: Paired) -> None:
         key = self._open.pop(event.offer_id, None)
@@ -245,8 +269,7 @@ class Broker:
             self._return(held, event.memfd)
             self._pin(key, abi.const.SD_REASON_quota)
         else:
-            key.area.set_side(key.block, event.side)
-            self._keep(key, held, event.memfd)
+            self._keep(key, held, event)
             if not key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PAIRED):
                 self._let_go(key)
 
@@ -296,6 +319,7 @@ class Broker:
         """The connection is over: give up its segment."""
         held = self._held.pop(key)
         if held.paired:
+            self._named.pop(held.name, None)
             self._quotas.remove(held)
             os.close(held.segment)
             if self._client is not None:

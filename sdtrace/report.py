@@ -53,11 +53,15 @@ class Totals:
 
     def add_block(self, area: Area, block: abi.CData) -> None:
         """Take in a connection that nobody has closed; its bytes are not yet in any process's counters."""
-        own = Counter(bytes_shm_tx=block.bytes_shm_tx, bytes_shm_rx=block.bytes_shm_rx, bytes_tcp_tx=block.bytes_tcp)
+        ring = "rdma" if block.far else "shm"
+        own = Counter({
+            f"bytes_{ring}_tx": block.bytes_shm_tx, f"bytes_{ring}_rx": block.bytes_shm_rx,
+            "bytes_tcp_tx": block.bytes_tcp,
+        })  # fmt: skip
         if block.established:
             own["conns_total"] = 1
             if abi.const.SD_MODE_TCP not in (block.rx_mode, block.tx_mode) or block.bytes_shm_tx or block.bytes_shm_rx:
-                own["conns_shm"] = 1
+                own[f"conns_{ring}"] = 1
             else:
                 own["conns_tcp"] = 1
                 pinned = block.state == abi.const.SD_BLOCK_PINNED
@@ -108,16 +112,17 @@ def _reasons(counters: Counter[str], kind: str) -> dict[str, int]:
 
 
 def _connections(counters: Counter[str]) -> dict[str, Any]:
-    total, shm = counters["conns_total"], counters["conns_shm"]
+    total, shm, rdma = counters["conns_total"], counters["conns_shm"], counters["conns_rdma"]
     return {
-        "total": total, "shm": shm, "rdma": 0, "tcp": total - shm,
+        "total": total, "shm": shm, "rdma": rdma, "tcp": total - shm - rdma,
         "tcp_reasons": _reasons(counters, _TCP), "moved_back": _reasons(counters, _BACK),
     }  # fmt: skip
 
 
 def _bytes(counters: Counter[str]) -> dict[str, int]:
     return {
-        "shm": counters["bytes_shm_tx"] + counters["bytes_shm_rx"], "rdma": 0,
+        "shm": counters["bytes_shm_tx"] + counters["bytes_shm_rx"],
+        "rdma": counters["bytes_rdma_tx"] + counters["bytes_rdma_rx"],
         "tcp": counters["bytes_tcp_tx"] + counters["bytes_tcp_rx"],
     }  # fmt: skip
 

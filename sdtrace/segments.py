@@ -7,23 +7,59 @@ import mmap
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 
 from sdlib import abi
 from sdtrace import procfs
-from sdtrace.held import Origin
+from sdtrace.held import Key, Origin
 
 
 def same_socket(origin: Origin) -> int:
     """A duplicate of the descriptor, if it still is that socket; OSError."""
-    pidfd = procfs.pidfd_open_thread(origin.tid)
+    return _taken(origin.tid, origin.fd, origin.cookie)
+
+
+def find_socket(key: Key, origin: Origin) -> int:
+    """A duplicate of the connection's socket, whoever has it now; remembers where. OSError: nobody.
+
+    Who has offered it may have closed it since, and a process that it has forked goes on with it. All of those see
+    the connection's area, so only they are looked through.
+    """
+    with suppress(OSError):
+        return same_socket(origin)
+    _, inode = key.area.sockets.get(key.block, (0, -1))
+    for pid, fd in _holders(key.area.inode, inode):
+        with suppress(OSError):
+            found = _taken(pid, fd, origin.cookie)
+            origin.tid, origin.fd = pid, fd
+            return found
+    raise OSError("nobody has it")
+
+
+def _taken(tid: int, fd: int, cookie: int) -> int:
+    pidfd = procfs.pidfd_open_thread(tid)
     try:
-        fd = procfs.get_fd(pidfd, origin.fd)
+        taken = procfs.get_fd(pidfd, fd)
     finally:
         os.close(pidfd)
-    with socket.socket(fileno=fd) as sock:
-        if cookie_of(sock) != origin.cookie:
+    with socket.socket(fileno=taken) as sock:
+        if cookie_of(sock) != cookie:
             raise OSError("another socket")
-        return os.dup(fd)
+        return os.dup(taken)
+
+
+def _holders(area: int, inode: int) -> Iterator[tuple[int, int]]:
+    """Processes that have the area mapped, and their descriptors of that socket."""
+    name = f"socket:[{inode}]"
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or area not in procfs.memfds_mapped(int(entry)):
+            continue
+        with suppress(OSError):
+            for fd in os.listdir(f"/proc/{entry}/fd"):
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{entry}/fd/{fd}") == name:
+                        yield int(entry), int(fd)
 
 
 def cookie_of(sock: socket.socket) -> int:

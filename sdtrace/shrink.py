@@ -97,6 +97,8 @@ class Shrinker:
         ripe: dict[int, list[tuple[Key, Held]]] = {}
         for key, held in self._held():
             idle_s = self._settings(held.origin.exe, held.origin.uid).idle_s
+            if held.far:  # an RDMA device has its pages by their addresses
+                continue
             if not idle_s or not held.attached or held.segment < 0 or resident(held.segment) <= KEEP_BYTES:
                 continue
             tail, empty = _producer(held.segment, int(key.area.view.block[key.block].side))

@@ -9,7 +9,8 @@
  *   area     one memfd per family of forked processes, shared by the in-process library and its
  *            supervisor. It holds the configuration (written by the supervisor), a slot of counters per
  *            process and the socket blocks. The peer of a connection never sees it.
- *   segment  one sealed memfd per accelerated connection, shared by its two ends: two rings and their
+ *   segment  (of two ends on one host; of two hosts each has a copy, which the monitor keeps like the other one: monitor/hosts/)
+ *            one sealed memfd per accelerated connection, shared by its two ends: two rings and their
  *            words. Everything in it may be overwritten by a hostile peer at any time, so a value read from
  *            here is checked before it is used, and nothing is taken from here that could be kept in the area.
  *
@@ -33,7 +34,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 4
+#define SD_ABI_VERSION 5
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -54,6 +55,8 @@ enum sd_hypercall {
     SD_HC_WITHDRAW = 5,
     /* (status) -> 0. The process named by cfg.root_pid ends: the report is written before its parent can see that. */
     SD_HC_LEAVE = 6,
+    /* (block id) -> 0. The connection's other end is on another host, and the monitor, which mirrors its rings, sleeps: there is news. */
+    SD_HC_NUDGE = 7,
     /* (its number in the upper half of the first argument; four arguments of connect, bind, listen, accept or accept4) -> what the call returns, made by
      * the supervisor, or SD_PERFORM_YOURSELF. Only where cfg.perform says so. */
     SD_HC_PERFORM = 16,
@@ -73,6 +76,7 @@ enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUS
     X(calls_library) X(calls_kernel) \
     X(bytes_shm_tx) X(bytes_shm_rx) X(bytes_tcp_tx) X(bytes_tcp_rx) \
     X(conns_total) X(conns_shm) X(conns_tcp) \
+    X(conns_rdma) X(bytes_rdma_tx) X(bytes_rdma_rx) \
     X(sites_patched) X(sites_trapping) X(traps) \
     X(offers) X(attaches) X(switches_tx) X(switches_rx) \
     X(bells_tx) X(bells_rx) X(parks) X(spins) X(spins_won) X(hostile_drops)
@@ -165,7 +169,8 @@ struct sd_block {
     SD_ATOMIC uint32_t state;   /* enum sd_block_state. Supervisor: OFFERED->PAIRED, OFFERED->PINNED (release; library acquires) */
     SD_ATOMIC uint32_t gen;     /* bumped when the block is freed: a stale id is recognised */
     SD_ATOMIC uint32_t users;   /* processes that hold it */
-    uint32_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED */
+    uint16_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED, as is: */
+    uint16_t far;               /* 1: the other end is on another host, the segment is this host's copy (sock/far.h) */
     uint16_t reason;            /* enum sd_reason */
     uint8_t role;               /* 1: connected, 2: accepted */
     uint8_t established;
@@ -291,7 +296,14 @@ struct sd_seg {
     uint32_t version;
     uint32_t ring_bytes;               /* power of two; each end checks it against the file's size and keeps its own copy */
     SD_ATOMIC uint32_t attached[2];    /* [side] = 1 once that side has mapped the segment (release / acquire) */
-    uint64_t pad[5];
+    /* Between hosts, of this host's copy; 0 on one host. The monitor is the only other one that has it mapped. */
+    SD_ATOMIC uint32_t settle_ask;     /* library: the kernel says that the stream is over; how often that was asked ([H1], sock/far.h) */
+    SD_ATOMIC uint32_t settled;        /* monitor: so many are answered: what the other end had written and read then stands here */
+    SD_ATOMIC uint32_t lost;           /* monitor: what is not here yet never comes */
+    SD_ATOMIC uint32_t ringing;        /* monitor: it is about to send a doorbell on our socket ([H2]) */
+    uint64_t far_id[2];                /* monitor: names the connection between the two hosts; told to the next monitor */
+    SD_ATOMIC uint32_t bells_asked;    /* monitor: doorbells that it has asked the other host for, */
+    SD_ATOMIC uint32_t bells_rung;     /* and those asked for over there that are done with here */
     struct sd_dir dir[2];
 };
 

@@ -84,4 +84,30 @@ uint64_t sd_py_back_left(struct sd_py_end *end, uint64_t tcp_pos);
 void sd_py_hint_say(struct sd_py_end *end, uint32_t hint);
 uint32_t sd_py_end_error(struct sd_py_end *end, uint32_t err);
 
+/* ---- the monitor as the other party in a host's copy of a segment (sock/far.h). `side` is the program's; the copy is mapped whole. */
+
+/* What the program has said. Counters as they are: the program is not trusted with them. */
+struct sd_copy_words {
+    uint64_t tail, base, head, sw_ring, sw_back, sw_back_at;
+    uint32_t hint, go_back, attached, settle_ask;
+};
+
+/* A new copy: we read at once, so nobody has to be woken for us; and we fence [W3]. */
+void sd_copy_init(void *segment, uint32_t side, uint64_t id0, uint64_t id1);
+void sd_copy_read(void *segment, uint32_t side, struct sd_copy_words *words);
+/* The other program's words; its bytes and tail come first. */
+void sd_copy_tell(void *segment, uint32_t side, const struct sd_copy_words *words);
+/* The tail of what has come, the head of what was read over there. True: somebody sleeps, and has to be rung for. */
+bool sd_copy_land(void *segment, uint32_t side, uint64_t tail);
+bool sd_copy_credit(void *segment, uint32_t side, uint64_t head);
+void sd_copy_settle(void *segment, uint32_t answer);
+void sd_copy_lose(void *segment);
+/* True: ask the other host for one doorbell now [B1]. */
+bool sd_copy_bell_take(void *segment, uint32_t side);
+/* Going to sleep, membarrier to follow; and awake. The second: the program shall switch, so that we can ring in its direction. */
+void sd_copy_arm(void *segment, uint32_t side, bool data, bool room);
+/* [H2] True: a byte may be sent on the program's socket, before sd_copy_ring_leave. */
+bool sd_copy_ring_enter(void *segment, uint32_t side);
+void sd_copy_ring_leave(void *segment);
+
 #endif

@@ -11,9 +11,9 @@
 """
 
 from sdlib.wire.client import MonitorClient
-from sdlib.wire.events import Answered, Asked, Lost, MonitorUnavailable, Paired, Part, Pending, Refused, Reload
+from sdlib.wire.events import Answered, Asked, Lost, MonitorUnavailable, Paired, Part, Pending, Refused, Reload, Ring
 
 __all__ = [
     "Answered", "Asked", "Lost", "MonitorClient", "MonitorUnavailable", "Paired", "Part", "Pending", "Refused",
-    "Reload",
+    "Reload", "Ring",
 ]  # fmt: skip

@@ -207,9 +207,17 @@ class MonitorClient:
         except _FAILURES as error:
             self._die(str(error))
 
-    def hold(self, offer_id: int, memfd: int) -> None:
+    def hold(self, offer_id: int, memfd: int, side: int = 0, *, far: bool = False) -> None:
         """Say that a segment of an earlier monitor is still in use; `memfd` stays the caller's."""
-        self._say(messages.Hold(offer_id), memfd)
+        self._say(messages.Hold(offer_id, side, int(far)), memfd)
+
+    def nudge(self, offer_id: int) -> None:
+        """Say that there is news in a far segment."""
+        self._say(messages.Nudge(offer_id))
+
+    def rang(self, offer_id: int, result: int) -> None:
+        """Answer a Ring: 0 or an errno."""
+        self._say(messages.Rang(offer_id, result))
 
     def release(self, offer_id: int) -> None:
         """Say that the segment of this offer is no longer in use."""
@@ -332,7 +340,7 @@ class MonitorClient:
         """What a message means for its offer; None if for nothing. Owns `fd`. Raises ProtocolError."""
         if isinstance(message, messages.Paired):
             return self._take_paired(message, fd)
-        if isinstance(message, messages.Reload | messages.Ask | messages.Part | messages.Answer):
+        if isinstance(message, messages.Reload | messages.Ask | messages.Part | messages.Answer | messages.Ring):
             self._push(as_event(message, fd))
             return None
         if isinstance(message, messages.Reject):
@@ -361,7 +369,7 @@ class MonitorClient:
         if before is OfferState.LEAVING:
             os.close(fd)
             return None
-        return message.offer_id, Paired(message.offer_id, message.side, fd)
+        return message.offer_id, Paired(message.offer_id, message.side, fd, bool(message.far))
 
     # ------------------------------------------------------------------- events
 

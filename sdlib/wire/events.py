@@ -18,6 +18,8 @@ class Paired(NamedTuple):
     offer_id: int
     side: int
     memfd: int
+    far: bool = False
+    """It is on another host."""
 
 
 class Pending(NamedTuple):
@@ -52,6 +54,13 @@ class Asked(NamedTuple):
     ask_id: int
 
 
+class Ring(NamedTuple):
+    """Do what a messages.Bell says to the socket of that far segment, and answer by `rang`."""
+
+    offer_id: int
+    what: int
+
+
 class Part(NamedTuple):
     """To a query: what the client `pid` of user `uid` says. The caller owns `memfd`."""
 
@@ -69,10 +78,12 @@ class Answered(NamedTuple):
 
 
 Answer: TypeAlias = Paired | Pending | Refused
-Event: TypeAlias = Paired | Lost | Reload | Asked | Part | Answered
+Event: TypeAlias = Paired | Lost | Reload | Asked | Part | Answered | Ring
 
 
-def as_event(message: messages.Reload | messages.Ask | messages.Part | messages.Answer, fd: int) -> Event:
+def as_event(
+    message: messages.Reload | messages.Ask | messages.Part | messages.Answer | messages.Ring, fd: int
+) -> Event:
     """What is not about an offer."""
     if isinstance(message, messages.Ask):
         return Asked(message.ask_id)
@@ -80,4 +91,6 @@ def as_event(message: messages.Reload | messages.Ask | messages.Part | messages.
         return Part(message.pid, message.uid, fd)
     if isinstance(message, messages.Answer):
         return Answered(message.code, message.missing, fd)
+    if isinstance(message, messages.Ring):
+        return Ring(message.offer_id, message.what)
     return Reload()

@@ -16,7 +16,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
 TEXT_BYTES: Final = 104
 MAX_BYTES: Final = 128  # no message is longer
@@ -46,6 +46,9 @@ class Type(IntEnum):
     QUERY = 15
     PART = 16
     ANSWER = 17
+    NUDGE = 18
+    RING = 19
+    RANG = 20
 
 
 class Query(IntEnum):
@@ -55,6 +58,13 @@ class Query(IntEnum):
     CONNECTIONS = 2  # of its clients
     RELOAD = 3  # as SIGHUP
     DRAIN = 4  # as SIGTERM
+
+
+class Bell(IntEnum):
+    """What a RING wants."""
+
+    BYTE = 1  # send a doorbell
+    BREAK = 2  # shut it down in both directions: the other host is lost
 
 
 class Code(IntEnum):
@@ -117,11 +127,16 @@ class Pending(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Monitor, with the segment's memfd: the other end is there. This client is `side` (0 or 1)."""
+    """Monitor, with the segment's memfd: the other end is there. This client is `side` (0 or 1).
+
+    `far` 1: it is on another host, and the segment is this host's copy, which the monitor mirrors.
+    """
 
     offer_id: int
     side: int
     ring_bytes: int
+    far: int = 0
+    zero: int = 0
 
 
 class Refused(NamedTuple):
@@ -145,9 +160,14 @@ class Withdrawn(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Client, with the memfd of a segment of an earlier monitor: it is still in use. `offer_id`: its name."""
+    """Client, with the memfd of a segment of an earlier monitor: it is still in use. `offer_id`: its name.
+
+    `side` and `far` as PAIRED has said them.
+    """
 
     offer_id: int
+    side: int = 0
+    far: int = 0
 
 
 class Release(NamedTuple):
@@ -193,9 +213,31 @@ class Answer(NamedTuple):
     missing: int
 
 
+class Nudge(NamedTuple):
+    """Client: the program has written into the far segment of that offer, or read, and found the monitor asleep."""
+
+    offer_id: int
+
+
+class Ring(NamedTuple):
+    """Monitor: do to the socket of that far segment what `what` (a Bell) says."""
+
+    offer_id: int
+    what: int
+    zero: int = 0
+
+
+class Rang(NamedTuple):
+    """Client, to every RING. `result`: 0, or an errno."""
+
+    offer_id: int
+    result: int
+    zero: int = 0
+
+
 Message: TypeAlias = (
     Hello | Welcome | Reject | Offer | Pending | Paired | Refused | Withdraw | Withdrawn
-    | Hold | Release | Reload | Ask | Tell | Question | Part | Answer
+    | Hold | Release | Reload | Ask | Tell | Question | Part | Answer | Nudge | Ring | Rang
 )  # fmt: skip
 
 
@@ -213,11 +255,11 @@ LAYOUTS: Final[dict[Type, Layout]] = {
     Type.REJECT: Layout(Reject, Struct(f"<II{TEXT_BYTES}s"), 0),
     Type.OFFER: Layout(Offer, Struct("<QQ"), 1),
     Type.PENDING: Layout(Pending, Struct("<Q"), 0),
-    Type.PAIRED: Layout(Paired, Struct("<QII"), 1),
+    Type.PAIRED: Layout(Paired, Struct("<QIIII"), 1),
     Type.REFUSED: Layout(Refused, Struct(f"<QI{TEXT_BYTES}s"), 0),
     Type.WITHDRAW: Layout(Withdraw, Struct("<Q"), 0),
     Type.WITHDRAWN: Layout(Withdrawn, Struct("<Q"), 0),
-    Type.HOLD: Layout(Hold, Struct("<Q"), 1),
+    Type.HOLD: Layout(Hold, Struct("<QII"), 1),
     Type.RELEASE: Layout(Release, Struct("<Q"), 0),
     Type.RELOAD: Layout(Reload, Struct("<"), 0),
     Type.ASK: Layout(Ask, Struct("<Q"), 0),
@@ -225,6 +267,9 @@ LAYOUTS: Final[dict[Type, Layout]] = {
     Type.QUERY: Layout(Question, Struct("<II"), 0),
     Type.PART: Layout(Part, Struct("<II"), 1),
     Type.ANSWER: Layout(Answer, Struct("<II"), 1),
+    Type.NUDGE: Layout(Nudge, Struct("<Q"), 0),
+    Type.RING: Layout(Ring, Struct("<QII"), 0),
+    Type.RANG: Layout(Rang, Struct("<QII"), 0),
 }
 TYPE_OF: Final[dict[type[Message], Type]] = {layout.cls: kind for kind, layout in LAYOUTS.items()}
 _HEADER: Final = Struct("<HHI")

@@ -25,11 +25,11 @@ any_message: st.SearchStrategy[messages.Message] = st.one_of(
     st.builds(messages.Reject, u32, u32, text),
     st.builds(messages.Offer, u64, u64),
     st.builds(messages.Pending, u64),
-    st.builds(messages.Paired, u64, u32, u32),
+    st.builds(messages.Paired, u64, u32, u32, u32, u32),
     st.builds(messages.Refused, u64, u32, text),
     st.builds(messages.Withdraw, u64),
     st.builds(messages.Withdrawn, u64),
-    st.builds(messages.Hold, u64),
+    st.builds(messages.Hold, u64, u32, u32),
     st.builds(messages.Release, u64),
     st.builds(messages.Reload),
     st.builds(messages.Ask, u64),
@@ -37,6 +37,9 @@ any_message: st.SearchStrategy[messages.Message] = st.one_of(
     st.builds(messages.Question, u32, u32),
     st.builds(messages.Part, u32, u32),
     st.builds(messages.Answer, u32, u32),
+    st.builds(messages.Nudge, u64),
+    st.builds(messages.Ring, u64, u32, u32),
+    st.builds(messages.Rang, u64, u32, u32),
 )
 
 

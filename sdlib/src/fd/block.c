@@ -91,7 +91,10 @@ static void fold(struct sd_block *b)
 {
     COUNT(conns_total);
     if (b->opt_saved & (1u << 31)) { /* was on the ring, in one direction at least */
-        COUNT(conns_shm);
+        if (b->far)
+            COUNT(conns_rdma);
+        else
+            COUNT(conns_shm);
         return;
     }
     COUNT(conns_tcp);
@@ -111,8 +114,13 @@ void sd_block_drop(struct sock *s)
     struct sd_block *b = s->b;
     u32 st = load_rlx(&b->state);
 
-    COUNT_N(bytes_shm_tx, b->bytes_shm_tx);
-    COUNT_N(bytes_shm_rx, b->bytes_shm_rx);
+    if (b->far) {
+        COUNT_N(bytes_rdma_tx, b->bytes_shm_tx);
+        COUNT_N(bytes_rdma_rx, b->bytes_shm_rx);
+    } else {
+        COUNT_N(bytes_shm_tx, b->bytes_shm_tx);
+        COUNT_N(bytes_shm_rx, b->bytes_shm_rx);
+    }
     COUNT_N(bytes_tcp_tx, b->bytes_tcp);
     b->bytes_shm_tx = b->bytes_shm_rx = b->bytes_tcp = 0;
     if (atomic_fetch_sub(&b->users, 1) != 1)

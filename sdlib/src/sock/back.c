@@ -6,6 +6,7 @@
  * what is in the ring already is read from there. Nobody waits for that here (pass.c has to).
  */
 #include "poll/poll.h"
+#include "sock/far.h"
 #include "sock/sock.h"
 
 void sd_go_back(struct sock *s, int fd, u32 reason)
@@ -19,6 +20,8 @@ void sd_go_back(struct sock *s, int fd, u32 reason)
         return;
     }
     sd_back_ask(&s->e);
+    if (sd_is_far(s))
+        sd_far_nudge(s);
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, reason);
     if (!load_rlx(&s->b->reason)) {

@@ -7,6 +7,7 @@
  * by marks (token.h, BELL), those who eat by the receiving token.
  */
 #include "poll/poll.h"
+#include "sock/far.h"
 #include "sock/sock.h"
 
 /* ------------------------------------------------------- stream positions */
@@ -157,6 +158,8 @@ static void announce(struct sock *s)
     sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state */
     if (load_rlx(&s->b->rx_plain) == 0)
         sd_attached_say(s->seg, s->b->side);
+    if (sd_is_far(s))
+        sd_far_nudge(s);
 }
 
 /* Nobody but this process holds the socket, so threads only have to agree who does it; the others go on by TCP meanwhile. */
@@ -321,6 +324,10 @@ static void send_bell(struct sock *s, int fd, struct sd_hold *h)
     u8 byte = 0;
     long r;
 
+    if (sd_is_far(s)) {
+        sd_far_nudge(s);
+        return;
+    }
     if (!sd_bell_take(&s->e)) {
         s->fast_sends = 0; /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
@@ -356,8 +363,12 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
         sd_membarrier(); /* no bell begins any more */
         unsure = sd_bells_out(s);
     }
-    if (ring)
+    if (sd_is_far(s)) {
+        sd_far_bells_out(s); /* [H2] */
+        unsure = true;       /* [H3] */
+    } else if (ring) {
         send_bell(s, fd, h);
+    }
     /* Of a bell that was thrown out nobody knows whether its byte was sent. A peer that has seen the word at 1 eats one byte: there has to be
      * one that is not the program's. One too many is eaten by position. */
     if (unsure) {
@@ -372,6 +383,8 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     if (b->opt_saved & SAVED_CORK)
         set_int(fd, SOL_TCP, TCP_CORK, 1);
     sd_back_finish(s, to);
+    if (sd_is_far(s))
+        sd_far_nudge(s);
     reason = sd_back_why(s, reason);
     if (reason < SD_REASON_COUNT)
         g.proc->moved_back[reason]++;
@@ -461,9 +474,12 @@ void sd_wake_reader(struct sock *s, int fd)
 void sd_latch_end(struct sock *s, int fd, u32 err)
 {
     struct sd_block *b = s->b;
+    bool own = !err && load_rlx(&b->rx_shut); /* the program's end, not the peer's */
     u32 said = err;
 
-    if (err || !load_rlx(&b->rx_shut)) /* else it is our own end, not the peer's */
+    if (!own && sd_is_far(s) && !sd_far_settle(s)) /* [H1] */
+        err = err ? err : ECONNRESET;
+    else if (!own)
         err = sd_end_error(&s->e, err);
     if (err && !said) /* dead, though its kernel could not know of the bytes in the ring: ours shall know that it is over */
         SYS2(__NR_shutdown, fd, SHUT_RDWR);
@@ -510,7 +526,9 @@ static bool look(struct sock *s, int fd, struct sd_hold *h)
         s->kcheck |= 1; /* a FIN may stand behind it */
         return true;
     } else if (r == 1) {
-        if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
+        if (sd_is_far(s))
+            sd_far_nap(); /* [H3] its bell, or the way back, will be here soon */
+        else if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
             sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
     } else if (r == 0) {
         sd_latch_end(s, fd, 0);

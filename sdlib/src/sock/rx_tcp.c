@@ -2,6 +2,7 @@
  *
  * rx_tcp.c - receiving what is still, or again, on TCP.
  */
+#include "sock/far.h"
 #include "sock/rx.h"
 
 /* The program's own call for what is still missing, at most `limit` bytes of it. A shorter answer is always allowed. */
@@ -60,7 +61,7 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
         return -ERANGE;
     r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
     sd_rx_plain_leave(s, w->peek ? 0 : r);
-    if (unlikely(r == -ECONNRESET) && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+    if (unlikely(r == -ECONNRESET) && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (!sd_is_far(s) || sd_far_settle(s)))
         r = -(long)sd_end_error(&s->e, ECONNRESET); /* what the peer has left unread on TCP were doorbells of ours */
     if (r > 0)
         w->got += (u64)r;
@@ -128,6 +129,8 @@ static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 
     sd_disarm(s, armed);
     sd_sleeper_leave(s, sleeper);
+    if (r == 0 && sd_is_far(s))
+        sd_far_settle(s); /* [H1] */
     if (r == 0 && sd_rx_poll_switch(s, fd))
         return -ERANGE; /* a FIN behind the switch: the ring is read first */
     return r;

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which RDMA device, port and GID reach the other hosts, from /sys/class/infiniband; and the pyverbs that drives it.
+
+A GID is the right one if it is of type RoCE v2 and is the address that we listen on.  hosts.yaml overrides each value
+that is found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import ipaddress
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+from monitor.hosts.config import Config
+
+_SYS: Final = Path("/sys/class/infiniband")
+_DEBIAN: Final = "/usr/lib/python3/dist-packages"
+_MODULES: Final = ("device", "pd", "cq", "qp", "wr", "mr", "addr", "enums")
+_ROCE_V2: Final = "RoCE v2"
+_MTU: Final = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}
+DEPTH: Final = 256
+INLINE: Final = 128
+TIMEOUT: Final = 14  # 4.096 us * 2 ** 14 = 67 ms, at least
+RETRIES: Final = 6
+
+
+class Found(NamedTuple):
+    """The values in use. `mtu` as verbs number it."""
+
+    device: str
+    port: int
+    gid_index: int
+    gid: bytes
+    mtu: int
+    inline: int
+    depth: int
+    timeout: int
+    retries: int
+
+
+def find(config: Config) -> Found:
+    """What the configuration leaves open; OSError when nothing fits."""
+    wanted = config.device
+    address = None if config.listen is None else ipaddress.ip_address(config.listen[0])
+    for device, port, index, gid in _gids(wanted.name, wanted.port):
+        if index == wanted.gid_index or (wanted.gid_index is None and _is(gid, address)):
+            return Found(device, port, index, gid.packed, _mtu(device, port, wanted.mtu),
+                         INLINE if wanted.inline is None else wanted.inline, wanted.depth or DEPTH,
+                         wanted.timeout or TIMEOUT, RETRIES if wanted.retries is None else wanted.retries)
+    raise OSError(f"no RDMA device has a RoCE v2 GID of {address or 'any address'}")
+
+
+def _is(gid: ipaddress.IPv6Address, address: Any) -> bool:
+    return address is not None and address in (gid, gid.ipv4_mapped)
+
+
+def _gids(name: str | None, number: int | None) -> Iterator[tuple[str, int, int, ipaddress.IPv6Address]]:
+    for device in sorted(_SYS.glob("*")):
+        if name not in (None, device.name):
+            continue
+        for port in sorted(device.glob("ports/*")):
+            if number not in (None, int(port.name)):
+                continue
+            for entry in sorted(port.glob("gids/*"), key=lambda path: int(path.name)):
+                gid = ipaddress.IPv6Address(_text(entry) or "::")
+                if int(gid) and _text(port / "gid_attrs/types" / entry.name) == _ROCE_V2:
+                    yield device.name, int(port.name), int(entry.name), gid
+
+
+def _mtu(device: str, port: int, wanted: int | None) -> int:
+    """The greatest that the network device below has room for, headers included."""
+    if wanted is not None:
+        return _MTU[wanted]
+    interface = _text(_SYS / device / "ports" / str(port) / "gid_attrs/ndevs/0")
+    room = int(_text(Path("/sys/class/net") / interface / "mtu") or 1500) - 100 if interface else 1024
+    return max((number for size, number in _MTU.items() if size <= room), default=1)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def pyverbs() -> SimpleNamespace:
+    """The modules of pyverbs that we use; OSError without it.
+
+    Debian's package is not on the path of a virtual environment: it alone is taken from there, nothing else.
+    """
+    if importlib.util.find_spec("pyverbs") is None:
+        spec = importlib.machinery.PathFinder.find_spec("pyverbs", [_DEBIAN])
+        if spec is None or spec.loader is None:
+            raise OSError("pyverbs is missing (Debian: python3-pyverbs)")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["pyverbs"] = module
+        spec.loader.exec_module(module)
+    try:
+        return SimpleNamespace(**{name: importlib.import_module(f"pyverbs.{name}") for name in _MODULES})
+    except ImportError as error:
+        raise OSError(f"pyverbs cannot be used: {error}") from None

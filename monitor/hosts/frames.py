@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two monitors say to each other once each knows who the other is: fixed records, little-endian, strictly read.
+
+A record is one byte of type and a body of a fixed size; only DATA has bytes behind it.  The same records travel in
+the TCP stream between the monitors and, when there are queue pairs, in RDMA SENDs; there DATA is an RDMA WRITE
+instead.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from monitor.match import Address
+
+VERSION: Final = 1
+DATA_MAX: Final = 65536
+"""Bytes of a ring in one DATA record."""
+_ADDRESS: Final = "16sH"
+
+
+class BadPeer(Exception):
+    """The other monitor said what no honest one can; str() is one line."""
+
+
+class Type(IntEnum):
+    """First byte of a record."""
+
+    SEEK = 1
+    ACCEPT = 2
+    GONE = 3
+    RESUME = 4
+    WORDS = 5
+    DATA = 6
+    PORT = 7
+    SWITCH = 8
+    PING = 9
+    READY = 10
+
+
+class Seek(NamedTuple):
+    """A program of mine has offered this end; have you the other one? Addresses as seen from the sender.
+
+    `options`, `send_scale`, `receive_scale`: what TCP_INFO says, which the two ends of one connection agree in.
+    """
+
+    local: Address
+    peer: Address
+    ring_bytes: int
+    options: int
+    send_scale: int
+    receive_scale: int
+
+
+class Accept(NamedTuple):
+    """I have the other end: let it be the connection `far_id`."""
+
+    far_id: bytes
+    local: Address
+    peer: Address
+    ring_bytes: int
+
+
+class Gone(NamedTuple):
+    """My end is over, or never came about."""
+
+    far_id: bytes
+
+
+class Resume(NamedTuple):
+    """I hold this connection, call it `slot`, and have all of your bytes before `landed`: go on from there.
+
+    `address`, `rkey`: where an RDMA WRITE finds my copy of your ring. `reply` 1: say RESUME, too.
+    """
+
+    far_id: bytes
+    slot: int
+    ring_bytes: int
+    reply: int
+    landed: int
+    address: int
+    rkey: int
+
+
+class Words(NamedTuple):
+    """My program's words as they are after all bytes that I have sent before this record. `slot` is the receiver's."""
+
+    slot: int
+    hint: int
+    go_back: int
+    attached: int
+    settle_ask: int
+    settle_answer: int
+    bells_asked: int
+    head: int
+    sw_ring: int
+    sw_back: int
+    sw_back_at: int
+
+
+class Data(NamedTuple):
+    """The `size` bytes of my program's ring from counter `at` on; they follow."""
+
+    slot: int
+    size: int
+    at: int
+
+
+class Port(NamedTuple):
+    """My queue pair."""
+
+    number: int
+    sequence: int
+    mtu: int
+    depth: int
+    gid: bytes
+
+
+class Ready(NamedTuple):
+    """My queue pair knows yours: you may use it."""
+
+
+class Switch(NamedTuple):
+    """The last record in the TCP stream: what follows comes by the queue pair."""
+
+
+class Ping(NamedTuple):
+    """I am there."""
+
+
+Record: TypeAlias = Seek | Accept | Gone | Resume | Words | Data | Port | Ready | Switch | Ping
+_LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
+    Type.SEEK: (Seek, Struct(f"<{_ADDRESS}{_ADDRESS}IBBB")),
+    Type.ACCEPT: (Accept, Struct(f"<16s{_ADDRESS}{_ADDRESS}I")),
+    Type.GONE: (Gone, Struct("<16s")),
+    Type.RESUME: (Resume, Struct("<16sIIIQQI")),
+    Type.WORDS: (Words, Struct("<IIIIIIIQQQQ")),
+    Type.DATA: (Data, Struct("<IIQ")),
+    Type.PORT: (Port, Struct("<IIII16s")),
+    Type.SWITCH: (Switch, Struct("<")),
+    Type.PING: (Ping, Struct("<")),
+    Type.READY: (Ready, Struct("<")),
+}
+_TYPES: Final = {cls: (kind, body) for kind, (cls, body) in _LAYOUTS.items()}
+
+
+def encode(record: Record) -> bytes:
+    """Its bytes; those of the ring go behind a DATA."""
+    kind, body = _TYPES[type(record)]
+    fields: list[Any] = []
+    for value in record:
+        if isinstance(value, Address):
+            fields += [value.ip, value.port]
+        else:
+            fields.append(value)
+    return bytes((kind,)) + body.pack(*fields)
+
+
+def decode(data: bytes | bytearray | memoryview, start: int) -> tuple[Record, int] | None:
+    """The record that begins at `start`, and where it ends; None if it is not all there. Raises BadPeer."""
+    if start >= len(data):
+        return None
+    try:
+        cls, body = _LAYOUTS[Type(data[start])]
+    except ValueError:
+        raise BadPeer(f"unknown record {data[start]}") from None
+    end = start + 1 + body.size
+    if end > len(data):
+        return None
+    values = list(body.unpack_from(data, start + 1))
+    if cls is Seek or cls is Accept:
+        first = 0 if cls is Seek else 1
+        local, peer = values[first:first + 2], values[first + 2:first + 4]
+        values[first:first + 4] = [Address(local[0], 0, local[1]), Address(peer[0], 0, peer[1])]
+    record = cls(*values)
+    if isinstance(record, Data) and not 0 < record.size <= DATA_MAX:
+        raise BadPeer(f"DATA of {record.size} bytes")
+    return record, end

@@ -1,0 +1,483 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All connections to other hosts: pairing them, keeping their copies equal, and when to sleep.
+
+The monitor's loop calls `turn` before it waits.  While there is news we look again at once, for SPIN_S longer than
+that; then every copy is armed, as a reader arms its ring ([W1]: membarrier, look once more), and the loop may sleep:
+programs nudge, the other monitors' TCP connections and the completion channel are descriptors.  A copy whose
+supervisor is gone has nobody to nudge: then we look every DEAF_S.
+
+Two hosts see each other's offers (SEEK).  The one whose name sorts first decides: it names the connection (ACCEPT),
+the other one tells its program and says RESUME, and only then the first tells its own.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EAGAIN
+from hashlib import sha256
+from typing import Any, Final, Protocol
+
+from monitor import journal, segment
+from monitor.endpoint import Shape
+from monitor.hosts import frames
+from monitor.hosts.auth import Handshake
+from monitor.hosts.config import FOR_TESTS, Config
+from monitor.hosts.contact import HANDSHAKE_S, Caller, Contact
+from monitor.hosts.copy import Copy
+from monitor.hosts.frames import Record
+from monitor.hosts.link import Link, Port
+from monitor.hosts.mirror import Mirror
+from monitor.hosts.pairs import Candidate, Candidates
+from monitor.match import Offer, side_of
+from sdlib import abi
+from sdlib.wire.messages import Bell, Nudge, Rang
+
+SPIN_S: Final = 0.001
+DEAF_S: Final = 0.002
+_CALLERS_MAX: Final = 64
+_TICK_S: Final = 0.5
+
+
+class Local(Protocol):
+    """What the hub needs of the monitor."""
+
+    def is_open(self, offer: Offer) -> bool: ...
+    def paired(self, offer: Offer, side: int, ring_bytes: int, memfd: int) -> bool: ...
+    def ring(self, client: int, offer_id: int, what: Bell) -> bool: ...
+
+
+class Device(Protocol):
+    """The RDMA device; None in its place for the transport of the tests."""
+
+    def port(self, contact: Contact) -> Port: ...
+    def poll(self) -> bool: ...
+    def arm(self) -> None: ...
+    def fileno(self) -> int: ...
+    def status(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class Conn:
+    """One connection. `client`, `name`: whose it is on this host, None when its supervisor is gone."""
+
+    contact: Contact
+    mirror: Mirror
+    client: int | None
+    name: int
+    waiting: tuple[Candidate, int] | None = None
+    """The memfd, until the other side has said that it has it, too."""
+    ringing: bool = False
+    local_gone: float = 0.0
+    """Since when; 0: it is there."""
+    peer_gone: bool = False
+    said_gone: bool = False
+    lost: bool = False
+
+
+class Hub:
+    """See above."""
+
+    def __init__(self, config: Config, selector: selectors.BaseSelector, local: Local, device: Device | None) -> None:
+        """`device` None: only if the configuration says that this is a test. OSError: nobody can listen there."""
+        assert device is not None or config.transport == FOR_TESTS
+        self._config, self._selector, self._local, self._device = config, selector, local, device
+        self._candidates = Candidates()
+        self._conns: dict[int, Conn] = {}
+        self._named: dict[tuple[int, int], Conn] = {}
+        self._slots = 0
+        self._callers: set[Caller] = set()
+        self._asleep = False
+        self._busy_until = self._ticked = 0.0
+        self._ready: set[str] = set()
+        self.contacts = {
+            name: Contact(config, peer, selector, self._port, self._asked, self._down)
+            for name, peer in config.peers.items()
+        }
+        self._listener = None if config.listen is None else self._listen(config.listen)
+        if device is not None:
+            selector.register(device.fileno(), selectors.EVENT_READ, self._completed)
+
+    # ---------------------------------------------------------------- conversations
+
+    def _listen(self, address: tuple[str, int]) -> socket.socket:
+        listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            sock, _ = listener.accept()
+            if len(self._callers) >= _CALLERS_MAX:
+                sock.close()
+                return
+            handshake = Handshake(self._config.name, self._key_of, None)
+            self._callers.add(Caller(sock, self._selector, handshake, self._known, self._callers.discard))
+
+    def _key_of(self, name: str) -> bytes | None:
+        peer = self._config.peers.get(name)
+        return None if peer is None else peer.key
+
+    def _known(self, caller: Caller) -> None:
+        self._callers.discard(caller)
+        self.contacts[caller.handshake.peer].adopt(caller)
+
+    def _port(self, contact: Contact) -> Port | None:
+        return None if self._device is None else self._device.port(contact)
+
+    def _completed(self, _mask: int) -> None:
+        """The completion channel has something: `turn` polls."""
+
+    def _down(self, contact: Contact) -> None:
+        self._ready.discard(contact.peer.name)
+        for conn in self._of(contact):
+            if conn.waiting is not None:
+                self._free(conn)
+
+    def _of(self, contact: Contact) -> list[Conn]:
+        return [conn for conn in self._conns.values() if conn.contact is contact]
+
+    # ----------------------------------------------------------------------- pairing
+
+    def offered(self, offer: Offer, shape: Shape) -> None:
+        """An offer stays open; its other end may be on another host."""
+        if offer.key.local.scope or offer.key.peer.scope:
+            return
+        for contact in self.contacts.values():
+            if contact.peer.owns(offer.key.peer.ip):
+                candidate = Candidate(offer, shape, contact.peer.name)
+                self._candidates.add(candidate)
+                if contact.usable:
+                    contact.guard(lambda link, one=candidate: link.say(one.seek()))  # type: ignore[misc]
+                return
+
+    def _asked(self, contact: Contact, record: Record) -> None:
+        match record:
+            case frames.Seek():
+                self._on_seek(contact, record)
+            case frames.Accept():
+                self._on_accept(contact, record)
+            case frames.Gone():
+                self._on_gone(contact, record)
+
+    def _candidate(self, contact: Contact, said: frames.Seek | frames.Accept) -> Candidate | None:
+        """Our end of what the other host speaks of, if it may."""
+        if not contact.peer.owns(said.local.ip) or not contact.usable:
+            return None
+        candidate = self._candidates.find(said.peer, said.local, contact.peer.name)
+        if candidate is None or not self._local.is_open(candidate.offer):
+            return None
+        return candidate
+
+    def _on_seek(self, contact: Contact, said: frames.Seek) -> None:
+        candidate = self._candidate(contact, said)
+        if candidate is None or contact.link is None:
+            return
+        if not candidate.fits(said):
+            journal.warn("no-one-connection", host=contact.peer.name, ours=candidate.shape, theirs=said[3:])
+            return
+        if self._config.name > contact.peer.name:
+            if not candidate.answered:
+                candidate.answered = True
+                contact.link.say(candidate.seek())
+            return
+        name = (candidate.offer.client, candidate.offer.offer_id)
+        if name in self._named:
+            return  # the answer to its ACCEPT is on the way
+        far_id = self._tag(contact) + os.urandom(8)
+        conn = self._make(contact, far_id, candidate, min(candidate.offer.ring_bytes, said.ring_bytes))
+        if conn is not None:
+            key = candidate.offer.key
+            contact.link.say(frames.Accept(far_id, key.local, key.peer, conn.mirror.copy.ring_bytes))
+
+    def _tag(self, contact: Contact) -> bytes:
+        """The first half of the names of all connections with that host."""
+        return sha256("\0".join(sorted((self._config.name, contact.peer.name))).encode()).digest()[:8]
+
+    def _make(self, contact: Contact, far_id: bytes, candidate: Candidate, ring_bytes: int) -> Conn | None:
+        """The copy of this host; it is told to nobody yet."""
+        try:
+            memfd = segment.make(ring_bytes)
+        except OSError as error:
+            journal.warn("no-copy", why=error.strerror)
+            return None
+        try:
+            copy = Copy(memfd, ring_bytes, side_of(candidate.offer.key))
+        except OSError as error:
+            os.close(memfd)
+            journal.warn("no-copy", why=error.strerror)
+            return None
+        copy.found(far_id)
+        conn = self._add(contact, far_id, copy, candidate.offer.client, candidate.offer.offer_id)
+        conn.waiting = (candidate, memfd)
+        return conn
+
+    def _add(self, contact: Contact, far_id: bytes, copy: Copy, client: int, name: int) -> Conn:
+        self._slots += 1
+        mirror = Mirror(far_id, copy, self._slots)
+        conn = Conn(contact, mirror, client, name)
+        self._conns[mirror.slot] = conn
+        self._named[client, name] = conn
+        contact.mirrors[mirror.slot] = mirror
+        contact.by_id[far_id] = mirror
+        mirror.awake()
+        return conn
+
+    def _on_accept(self, contact: Contact, said: frames.Accept) -> None:
+        assert contact.link is not None
+        candidate = self._candidate(contact, said)
+        name = (-1, -1) if candidate is None else (candidate.offer.client, candidate.offer.offer_id)
+        if (candidate is None or self._config.name < contact.peer.name or name in self._named
+                or said.far_id[:8] != self._tag(contact) or said.far_id in contact.by_id
+                or not abi.const.SD_RING_MIN <= said.ring_bytes <= candidate.offer.ring_bytes
+                or said.ring_bytes & (said.ring_bytes - 1)):
+            contact.link.say(frames.Gone(said.far_id))
+            return
+        conn = self._make(contact, said.far_id, candidate, said.ring_bytes)
+        if conn is not None and not self._hand_over(conn):
+            self._free(conn)
+            conn = None
+        if conn is None:
+            contact.link.say(frames.Gone(said.far_id))
+            return
+        contact.link.introduce(conn.mirror, reply=1)
+
+    def _hand_over(self, conn: Conn) -> bool:
+        """Tell the program's supervisor. False: it does not want it any more; the connection is forgotten."""
+        assert conn.waiting is not None
+        candidate, memfd = conn.waiting
+        copy = conn.mirror.copy
+        self._candidates.drop(candidate.offer.client, candidate.offer.offer_id)
+        offer = candidate.offer
+        done = self._local.is_open(offer) and self._local.paired(offer, copy.side, copy.ring_bytes, memfd)
+        conn.waiting = None
+        os.close(memfd)
+        return done
+
+    def _on_gone(self, contact: Contact, said: frames.Gone) -> None:
+        mirror = contact.by_id.get(said.far_id)
+        conn = None if mirror is None else self._conns.get(mirror.slot)
+        if conn is None:
+            return
+        if conn.waiting is not None:
+            self._free(conn)
+            return
+        conn.peer_gone = True
+        self._say_gone(conn)
+        conn.mirror.unlink()
+
+    # --------------------------------------------------------------------- its end
+
+    def closed(self, client: int, name: int) -> None:
+        """The supervisor has released it, or withdrawn the offer."""
+        self._candidates.drop(client, name)
+        conn = self._named.get((client, name))
+        if conn is not None:
+            conn.local_gone = conn.local_gone or time.monotonic()
+
+    def client_gone(self, client: int) -> None:
+        """A supervisor is gone; its programs may live."""
+        self._candidates.drop_client(client)
+        for key in [key for key in self._named if key[0] == client]:
+            conn = self._named.pop(key)
+            conn.client = None
+            if conn.waiting is not None:
+                conn.local_gone = time.monotonic()
+
+    def hold(self, client: int, name: int, memfd: int, ring_bytes: int, side: int) -> None:
+        """A supervisor has a copy that an earlier monitor made. OSError."""
+        copy = Copy(memfd, ring_bytes, side & 1)
+        far_id = copy.far_id()
+        contact = next((one for one in self.contacts.values() if self._tag(one) == far_id[:8]), None)
+        if contact is None or far_id in contact.by_id:
+            copy.close()
+            return
+        conn = self._add(contact, far_id, copy, client, name)
+        contact.guard(lambda link: link.introduce(conn.mirror, reply=1))
+
+    def _free(self, conn: Conn) -> None:
+        if conn.waiting is not None:
+            os.close(conn.waiting[1])
+            conn.waiting = None
+        mirror = conn.mirror
+        del self._conns[mirror.slot]
+        del conn.contact.mirrors[mirror.slot]
+        del conn.contact.by_id[mirror.far_id]
+        if conn.client is not None:
+            self._named.pop((conn.client, conn.name), None)
+        if conn.contact.link is not None and conn.contact.link.port is not None:
+            conn.contact.link.port.forget(mirror)
+        mirror.copy.close()
+
+    def _lose(self, conn: Conn) -> None:
+        """The other host is not coming back, or our program has broken its own copy: the connection ends."""
+        if not conn.lost:
+            conn.lost = conn.mirror.dead = True
+            conn.mirror.lose()
+            journal.warn("connection-lost", host=conn.contact.peer.name, slot=conn.mirror.slot)
+            if conn.client is not None:
+                self._local.ring(conn.client, conn.name, Bell.BREAK)
+
+    # ------------------------------------------------------------------------- bells
+
+    def heard(self, client: int, message: Nudge | Rang) -> None:
+        """A program has news, which `turn` looks for; or a supervisor has rung, or not."""
+        if isinstance(message, Nudge):
+            self._busy_until = max(self._busy_until, time.monotonic() + SPIN_S)
+            return
+        conn = self._named.get((client, message.offer_id))
+        if conn is not None and conn.ringing:
+            conn.ringing = False
+            if message.result != EAGAIN:  # else there was no room for a byte: once more
+                conn.mirror.rang()
+
+    def _ring(self, conn: Conn) -> None:
+        if conn.mirror.owes_bell and not conn.ringing and conn.client is not None:
+            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE)
+
+    # ------------------------------------------------------------------------- turns
+
+    def turn(self) -> float:
+        """Everything that can be done now; how long the loop may sleep then, in seconds."""
+        now = time.monotonic()
+        if now - self._ticked >= _TICK_S or any(one.link is None and one.dials for one in self.contacts.values()):
+            self._tick(now)
+        progress = self._pass(idle=False) or self._pass(idle=True)
+        if progress:
+            self._busy_until = time.monotonic() + SPIN_S
+            if self._asleep:
+                self._wake()
+            return 0.0
+        if now < self._busy_until:
+            return 0.0
+        if not self._asleep and self._conns:
+            self._asleep = True
+            for conn in self._conns.values():
+                conn.mirror.sleep()
+            abi.lib.sd_py_membarrier()  # [W1]
+            if self._device is not None:
+                self._device.arm()
+            return 0.0  # and look once more
+        return self._nap()
+
+    def _wake(self) -> None:
+        self._asleep = False
+        for conn in self._conns.values():
+            conn.mirror.awake()
+
+    def _nap(self) -> float:
+        if any(conn.client is None for conn in self._conns.values()):
+            return DEAF_S
+        if any(one.link is None and one.dials for one in self.contacts.values()):
+            return 0.05
+        return _TICK_S
+
+    def _pass(self, *, idle: bool) -> bool:
+        busy = self._device.poll() if self._device is not None else False
+        for contact in self.contacts.values():
+            if contact.link is not None:
+                busy |= self._serve(contact, contact.link, idle)
+        for conn in list(self._conns.values()):
+            self._look_after(conn)
+        return busy
+
+    def _serve(self, contact: Contact, link: Link, idle: bool) -> bool:
+        if contact.usable and contact.peer.name not in self._ready:
+            self._ready.add(contact.peer.name)
+            for candidate in self._candidates.of(contact.peer.name):
+                candidate.answered = False
+                link.say(candidate.seek())
+        busy = False
+
+        def pump(link: Link) -> None:
+            nonlocal busy
+            busy, broken = link.pump(list(contact.mirrors.values()), idle=idle)
+            for mirror in broken:
+                self._lose(self._conns[mirror.slot])
+                self._say_gone(self._conns[mirror.slot])
+
+        contact.guard(pump)
+        return contact.flush() or busy
+
+    def _look_after(self, conn: Conn) -> None:
+        """What is due for one connection, apart from its bytes."""
+        mirror = conn.mirror
+        if conn.waiting is not None and mirror.linked and not self._hand_over(conn):
+            conn.local_gone = time.monotonic()
+        if mirror.linked or conn.peer_gone:
+            self._ring(conn)
+        if conn.peer_gone:
+            mirror.settle_alone()
+        if conn.local_gone and mirror.linked and mirror.all_told():
+            self._say_gone(conn)
+        late = conn.local_gone and not mirror.linked and time.monotonic() - conn.local_gone > self._config.lost_s
+        if late or (conn.peer_gone and (conn.local_gone or conn.client is None)):
+            self._free(conn)
+
+    def _say_gone(self, conn: Conn) -> None:
+        """We send nothing more for it. The other side answers with the same, and only then its memory may go."""
+        if not conn.said_gone and conn.mirror.linked and conn.contact.link is not None:
+            conn.said_gone = True
+            conn.contact.link.say(frames.Gone(conn.mirror.far_id))
+
+    def _tick(self, now: float) -> None:
+        self._ticked = now
+        for contact in self.contacts.values():
+            contact.tick(now)
+            if contact.link is None and now - contact.down_since > self._config.lost_s:
+                for conn in self._of(contact):
+                    if not conn.peer_gone:
+                        self._lose(conn)
+        for caller in [late for late in self._callers if now - late.since > HANDSHAKE_S]:
+            caller.fail("does not say who it is")
+
+    # ---------------------------------------------------------------------- the rest
+
+    def status(self) -> dict[str, Any]:
+        """For sdctl."""
+        return {
+            "name": self._config.name, "transport": self._config.transport,
+            "device": None if self._device is None else self._device.status(),
+            "peers": [self._peer(contact) for contact in self.contacts.values()],
+            "connections": [self._connection(conn) for conn in self._conns.values()],
+            "candidates": len(self._candidates),
+        }  # fmt: skip
+
+    @staticmethod
+    def _peer(contact: Contact) -> dict[str, Any]:
+        link = contact.link
+        return {
+            "name": contact.peer.name, "up": link is not None, "rdma": link is not None and link.by_rdma,
+            "links": contact.links, "queued": 0 if link is None else len(link.stream.out),
+            "port": None if link is None or link.port is None else link.port.status(),
+        }  # fmt: skip
+
+    @staticmethod
+    def _connection(conn: Conn) -> dict[str, Any]:
+        mirror = conn.mirror
+        return {
+            "peer": conn.contact.peer.name, "client": conn.client, "name": conn.name, "linked": mirror.linked,
+            "out": mirror.bytes_out, "in": mirror.bytes_in, "unread": mirror.unread(), "resumes": mirror.resumes,
+            "bells": list(mirror.copy.bells()), "lost": conn.lost,
+        }  # fmt: skip
+
+    def _sockets(self) -> Iterator[Callable[[], None]]:
+        for contact in self.contacts.values():
+            yield contact.close
+        for caller in list(self._callers):
+            yield caller.wire.close
+        if self._listener is not None:
+            yield self._listener.close
+
+    def close(self) -> None:
+        """We leave; copies stay as they are, for the next monitor."""
+        for close in self._sockets():
+            close()
+        for conn in list(self._conns.values()):
+            self._free(conn)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection between two hosts, as one of the two monitors sees it. No I/O but to the copy's memory.
+
+A program's byte goes through four counters, each behind the one before it, and the ring holds what lies between the
+first and the last:
+
+    tail        the program has written it                     its own copy
+    sent        handed to the transport                        here
+    landed      stands in the other copy, its reader knows     the other monitor
+    credited    read by the other program, may be forgotten    its own copy (head)
+
+`sent` is the only one that lives nowhere else, and it is worth nothing: after any failure the other side says how far
+its bytes have `landed` (RESUME) and sending goes on from there, for what has not been credited is still in the ring.
+Everything else that one monitor tells the other (WORDS) is the whole state of a few words, so that the last one said
+is enough.
+
+Bytes come before the words that were said behind them, in the transport and in the copy: a way back (sw_back) is told
+only when all bytes in front of it have been sent, the answer to `settle_ask` when all that the program has written
+has.
+
+Doorbells: `bells_asked` counts those that this side has asked for, each after it took the bell word of its copy; the
+other side rings when that has grown past its own `bells_rung`.  Both counts stand in the copies, so that a monitor
+that is started anew neither forgets nor repeats one.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from monitor.hosts.copy import Copy, Program
+from monitor.hosts.frames import DATA_MAX, BadPeer, Resume, Words
+from sdlib import abi
+
+_U64: Final = (1 << 64) - 1
+_HINTS: Final = (
+    abi.const.SD_HINT_SHUT_WR | abi.const.SD_HINT_ABORT | abi.const.SD_HINT_CLOSED | abi.const.SD_HINT_LEAVING
+)
+
+
+class Transport(Protocol):
+    """In order and without loss until it breaks; then nothing of what it was given is known to have arrived."""
+
+    def room(self) -> bool:
+        """Whether it takes one more write or record now."""
+
+    def write(self, mirror: Mirror, at: int, base: int, size: int) -> None:
+        """Carry bytes of the program's ring, from counter `at`, into the other copy."""
+
+    def send(self, record: Words) -> None:
+        """Carry a record, behind what was written before."""
+
+
+class Broken(Exception):
+    """The program has written indices into its own copy that leave the ring. Only its own connection suffers."""
+
+
+class Mirror:
+    """See above. `slot`: our name for it, `far_slot`: theirs."""
+
+    def __init__(self, far_id: bytes, copy: Copy, slot: int) -> None:
+        self.far_id = far_id
+        self.copy = copy
+        self.slot = slot
+        self.far_slot = 0
+        self.far_address = self.far_rkey = 0
+        self.linked = self.broken = self.dead = False
+        self.sent = copy.credited()
+        self.landed = copy.landed()
+        self.asked, self.rung = copy.bells()
+        self.theirs: Words | None = None
+        self._told: Words | None = None
+        self._answer = self._question = 0
+        self._head = 0
+        self.bytes_out = self.bytes_in = self.resumes = 0
+
+    # ------------------------------------------------------------------ linking
+
+    def resume(self, reply: int, address: int = 0, rkey: int = 0) -> Resume:
+        """What to say of it at the beginning of a conversation."""
+        return Resume(self.far_id, self.slot, self.copy.ring_bytes, reply, self.landed, address, rkey)
+
+    def on_resume(self, said: Resume) -> None:
+        """The other side has it, too. Raises BadPeer."""
+        if said.ring_bytes != self.copy.ring_bytes:
+            raise BadPeer(f"ring of {said.ring_bytes} bytes instead of {self.copy.ring_bytes}")
+        words = self.copy.read()
+        credited = self.copy.credited()
+        # More than we have ever sent, or less than was read already: no copy of ours.
+        if (said.landed - credited) & _U64 > (words.tail - credited) & _U64:
+            raise BadPeer("resumes where we have never been")
+        self.sent = said.landed
+        self.far_slot, self.far_address, self.far_rkey = said.slot, said.address, said.rkey
+        self.linked = True
+        self.resumes += 1
+        self._told = None
+
+    def unlink(self) -> None:
+        """The conversation is over."""
+        self.linked = False
+
+    # ------------------------------------------------------------------ sending
+
+    def pump(self, transport: Transport, *, idle: bool) -> bool:
+        """Send what is new; `idle`: nothing else is going on, so small credits go out, too. True: something was."""
+        if not self.linked or self.dead:
+            return False
+        words = self.copy.read()
+        self._head = words.head
+        busy = self._send_bytes(words, transport)
+        if self.sent == words.tail and transport.room():
+            now = self._words(words)
+            if now != self._told and (idle or self._urgent(now)):
+                transport.send(now)
+                self._told, busy = now, True
+        return busy
+
+    def _send_bytes(self, words: Program, transport: Transport) -> bool:
+        left = (words.tail - self.sent) & _U64
+        most = self.copy.ring_bytes
+        if self.broken or (words.tail - self.copy.credited()) & _U64 > most or left > most:
+            raise Broken("a tail that leaves the ring")
+        busy = False
+        while left and transport.room():
+            size = self.copy.contiguous(self.sent, words.base, min(left, DATA_MAX))
+            transport.write(self, self.sent, words.base, size)
+            self.sent = (self.sent + size) & _U64
+            self.bytes_out += size
+            left -= size
+            busy = True
+        return busy
+
+    def _words(self, words: Program) -> Words:
+        self._answer = self._question
+        return Words(
+            self.far_slot, words.hint & _HINTS, words.go_back & 3, int(words.attached != 0), words.settle_ask,
+            self._answer, self.asked, words.head, words.sw_ring, words.sw_back, words.sw_back_at,
+        )  # fmt: skip
+
+    def _urgent(self, now: Words) -> bool:
+        told = self._told
+        if told is None or now._replace(head=told.head) != told:
+            return True
+        return (now.head - told.head) & _U64 >= self.copy.ring_bytes // 4
+
+    # ---------------------------------------------------------------- receiving
+
+    def on_data(self, at: int, data: bytes | memoryview) -> None:
+        """Bytes that came by TCP. Raises BadPeer."""
+        if at != self.landed or len(data) > self.copy.ring_bytes - (at & (self.copy.ring_bytes - 1)):
+            raise BadPeer("bytes for another place")
+        self._check_room(len(data))
+        self.copy.put(at, data)
+        self._land(len(data))
+
+    def on_landed(self, size: int) -> None:
+        """Bytes stand in our copy behind those that are known. Raises BadPeer."""
+        self._check_room(size)
+        self._land(size)
+
+    def _land(self, size: int) -> None:
+        self.landed = (self.landed + size) & _U64
+        self.bytes_in += size
+        if self.copy.land(self.landed):
+            self.ring()
+
+    def _check_room(self, size: int) -> None:
+        unread = (self.landed - self.copy.head()) & _U64
+        if unread > self.copy.ring_bytes:
+            self.broken = True  # our own program's lie: the other side is not to blame
+        elif unread + size > self.copy.ring_bytes:
+            raise BadPeer("more bytes than the ring holds")
+
+    def on_words(self, said: Words) -> None:
+        """The other program's words. Raises BadPeer."""
+        credited = self.copy.credited()
+        if (said.head - credited) & _U64 > (self.sent - credited) & _U64:
+            raise BadPeer("has read what was never sent")
+        if (said.bells_asked - self.rung) & 0xFFFFFFFF > 2:  # the last may be eaten before we know that it was sent
+            raise BadPeer("asks for a peal of bells")
+        if said.sw_back and said.sw_back_at != self.landed:
+            raise BadPeer("goes back somewhere else")
+        before = self.theirs or said._replace(sw_ring=0, go_back=0, sw_back=0)
+        news = (said.go_back, said.sw_back) != (before.go_back, before.sw_back)
+        switched = said.sw_ring != before.sw_ring
+        self.theirs = said
+        waits = self.copy.credit(said.head) if said.head != credited or switched else False
+        self.copy.tell(sw_ring=said.sw_ring, sw_back=said.sw_back, sw_back_at=said.sw_back_at, hint=said.hint & _HINTS,
+                       go_back=said.go_back & 3, attached=said.attached)
+        if said.settle_answer:
+            self.copy.settle(said.settle_answer)
+        self._question = said.settle_ask
+        if switched:  # what came before could not be seen, and nobody was rung for
+            waits |= self.copy.land(self.landed)
+        if waits or news:
+            self.ring()
+
+    # ---------------------------------------------------------------- doorbells
+
+    def ring(self) -> None:
+        """Our program sleeps: the other side is to send a byte, in a direction that has switched and not gone back."""
+        said = self.theirs
+        if said is None or not said.sw_ring or said.sw_back:
+            return  # it sleeps on TCP, or looks by itself
+        if self.copy.take_bell():
+            self.asked = (self.asked + 1) & 0xFFFFFFFF
+            self.copy.set_bells(self.asked, self.rung)
+
+    @property
+    def owes_bell(self) -> bool:
+        """The other side has asked for one that was not sent yet."""
+        return self.theirs is not None and self.theirs.bells_asked != self.rung
+
+    def rang(self) -> None:
+        """One of them was sent, or need not be."""
+        self.rung = (self.rung + 1) & 0xFFFFFFFF
+        self.copy.set_bells(self.asked, self.rung)
+
+    def sleep(self) -> None:
+        """We are about to sleep: the program has to say when there is news."""
+        self.copy.arm(data=True, room=True)
+
+    def awake(self) -> None:
+        """We look by ourselves. Until the program has switched, it is to do so at its first receive."""
+        self.copy.arm(data=False, room=not self.copy.read().sw_ring)
+
+    # ------------------------------------------------------------------ its end
+
+    def all_told(self) -> bool:
+        """The other side knows everything that our program has ever said."""
+        words = self.copy.read()
+        return self.sent == words.tail and self._told is not None and self._told == self._words(words)
+
+    def settle_alone(self) -> None:
+        """The other side has told everything and forgotten the connection."""
+        self.copy.settle(self.copy.read().settle_ask)
+
+    def unread(self) -> int:
+        """Bytes of our program that the other one has not read."""
+        return (self.sent - self.copy.credited()) & _U64
+
+    def lose(self) -> None:
+        """The other host does not come back."""
+        self.copy.lose()

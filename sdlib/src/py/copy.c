@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * copy.c - the monitor's part in one host's copy of a segment (sd_py.h). Labels: ring.c, bell.h, switch.h, sock/far.h.
+ */
+#include "ring/bell.h"
+#include "ring/switch.h"
+#include "sd_py.h"
+
+static struct sd_dir *out_of(void *segment, u32 side) { return &((struct sd_seg *)segment)->dir[side & 1]; }
+static struct sd_dir *into(void *segment, u32 side) { return &((struct sd_seg *)segment)->dir[!(side & 1)]; }
+
+void sd_copy_init(void *segment, uint32_t side, uint64_t id0, uint64_t id1)
+{
+    struct sd_seg *seg = segment;
+
+    store_rlx(&out_of(segment, side)->rx_armed, 0);
+    store_rlx(&into(segment, side)->prod_fenced, 1); /* [W3] */
+    seg->far_id[0] = id0;
+    seg->far_id[1] = id1;
+}
+
+void sd_copy_read(void *segment, uint32_t side, struct sd_copy_words *w)
+{
+    struct sd_seg *seg = segment;
+    struct sd_dir *out = out_of(segment, side), *in = into(segment, side);
+
+    atomic_exchange(&out->bell, 0); /* [B1] whoever nudges from here on has news that we have not seen */
+    w->settle_ask = load_acq(&seg->settle_ask);
+    w->hint = load_acq(&out->prod_hint);
+    w->go_back = load_acq(&in->go_back);
+    w->attached = load_acq(&seg->attached[side & 1]);
+    w->sw_ring = load_acq(&out->sw_ring); /* [S1] */
+    w->sw_back = load_acq(&out->sw_back); /* [S2] the tail that belongs to it was stored before */
+    w->sw_back_at = load_acq(&out->sw_back_at);
+    w->head = load_acq(&in->head);  /* [R2] */
+    w->tail = load_acq(&out->tail); /* [R1] last: whatever is said above was said behind these bytes or before */
+    w->base = load_acq(&out->base); /* [R3] */
+}
+
+void sd_copy_tell(void *segment, uint32_t side, const struct sd_copy_words *w)
+{
+    struct sd_seg *seg = segment;
+    struct sd_dir *out = out_of(segment, side), *in = into(segment, side);
+
+    if (w->attached)
+        sd_attached_say(seg, !(side & 1)); /* [S3] */
+    if (w->go_back)
+        store_rel(&out->go_back, w->go_back);
+    if (w->sw_ring)
+        store_rel(&in->sw_ring, w->sw_ring); /* [S1] */
+    if (w->sw_back) {
+        store_rlx(&in->sw_back_at, w->sw_back_at);
+        store_rel(&in->sw_back, w->sw_back); /* [S2] */
+    }
+    if (w->hint)
+        atomic_fetch_or(&in->prod_hint, w->hint); /* [S4] */
+}
+
+bool sd_copy_land(void *segment, uint32_t side, uint64_t tail)
+{
+    struct sd_dir *in = into(segment, side);
+
+    store_rel(&in->tail, tail); /* [R1] */
+    sd_fence();                 /* [W1] [W3] */
+    return load_rlx(&in->rx_armed) != 0;
+}
+
+bool sd_copy_credit(void *segment, uint32_t side, uint64_t head)
+{
+    struct sd_dir *out = out_of(segment, side);
+
+    store_rel(&out->head, head); /* [R2] */
+    sd_fence();                  /* [W2] */
+    return load_rlx(&out->tx_armed) != 0;
+}
+
+void sd_copy_settle(void *segment, uint32_t answer) { store_rel(&((struct sd_seg *)segment)->settled, answer); } /* [H1] */
+void sd_copy_lose(void *segment) { store_rel(&((struct sd_seg *)segment)->lost, 1); }
+bool sd_copy_bell_take(void *segment, uint32_t side) { return atomic_exchange(&into(segment, side)->bell, 1) == 0; }
+
+void sd_copy_arm(void *segment, uint32_t side, bool data, bool room)
+{
+    store_rlx(&out_of(segment, side)->rx_armed, data);
+    store_rlx(&into(segment, side)->tx_armed, room);
+}
+
+bool sd_copy_ring_enter(void *segment, uint32_t side)
+{
+    struct sd_seg *seg = segment;
+    struct sd_dir *out = out_of(segment, side);
+
+    atomic_exchange(&seg->ringing, 1); /* [H2] */
+    return !(load_acq(&out->prod_hint) & SD_HINT_LEAVING) && load_acq(&out->sw_ring) && !load_acq(&out->sw_back);
+}
+
+void sd_copy_ring_leave(void *segment) { store_rel(&((struct sd_seg *)segment)->ringing, 0); }

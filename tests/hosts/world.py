@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts for tests: each has an address, a monitor of its own and programs under sdrun that use it.
+
+On a development machine a host is a network namespace, and the monitors carry the rings by their own TCP connection
+(tcp-for-tests).  In the guest of tests/vm a host is an rxe device with its address, and the transport is verbs.  The
+tests are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdlib.wire import Answered, MonitorClient, Part, messages, papers
+from tests.harness import ROOT, Mode, Program, Report, Runner
+
+MONITOR = ROOT / "monitor" / "__main__.py"
+LIMIT_S = float(os.environ.get("SDRUN_HOSTS_LIMIT", "30"))
+VERBS = "SDRUN_HOSTS_VERBS" in os.environ
+"""Set in the guest, by tests/vm/guest.sh: there are RDMA devices."""
+
+
+def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], limit_s: float = LIMIT_S) -> Any:
+    """Until `condition` is true; its value."""
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never: {what() if callable(what) else what}"
+        time.sleep(0.02)
+    return found
+
+
+@dataclass
+class Host:
+    """One host. `enter`: command words that put a process there."""
+
+    name: str
+    address: str
+    folder: Path
+    enter: list[str] = field(default_factory=list)
+    monitor: subprocess.Popen[bytes] | None = None
+    runners: list[Runner] = field(default_factory=list)
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / "m.sock")
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "hosts.yaml"
+
+    def know(self, others: list[Host], keys: dict[frozenset[str], str], **more: Any) -> None:
+        """Write hosts.yaml."""
+        peers = {}
+        for other in others:
+            key = self.folder / f"{other.name}.key"
+            key.write_text(keys[frozenset((self.name, other.name))])
+            key.chmod(0o600)
+            peers[other.name] = {"monitor": f"{other.address}:7471", "addresses": [f"{other.address}/32"],
+                                 "key_file": key.name}
+        tree = {"name": self.name, "listen": f"{self.address}:7471", "peers": peers,
+                "transport": "verbs" if VERBS else "tcp-for-tests", **more}
+        self.config.write_text(json.dumps(tree))
+
+    def start_monitor(self) -> None:
+        """In the foreground of its own session; its log is monitor.log."""
+        with (self.folder / "monitor.log").open("ab") as log:
+            command = [*self.enter, sys.executable, "-I", str(MONITOR), "--socket", self.socket, "--verbose",
+                       "--hosts", str(self.config)]
+            self.monitor = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            start_new_session=True)
+        wait_for(self._answers, lambda: f"the monitor of {self.name} answers\n{self.log}")
+
+    def _answers(self) -> bool:
+        assert self.monitor is not None and self.monitor.poll() is None, self.log
+        return bool(self.status())
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "monitor.log").read_text(errors="replace")
+
+    def status(self) -> dict[str, Any]:
+        """What `sdctl status` would show; {} without a monitor."""
+        try:
+            client = MonitorClient.open(self.socket, spawn=False, timeout_s=2)
+        except Exception:
+            return {}
+        try:
+            client.query(messages.Query.STATUS)
+            deadline = time.monotonic() + 5
+            while client.alive and time.monotonic() < deadline:
+                for event in client.events():
+                    if isinstance(event, Answered):
+                        return papers.read(event.memfd)
+                    if isinstance(event, Part):
+                        os.close(event.memfd)
+                time.sleep(0.01)
+            return {}
+        finally:
+            client.close()
+
+    def peer(self, name: str) -> dict[str, Any]:
+        """What its monitor says about another host."""
+        hosts = self.status().get("hosts") or {"peers": []}
+        return next((peer for peer in hosts["peers"] if peer["name"] == name), {})
+
+    def carried(self, connections: int) -> None:
+        """Wait until so many have gone over to mirrored rings, in both directions."""
+        def moved() -> bool:
+            hosts = self.status().get("hosts") or {"connections": []}
+            return sum(1 for one in hosts["connections"] if one["out"] and one["in"]) >= connections
+        wait_for(moved, lambda: f"{connections} connections are mirrored\n{self.log}")
+
+    def kill_monitor(self, number: int = signal.SIGKILL) -> None:
+        """End it; no one starts another but `start_monitor`, or a supervisor."""
+        if self.monitor is not None:
+            self.monitor.send_signal(number)
+            self.monitor.wait(LIMIT_S)
+            self.monitor = None
+
+    def runner(self, mode: Mode = Mode.SHM, *options: str) -> Runner:
+        """Starts programs here."""
+        folder = self.folder / f"run{len(self.runners)}"
+        folder.mkdir()
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("SD_", "XDG_"))}
+        env |= {"SOCKSDIRECT_MONITOR": self.socket, "SOCKSDIRECT_HOSTS": str(self.config), "LC_ALL": "C.UTF-8",
+                "XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
+        made = Inside(mode, folder, env, list(options), enter=self.enter)
+        self.runners.append(made)
+        return made
+
+    def close(self) -> None:
+        for runner in self.runners:
+            runner.close()
+        self.kill_monitor()
+
+
+@dataclass
+class Inside(Runner):
+    """A Runner of one host."""
+
+    enter: list[str] = field(default_factory=list)
+
+    def _command(self, argv: Any, report: Path) -> list[str | Path]:
+        return [*self.enter, *super()._command(argv, report)]
+
+
+class World:
+    """Two hosts that know each other, and a third one that does not know sdrun."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tag = f"sd{os.getpid() % 10000:04d}"
+        self._spaces: list[str] = []
+        self.hosts: dict[str, Host] = {}
+        try:
+            self._make_verbs() if VERBS else self._make_spaces()
+        except BaseException:
+            self.close()
+            raise
+        self.a, self.b = self.hosts["a"], self.hosts["b"]
+
+    def _host(self, name: str, address: str, enter: list[str]) -> None:
+        folder = self._folder / name
+        folder.mkdir()
+        self.hosts[name] = Host(name, address, folder, enter)
+
+    def _make_verbs(self) -> None:
+        for name, address in (("a", "10.1.0.1"), ("b", "10.1.0.2")):
+            self._host(name, address, [])
+
+    def _make_spaces(self) -> None:
+        """Three namespaces on a bridge in a fourth."""
+        hub = self._space("hub")
+        _ip(f"-n {hub} link add br0 type bridge")
+        _ip(f"-n {hub} link set br0 up")
+        for number, name in enumerate("abc", 1):
+            space = self._space(name)
+            _ip(f"-n {hub} link add v{name} type veth peer name eth0 netns {space}")
+            _ip(f"-n {hub} link set v{name} master br0 up")
+            _ip(f"-n {space} link set lo up")
+            _ip(f"-n {space} addr add 10.1.0.{number}/24 dev eth0")
+            _ip(f"-n {space} link set eth0 up")
+            self._host(name, f"10.1.0.{number}", ["ip", "netns", "exec", space])
+
+    def _space(self, name: str) -> str:
+        space = f"{self._tag}{name}"
+        _ip(f"netns add {space}")
+        self._spaces.append(space)
+        return space
+
+    def cut(self, host: Host, down: bool) -> None:
+        """Take its link down, or up again."""
+        if VERBS:
+            _ip(f"link set {'va' if host is self.a else 'vb'} {'down' if down else 'up'}")
+        else:
+            _ip(f"-n {self._tag}hub link set v{host.name} {'down' if down else 'up'}")
+
+    def start(self, **more: Any) -> World:
+        """Both monitors, with a key; until they have a link."""
+        keys = {frozenset("ab"): secrets.token_hex(16)}
+        self.a.know([self.b], keys, **more)
+        self.b.know([self.a], keys, **more)
+        self.a.start_monitor()
+        self.b.start_monitor()
+        self.linked()
+        return self
+
+    def linked(self) -> None:
+        """Wait until both may pair connections."""
+        key = "rdma" if VERBS else "up"
+        wait_for(lambda: self.a.peer("b").get(key) and self.b.peer("a").get(key),
+                 lambda: f"they have a link\n{self.a.log}\n{self.b.log}")
+
+    def close(self) -> None:
+        for host in self.hosts.values():
+            host.close()
+        for space in self._spaces:
+            with suppress(subprocess.CalledProcessError):
+                _ip(f"netns del {space}")
+
+
+def _ip(words: str) -> None:
+    subprocess.run(["ip", *words.split()], check=True, stdout=subprocess.DEVNULL)
+
+
+def assert_rdma(report: Report, at_least: int = 1, of_bytes: int = 1) -> None:
+    """So many ends of connections, and bytes, went to another host by mirrored rings."""
+    connections, carried = report.raw["connections"], report.raw["bytes"]
+    assert connections["rdma"] >= at_least, f"{connections['rdma']} ends by rdma, wanted {at_least}\n{report}"
+    assert carried["rdma"] >= of_bytes, f"{carried['rdma']} bytes by rdma, wanted {of_bytes}\n{report}"
+
+
+__all__ = ["VERBS", "Host", "Mode", "Program", "World", "assert_rdma", "shutil", "wait_for"]

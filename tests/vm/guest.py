@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine with RDMA: a Debian kernel with soft RoCE, emulated by QEMU (TCG; never /dev/kvm), on this machine's files.
+
+    python -m tests.vm.guest [--limit SECONDS] -- COMMAND...
+
+Its root is this machine's, read only with an overlay in memory; the work tree is at its own path, so the project's
+virtual environment runs there as it is.  Output and exit status are the command's.  The kernel is downloaded once
+(apt-get download; nothing is installed) into build/vm.
+
+What is missing is an error, never a reason to skip: 125 if the guest has not come up or has not ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+HERE: Final = Path(__file__).resolve().parent
+ROOT: Final = HERE.parents[1]
+OUT: Final = ROOT / "build" / "vm"
+META: Final = "linux-image-6.12-amd64"
+BOOT_MODULES: Final = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay")
+FAILED: Final = 125
+_QEMU: Final = (
+    "qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35,vmport=off,hpet=off "
+    "-accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2G -device isa-debug-exit,iobase=0xf4,iosize=1 "
+    "-device virtio-serial-pci,id=vs"
+)
+_APPEND: Final = (
+    "console=ttyS0 quiet loglevel=3 panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check "
+    "random.trust_cpu=on audit=0 cryptomgr.notests"
+)
+
+
+class VmError(Exception):
+    """The guest cannot be made or did not end; str() is for people."""
+
+
+def _run(*words: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise VmError(f"{words[0]} failed ({done.returncode}): {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------- making
+
+
+def make() -> None:
+    """Kernel, modules and initramfs in build/vm, unless they are there."""
+    newest = max(path.stat().st_mtime for path in HERE.iterdir())
+    if (OUT / "ready").exists() and (OUT / "ready").stat().st_mtime > newest:
+        return
+    for tool in ("qemu-system-x86_64", "busybox", "cpio", "apt-get", "dpkg-deb", "/sbin/depmod"):
+        if shutil.which(tool) is None:
+            raise VmError(f"{tool} is missing; see tools/setup/rdma.txt")
+    kernel = OUT / "kernel"
+    if not (kernel / "boot").exists():
+        _download(kernel)
+    (version,) = [path.name for path in (kernel / "lib/modules").iterdir()]
+    _run("/sbin/depmod", "-b", kernel, version)
+    image = (kernel / "boot" / f"vmlinuz-{version}").read_bytes()
+    (OUT / "vmlinux").write_bytes(_vmlinux(image))
+    _initramfs(kernel, version)
+    link = OUT / "modules"
+    link.unlink(missing_ok=True)
+    link.symlink_to(kernel / "lib/modules" / version)
+    (OUT / "ready").write_text(version)
+
+
+def _download(kernel: Path) -> None:
+    depends = subprocess.run(["apt-cache", "depends", META], stdout=subprocess.PIPE, text=True, check=False).stdout
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if found is None:
+        raise VmError(f"apt knows no {META}: run apt-get update")
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        _run("apt-get", "-q", "download", "-o", "APT::Sandbox::User=root", found[1], cwd=Path(folder))
+        (package,) = Path(folder).glob("*.deb")
+        _run("dpkg-deb", "-x", package, kernel)
+
+
+def _vmlinux(image: bytes) -> bytes:
+    """The ELF inside a bzImage: QEMU starts it by itself, which saves the guest from decompressing it."""
+    start = ((image[0x1F1] or 4) + 1) * 512 + int.from_bytes(image[0x248:0x24C], "little")
+    packed = image[start:start + int.from_bytes(image[0x24C:0x250], "little")]
+    if packed.startswith(b"\xfd7zXZ\0"):
+        elf = lzma.LZMADecompressor().decompress(packed)
+    elif packed.startswith(b"\x28\xb5\x2f\xfd"):
+        elf = subprocess.run(["zstd", "-dcq"], input=packed[:-4], stdout=subprocess.PIPE, check=False).stdout
+    elif packed.startswith(b"\x1f\x8b"):
+        elf = zlib.decompressobj(31).decompress(packed)
+    else:
+        raise VmError(f"a kernel packed in an unknown way ({packed[:4]!r})")
+    if not elf.startswith(b"\x7fELF"):
+        raise VmError("no ELF inside the kernel image")
+    return elf
+
+
+def _initramfs(kernel: Path, version: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name)
+        for folder in ("bin", "dev", "proc", "sys", "ro", "rw", "new", "ctl", "modules"):
+            (tree / folder).mkdir()
+        busybox = shutil.which("busybox")
+        assert busybox is not None
+        shutil.copy(busybox, tree / "bin/busybox")
+        shutil.copy(HERE / "init.sh", tree / "init")
+        shutil.copy(HERE / "init2.sh", tree / "init2")
+        (tree / "init").chmod(0o755)
+        order = [_copy_module(path, tree / "modules") for path in _with_needs(kernel, version)]
+        (tree / "modules/order").write_text("".join(f"{module}\n" for module in order))
+        files = "".join(f"{path.relative_to(tree)}\n" for path in sorted(tree.rglob("*")))
+        packed = subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], input=files.encode(), cwd=tree,
+                                stdout=subprocess.PIPE, check=True).stdout
+        (OUT / "initrd").write_bytes(packed)
+
+
+def _with_needs(kernel: Path, version: str) -> list[Path]:
+    """The modules that are needed to reach the root, in an order in which they load."""
+    found: list[Path] = []
+    for module in BOOT_MODULES:
+        shown = _run("/sbin/modprobe", "-d", kernel, "-S", version, "--show-depends", module)
+        for line in shown.splitlines():
+            words = line.split()
+            if words[0] == "insmod" and Path(words[1]) not in found:
+                found.append(Path(words[1]))
+    return found
+
+
+def _copy_module(path: Path, folder: Path) -> str:
+    data = path.read_bytes()
+    name = path.name
+    if name.endswith(".xz"):
+        data, name = lzma.decompress(data), name.removesuffix(".xz")
+    elif name.endswith(".zst"):
+        data = subprocess.run(["zstd", "-dcq"], input=data, stdout=subprocess.PIPE, check=True).stdout
+        name = name.removesuffix(".zst")
+    (folder / name).write_bytes(data)
+    return name
+
+
+# --------------------------------------------------------------------------- running
+
+
+def run(command: list[str], limit_s: float) -> int:
+    """Run it in a guest; its exit status, FAILED when the guest did not tell one."""
+    make()
+    with tempfile.TemporaryDirectory(prefix="sdvm-") as name:
+        control = Path(name)
+        script = f"export PATH={shlex.quote(os.environ['PATH'])}:/usr/sbin:/sbin HOME=/root TERM=dumb\n"
+        (control / "guest.sh").write_text(f"{script}cd {shlex.quote(str(ROOT))}\n{shlex.join(command)}\n")
+        (control / "work").write_text(f"{ROOT}\n")
+        pipes = [_pipe(control / "out", sys.stdout.buffer), _pipe(control / "err", sys.stderr.buffer)]
+        try:
+            status = subprocess.run(_qemu(control), stdin=subprocess.DEVNULL, timeout=limit_s, check=False).returncode
+            said = f"qemu ended with {status}"
+        except subprocess.TimeoutExpired:
+            said = f"not done within {limit_s:g} s"
+        for done in pipes:
+            done()
+        if (control / "rc").exists():
+            return int((control / "rc").read_text())
+        console = control / "console"
+        tail = "\n".join(console.read_text(errors="replace").splitlines()[-30:]) if console.exists() else ""
+        print(f"vm: {said}; its console:\n{tail}", file=sys.stderr)
+        return FAILED
+
+
+def _pipe(path: Path, target: BinaryIO) -> Callable[[], None]:
+    """A FIFO whose content goes to `target`; call the result when its writer has ended."""
+    os.mkfifo(path)
+    keep = os.open(path, os.O_RDWR)  # QEMU must not wait for a reader, nor the reader see an end before it writes
+
+    def copy() -> None:
+        with path.open("rb", buffering=0) as source:
+            while data := source.read(65536):
+                target.write(data)
+                target.flush()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+
+    def done() -> None:
+        os.close(keep)
+        thread.join()
+
+    return done
+
+
+def _qemu(control: Path) -> list[str]:
+    shares = (("root", "/", True), ("ctl", str(control), False), ("mods", str((OUT / "modules").resolve()), True),
+              ("work", str(ROOT), False))
+    words = [*shlex.split(_QEMU), "-kernel", str(OUT / "vmlinux"), "-initrd", str(OUT / "initrd"), "-append", _APPEND]
+    words += ["-chardev", f"file,id=con,path={control}/console", "-serial", "chardev:con"]
+    for number, port in enumerate(("out", "err"), 1):
+        words += ["-chardev", f"file,id={port},path={control}/{port}",
+                  "-device", f"virtserialport,bus=vs.0,nr={number},chardev={port},name={port}"]
+    for tag, path, readonly in shares:
+        words += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap"
+                             f"{',readonly=on' if readonly else ''}"]
+    return words
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Run a command in an emulated machine with RDMA.")
+    parser.add_argument("--limit", type=float, default=480, metavar="SECONDS")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    try:
+        return run(options.command, options.limit)
+    except (VmError, OSError, ValueError) as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
