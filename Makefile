@@ -3,6 +3,7 @@
 #
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
+#   make test-rdma   two hosts with RDMA: a kernel with soft RoCE in an emulated machine (minutes)
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
 #   make model   random calls against the kernel, for longer
@@ -37,7 +38,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: package build test fuzz suites matrix model table demo lint bench baseline clean ffi image filter filters
+.PHONY: package build test test-rdma fuzz suites matrix model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -99,6 +100,10 @@ bench: build $(STAMPS)/packages-bench $(STAMPS)/requirements-bench build/bench/s
 test: build $(STAMPS)/packages-test
 # Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.
 	@$(PY) -m pytest --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
+
+# Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
+test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
+	@$(PY) -m tests.vm.guest --limit 480 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
 	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites $(PYTEST_ARGS)

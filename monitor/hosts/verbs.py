@@ -98,7 +98,7 @@ class Device:
                 if port is not None:
                     port.completed(completion)
             self.polled += count
-            busy |= count > 0
+            busy = busy or bool(count)
             if count < _POLL:
                 return busy
 

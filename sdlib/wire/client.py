@@ -359,7 +359,8 @@ class MonitorClient:
         try:
             before = self._advance(message.offer_id, messages.Type.PAIRED)
             if before is not OfferState.LEAVING:
-                wrong = segment.wrong_numbers(message.side, message.ring_bytes, asked)
+                wrong = "an impossible place" if message.far > 1 or message.zero else None
+                wrong = wrong or segment.wrong_numbers(message.side, message.ring_bytes, asked)
                 wrong = wrong or segment.check_memfd(fd, message.ring_bytes)
                 if wrong:
                     raise messages.ProtocolError(wrong)

@@ -13,6 +13,7 @@ void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }
 u32 sd_cpu(void) { return 0; }
 long sd_hypercall(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
+long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
 void sd_ep_changed(struct sock *s) { (void)s; }
 void sd_ep_touched(struct sock *s) { (void)s; }
