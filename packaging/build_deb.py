@@ -34,8 +34,8 @@ Architecture: amd64
 Maintainer: sdrun developers <sdrun@localhost>
 Section: net
 Priority: optional
-Depends: python3 (>= {this}), python3 (<< {next}), {python}, python3-cffi-backend, python3-jsonschema, python3-yaml,
- python3-rich, python3-prometheus-client, libc6, libatomic1
+Depends: python3 (>= {this}), python3 (<< {next}), {python}, python3-cffi-backend, python3-dpkt,
+ python3-jsonschema, python3-yaml, python3-rich, python3-prometheus-client, libc6, libatomic1
 Description: unmodified TCP programs over shared memory
  sdrun -- CMD runs an unmodified program. When both ends of one of its TCP
  connections run under sdrun on the same host, the bytes move from the kernel's

@@ -51,7 +51,13 @@ class Accounts:
         self._sweep_ended()
         others = {other.pid for other in self._processes} | set(procfs.children(process.pid))
         others |= {int(slot.pid) for area in self._hypercalls.areas for slot in area.slots()}
-        if not any(map(procfs.running, others - {process.pid, process.ns_pid})):
+        alone = not any(map(procfs.running, others - {process.pid, process.ns_pid}))
+        drain = self._hypercalls.drain
+        if drain is not None and alone:
+            drain.finish()
+        elif drain is not None:
+            drain.flush()
+        if alone:
             self.write_report(status & 0xFF)
 
     def _sweep_ended(self) -> None:

@@ -12,6 +12,11 @@ from pathlib import Path
 class Options:
     """What the keeper passes."""
 
+    @property
+    def told_at_the_end(self) -> bool:
+        """Is something to be found by the program's parent when it has ended?"""
+        return bool(self.report or self.explain or self.pcap) or self.trace is not None
+
     control: int
     keepsake: int
     root_pidfd: int
@@ -22,6 +27,9 @@ class Options:
     sets: list[str]
     rules: list[str]
     learn: Path | None
+    trace: str | None
+    """A file; "": standard error."""
+    pcap: Path | None
     explain: bool
     no_accel: bool
     verdict: bool
@@ -38,6 +46,8 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--rule", dest="rules", action="append", default=[])
     parser.add_argument("--learn", type=Path)
+    parser.add_argument("--trace")
+    parser.add_argument("--pcap", type=Path)
     for flag in ("--explain", "--no-accel", "--verdict"):
         parser.add_argument(flag, action="store_true")
     return Options(**vars(parser.parse_args(argv)))

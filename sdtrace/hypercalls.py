@@ -25,6 +25,7 @@ from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker, Key, Origin
 from sdtrace.processes import Process
 from sdtrace.segments import cookie_of
+from sdtrace.trace.drain import Drain
 
 _CARRY: Final = struct.Struct("=iI")
 _INVALID: Final = -errno.EINVAL
@@ -35,7 +36,7 @@ class Hypercalls:
     """Answers for all processes of one supervisor."""
 
     def __init__(self, broker: Broker, settings: Callable[[str, int], Settings], *, accelerate: bool,
-                 reporting_pid: int, leaving: Callable[[int, Process], None]) -> None:
+                 reporting_pid: int, leaving: Callable[[int, Process], None], drain: Drain | None = None) -> None:
         """`settings` gives the policy's values for a program by its path and user.
 
         `leaving` is told when the process `reporting_pid` (0: none) is about to end, with its exit status.
@@ -45,6 +46,7 @@ class Hypercalls:
         self._leaving = leaving
         self._settings = settings
         self._accelerate = accelerate
+        self.drain = drain
         self.areas: list[Area] = []
         self._perform = False
         self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
@@ -55,6 +57,7 @@ class Hypercalls:
             abi.const.SD_HC_WITHDRAW: self._withdraw,
             abi.const.SD_HC_LEAVE: self._leave,
             abi.const.SD_HC_NUDGE: self._nudge,
+            abi.const.SD_HC_TRACE: self._trace,
         }
 
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
@@ -187,6 +190,15 @@ class Hypercalls:
             return _INVALID
         self._leaving(notif.int_arg(1), process)
         return 0
+
+    # ------------------------------------------------------------------ trace
+
+    def _trace(self, listener: Listener, notif: Notification, process: Process) -> int | None:
+        """Each process that asks gets its own; its forks find it mapped."""
+        if self.drain is None or notif.args[1] >= abi.const.SD_MAX_TRACES:
+            return _INVALID
+        fd = self.drain.memory(process.ns_pid, process.program.exe, host_pids=process.pid == process.ns_pid)
+        return _give(listener, notif, fd)
 
     # ------------------------------------------------------------------- exec
 

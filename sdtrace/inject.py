@@ -111,12 +111,13 @@ def _check_stopped(stopped: Stopped) -> None:
             raise RemoteError("32-bit")
 
 
-def _boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool) -> bytes:
+def _boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool, trace: int) -> bytes:
     """`struct sd_boot`."""
     boot: abi.CData = abi.ffi.new("struct sd_boot *")
     boot.version = abi.const.SD_ABI_VERSION
     boot.threads = threads
     boot.no_patch = int(not patch)
+    boot.trace = trace
     boot.ncarry = len(carry)
     for slot, (fd, block) in zip(boot.carry, carry, strict=False):
         slot.fd, slot.block = fd, block
@@ -182,7 +183,7 @@ def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes) 
 
 def inject(
     pid: int, notif: Notification, listener: Listener, image: Image, keepsake: Keepsake,
-    carry: list[tuple[int, int]], *, patch: bool,
+    carry: list[tuple[int, int]], *, patch: bool, trace: int = 0,
 ) -> None:
     """Map the library into process `pid` and start it; the notified call is then made anew, inside the library.
 
@@ -202,7 +203,7 @@ def inject(
             except RemoteError:
                 stopped.call(_CLOSE, remote_fd)
                 raise
-            _map_and_start(stopped, image, remote_fd, _boot_bytes(stopped.thread_count, carry, patch))
+            _map_and_start(stopped, image, remote_fd, _boot_bytes(stopped.thread_count, carry, patch, trace))
             stopped.commit()
     except OSError as error:
         raise RemoteError(f"process does not obey: {os.strerror(error.errno or 0)}", transient=True) from error

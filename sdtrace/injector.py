@@ -20,6 +20,7 @@ from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.syscalls import ARCH_PRCTL, SOCKET_NUMBERS
+from sdtrace.trace.drain import Drain
 
 _STOPS_MAX: Final = 5
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
@@ -29,7 +30,8 @@ class Injector:
     """Decides where to inject, and does it."""
 
     def __init__(self, options: cli.Options, image: Image | str, keepsake: Keepsake, processes: Processes,
-                 broker: Broker, settings: Callable[[str, int], Settings], filters: int) -> None:
+                 broker: Broker, settings: Callable[[str, int], Settings], filters: int,
+                 drain: Drain | None) -> None:
         """`image` is text when there is none: why every process stays on the kernel."""
         self._options = options
         self._image = image
@@ -38,6 +40,7 @@ class Injector:
         self._broker = broker
         self._settings = settings
         self._filters = filters
+        self._drain = drain
         self._gate = range(0)
         if not isinstance(image, str):
             self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
@@ -58,6 +61,8 @@ class Injector:
 
     def _birth(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
         self._processes.new_image(process)
+        if self._drain is not None:
+            self._drain.new_image(process.ns_pid)
         carry, process.carry = process.carry, None
         if not carry:
             process.areas = {}
@@ -81,7 +86,8 @@ class Injector:
                 raise RemoteError("policy")
             inject.check(status, process.pidfd, self._image, self._filters)
             program.stops += 1
-            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch)
+            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch,
+                          trace=self._drain.what if self._drain is not None else 0)
         except RemoteError as error:
             program.refused = not error.transient or program.stops >= _STOPS_MAX
             if not program.injected:

@@ -57,6 +57,7 @@ from sdtrace.processes import Process, Processes
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL
+from sdtrace.trace.drain import from_options
 from sdtrace.workers import POLL_S, Workers
 
 _LINGERING_POLL_S: Final = 0.01
@@ -77,9 +78,10 @@ class Supervisor:
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload)
-        reporting_pid = options.root_pid if options.report or options.explain else 0
+        reporting_pid = options.root_pid if options.told_at_the_end else 0
+        self._drain = from_options(options.trace, options.pcap)
         self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
-                                      reporting_pid=reporting_pid, leaving=self._leaving)
+                                      reporting_pid=reporting_pid, leaving=self._leaving, drain=self._drain)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
         self._filtered = opening.filtered(options, policy)
@@ -100,7 +102,7 @@ class Supervisor:
         self._shrinker = Shrinker(self._broker.held, self._settings, image)
         self._inspection = Inspection(self._snapshot)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
-                                  self._filters)
+                                  self._filters, self._drain)
 
     @property
     def strict(self) -> bool:
@@ -322,6 +324,8 @@ class Supervisor:
 
     def close(self) -> None:
         """Let the monitor know that we leave, and those who look at us."""
+        if self._drain is not None:
+            self._drain.finish()
         self._inspection.close()
         self._broker.close()
 

@@ -21,6 +21,7 @@ _PARSERS: Final = {
     "sdmonitor": "monitor.cli:parser", "sdctl": "tools.sdctl:parser", "sdbench": "tools.sdbench.cli:parser",
     "sddoctor": "tools.doctor.cli:parser", "sdss": "tools.observe.sdss:parser",
     "sdstat": "tools.observe.sdstat:parser", "sdtop": "tools.observe.sdtop:parser",
+    "sdtrace": "tools.observe.sdtrace:parser",
 }  # fmt: skip
 _OPTION_LINE: Final = re.compile(r"^  (-\S+(?: [A-Z=]+)?)(?:  +(.*))?$")
 _COMMAND_FOLLOWS: Final = ("sdrun", "sdbench")
@@ -78,7 +79,7 @@ def _of_help(name: str, text: str) -> Command:
     for line in lines.splitlines():
         found = _OPTION_LINE.match(line)
         if found:
-            option, _, value = found[1].partition(" ")
+            option, _, value = found[1].replace("[=", " [").partition(" ")
             command.options.append(Option([option], value, found[2] or ""))
         elif command.options:
             command.options[-1].text += " " + line.strip()

@@ -27,6 +27,10 @@ struct sd_py_buffer {
 
 struct sd_py_end; /* this end's private half: what the peer cannot change */
 
+/* ---- time */
+
+uint64_t sd_py_tsc(void);
+
 /* ---- segment */
 
 void sd_py_format(void *segment, uint32_t ring_bytes);

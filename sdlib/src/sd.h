@@ -48,6 +48,9 @@ struct sd_tcb {
     u32 marks;            /* levels that may have a mark there */
     u32 uses;             /* levels that may have an entry in `use` */
     struct sock *_Atomic use[SD_STACK_LEVELS]; /* sockets that this thread is inside of: fd/fd.c [F1] */
+    struct sd_trace_channel *channel; /* trace/trace.c; NULL: none yet */
+    struct sd_trace_record *records;
+    u32 noted;            /* SD_TRACE_KERNEL, ...: of the call that is being made */
 };
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
@@ -71,6 +74,7 @@ extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code; SD_KIND_FAST:
 struct sd_global {
     u32 pid;             /* thread group id */
     u32 mt;              /* 1 once the process has, or had, more than one thread, or is cloned with shared memory */
+    u32 trace;           /* SD_TRACE_CALLS, SD_TRACE_BYTES: sd_boot's, for good */
     u32 boxed;           /* the program has a seccomp filter of its own: no call but its own */
     u32 no_supervisor;   /* a hypercall has failed with ENOSYS: never ask again */
     u32 nareas;
@@ -81,7 +85,7 @@ struct sd_global {
 };
 extern struct sd_global g;
 
-#define COUNT(name) (g.proc->ctr[SD_CTR_##name]++)
+#define COUNT(name) (sd_note(SD_CTR_##name), g.proc->ctr[SD_CTR_##name]++)
 #define COUNT_N(name, n) (g.proc->ctr[SD_CTR_##name] += (u64)(n))
 
 #ifndef SD_HOSTED
@@ -94,6 +98,35 @@ static inline struct sd_tcb *sd_self(void)
 #else
 struct sd_tcb *sd_self(void);
 #endif
+
+/* ----------------------------------------------------------------- trace */
+
+#ifndef SD_HOSTED
+#define sd_tracing(what) unlikely(g.trace & (what))
+#else
+#define sd_tracing(what) false
+#endif
+struct iovec;
+struct sock;
+/* trace/trace.c. `len` bytes of s, from place `pos` of the stream of direction `dir` on (0: sent, 1: received), are `skip` bytes into iov; NULL: they
+ * are nowhere that we could read. */
+void sd_saw_ring(struct sock *s, u32 dir, u64 counter, const struct iovec *iov, u64 skip, u64 len);
+void sd_saw_tcp(struct sock *s, u32 dir, const struct iovec *iov, u64 skip, u64 len);
+void sd_saw_open(struct sock *s, int fd);
+void sd_saw_end(struct sock *s, u32 how);
+void sd_trace_call(struct sd_tcb *t, const struct sd_trace_record *r);
+void sd_trace_release(struct sd_tcb *t);
+void sd_noted(u32 bit);
+
+/* Of what is counted, what the trace tells of the call. `which` is a constant. */
+static inline void sd_note(u32 which)
+{
+    u32 bit = which == SD_CTR_calls_kernel ? SD_TRACE_KERNEL : which == SD_CTR_parks ? SD_TRACE_PARKED : which == SD_CTR_bells_tx ? SD_TRACE_BELL
+            : which == SD_CTR_spins ? SD_TRACE_SPUN : 0;
+
+    if (bit && sd_tracing(SD_TRACE_CALLS))
+        sd_noted(bit);
+}
 
 long sd_hypercall(u32 op, u64 a, u64 b);
 long sd_hypercall_fd(u32 op, u64 a, u64 b); /* for those that answer with a descriptor */
@@ -127,6 +160,9 @@ struct sock {
     _Atomic u32 parked; /* threads that sleep on it, waiting for a doorbell (not counted when nobody shares it) */
     struct reg *regs;   /* its epoll registrations */
     struct sock *next_free;
+    _Atomic u64 tcp_pos[2];  /* bytes seen on TCP, sent and received; since it moved back, once it has. Only while bytes are traced */
+    u64 shown;          /* its cookie, once the trace knows it */
+    u32 back_seen;      /* bit of each direction: tcp_pos counts since it moved back */
 };
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */

@@ -71,7 +71,7 @@ int filter_load(struct options *o, uint32_t verdict, const char *bin_dir)
     bool uring_allowed = verdict & VERDICT_URING_ALLOWED && !(verdict & (VERDICT_DENY_TCP | VERDICT_DENY_UDP));
     const char *denies = verdict & VERDICT_DENY_UDP ? "-udp" : verdict & VERDICT_DENY_TCP ? "-tcp" : "";
     int n = snprintf(path, sizeof(path), "%s/../share/sdrun/uring-%s%s%s.bpf", bin_dir, uring_allowed ? "allow" : "deny",
-                     denies, o->report || o->explain ? "-exit" : "");
+                     denies, told_at_the_end(o) ? "-exit" : "");
     int error = n < (int)sizeof(path) ? read_program(path) : -ENAMETOOLONG;
     if (error) {
         complain("cannot load the filter %s: %s; `make build` makes it", path, strerror(-error));

@@ -197,7 +197,7 @@ static bool done(short listener_events)
     if (g.listener >= 0 && !g.over && !(listener_events & POLLHUP))
         return false;
     g.over = g.listener >= 0;
-    return !(g.over && (o->report || o->explain) && g.state == STARTING && g.supervisor_fd >= 0);
+    return !(g.over && told_at_the_end(o) && g.state == STARTING && g.supervisor_fd >= 0);
 }
 
 static void serve(void)
@@ -257,7 +257,7 @@ static void finish(void)
 {
     const struct options *o = g.start->options;
     if (g.supervisor_fd >= 0) {
-        if (g.state != SERVING && !o->report && !o->explain)
+        if (g.state != SERVING && !told_at_the_end(o))
             kill(g.supervisor, SIGKILL);
         close(g.control);
         while (waitpid(g.supervisor, &g.supervisor_status, 0) < 0 && errno == EINTR)
@@ -302,7 +302,7 @@ static void keeper_main(const struct keeper *k)
     g.must_check = k->options->must_check;
     g.deadline_ms = now_ms() + SUPERVISOR_DELAY_MS;
     g.start = k;
-    if (g.must_check || k->options->report || k->options->explain)
+    if (g.must_check || told_at_the_end(k->options))
         start_supervisor();
     serve();
     finish();

@@ -23,6 +23,9 @@ static const char HELP[] =
     "\n"
     "  --report FILE    write a JSON report when the last process ends\n"
     "  --explain        print the same for people on standard error\n"
+    "  --trace[=FILE]   record every redirected call, what carried it and how long it took, for sdtrace FILE;\n"
+    "                   without FILE, as lines on standard error\n"
+    "  --pcap FILE      write the bytes of connections as packets, for Wireshark\n"
     "  --no-accel       inject and redirect, but leave every byte on TCP (to compare)\n"
     "  --set KEY=VALUE  override one policy value; may be repeated\n"
     "  --policy FILE    use this policy file\n"
@@ -40,13 +43,15 @@ struct choice {
     const char *name;
     bool has_value;
     char letter;
+    bool optional; /* the value; only behind = */
 };
 
 static const struct choice CHOICES[] = {
-    {"--report", true, 'r'},   {"--explain", false, 'e'}, {"--no-accel", false, 'n'}, {"--set", true, 's'},
-    {"--policy", true, 'p'},   {"--version", false, 'v'}, {"--help", false, 'h'},     {"-h", false, 'h'},
-    {"-r", true, 'R'},         {"--rule", true, 'R'},     {"--check", false, 'c'},    {"--print", false, 'P'},
-    {"--learn", true, 'l'},
+    {"--report", true, 'r', false}, {"--explain", false, 'e', false}, {"--no-accel", false, 'n', false},
+    {"--set", true, 's', false}, {"--policy", true, 'p', false}, {"--version", false, 'v', false},
+    {"--help", false, 'h', false}, {"-h", false, 'h', false}, {"-r", true, 'R', false},
+    {"--rule", true, 'R', false}, {"--check", false, 'c', false}, {"--print", false, 'P', false},
+    {"--learn", true, 'l', false}, {"--pcap", true, 'C', false}, {"--trace", false, 't', true},
 };
 
 static int usage(const char *what, const char *which)
@@ -102,6 +107,12 @@ static int apply(struct options *o, char letter, const char *value)
         o->learn = absolute(value);
         o->must_check = true;
         return o->learn ? check_output("--learn", o->learn) : EXIT_USAGE;
+    case 't':
+        o->trace = value ? absolute(value) : "";
+        return o->trace ? value ? check_output("--trace", o->trace) : -1 : EXIT_USAGE;
+    case 'C':
+        o->pcap = absolute(value);
+        return o->pcap ? check_output("--pcap", o->pcap) : EXIT_USAGE;
     case 'R':
         o->must_check = true;
         return append(o->rules, &o->nrules, value, "-r");
@@ -183,6 +194,8 @@ static int parse_one(struct options *o, char ***argv)
     const struct choice *c = find_choice(arg, len);
     if (!c)
         return usage("unknown option", arg);
+    if (c->optional && value)
+        return *value ? apply(o, c->letter, value) : usage("empty value", arg);
     if (!c->has_value)
         return value ? usage("option takes no value", arg) : apply(o, c->letter, NULL);
     if (!value && !(value = **argv))

@@ -116,7 +116,7 @@ static int watch_myself(struct options *o, int channel, bool sends_are_held)
     pid_t courier = sends_are_held ? start_courier(channel, &order) : 0;
     int listener = filter_install();
     if (listener == -EBUSY) {
-        if (o->report || o->explain)
+        if (told_at_the_end(o))
             complain("already under an outer sdrun: it supervises and reports, these options have no effect here");
         return 0;
     }

@@ -35,6 +35,8 @@ struct options {
     const char *report;
     const char *policy;
     const char *learn;
+    const char *trace; /* a file; "": standard error; NULL */
+    const char *pcap;
     const char *only; /* --check or --print: nothing is started */
     const char *sets[SETS_MAX];
     int nsets;
@@ -45,6 +47,17 @@ struct options {
     bool must_check; /* the supervisor's verdict is needed before the command starts */
     char **command;  /* argv of the command */
 };
+
+/* Is something told when the tree has ended? Then the supervisor has to live to that end, and the program's parent shall find it told. */
+static inline bool told_at_the_end(const struct options *o)
+{
+    return o->report || o->explain || o->trace || o->pcap;
+}
+
+static inline bool needs_stderr(const struct options *o)
+{
+    return o->explain || (o->trace && !*o->trace);
+}
 
 /* The word that a stranger may read first: launcher, keeper and supervisor exchange these over SOCK_SEQPACKET pairs.
  * sdtrace/control.py has the same layout. */

@@ -59,7 +59,7 @@ void keeper_detach(const struct keeper *k)
     umask(077);
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd < 3; fd++)
-        if (fd < 2 || !k->options->explain)
+        if (fd < 2 || !needs_stderr(k->options))
             dup2(null, fd);
     close_all_but((int[]){k->launcher, k->root_pidfd}, 2);
 }
@@ -137,6 +137,10 @@ void run_supervisor(const struct keeper *k, int control, int keepsake)
         args[n++] = text("--report=%s", o->report);
     if (o->explain)
         args[n++] = "--explain";
+    if (o->trace)
+        args[n++] = text("--trace=%s", o->trace);
+    if (o->pcap)
+        args[n++] = text("--pcap=%s", o->pcap);
     if (o->no_accel)
         args[n++] = "--no-accel";
     if (o->must_check)

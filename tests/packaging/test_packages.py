@@ -46,7 +46,8 @@ def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path, sd_env: di
     home = tmp_path / "env"
     run(sys.executable, "-m", "venv", "--without-pip", home)
     pip = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", home / "bin" / "python")
-    run(*pip, "install", "-c", ROOT / "requirements.lock", "cffi", "jsonschema", "prometheus_client", "pyyaml", "rich")
+    needed = ("cffi", "dpkt", "jsonschema", "prometheus_client", "pyyaml", "rich")
+    run(*pip, "install", "-c", ROOT / "requirements.lock", *needed)
     before = files(home)
     run(*pip, "install", "--no-index", wheel)
 

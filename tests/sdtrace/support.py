@@ -21,9 +21,9 @@ def own_line(program: Program) -> dict[str, Any]:
     return next(line for line in lines_of(program) if line["pid"] == program.pid)
 
 
-def supervisor_of(program: Program, timeout: float = 10.0) -> int:
-    """Pid of the supervisor of a running program: the process that was told this root pid."""
-    wanted = f"--root-pid={program.pid}".encode()
+def supervisor_of(program: Program | int, timeout: float = 10.0) -> int:
+    """Pid of the supervisor of a running program (or of its pid): the process that was told this root pid."""
+    wanted = f"--root-pid={program if isinstance(program, int) else program.pid}".encode()
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for folder in Path("/proc").glob("[0-9]*"):
@@ -34,4 +34,4 @@ def supervisor_of(program: Program, timeout: float = 10.0) -> int:
             if b"sdtrace.supervisor" in words and wanted in words:
                 return int(folder.name)
         time.sleep(0.01)
-    raise AssertionError(f"no supervisor of {program.describe()}")
+    raise AssertionError(f"no supervisor of {program if isinstance(program, int) else program.describe()}")

@@ -125,6 +125,8 @@ void sd_block_drop(struct sock *s)
     b->bytes_shm_tx = b->bytes_shm_rx = b->bytes_tcp = 0;
     if (atomic_fetch_sub(&b->users, 1) != 1)
         return; /* another process goes on with it and counts it */
+    if (sd_tracing(SD_TRACE_BYTES))
+        sd_saw_end(s, SD_TRACE_END_CLOSED);
     if (b->established)
         fold(b);
     if (st == SD_BLOCK_OFFERED || st == SD_BLOCK_PAIRED)
@@ -192,6 +194,8 @@ void sd_socks_exit(void)
         struct sock *s = sd_sock_of(fd);
         if (s && sd_attached(s) && load_rlx(&s->b->users) <= 1 && sd_bell_due(&s->e))
             sd_look_at_kernel(s, (int)fd); /* an unread doorbell would turn our end into a reset */
+        if (sd_tracing(SD_TRACE_BYTES) && s && s->b && load_rlx(&s->b->users) <= 1)
+            sd_saw_end(s, SD_TRACE_END_CLOSED);
         if (s && s->b && (load_rlx(&s->refs) == 1 || counted_once(s, fd)) && load_rlx(&s->b->users) > 1)
             atomic_fetch_sub(&s->b->users, 1);
     }

@@ -46,14 +46,23 @@ void sd_take_over(void)
         sd_socks_carried(sd_boot.carry, n < SD_CARRY_MAX ? n : SD_CARRY_MAX);
 }
 
+/* Connections are to be taken over, or calls are traced. */
+static NOINLINE long sd_call_rare(struct sd_frame *f, struct sd_tcb *t)
+{
+    if (sd_boot.ncarry)
+        sd_take_over();
+    return g.trace ? sd_call_traced(f, t) : sd_call_handler(f, t);
+}
+
 void sd_dispatch(struct sd_frame *f, struct sd_tcb *t)
 {
     u64 p = f->next;
     long r;
 
-    if (unlikely(sd_boot.ncarry))
-        sd_take_over();
-    r = sd_call_handler(f, t);
+    if (likely(!*(const volatile u64 *)&sd_boot.ncarry)) /* and `trace` beside it */
+        r = sd_call_handler(f, t);
+    else
+        r = sd_call_rare(f, t);
     if (r == SD_PASS) {
         f->next = p;
     } else if (r == SD_BARE) {

@@ -143,6 +143,8 @@ static bool abandon(struct ucontext *uc)
     f = level ? t->frame[level - 1] : NULL;
     if (!f || ((u64)f & SD_FRAME_SHORT) || f->next - (u64)sd_slots >= (u64)SD_SLOTS * SD_SLOT_BYTES)
         return false;
+    if (g.trace)
+        sd_trace_fault(f, t);
     f->rax = (u64)-EFAULT;
     f->next += SD_SLOT_RET; /* P, as at the entry */
     r[UC_RIP] = (u64)sd_leave_c;

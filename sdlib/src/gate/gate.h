@@ -22,6 +22,8 @@ static inline bool sd_plausible(const void *p) { return (u64)p >= 4096 && !((u64
 
 void sd_take_over(void); /* gate/dispatch.c: connections that lived through execve */
 long sd_call_handler(struct sd_frame *f, struct sd_tcb *t);
+long sd_call_traced(struct sd_frame *f, struct sd_tcb *t); /* gate/traced.c */
+void sd_trace_fault(const struct sd_frame *f, struct sd_tcb *t); /* the same for one that ends with EFAULT where it is */
 void sd_patch_site(u32 slot, u64 ret, u32 nr); /* once for each site */
 void sd_patch_forbid(void);
 void sd_patch_after_fork(void);

@@ -97,7 +97,7 @@ static NOINLINE void emulate(struct ucontext *uc)
         if (level < SD_STACK_LEVELS)
             t->frame[level] = &f;
         t->level = level + 1;
-        answer = sd_call_handler(&f, t);
+        answer = g.trace ? sd_call_traced(&f, t) : sd_call_handler(&f, t);
         t->level = level;
     }
     if (answer == SD_PASS)

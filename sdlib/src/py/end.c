@@ -128,6 +128,10 @@ void sd_py_bell_give_back(struct sd_py_end *end) { sd_bell_give_back(&end->e); }
 bool sd_py_bell_due(struct sd_py_end *end) { return sd_bell_due(&end->e); }
 void sd_py_bell_eaten(struct sd_py_end *end) { sd_bell_eaten(&end->e); }
 
+/* ---- time */
+
+uint64_t sd_py_tsc(void) { return sd_tsc(); }
+
 /* ---- the switch */
 
 void sd_py_attached_say(struct sd_py_end *end) { sd_attached_say(end->seg, end->side); }

@@ -177,7 +177,7 @@ void sd_fast_on(struct sock *s, int fd)
     struct sd_block *b = s->b;
     bool ring = load_rlx(&b->rx_mode) == SD_MODE_RING || load_rlx(&b->tx_mode) == SD_MODE_RING;
 
-    if (!ring || g.mt || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
+    if (!ring || g.mt || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
         return;
     s->e.tx_base = load_rlx(&s->e.tx->base);
     s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */

@@ -39,8 +39,12 @@ static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
     }
     if (r > 0 && !sd_commit_index(&h, &s->e.tx->tail, from, from + (u64)r)) /* [R1] */
         r = -ERANGE;
-    if (r > 0)
+    if (r > 0) {
         s->b->bytes_shm_tx += (u64)r;
+        struct iovec here = {s->e.tx_ring + ((from - s->e.tx_base) & (s->e.bytes - 1)), (u64)r};
+        if (sd_tracing(SD_TRACE_BYTES)) /* inside: nobody writes over it yet */
+            sd_saw_ring(s, 0, from, &here, 0, (u64)r);
+    }
     sd_leave(&h);
     if (room < 0)
         sd_drop(s, fd);
@@ -167,7 +171,28 @@ static long plain_call(struct sock *s, const struct sd_frame *f)
         return -ERANGE;
     r = SYS6((u32)f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
     sd_tx_plain_leave(s, r);
+    if (sd_tracing(SD_TRACE_BYTES) && r > 0 && (u32)f->rax == __NR_splice)
+        sd_saw_tcp(s, 0, NULL, 0, (u64)r); /* no pipe gives its bytes twice */
     return r;
+}
+
+/* What the kernel has sent of a file, for the trace: read once more. */
+static NOINLINE void saw_file(struct sock *s, int in, i64 at, u64 n)
+{
+    u8 bounce[BOUNCE];
+    struct iovec v = {bounce, 0};
+
+    while (n) {
+        long r = SYS4(__NR_pread64, in, bounce, min_u64(n, sizeof bounce), at);
+        if (r <= 0)
+            break;
+        v.len = (u64)r;
+        sd_saw_tcp(s, 0, &v, 0, (u64)r);
+        at += r;
+        n -= (u64)r;
+    }
+    if (n)
+        sd_saw_tcp(s, 0, NULL, 0, n);
 }
 
 /* Is the next byte to go into the ring? */
@@ -198,10 +223,12 @@ SD_CALL(sd_sendfile)
         return SD_PASS;
     }
     do {
+        i64 at = off ? *off : pos;
         if (!to_ring(s, (int)f->rdi)) {
             r = plain_call(s, f);
+            if (sd_tracing(SD_TRACE_BYTES) && r > 0)
+                saw_file(s, (int)f->rsi, at, (u64)r);
         } else {
-            i64 at = off ? *off : pos;
             r = from_file(s, (int)f->rdi, (int)f->rsi, &at, f->r10, load_rlx(&s->b->nonblock));
             if (off)
                 *off = at;
@@ -265,6 +292,8 @@ static long splice_in(struct sock *s, struct sd_frame *f)
         return -ERANGE;
     r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
     sd_rx_plain_leave(s, r);
+    if (sd_tracing(SD_TRACE_BYTES) && r > 0)
+        sd_saw_tcp(s, 1, NULL, 0, (u64)r);
     return r;
 }
 

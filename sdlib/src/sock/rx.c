@@ -151,6 +151,8 @@ static i64 ring_take(struct sock *s, struct rx *w)
         if (done && !keep)
             b->bytes_shm_rx += (u64)got;
         sd_leave(&h);
+        if (sd_tracing(SD_TRACE_BYTES) && done && !keep)
+            sd_saw_ring(s, 1, from, w->drop ? NULL : w->iov, w->got, (u64)got);
         if (done)
             return got;
     }

@@ -62,6 +62,8 @@ static long kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
     if (unlikely(flags & MSG_FASTOPEN) && (r >= 0 || r == -EINPROGRESS))
         s->b->role = 1;
     sd_tx_plain_leave(s, r);
+    if (sd_tracing(SD_TRACE_BYTES) && r > 0)
+        sd_saw_tcp(s, 0, m->iov, 0, (u64)r);
     return r;
 }
 
@@ -226,6 +228,8 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need
         if (!h.word)
             store_rlx(&s->tx_in, 0);
         sd_leave(&h);
+        if (sd_tracing(SD_TRACE_BYTES) && done && put > 0)
+            sd_saw_ring(s, 0, from, iov, skip, (u64)put);
         if (done)
             return put;
     }

@@ -74,6 +74,7 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
     if (!t)
         return NULL;
     t->part = NULL; /* of a thread that has ended: whoever runs out of participants finds that */
+    t->channel = NULL;
     for (u32 l = 0; l < SD_STACK_LEVELS; l++)
         store_rlx(&t->use[l], NULL);
     t->marks = t->uses = t->foreign_dups = 0;
@@ -121,6 +122,7 @@ void sd_tcbs_after_fork(struct sd_tcb *self)
         t->exiting = t != self;
         t->tid = 0;
         t->part = NULL; /* the parent's */
+        t->channel = NULL;
         t->marks = 0;
         for (u32 l = 0; l < SD_STACK_LEVELS && t != self; l++)
             store_rlx(&t->use[l], NULL);

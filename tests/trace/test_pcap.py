@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdrun --pcap`: tshark, which knows nothing of us, must find whole TCP connections with the programs' own bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.guestbuild import Guests
+from tests.harness import SDRUN
+from tests.sdtrace.support import supervisor_of
+
+# tcp.analysis.flags: anything that Wireshark finds odd in a stream, from retransmissions to segments that are missing.
+FIELDS = ("tcp.srcport", "tcp.flags.str", "tcp.payload", "frame.comment", "tcp.analysis.flags", "tcp.checksum.status",
+          "ip.checksum.status")
+GOOD = "1"
+
+
+@dataclass(frozen=True)
+class Packet:
+    """As tshark sees it."""
+
+    port: str
+    flags: str
+    data: bytes
+    comment: str
+    odd: bool
+
+
+# Random pieces there, their hashes back, with whatever call and size; a half-close in the end.
+TALK = """
+import hashlib, os, random, socket, sys, tempfile
+host, seed = sys.argv[1], int(sys.argv[2])
+rng = random.Random(seed)
+listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+child = os.fork()
+if child == 0:
+    conn, _ = listener.accept()
+    whole, answered = hashlib.sha256(), b""
+    while data := conn.recv(rng.choice((10, 1000, 70000))):
+        whole.update(data)
+        answer = hashlib.sha256(data).digest()
+        conn.sendall(answer)
+        answered += answer
+    conn.close()
+    print(hashlib.sha256(answered).hexdigest(), whole.hexdigest(), flush=True)
+    os._exit(0)
+client = socket.create_connection(listener.getsockname()[:2])
+received = b""
+with tempfile.TemporaryFile() as file:
+    file.write(rng.randbytes(30000))
+    for number in range(60):
+        data = rng.randbytes(rng.choice((1, 8, 500, 40000)))
+        if number % 20 == 7: client.sendfile(file, 5, 20000)
+        elif number % 20 == 11: client.sendmsg([data[:3], data[3:]])
+        else: client.sendall(data)
+        if number % 4 == 0: received += client.recv(32)
+client.shutdown(socket.SHUT_WR)
+while data := client.recv(5000): received += data
+client.close()
+os.waitpid(child, 0)
+"""
+
+
+def packets(file: Path) -> list[Packet]:
+    checks = ("-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE")
+    command = ["tshark", "-r", str(file), *checks, "-T", "fields", *(word for name in FIELDS for word in ("-e", name))]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = []
+    for line in text.splitlines():
+        port, flags, payload, comment, analysis, *checksums = line.split("\t")
+        odd = bool(analysis) or checksums[0] != GOOD or checksums[1] not in (GOOD, "")
+        found.append(Packet(port, flags.replace("·", ""), bytes.fromhex(payload), comment, odd))
+    return found
+
+
+def stream(found: list[Packet], port: str) -> bytes:
+    return b"".join(packet.data for packet in found if packet.port == port)
+
+
+@pytest.mark.parametrize(("host", "upgrade"), [("127.0.0.1", "eager"), ("::1", "after_ops:20"), ("127.0.0.1", "never")])
+def test_a_whole_connection(host: str, upgrade: str, tmp_path: Path, sd_env: dict[str, str]) -> None:
+    """Also where it begins on TCP and moves in the middle, or never does."""
+    pcap, report = tmp_path / "pcapng", tmp_path / "report"
+    sdrun = map(str, (SDRUN, "--report", report, "--set", f"upgrade={upgrade}", "--set", "ring=64KiB", "--pcap", pcap))
+    done = subprocess.run([*sdrun, "--", "python3", "-c", TALK, host, "7"], env=sd_env, timeout=60, check=True,
+                          capture_output=True, text=True)
+    answered, whole = done.stdout.split()
+    carried = json.loads(report.read_text())
+    assert upgrade != "never" or not carried["connections"]["shm"]
+    found = packets(pcap)
+    client, server = found[0].port, found[1].port
+    assert [(packet.port, packet.flags) for packet in found[:3]] == [(client, "S"), (server, "AS"), (client, "A")]
+    assert [packet.port for packet in found if "F" in packet.flags] == [client, server]
+    assert hashlib.sha256(stream(found, client)).hexdigest() == whole
+    assert hashlib.sha256(stream(found, server)).hexdigest() == answered
+    assert not [packet for packet in found if packet.odd]
+
+
+def test_one_end_only(tmp_path: Path, sd_env: dict[str, str]) -> None:
+    """The server is in another tree, whose supervisor writes nothing: both directions are seen from here."""
+    server = ("import socket\n"
+              "listener = socket.create_server(('127.0.0.1', 0)); print(listener.getsockname()[1], flush=True)\n"
+              "conn, _ = listener.accept()\n"
+              "while data := conn.recv(100): conn.sendall(data.upper())\n")
+    client = ("import socket, sys\n"
+              "conn = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+              "for number in range(300): conn.sendall(b'abc%03d' % number); conn.recv(100)\n"
+              "conn.shutdown(socket.SHUT_WR); conn.recv(1)\n")
+    pcap = tmp_path / "pcapng"
+    with subprocess.Popen([SDRUN, "--", "python3", "-c", server], stdout=subprocess.PIPE, env=sd_env) as other:
+        assert other.stdout
+        port = other.stdout.readline().decode().strip()
+        subprocess.run([SDRUN, "--pcap", pcap, "--", "python3", "-c", client, port], env=sd_env, timeout=60, check=True)
+        assert other.wait(30) == 0
+    found = packets(pcap)
+    own = found[0].port
+    want = b"".join(b"abc%03d" % number for number in range(300))
+    assert stream(found, own) == want and stream(found, port) == want.upper()
+    assert not [packet for packet in found if packet.odd]
+    assert sorted(packet.port for packet in found if "F" in packet.flags) == sorted([own, port])
+
+
+def test_what_was_lost_is_in_the_file(guests: Guests, tmp_path: Path, sd_env: dict[str, str]) -> None:
+    """The supervisor is stopped for fifty thousand bytes: a comment says how many records."""
+    pcap, count = tmp_path / "pcapng", 50_000
+    sdrun = (SDRUN, "--set", "upgrade=never", "--pcap", pcap, "--")  # so that nothing has to wait for it
+    command = [*map(str, (*sdrun, guests("traced"), "burst", count))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=sd_env) as program:
+        assert program.stdin and program.stdout
+        assert program.stdout.readline() == b"ready\n"
+        supervisor = supervisor_of(program.pid)
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            program.stdin.write(b"go\n")
+            program.stdin.flush()
+            assert program.stdout.readline() == b"done\n"
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        program.stdin.write(b"end\n")
+        program.stdin.flush()
+        assert program.wait(60) == 0
+    found = packets(pcap)
+    comments = [packet.comment for packet in found if packet.comment]
+    assert all("records were lost before this packet" in comment for comment in comments)
+    lost = sum(int(comment.split()[1]) for comment in comments)
+    data = [packet for packet in found if packet.data]
+    # Each byte is told by who sends it and by who receives it; one record is two lines of the ring.
+    assert 0 < lost < 2 * (count + 100) and len(data) < count + 100
+    assert lost >= count + 100 - len(data)
