@@ -334,8 +334,9 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     return (long)sent;
 }
 
-/* MSG_MORE: held back until there is more, or for a fifth of a second, which only a timer of the kernel's does. */
-#define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN | MSG_MORE)
+/* Not MSG_MORE: it allows TCP to wait for a fuller segment, and a ring has none. (TCP itself may send at once, and does when one is full.)
+ * What the kernel still holds back because of it goes out at the switch, which takes the cork away. */
+#define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
 
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
