@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.guestbuild import Guests
@@ -28,3 +30,12 @@ def test_sandbox(how: str, runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("sandbox"), how)
     assert program.stdout == b"ok\n"
     runner.check(program, at_least=2)
+
+
+def test_calls_of_the_vdso_do_not_keep_trapping(shm: Runner, guests: Guests) -> None:
+    """Unless the kernel has sealed it (Linux 6.15, CONFIG_MSEAL_SYSTEM_MAPPINGS), which `sl` in smaps tells."""
+    program = shm.run(guests("vdso"))
+    assert program.stdout == b"ok\n"
+    smaps = Path("/proc/self/smaps").read_text().partition("[vdso]")[2].partition("VmFlags:")[2].partition("\n")[0]
+    traps = program.report().raw["counters"]["traps"]
+    assert traps < 100 if "sl" not in smaps.split() else traps > 30_000

@@ -42,7 +42,8 @@ void sd_tcbs_after_fork(struct sd_tcb *self); /* start/tcb.c */
 /* gate/maps.c, under the patch lock only: one static buffer. False, 0: /proc does not tell. */
 struct sd_mapping {
     u64 lo, hi;
-    bool text; /* file-backed, private, r-x */
+    bool vdso; /* may not be split */
+    bool text; /* file-backed, private, r-x; or the vdso */
 };
 bool sd_find_mapping(u64 addr, struct sd_mapping *m);
 u64 sd_find_gap(u64 addr, u64 bytes); /* where `bytes` are free below addr, at most 1 GiB away */

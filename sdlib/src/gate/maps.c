@@ -10,6 +10,7 @@
 #define AT_FDCWD (-100)
 #define BUFFER_BYTES 32768
 #define REACH (1ull << 30)
+#define NAME_BYTES 8u
 #define LOWEST 0x20000ull /* above vm.mmap_min_addr */
 
 struct procmap_query { /* linux/fs.h */
@@ -26,7 +27,7 @@ _Static_assert(sizeof(struct procmap_query) == 104, "linux/fs.h");
 struct line {
     u64 lo, hi, inode;
     char perms[4];
-    bool stack; /* grows down into the gap below it */
+    char name[NAME_BYTES]; /* its beginning; '[' when the kernel made it */
 };
 
 static char buffer[BUFFER_BYTES];
@@ -63,6 +64,7 @@ static u64 number(int fd, u32 base, int *end)
 static bool next_line(int fd, struct line *l)
 {
     int c;
+    sd_zero(l->name, NAME_BYTES);
     l->lo = number(fd, 16, &c);
     if (c != '-')
         return false;
@@ -75,11 +77,23 @@ static bool next_line(int fd, struct line *l)
     l->inode = number(fd, 10, &c);
     while (c == ' ')
         c = next_char(fd);
-    l->stack = c == '[' && (c = next_char(fd)) == 's';
-    while (c != '\n' && c >= 0)
-        c = next_char(fd);
+    for (u32 i = 0; c != '\n' && c >= 0; i++, c = next_char(fd))
+        if (i < NAME_BYTES)
+            l->name[i] = (char)c;
     return true;
 }
+
+/* The kernel's own code for us, where a clock that it cannot read there becomes a system call. (VM_MAYWRITE: made for breakpoints.) */
+static bool is_vdso(const char *name)
+{
+    static const char vdso[] = "[vdso]";
+    for (u32 i = 0; vdso[i]; i++)
+        if (name[i] != vdso[i])
+            return false;
+    return true;
+}
+
+static bool is_stack(const char *name) { return name[0] == '[' && name[1] == 's'; }
 
 static int open_maps(void)
 {
@@ -95,7 +109,8 @@ static bool read_mapping(int fd, u64 addr, struct sd_mapping *m)
             continue;
         m->lo = l.lo;
         m->hi = l.hi;
-        m->text = l.inode && l.perms[0] == 'r' && l.perms[1] == '-' && l.perms[2] == 'x' && l.perms[3] == 'p';
+        m->vdso = is_vdso(l.name);
+        m->text = (l.inode || m->vdso) && l.perms[0] == 'r' && l.perms[1] == '-' && l.perms[2] == 'x' && l.perms[3] == 'p';
         return true;
     }
     return false;
@@ -107,11 +122,13 @@ bool sd_find_mapping(u64 addr, struct sd_mapping *m)
     bool found = true;
     if (fd < 0)
         return false;
-    struct procmap_query q = { .size = sizeof q, .query_addr = addr };
-    if (SYS3(__NR_ioctl, fd, PROCMAP_QUERY, &q) == 0)
-        *m = (struct sd_mapping){ .lo = q.vma_start, .hi = q.vma_end, .text = q.inode && (q.vma_flags & VMA_RWXS) == VMA_RX };
-    else
+    struct procmap_query q = { .size = sizeof q, .query_addr = addr, .vma_name_size = BUFFER_BYTES, .vma_name_addr = (u64)buffer };
+    if (SYS3(__NR_ioctl, fd, PROCMAP_QUERY, &q) == 0) {
+        *m = (struct sd_mapping){ .lo = q.vma_start, .hi = q.vma_end, .vdso = q.vma_name_size && is_vdso(buffer) };
+        m->text = (q.inode || m->vdso) && (q.vma_flags & VMA_RWXS) == VMA_RX;
+    } else {
         found = read_mapping(fd, addr, m);
+    }
     SYS1(__NR_close, fd);
     return found;
 }
@@ -125,7 +142,7 @@ u64 sd_find_gap(u64 addr, u64 bytes)
         return 0;
     while (next_line(fd, &l) && l.lo <= addr) {
         /* At the upper end of a gap: the heap below it keeps its room to grow. */
-        if (l.lo > end && l.lo - end >= 3 * bytes && !l.stack && addr - l.lo < REACH)
+        if (l.lo > end && l.lo - end >= 3 * bytes && !is_stack(l.name) && addr - l.lo < REACH)
             best = l.lo - 2 * bytes;
         end = l.hi;
     }

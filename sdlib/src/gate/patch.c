@@ -2,7 +2,8 @@
  *
  * patch.c - make call sites jump to their slots instead of trapping.
  *
- * A site is looked at once, when it has trapped, and patched only in private file-backed text that is not writable. What is overwritten:
+ * A site is looked at once, when it has trapped, and patched only in private file-backed text that is not writable, and in
+ * the vdso (a clock that it cannot read becomes a system call there). What is overwritten:
  *
  *   mov $nr,%eax          the five bytes become `jmp stub`; the stub loads the number. The `syscall` behind stays: a thread that is
  *   syscall               blocked in it returns to the byte behind it or restarts at it, and whoever jumps to it still traps.
@@ -60,19 +61,24 @@ static void store_code(u64 at, const u8 *bytes, u64 n)
     __asm__ volatile("movq %1, %0" : "=m"(*(u64 *)from) : "r"(word) : "memory");
 }
 
-static long protect(u64 at, u64 n, u32 prot)
+static long protect(const struct sd_mapping *m, u64 at, u64 n, u32 prot)
 {
     u64 lo = at & ~(PAGE - 1), hi = (at + n + PAGE - 1) & ~(PAGE - 1);
+    if (m && m->vdso) {
+        lo = m->lo;
+        hi = m->hi;
+    }
     return SYS3(__NR_mprotect, lo, hi - lo, prot);
 }
 
-/* Other threads run in these pages: executable all the time. Refused (PR_SET_MDWE, SELinux): the site keeps trapping. */
-static bool poke(u64 at, const u8 *bytes, u64 n)
+/* Other threads run in these pages: executable all the time. Refused (PR_SET_MDWE, SELinux), or sealed (a vdso, Linux 6.15): the site keeps
+ * trapping. */
+static bool poke(const struct sd_mapping *m, u64 at, const u8 *bytes, u64 n)
 {
-    if (protect(at, n, PROT_READ | PROT_WRITE | PROT_EXEC) < 0)
+    if (protect(m, at, n, PROT_READ | PROT_WRITE | PROT_EXEC) < 0)
         return false;
     store_code(at, bytes, n);
-    protect(at, n, PROT_READ | PROT_EXEC);
+    protect(m, at, n, PROT_READ | PROT_EXEC);
     return true;
 }
 
@@ -131,7 +137,7 @@ static u64 make_stub(u64 site, u64 slot, bool with_nr, u32 nr)
     }
     sd_copy(code + n, jump, 6);
     sd_copy(code + n + 6, &slot, 8);
-    return at && poke(at, code, n + 14) ? at : 0;
+    return at && poke(NULL, at, code, n + 14) ? at : 0;
 }
 
 /* ------------------------------------------------------------------- sites */
@@ -151,7 +157,7 @@ static bool patch_mov(u64 site, const struct sd_mapping *m, u64 slot, u32 nr)
         return false;
     u8 jump[5];
     put_jmp(jump, site - 5, stub);
-    return poke(site - 5, jump, 5);
+    return poke(m, site - 5, jump, 5);
 }
 
 static bool is_run(const u8 *p, u8 byte, u32 n)
@@ -199,7 +205,7 @@ static bool patch_syscall(u64 site, const struct sd_mapping *m, u64 slot)
         return false;
     u8 jump[5], hop[2] = { OP_JMP_SHORT, (u8)(pad - (site + 2)) };
     put_jmp(jump, pad, stub);
-    return (!opens || poke(pad - 2, over, 2)) && poke(pad, jump, 5) && poke(site, hop, 2);
+    return (!opens || poke(m, pad - 2, over, 2)) && poke(m, pad, jump, 5) && poke(m, site, hop, 2);
 }
 
 static bool patch(u32 slot, u64 ret, u32 nr)
