@@ -84,8 +84,9 @@ def send_waits(stage: Stage) -> None:
     b.recv(y, 10, DONTWAIT)
 
 
-@behaviour("send MSG_MORE")  # how long TCP holds it back (a full segment, 200 ms) is a matter of the clock: a ring does not
+@behaviour("send MSG_MORE")
 def send_more(stage: Stage) -> None:
+    """How long TCP holds it back (until a segment is full, for 200 ms) is a matter of the clock; a ring does not."""
     a, b = stage.a, stage.b
     x, y = stage.connection()
     a.send(x, b"abc", MORE)
