@@ -118,6 +118,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hosts", metavar="FILE", help="other hosts (default: $SOCKSDIRECT_HOSTS, or the user's or host's hosts.yaml)"
     )
+    parser.add_argument("--metrics", metavar="[HOST:]PORT|/PATH",
+                        help="serve Prometheus metrics over HTTP there (HOST: 127.0.0.1), or on a unix socket")
     parser.add_argument("--log", choices=("text", "json"), default="text", help="form of the log lines (default: text)")
     parser.add_argument("--verbose", action="store_true", help="also log every offer")
     parser.add_argument("--version", action="store_true", help="print the versions and leave")
@@ -251,6 +253,18 @@ def _hub(read: Config, server: Server) -> Hub | None:
         return None
 
 
+def _serve_metrics(where: str, server: Server) -> None:
+    """A monitor without its metrics is better than none."""
+    from monitor import metrics
+
+    try:
+        server.metrics = metrics.Metrics(metrics.listen(where), server.selector, lambda: server.status(None))
+    except (OSError, ValueError) as error:
+        journal.warn("no-metrics", why=str(error))
+    else:
+        journal.event("metrics", where=server.metrics.where)
+
+
 def _serve(options: argparse.Namespace) -> int:
     """Become the monitor of the path, or find that there is one."""
     path = _socket_path(options)
@@ -276,7 +290,10 @@ def _serve(options: argparse.Namespace) -> int:
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
     name = Name(path, inode, options.check_interval)
     pairs = frozenset(options.pair_users)
-    why = Server(listener, name, limits, options.idle_exit, pairs, _hosts(options.hosts)).run()
+    server = Server(listener, name, limits, options.idle_exit, pairs, _hosts(options.hosts))
+    if options.metrics:
+        _serve_metrics(options.metrics, server)
+    why = server.run()
     journal.event("leaving", why=why)
     return 0
 

@@ -40,6 +40,7 @@ from sdlib.wire.states import Role, State
 
 if TYPE_CHECKING:  # most monitors know no other host
     from monitor.hosts.hub import Hub
+    from monitor.metrics import Metrics
 
 _TURN: Final = 32
 _GREETING_LIMIT_S: Final = 5.0
@@ -74,6 +75,7 @@ class Server:
         self._stop = ""
         self._accept_again: float | None = None
         self._idle_since = self._checked = time.monotonic()
+        self.metrics: Metrics | None = None
         self._hosts = self.pairing.hosts = None if hosts is None else hosts(self)
 
     # --------------------------------------------------------------------- loop
@@ -161,6 +163,8 @@ class Server:
         """Take the name away, then tell those who came before that was seen: they will come again, to a new monitor."""
         if self._hosts is not None:
             self._hosts.close()
+        if self.metrics is not None:
+            self.metrics.close()
         service.notify("STOPPING=1")
         if self._name.is_ours():
             os.unlink(self._name.path)

@@ -41,6 +41,10 @@ REASON_NAMES: Final = _names(lib.sd_reason_names, lib.SD_REASON_COUNT)
 """The same reasons by their C names ("few_ops" for SD_REASON_few_ops)."""
 
 
+SIZES: Final = tuple(1 << power for power in range(lib.SD_SIZES - 1))
+"""Largest message of each place of `struct sd_proc.sizes` but the last, which has all larger ones."""
+
+
 def sizeof(ctype: str) -> int:
     """Bytes of a C type, e.g. `sizeof("struct sd_seg")`."""
     return ffi.sizeof(ctype)
@@ -63,4 +67,4 @@ def view(ctype: str, memory: Any) -> CData:
     _keep_alive[pointer] = buffer
     return pointer
 
-__all__ = ["COUNTERS", "REASONS", "REASON_NAMES", "CData", "const", "ffi", "lib", "offsetof", "sizeof", "view"]
+__all__ = ["COUNTERS", "REASONS", "REASON_NAMES", "SIZES", "CData", "const", "ffi", "lib", "offsetof", "sizeof", "view"]

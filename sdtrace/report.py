@@ -25,6 +25,7 @@ from sdtrace.processes import Program
 VERSION: Final = 1
 _TCP: Final = "tcp:"
 _BACK: Final = "back:"
+SIZES: Final = ("sent", "received")
 _BLOCK_REASONS: Final = {
     abi.const.SD_BLOCK_TCP: "few-operations",
     abi.const.SD_BLOCK_OFFERED: "peer-not-under-sdrun",
@@ -47,6 +48,9 @@ class Totals:
         for index, reason in enumerate(abi.REASONS):
             own[_TCP + reason] = int(slot.tcp_reasons[index])
             own[_BACK + reason] = int(slot.moved_back[index])
+        for direction, name in enumerate(SIZES):
+            for index in range(abi.const.SD_SIZES):
+                own[f"{name}:{index}"] = int(slot.sizes[direction][index])
         self.counters.update(own)
         _, sums = self.by_process.setdefault((area.serial, int(slot.pid)), (area.exe, Counter()))
         sums.update(own)
@@ -81,6 +85,10 @@ class Totals:
     def reasons(self, kind: Literal["tcp", "back"]) -> dict[str, int]:
         """Connections that ended on TCP, or were moved back to it, by reason."""
         return _reasons(self.counters, f"{kind}:")
+
+    def sizes(self) -> dict[str, list[int]]:
+        """How many messages there were of each size (abi.SIZES)."""
+        return {name: [self.counters[f"{name}:{index}"] for index in range(abi.const.SD_SIZES)] for name in SIZES}
 
     def with_areas(self, areas: Iterable[Area]) -> Totals:
         """These sums and those of areas that are still in use."""

@@ -23,7 +23,7 @@ from sdtrace.held import Key
 from sdtrace.meter import Meter
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes
-from sdtrace.report import Totals
+from sdtrace.report import SIZES, Totals
 
 _SEGMENT_BYTES: Final = abi.sizeof("struct sd_seg")
 LISTED_MAX: Final = 4096
@@ -68,7 +68,7 @@ def build(source: Source, ended: Totals, errors: int) -> dict[str, Any]:
         "monitor": {"socket": source.broker.monitor_path, "offers": source.broker.asked.as_json()},
         "counters": {name: totals.counters[name] for name in abi.COUNTERS},
         "tcp_reasons": totals.reasons("tcp"),
-        "moved_back": totals.reasons("back"),
+        "moved_back": totals.reasons("back"), "sizes": totals.sizes(),
         "processes": _processes(source),
         "connections": connections,
         "connections_left_out": left_out,
@@ -127,6 +127,10 @@ def _line(pid: int, exe: str, slots: list[abi.CData], live: list[Counter[str]]) 
         "moved_back": {
             reason: count for index, reason in enumerate(abi.REASONS)
             if (count := sum(int(slot.moved_back[index]) for slot in slots))
+        },
+        "sizes": {
+            name: [sum(int(slot.sizes[direction][index]) for slot in slots) for index in range(abi.const.SD_SIZES)]
+            for direction, name in enumerate(SIZES)
         },
     }  # fmt: skip
 

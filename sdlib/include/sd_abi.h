@@ -121,6 +121,7 @@ enum sd_reason { SD_REASONS(SD_X) SD_REASON_COUNT };
 #endif
 #define SD_CTR_MAX 48
 #define SD_REASON_MAX 40
+#define SD_SIZES 24
 
 /* -------------------------------------------------------------------- area */
 
@@ -153,6 +154,7 @@ struct sd_proc {
     uint64_t ctr[SD_CTR_MAX];
     uint64_t tcp_reasons[SD_REASON_MAX];
     uint64_t moved_back[SD_REASON_MAX];
+    uint64_t sizes[2][SD_SIZES]; /* calls that sent [0], received [1] at most 2^i bytes, and more than 2^(i-1); the last: all above */
 };
 
 enum sd_block_state {
@@ -407,7 +409,7 @@ struct sd_boot {
 #ifndef SD_CFFI
 #define SD_LAYOUT(t, m, o) _Static_assert(offsetof(struct t, m) == (o), #t "." #m)
 _Static_assert(sizeof(struct sd_config) == 64, "config is one line");
-_Static_assert(sizeof(struct sd_proc) == 64 + 8 * SD_CTR_MAX + 16 * SD_REASON_MAX, "proc");
+_Static_assert(sizeof(struct sd_proc) == 64 + 8 * SD_CTR_MAX + 16 * SD_REASON_MAX + 16 * SD_SIZES, "proc");
 _Static_assert(sizeof(struct sd_block) == 128, "block is two lines");
 _Static_assert(sizeof(struct sd_part) == 192, "participant is three lines");
 _Static_assert(SD_AREA_PARTS <= 4096 && SD_AREA_BLOCKS <= 4096 && SD_MAX_AREAS <= 16, "fields of token and mark");

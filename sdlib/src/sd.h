@@ -99,6 +99,14 @@ static inline struct sd_tcb *sd_self(void)
 struct sd_tcb *sd_self(void);
 #endif
 
+/* A call has sent (dir 0) or received n bytes, more than none. */
+static inline __attribute__((always_inline)) void sd_sized(u32 dir, u64 n)
+{
+    u32 size = 63 - (u32)__builtin_clzll(2 * n - 1);
+
+    g.proc->sizes[dir][size < SD_SIZES ? size : SD_SIZES - 1]++;
+}
+
 /* ----------------------------------------------------------------- trace */
 
 #ifndef SD_HOSTED

@@ -112,16 +112,23 @@ def _numbers(value: Mapping[str, object], names: Iterable[str] = ()) -> bool:
     return all(isinstance(number, int | float) for number in value.values()) and set(names) <= value.keys()
 
 
+def _sizes(value: object) -> bool:
+    """Members that came later may be missing."""
+    return isinstance(value, dict) and all(
+        isinstance(counts, list) and len(counts) == len(abi.SIZES) + 1 and all(isinstance(one, int) for one in counts)
+        for counts in value.values())
+
+
 def _well_formed(document: dict[str, Any]) -> bool:
     """Root asks other users' supervisors, or what pretends to be one: their words must not trip him up."""
     return (
         _fits(document, _DOCUMENT) and _fits(document["supervisor"], _SUPERVISOR)
         and _fits(document["monitor"], {"offers": dict}) and _numbers(document["counters"], abi.COUNTERS)
-        and _numbers(document["tcp_reasons"]) and _numbers(document["moved_back"])
+        and _numbers(document["tcp_reasons"]) and _numbers(document["moved_back"]) and _sizes(document.get("sizes", {}))
         and all(_numbers(meter, ("times", "seconds")) for meter in
                 (document["supervisor"]["notifications"], document["monitor"]["offers"]))
         and all(_fits(line, _PROCESS) and _numbers(line["counters"], abi.COUNTERS) and _numbers(line["moved_back"])
-                for line in document["processes"])
+                and _sizes(line.get("sizes", {})) for line in document["processes"])
         and all(_fits(line, _CONNECTION) and _numbers(line["ring"] or _NO_RING, _NO_RING)
                 for line in document["connections"])
     )  # fmt: skip

@@ -31,6 +31,10 @@ from tools.observe.sockets import Address
 from tools.observe.view import Row
 
 BIN = SDRUN.parent
+MONITOR_METRICS = {"sdmonitor_clients", "sdmonitor_open_offers", "sdmonitor_segments", "sdmonitor_memory_bytes",
+                   "sdmonitor_memory_limit_bytes", "sdmonitor_user_memory_bytes", "sdmonitor_events_total",
+                   "sdmonitor_start_time_seconds"}
+"""All of them: tests/monitor/test_metrics.py asks the monitor."""
 SIZE, UNREAD = 16, 1000
 
 SERVER = """
@@ -120,6 +124,9 @@ def scene(shm: Runner, native: Runner) -> Scene:
 
 def test_what_everybody_says(scene: Scene) -> None:
     """One scene, since it takes a second to set up: connections, reasons, bytes, queues, counters."""
+    # What supervisors say may be a moment old (inspection.py).
+    wait_for(lambda: scene.of(scene.fast)["ring"]["tx_queued"] == UNREAD)
+    wait_for(lambda: scene.other(scene.fast)["ring"]["rx_queued"] == UNREAD)
     end, other = scene.of(scene.fast), scene.other(scene.fast)
     assert (end["path"], end["reason"], end["state"]) == ("shm", "", "ESTAB"), end
     assert (end["local"], end["peer"]) == (other["peer"], other["local"])
@@ -148,14 +155,16 @@ def test_what_everybody_says(scene: Scene) -> None:
     [program] = said["programs"]
     assert program["counters"]["bytes_shm_tx"] == sent["bytes_shm_tx"] and program["counters"]["switches_tx"] == 1
     assert all(line["notifications"] > 0 and line["errors"] == 0 for line in said["supervisors"])
+    assert {index: times for index, times in enumerate(program["sizes"]["sent"]) if times} == {4: rounds + 1, 10: 1}
+    assert re.search(rf"<= 16 +{rounds + 1}\b", ask(scene.env, "sdstat", "--sizes", "-p", str(scene.fast.pid)))
     then = json.loads(ask(scene.env, "sdstat", "--json", "-i", "0.1", "-c", "1", "-p", str(scene.fast.pid)))
     assert not any(then["programs"][0]["counters"].values()), "nobody has done anything meanwhile"
-    _metrics(scene, sent)
+    _metrics(scene, sent, rounds)
     screen = ask({**scene.env, "COLUMNS": "200"}, "sdtop", "-i", "0.2", "-n", "1")
     assert str(scene.fast.pid) in screen and f"127.0.0.1:{scene.port}" in screen
 
 
-def _metrics(scene: Scene, sent: dict[str, int]) -> None:
+def _metrics(scene: Scene, sent: dict[str, int], rounds: int) -> None:
     serving = subprocess.Popen([BIN / "sdstat", "--listen", "0"], env=scene.env, stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None
@@ -172,8 +181,16 @@ def _metrics(scene: Scene, sent: dict[str, int]) -> None:
     assert samples["sdrun_bytes_shm_tx_total", own, None] == sent["bytes_shm_tx"]
     assert samples["sdrun_open_connections", own, "shm"] == 1
     assert samples["sdrun_supervisors", None, None] >= 3
-    asked = set(re.findall(r"\bsdrun_\w+", (ROOT / "docs" / "grafana.json").read_text()))
-    assert {name.removesuffix("_total") for name in asked} <= {family.name for family in families}
+    [small, whole] = [sample.value for family in families for sample in family.samples
+                      if sample.name == "sdrun_message_bytes_bucket" and sample.labels["root_pid"] == own
+                      and sample.labels["direction"] == "sent" and sample.labels["le"] in ("16.0", "+Inf")]
+    assert (small, whole) == (rounds + 1, rounds + 2)
+    # The dashboard asks for nothing that neither we nor the monitor say.
+    dashboard = (ROOT / "docs" / "grafana.json").read_text()
+    asked = set(re.findall(r"\b(?:sdrun|sdmonitor)_\w+", dashboard))
+    said = {family.name for family in families}  # some have no samples
+    assert {re.sub("_(total|bucket)$", "", name) for name in asked if name.startswith("sdrun_")} <= said
+    assert {name for name in asked if name.startswith("sdmonitor_")} <= MONITOR_METRICS and len(asked) > 10
 
 
 def test_clients_that_do_not_read_hold_up_nobody(shm: Runner) -> None:

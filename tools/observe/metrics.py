@@ -7,6 +7,7 @@ back while the tree lives.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sdlib import abi
@@ -44,6 +45,7 @@ class Trees(Collector):
                 for reason, times in document[key].items():
                     family.add_metric([*_labels(document), reason], times)
             yield family
+        yield _sizes(documents)
         yield _open(documents)
         yield from _latencies(documents)
 
@@ -54,6 +56,18 @@ def _counters(documents: list[dict[str, Any]]) -> Iterator[Metric]:
         for document in documents:
             family.add_metric(_labels(document), document["counters"][name])
         yield family
+
+
+def _sizes(documents: list[dict[str, Any]]) -> Metric:
+    """The sum of the bytes is what the byte counters say: the programs do not count it twice."""
+    family = HistogramMetricFamily("sdrun_message_bytes", "Bytes that one call has sent or received",
+                                   labels=[*_LABELS, "direction"])
+    for document in documents:
+        for direction, counts in document.get("sizes", {}).items():
+            sums = list(itertools.accumulate(counts))
+            buckets = [(str(float(size)), float(seen)) for size, seen in zip(abi.SIZES, sums, strict=False)]
+            family.add_metric([*_labels(document), direction], [*buckets, ("+Inf", float(sums[-1]))], None)
+    return family
 
 
 def _open(documents: list[dict[str, Any]]) -> Metric:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ class Interval:
                 "pid": line["pid"], "exe": line["exe"], "supervisor": key[0],
                 "injected": line["injected"], "reason": line["reason"] or line["accelerate"],
                 "counters": _minus(line["counters"], earlier.get(key, {}).get("counters", {})),
+                "sizes": {name: _minus_all(counts, earlier.get(key, {}).get("sizes", {}).get(name, ()))
+                          for name, counts in line.get("sizes", {}).items()},
                 "moved_back": _minus(line["moved_back"], earlier.get(key, {}).get("moved_back", {})),
             }
             for key, line in _by_process(self.now).items()
@@ -57,6 +59,13 @@ def _by_process(moment: Moment) -> dict[tuple[int, int], dict[str, Any]]:
 def _minus(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     """A smaller value than before is another process's that got the same pid: it counts whole."""
     return {name: value - before.get(name, 0) if value >= before.get(name, 0) else value for name, value in now.items()}
+
+
+def _minus_all(now: Sequence[int], before: Sequence[int]) -> list[int]:
+    """Of another process that got the same pid, everything counts, as above."""
+    if len(before) != len(now) or any(new < old for new, old in zip(now, before, strict=True)):
+        return list(now)
+    return [new - old for new, old in zip(now, before, strict=True)]
 
 
 def _latency(now: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

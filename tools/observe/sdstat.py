@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
+from sdlib import abi
 from tools.observe import view
 from tools.observe.samples import Interval
 from tools.observe.sdss import printable
@@ -21,6 +22,9 @@ _COLUMNS: Final = {
     "bells": "bells_tx", "parks": "parks", "spins": "spins", "won": "spins_won", "switches": "switches_tx",
     "patched": "sites_patched", "traps": "traps",
 }  # fmt: skip
+
+
+_BAR: Final = 30
 
 
 def _seconds(text: str) -> float:
@@ -41,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("-i", "--interval", type=_seconds, metavar="SECONDS", help="again and again, so far apart")
     result.add_argument("-c", "--count", type=int, default=0, metavar="N", help="with -i: end after N intervals")
     result.add_argument("-p", "--pid", type=int, action="append", default=[], help="this process; may be repeated")
+    result.add_argument("--sizes", action="store_true", help="also how many messages there were of each size")
     result.add_argument("--connections", action="store_true", help="also a line per connection")
     form = result.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document per line")
@@ -91,7 +96,21 @@ def microseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e6:.0f} us"
 
 
-def text(document: dict[str, Any]) -> Iterator[str]:
+def histogram(programs: list[dict[str, Any]]) -> Iterator[str]:
+    """Messages of all programs by size: what one call has sent or received."""
+    sums = {name: [sum(counts) for counts in zip(*(line["sizes"][name] for line in programs if line["sizes"]),
+                                                 strict=False)] for name in ("sent", "received")}
+    most = max([1, *sums["sent"], *sums["received"]])
+    labels = [f"<= {number(size)}" for size in abi.SIZES] + [f"> {number(abi.SIZES[-1])}"]
+    yield f"{'bytes':>10} {'sent':>10} {'received':>10}"
+    for label, sent, received in zip(labels, *(sums[name] or [0] * len(labels) for name in ("sent", "received")),
+                                     strict=False):
+        if sent or received:
+            bars = "#" * round(_BAR * sent / most) + "+" * round(_BAR * received / most)
+            yield f"{label:>10} {number(sent):>10} {number(received):>10} {bars}".rstrip()
+
+
+def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
     """Lines for people."""
     yield f"{'pid':>7} {'program':<16}" + "".join(f"{name:>10}" for name in _COLUMNS) + "  not accelerated because"
     for line in document["programs"]:
@@ -101,6 +120,8 @@ def text(document: dict[str, Any]) -> Iterator[str]:
         for reason, times in line["moved_back"].items():
             if times:
                 yield f"{'':>7} {'':<16}  moved back to TCP: {times} {reason}"
+    if sizes:
+        yield from histogram(document["programs"])
     for line in document.get("connections", ()):
         ends = f"{line['local']['host']}:{line['local']['port']} > {line['peer']['host']}:{line['peer']['port']}"
         rates = ", ".join(f"{name} {number(value)}B/s" for name, value in line["rates"].items())
@@ -117,7 +138,7 @@ def _watch(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(document), flush=True)
         else:
-            print("\n".join(text(document)), flush=True)
+            print("\n".join(text(document, sizes=options.sizes)), flush=True)
     return 0
 
 

@@ -24,6 +24,10 @@ static void claim_proc(struct sd_area *a, u32 ppid)
             p->tcp_reasons[k] = g.proc->tcp_reasons[k];
             p->moved_back[k] = g.proc->moved_back[k];
         }
+        for (u32 k = 0; k < SD_SIZES; k++) {
+            p->sizes[0][k] = g.proc->sizes[0][k];
+            p->sizes[1][k] = g.proc->sizes[1][k];
+        }
         g.proc = p;
         return;
     }

@@ -117,6 +117,7 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
         return SLOW;
     b->bytes_shm_tx += len;
     COUNT(calls_library);
+    sd_sized(0, word ? 8 : len);
     return unlikely(load_rlx(&d->rx_armed) | load_rlx(&s->e.tx_fence)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
 }
 
@@ -147,6 +148,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
         return SLOW;
     b->bytes_shm_rx += n;
     COUNT(calls_library);
+    sd_sized(1, word ? 8 : n);
     return unlikely(load_rlx(&d->tx_armed)) ? taken_from_waiter(s, fd, n) : (long)n; /* [W2] */
 }
 

@@ -236,6 +236,8 @@ SD_CALL(sd_sendfile)
                 SYS3(__NR_lseek, (int)f->rsi, own + r, 0);
         }
     } while (r == -ERANGE);
+    if (r > 0)
+        sd_sized(0, (u64)r);
     sd_sock_put(s);
     return r;
 }

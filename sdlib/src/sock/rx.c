@@ -268,7 +268,10 @@ static long begin(struct sock *s, int fd, struct rx *w)
         r = receive(s, fd, w);
         return r > 0 ? 0 : r;
     }
-    return receive(s, fd, w);
+    r = receive(s, fd, w);
+    if (r > 0 && !w->peek)
+        sd_sized(1, (u64)r);
+    return r;
 }
 
 long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)

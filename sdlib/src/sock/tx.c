@@ -358,6 +358,8 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
         else
             r = kernel_tx(s, fd, m, flags);
     } while (r == -ERANGE);
+    if (r > 0)
+        sd_sized(0, (u64)r);
     return r;
 }
 
