@@ -165,12 +165,14 @@ class Runner:
     env: dict[str, str]
     options: list[str] = field(default_factory=list)
     programs: list[Program] = field(default_factory=list)
+    eager: bool = True
+    """Move every connection at once; else as the policy says."""
 
     def _command(self, argv: Sequence[str | Path], report: Path) -> list[str | Path]:
         """`argv` as this mode starts it."""
         if self.mode is Mode.NATIVE:
             return list(argv)
-        how = ["--no-accel"] if self.mode is Mode.NO_ACCEL else ["--set", "upgrade=eager"]
+        how = ["--no-accel"] if self.mode is Mode.NO_ACCEL else ["--set", "upgrade=eager"] if self.eager else []
         return [SDRUN, "--report", report, *how, *self.options, "--", *argv]
 
     def start(self, *argv: str | Path, stdin: bytes | None = None, env: Mapping[str, str] | None = None,

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.guestbuild import Guests
-from tests.harness import Runner
+from tests.harness import GUESTS, Runner
 
 # Guest and arguments. Each runs its two sides in two processes, so a report has two ends of each connection.
 BEHAVIOURS = [
@@ -80,3 +81,9 @@ def test_own_faults_are_the_program_s(runner: Runner, guests: Guests, tmp_path: 
     program = runner.run(guests("faults"))
     assert program.stdout == natively
     runner.check(program, at_least=2, of_bytes=300)
+
+
+def test_edges_and_a_doorbell_in_between(runner: Runner) -> None:
+    program = runner.run(sys.executable, GUESTS / "edge_bell.py")
+    assert program.stdout == b"heard\n"
+    runner.check(program, at_least=2)

@@ -207,7 +207,9 @@ static bool arm(struct reg *r)
         r->tx_full = true; /* a send found no room; below it is we who wait */
     u32 armed = sd_arm(r->s, reg_wanted(r));
     store_rlx(&r->armed, armed);
-    reg_sync(r, false); /* what is waited for decides what the kernel is asked */
+    /* What is waited for decides what the kernel is asked. It must be asked anew where it has reported a doorbell by an edge that nobody has eaten, say
+     * because bytes of TCP stood before it then: no other one is sent as long as that one lies there. */
+    reg_sync(r, (r->kmask & EPOLLET) && r->s->seg && sd_bell_due(&r->s->e));
     return armed & SD_ARM_BARRIER;
 }
 

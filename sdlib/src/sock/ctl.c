@@ -3,6 +3,7 @@
  * ctl.c - death, names and options of a socket.
  */
 #include "poll/poll.h"
+#include "sock/rx.h"
 #include "sock/sock.h"
 
 
@@ -155,10 +156,9 @@ SD_CALL(sd_ioctl)
         if (r == 0)
             store_rlx(&s->b->nonblock, *(i32 *)f->rdx ? 1 : 0);
     } else if (f->rsi == FIONREAD && sd_attached(s)) {
-        sd_rx_poll_switch(s, (int)f->rdi);
-        if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
-            u64 n = load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head);
-            *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
+        i64 n = sd_rx_bytes(s, (int)f->rdi);
+        if (n >= 0) {
+            *(i32 *)f->rdx = (i32)n;
             r = 0;
         }
     } else if (f->rsi == SIOCATMARK && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {

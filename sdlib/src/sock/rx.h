@@ -33,6 +33,7 @@ static inline long sd_rx_result(const struct rx *w, long r)
 long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit);
 long sd_plain_rx(struct sock *s, int fd, struct rx *w);      /* all on the kernel: the program's own call */
 long sd_switching_rx(struct sock *s, int fd, struct rx *w);  /* attached, the peer still sends on TCP */
+i64 sd_rx_bytes(struct sock *s, int fd);
 long sd_switching_peek(struct sock *s, int fd, struct rx *w);
 
 #endif

@@ -90,6 +90,33 @@ static u64 tcp_bytes(struct sock *s, int fd, bool *last)
     return min_u64((u64)q, left);
 }
 
+/* What FIONREAD counts: as much as a read can give now. A read goes on from TCP to the ring, and back, so both are counted: nginx takes what it
+ * reads beyond this number for bytes that have come since, of which an edge-triggered epoll will still tell. -1: the kernel knows. */
+i64 sd_rx_bytes(struct sock *s, int fd)
+{
+    u64 tcp = 0, ring, back, behind;
+    bool last = true;
+    i32 q = 0;
+    i64 pos;
+
+    if (!sd_rx_poll_switch(s, fd) && load_rlx(&s->b->rx_mode) == SD_MODE_TCP) {
+        tcp = tcp_bytes(s, fd, &last);
+        if (!last)
+            return sd_sw_published(&s->e) ? (i64)tcp : -1;
+    }
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_BACK)
+        return -1;
+    ring = load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head);
+    if (ring > s->e.bytes)
+        return 0; /* no honest peer: the next read ends the connection */
+    back = load_acq(&s->e.rx->sw_back);
+    if (unlikely(back) && (pos = sd_rx_pos(s, fd)) >= 0 && SYS3(__NR_ioctl, fd, FIONREAD, &q) == 0) {
+        behind = (u64)pos + (u64)q - (back - 1);
+        ring += behind <= (u64)q ? behind : 0;
+    }
+    return (i64)(tcp + ring);
+}
+
 /* Inside: no other reader comes between asking what is the program's and reading it. The kernel's answer; 0: nothing. */
 static long take_tcp(struct sock *s, int fd, struct rx *w, struct sd_hold *h)
 {
