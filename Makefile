@@ -5,6 +5,7 @@
 #   make test    all tests
 #   make test-rdma   two hosts with RDMA: a kernel with soft RoCE in an emulated machine (minutes)
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
+#   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
 #   make model   random calls against the kernel, for longer
 #   make table   docs/compatibility.md, from the tests' results
@@ -38,7 +39,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: package build test test-rdma fuzz suites matrix model table demo lint bench baseline clean ffi image filter filters
+.PHONY: package build test test-rdma fuzz suites ltp matrix model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -106,7 +107,11 @@ test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 480 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
-	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites $(PYTEST_ARGS)
+	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py $(PYTEST_ARGS)
+
+ltp: build $(STAMPS)/packages-test
+	tools/setup/ltp.sh build/ltp $$($(PY) -c "from tests.suites.test_ltp import CALLS; print(*CALLS)")
+	@SDRUN_LTP=build/ltp $(PY) -m pytest --reruns 2 tests/suites/test_ltp.py $(PYTEST_ARGS)
 
 fuzz: build $(STAMPS)/packages-test
 	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py \
