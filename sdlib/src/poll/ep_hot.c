@@ -205,7 +205,10 @@ static bool arm(struct reg *r)
     reg_disarm(r);
     if (load_rlx(&r->s->b->tx_wait))
         r->tx_full = true; /* a send found no room; below it is we who wait */
-    u32 armed = sd_arm(r->s, reg_wanted(r));
+    u32 want = reg_wanted(r);
+    if ((r->want & EPOLLET) && !r->fresh && !r->tx_full)
+        want &= ~(u32)(POLLOUT | POLLWRNORM); /* the edge comes after a send that found no room, and that arms itself */
+    u32 armed = sd_arm(r->s, want);
     store_rlx(&r->armed, armed);
     /* What is waited for decides what the kernel is asked. It must be asked anew where it has reported a doorbell by an edge that nobody has eaten, say
      * because bytes of TCP stood before it then: no other one is sent as long as that one lies there. */
