@@ -61,6 +61,14 @@ class Ledger:
         if segment.owners[uid] == 1:
             self.of_uid[uid] += segment.bytes
 
+    def others(self, client: int, name: int) -> list[tuple[int, int]]:
+        """Who else holds that segment, and under which names: (client, name)."""
+        held = self._held.get(client, {}).get(name)
+        return [] if held is None else [
+            (other, its) for other, names in self._held.items() for its, (inode, _) in names.items()
+            if inode == held[0] and (other, its) != (client, name)
+        ]
+
     def release(self, client: int, name: int) -> None:
         """It does no longer; unknown names are ignored."""
         inode, uid = self._held.get(client, {}).pop(name, (0, 0))

@@ -66,8 +66,11 @@ class Pairing:
             self.hosts.closed(client.number, offer_id)
 
     def heard(self, client: Client, message: messages.Nudge | messages.Rang) -> None:
-        """About the copy of a connection to another host."""
-        if self.hosts is not None:
+        """About the copy of a connection to another host, or what goes to the other end of one on this host."""
+        others = self.ledger.others(client.number, message.offer_id) if isinstance(message, messages.Nudge) else []
+        for other, name in others:
+            self.ring(other, name, Bell.RECALL)
+        if self.hosts is not None and not others:
             self.hosts.heard(client.number, message)
 
     def on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:

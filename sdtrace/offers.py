@@ -25,7 +25,7 @@ from typing import Any, Final
 from policies import Settings
 from sdlib import abi
 from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring, papers
-from sdlib.wire.messages import Code
+from sdlib.wire.messages import Bell, Code
 from sdtrace import far
 from sdtrace.areas import Area
 from sdtrace.held import Held, Key, Origin, Quotas, row
@@ -66,6 +66,8 @@ class Broker:
         self._swept = 0.0
         self._failures = 0
         self._retry_at = 0.0
+        self.recall: Callable[[Key, Held], int] = lambda _key, _held: errno.ENOSYS
+        """See sdtrace/recall.py; set where the image is known."""
         self.asked = Meter()
         """How long the monitor's answers took."""
 
@@ -245,14 +247,19 @@ class Broker:
     def _ring(self, event: Ring) -> None:
         key = self._named.get(event.offer_id)
         held = None if key is None else self._held.get(key)
-        result = errno.ENOENT if key is None or held is None or not held.far else far.act(key, held, event.what)
+        if key is None or held is None:
+            result = errno.ENOENT
+        elif event.what == Bell.RECALL:
+            result = self.recall(key, held)
+        else:
+            result = far.act(key, held, event.what) if held.far else errno.EINVAL
         if self._client is not None:
             self._client.rang(event.offer_id, result)
 
     def nudge(self, key: Key) -> int:
-        """The program found the monitor asleep. 0 or -errno."""
+        """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno."""
         held = self._held.get(key)
-        if held is None or not held.far or self._client is None:
+        if held is None or not held.paired or self._client is None:
             return -errno.ENOENT
         self._client.nudge(held.name)
         return 0

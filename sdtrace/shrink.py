@@ -121,7 +121,7 @@ class Shrinker:
             alone = [pair for pair in connections if int(pair[0].area.view.block[pair[0].block].users) == 1]
             if alone and not status.tracer and not isinstance(self._image, str):
                 with Halted(status.tgid) as halted:
-                    if all(self._is_quiet(status.tgid, registers) for registers in halted.registers()):
+                    if all(is_quiet(self._image, status.tgid, registers) for registers in halted.registers()):
                         done = sum(punch(held.segment, int(key.area.view.block[key.block].side))
                                    for key, held in alone)
         except (OSError, RemoteError):
@@ -130,16 +130,16 @@ class Shrinker:
         if not done:  # the other end has the rest, or it was a bad moment
             self._not_before[tid] = now + _AGAIN_S
 
-    def _is_quiet(self, pid: int, registers: Registers) -> bool:
-        """Is this thread in no operation of the library but waiting?"""
-        assert not isinstance(self._image, str)
-        symbols, rip = self._image.symbols, int(registers.rip)
-        level = int.from_bytes(read_memory(pid, registers.gs_base + _LEVEL_AT, 4), "little") if registers.gs_base else 0
-        in_library = abi.const.SD_LIB_BASE <= rip < max(seg.vaddr + seg.memsz for seg in self._image.segments)
-        in_gate = symbols["sd_gate_start"] <= rip <= symbols["sd_gate_end"]
-        if level == 0:
-            return in_gate or not in_library
-        return level == 1 and in_gate and signed(registers.orig_rax) in _WAITS
+
+def is_quiet(image: Image, pid: int, registers: Registers) -> bool:
+    """Is this thread in no operation of the library but waiting?"""
+    symbols, rip = image.symbols, int(registers.rip)
+    level = int.from_bytes(read_memory(pid, registers.gs_base + _LEVEL_AT, 4), "little") if registers.gs_base else 0
+    in_library = abi.const.SD_LIB_BASE <= rip < max(seg.vaddr + seg.memsz for seg in image.segments)
+    in_gate = symbols["sd_gate_start"] <= rip <= symbols["sd_gate_end"]
+    if level == 0:
+        return in_gate or not in_library
+    return level == 1 and in_gate and signed(registers.orig_rax) in _WAITS
 
 
 def resident(segment: int) -> int:

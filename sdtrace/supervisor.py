@@ -54,6 +54,7 @@ from sdtrace.lineage import Lineage, Subject
 from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
+from sdtrace.recall import Recaller
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL
@@ -100,6 +101,7 @@ class Supervisor:
         self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
                               self._hypercalls.areas)
         self._shrinker = Shrinker(self._broker.held, self._settings, image)
+        self._broker.recall = Recaller(image)
         self._inspection = Inspection(self._snapshot)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters, self._drain)

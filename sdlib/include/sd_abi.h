@@ -265,7 +265,7 @@ struct sd_dir {
     uint64_t pad3[7];
     /* line 3, consumer. Count of consumers that are parked or not yet on the ring; starts at 1. Set, membarrier, look again. */
     SD_ATOMIC uint32_t rx_armed;
-    SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_* */
+    SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_*; the producer may make RESEND TAKEN */
     SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU the consumer last waited on */
     uint32_t pad4[13];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
@@ -277,7 +277,12 @@ struct sd_dir {
     uint32_t pad6[15];
 };
 
-enum sd_go_back { SD_GO_BACK_CALL = 1, SD_GO_BACK_POLICY = 2 /* both directions: the connection shall be on TCP */ };
+enum sd_go_back {
+    SD_GO_BACK_CALL = 1,
+    SD_GO_BACK_POLICY = 2, /* both directions: the connection shall be on TCP */
+    SD_GO_BACK_RESEND = 3, /* the consumer reads no more: what it has not read is to be sent again by TCP ([S5], ring/switch.h) */
+    SD_GO_BACK_TAKEN = 4,  /* that is being done */
+};
 
 /* A producer that has come so far looks whether the ring is empty and starts over, so that few lines of it stay in the caches. */
 #ifndef SD_RING_WINDOW

@@ -88,6 +88,18 @@ uint64_t sd_py_back_left(struct sd_py_end *end, uint64_t tcp_pos);
 void sd_py_hint_say(struct sd_py_end *end, uint32_t hint);
 uint32_t sd_py_end_error(struct sd_py_end *end, uint32_t err);
 
+/* ---- recall ([S5], ring/switch.h), by the supervisor of the producer on `side`, whose threads stand still */
+
+struct sd_recalled {
+    uint64_t ring_bytes; /* in: as the file's size says */
+    uint64_t bytes, at;  /* out: so many are unread, from this place in the ring on */
+    bool ring;           /* out: a doorbell goes first */
+};
+
+bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r);
+/* All of them are sent; they stand behind this position of the stream. */
+void sd_recall_end(void *segment, uint32_t side, uint64_t tcp_pos);
+
 /* ---- the monitor as the other party in a host's copy of a segment (sock/far.h). `side` is the program's; the copy is mapped whole. */
 
 /* What the program has said. Counters as they are: the program is not trusted with them. */

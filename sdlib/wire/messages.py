@@ -65,6 +65,7 @@ class Bell(IntEnum):
 
     BYTE = 1  # send a doorbell
     BREAK = 2  # shut it down in both directions: the other host is lost
+    RECALL = 3  # of a segment of this host: what the other end has not read is to go by TCP
 
 
 class Code(IntEnum):
@@ -214,13 +215,16 @@ class Answer(NamedTuple):
 
 
 class Nudge(NamedTuple):
-    """Client: the program has written into the far segment of that offer, or read, and found the monitor asleep."""
+    """Client: the program has written into the far segment of that offer, or read, and found the monitor asleep.
+
+    Of a segment of this host: the other end is to RECALL.
+    """
 
     offer_id: int
 
 
 class Ring(NamedTuple):
-    """Monitor: do to the socket of that far segment what `what` (a Bell) says."""
+    """Monitor: do to the socket of that segment what `what` (a Bell) says."""
 
     offer_id: int
     what: int

@@ -35,8 +35,6 @@ def test_behaviour(command: str, runner: Runner, guests: Guests) -> None:
 @pytest.mark.parametrize("when", ["young", "used", "unread"])
 @pytest.mark.parametrize("how", ["named", "pair", "exec"])
 def test_passed_to_another_process(how: str, when: str, runner: Runner, guests: Guests) -> None:
-    if when == "unread" and how != "named":
-        pytest.skip("bytes in the ring cannot be moved back: see README, known gaps")
     program = runner.run(guests("pass_fd"), how, when)
     assert program.stdout == b"ok\n"
     if how == "named":  # stays on shared memory; others go on by TCP

@@ -12,10 +12,10 @@ import subprocess
 import pytest
 
 from sdlib import abi
-from sdlib.wire import Lost, MonitorClient, Paired, Pending, Refused
-from sdlib.wire.messages import Code
+from sdlib.wire import Lost, MonitorClient, Paired, Pending, Refused, Ring
+from sdlib.wire.messages import Bell, Code
 from sdlib.wire.segment import segment_bytes
-from tests.monitor.support import RING, Link, MonitorProcess, events_of, segment_ids
+from tests.monitor.support import RING, Link, MonitorProcess, events_of, readable, segment_ids
 
 
 def own_addresses() -> list[str]:
@@ -231,3 +231,24 @@ def test_a_round_trip_is_quick(client: MonitorClient, link: Link) -> None:
         best = min(best, time.perf_counter() - started)
         client.withdraw(number)
     assert best < 300e-6
+
+
+def rung(client: MonitorClient) -> list[Ring]:
+    """What it is asked to do to sockets, waited for."""
+    assert readable(client)
+    return [event for event in client.events() if isinstance(event, Ring)]
+
+
+def test_nudge_reaches_the_other_holder_of_the_segment(monitor: MonitorProcess, client: MonitorClient,
+                                                       link: Link) -> None:
+    other = monitor.client()
+    for answer in pair(client, link, other):
+        os.close(answer.memfd)
+    client.nudge(7)  # nobody's
+    client.nudge(1)
+    assert rung(other) == [Ring(2, Bell.RECALL)]
+    other.rang(2, 0)
+    other.nudge(2)
+    assert rung(client) == [Ring(1, Bell.RECALL)]
+    client.release(1)
+    other.close()

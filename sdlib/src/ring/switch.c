@@ -35,6 +35,17 @@ void sd_back_publish(const struct sd_end *e, u64 tcp_pos)
     store_rel(&e->tx->sw_back, tcp_pos + 1); /* [S2] */
 }
 
+bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n)
+{
+    *n = load_rlx(&tx->tail) - load_acq(&tx->head); /* [R2] */
+    return *n <= ring_bytes && cas_u32(&tx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_TAKEN); /* [S5] */
+}
+
+void sd_recall_sent(struct sd_dir *tx)
+{
+    store_rel(&tx->tail, load_rlx(&tx->head)); /* [S5] before sw_back_at and sw_back, which say that the ring ends there */
+}
+
 u64 sd_back_left(const struct sd_end *e, u64 tcp_pos)
 {
     u64 resume = load_rlx(&e->rx->sw_back) - 1; /* sd_back_reached() has seen it [S2] */

@@ -13,6 +13,11 @@
  *        the producer says that it leaves, and rings if somebody waits, while a bell still fits in front of that position. The waiter arms,
  *        then looks whether its bells are over. Both do so by a locked instruction and a load: one of them sees the other.
  *
+ *   [S5] recall: a consumer whose socket goes to somebody who cannot see the ring stops reading (its head stands still) and asks for RESEND. The producer, or
+ *        its supervisor while all its threads stand still, makes that TAKEN by a locked instruction, sends what lies between head and tail by TCP
+ *        behind the position that it is about to publish, puts its tail back to head, and goes back by [S2]. A consumer that has waited for too
+ *        long takes RESEND back, by a locked instruction, too: one of the two wins.
+ *
  * Positions are counted by the kernel and handed in by the caller; the words hold 1 + position, so that 0 means "not"; ring counters
  * wrap and have no such value to spare.
  */
@@ -52,6 +57,22 @@ static inline void sd_back_ask(const struct sd_end *e)
 {
     store_rel(&e->rx->go_back, 1);
 }
+
+/* [S5] The consumer, which has stopped reading. Its membarrier follows. */
+static inline void sd_recall_ask(const struct sd_end *e)
+{
+    store_rel(&e->rx->go_back, SD_GO_BACK_RESEND);
+}
+
+/* [S5] True: it may read the ring again, nobody sends its bytes. */
+static inline bool sd_recall_give_up(const struct sd_end *e)
+{
+    return cas_u32(&e->rx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);
+}
+
+/* [S5] The producer: true: it has to send what is unread, which is *n bytes from e->tx->head on, and then to take them back. */
+bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n);
+void sd_recall_sent(struct sd_dir *tx);
 
 /* The consumer has asked for the way back. */
 static inline bool sd_back_asked(const struct sd_end *e)

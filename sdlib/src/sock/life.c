@@ -377,6 +377,10 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     }
     pos = tx_pos(s, fd);
     to = pos >= 0 ? (u64)pos : UNKNOWN;
+    if (unlikely(load_rlx(&s->e.tx->go_back) == SD_GO_BACK_RESEND) && pos >= 0 && !sd_recall_resend(s, fd, h)) {
+        sd_drop(s, fd);
+        return;
+    }
     if (!sd_commit_rare(h, to))
         return; /* thrown out: somebody else does it */
     set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
@@ -422,7 +426,7 @@ static bool back_rx(struct sock *s, int fd, struct sd_hold *h)
         return false;
     if (s->b->rcvlowat)
         set_int(fd, SOL_SOCKET, SO_RCVLOWAT, (i32)s->b->rcvlowat);
-    return cas_u32(&s->b->rx_mode, SD_MODE_RING, SD_MODE_BACK);
+    return cas_u32(&s->b->rx_mode, SD_MODE_RING, SD_MODE_BACK) || cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_BACK);
 }
 
 bool sd_rx_back(struct sock *s, int fd)
@@ -431,7 +435,8 @@ bool sd_rx_back(struct sock *s, int fd)
     bool done;
 
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
-    done = load_rlx(&s->b->rx_mode) != SD_MODE_RING || back_rx(s, fd, &h); /* else another was faster */
+    u32 mode = load_rlx(&s->b->rx_mode);
+    done = (mode != SD_MODE_RING && mode != SD_MODE_RETIRE) || back_rx(s, fd, &h); /* else another was faster */
     sd_leave(&h);
     if (done)
         sd_ep_changed(s);

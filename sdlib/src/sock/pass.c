@@ -8,8 +8,8 @@
  * one of us; the two ends of a socketpair may be anywhere.
  *
  * A stranger gets a connection that was never attached as it is, which is how programs that accept for others pass them. One that is on
- * the ring is asked back from the peer, who answers at its next call, or because of the bell if it waits; what the peer has put into the
- * ring before is for nobody else to take, so the passing program waits WAIT_MS for the end of it and no longer.
+ * the ring goes back to TCP first, and what is unread in the ring with it (recall.c). Only a peer that has gone, or is in another's hands, cannot do that:
+ * then the passing program waits WAIT_MS for the end of the ring, and what stays in it is lost to the other one.
  */
 #include "poll/poll.h"
 #include "sock/sock.h"
@@ -75,12 +75,14 @@ static void off_the_ring(struct sock *s, int fd)
 {
     struct timespec64 ms = {0, 1000000};
 
-    sd_back_ask(&s->e);
-    sd_membarrier(); /* whoever sends from here on sees it */
-    sd_ring_bell(s, fd);
-    for (u32 i = 0; i < WAIT_MS && !is_back(s, fd); i++) {
-        SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
-        sd_look_at_kernel(s, fd);
+    if (!sd_recall(s, fd)) {
+        sd_back_ask(&s->e);
+        sd_membarrier(); /* whoever sends from here on sees it */
+        sd_ring_bell(s, fd);
+        for (u32 i = 0; i < WAIT_MS && !is_back(s, fd); i++) {
+            SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+            sd_look_at_kernel(s, fd);
+        }
     }
     sd_tx_back(s, fd, SD_REASON_passed);
 }

@@ -24,6 +24,8 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
 
     if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
         return kev & mask;
+    if (load_rlx(&b->rx_mode) == SD_MODE_RETIRE && !(sd_back_reached(&s->e) && sd_rx_back(s, fd)))
+        return kev & (POLLRDHUP | POLLHUP | POLLERR); /* [S5] what is unread is on its way */
     if (load_rlx(&b->rx_mode) == SD_MODE_BACK)
         return kev & mask;
     n = sd_rx_avail(&s->e);

@@ -135,6 +135,8 @@ static i64 ring_copy(struct sock *s, const struct rx *w)
     return sd_rx_scatter(&s->e, w->iov, w->n, w->got, w->peek ? w->got : 0);
 }
 
+#define GONE (-3) /* beside SD_BROKEN and SD_FAULT: the ring is not to be read */
+
 /* What the ring has, up to what is still wanted. */
 static i64 ring_take(struct sock *s, struct rx *w)
 {
@@ -144,6 +146,10 @@ static i64 ring_take(struct sock *s, struct rx *w)
 
     for (;;) {
         sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+        if (unlikely(load_rlx(&b->rx_mode) != SD_MODE_RING)) { /* [S5] nobody reads it any more */
+            sd_leave(&h);
+            return GONE;
+        }
         u64 from = load_rlx(&s->e.rx->head);
         got = unlikely(w->drop) ? ring_count(s, w->len - w->got, w->peek ? w->got : 0) : ring_copy(s, w);
         bool keep = got <= 0 || w->peek;
@@ -183,6 +189,8 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
     for (;;) {
         i64 r = ring_take(s, w);
         if (unlikely(r < 0)) {
+            if (r == GONE)
+                return -ERANGE;
             if (r == SD_FAULT)
                 return sd_rx_result(w, -EFAULT);
             sd_drop(s, fd);
@@ -240,6 +248,9 @@ static long receive(struct sock *s, int fd, struct rx *w)
     do {
         if (likely(load_rlx(&b->rx_mode) == SD_MODE_RING)) {
             r = ring_rx(s, fd, w);
+        } else if (unlikely(load_rlx(&b->rx_mode) == SD_MODE_RETIRE)) {
+            sd_recall_wait(s, fd);
+            r = -ERANGE;
         } else if (!sd_attached(s) || load_rlx(&b->rx_mode) == SD_MODE_BACK) {
             r = sd_plain_rx(s, fd, w);
         } else {

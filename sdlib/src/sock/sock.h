@@ -178,6 +178,11 @@ long sd_pass_send(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t);
 i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
 
+/* sock/recall.c */
+bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what is in the ring stays there */
+bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
+bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h);
+
 /* sock/back.c */
 void sd_go_back(struct sock *s, int fd, u32 reason); /* to TCP, or never away from it */
 void sd_async_set(struct sock *s, int fd, bool on);

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * recall.c - the producer's part of [S5] (ring/switch.h), done by its supervisor while all its threads stand still.
+ */
+#include "ring/bell.h"
+#include "ring/switch.h"
+#include "sd_py.h"
+
+static struct sd_dir *tx_of(void *segment, u32 side) { return &((struct sd_seg *)segment)->dir[side & 1]; }
+
+bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r)
+{
+    struct sd_dir *tx = tx_of(segment, side), *rx = tx_of(segment, !(side & 1));
+
+    if (!sd_recall_claim(tx, r->ring_bytes, &r->bytes))
+        return false;
+    r->at = (load_rlx(&tx->head) - load_rlx(&tx->base)) & (r->ring_bytes - 1);
+    atomic_fetch_or(&tx->prod_hint, SD_HINT_LEAVING);                                 /* [S4] */
+    r->ring = load_rlx(&rx->tx_armed) && atomic_exchange(&tx->bell, 1) == 0; /* it waits for room: the last bell */
+    return true;
+}
+
+void sd_recall_end(void *segment, uint32_t side, uint64_t tcp_pos)
+{
+    struct sd_dir *tx = tx_of(segment, side);
+
+    sd_recall_sent(tx);
+    store_rlx(&tx->sw_back_at, load_rlx(&tx->tail));
+    store_rel(&tx->sw_back, tcp_pos + 1); /* [S2] */
+}

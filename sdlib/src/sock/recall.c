@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * recall.c - unread bytes leave the ring for TCP: [S5] of ring/switch.h, between two kernel sockets.
+ *
+ * The socket goes to a process that cannot see the ring (pass.c), so what the peer has put there has to be where that process reads. Only the peer can
+ * put it there. It does so at once if it waits on this connection, for the bell wakes it, or at its next call; if it does neither, its supervisor
+ * does it (sdtrace/recall.py), for which ours is asked. A peer that has gone can send nothing any more: what it has left in the ring is for us to read.
+ */
+#include "sock/far.h"
+#include "sock/sock.h"
+
+#define ASK_MS 3
+#define PATIENCE_MS 1000
+#define TAKEN_MS 5000
+#define FULL_MS 2000
+
+static void nap(void)
+{
+    struct timespec64 ms = {0, 1000000};
+
+    SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+}
+
+/* ------------------------------------------------------------------ consumer */
+
+/* No thread and no process of ours reads the ring, or is about to: from the inside of the token. */
+static bool freeze(struct sock *s)
+{
+    struct sd_hold h;
+    bool done;
+
+    sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+    done = sd_still_inside(&h) && cas_u32(&s->b->rx_mode, SD_MODE_RING, SD_MODE_RETIRE);
+    sd_leave(&h);
+    return done;
+}
+
+/* The peer sends nothing any more. */
+static bool ended(int fd)
+{
+    struct pollfd p = {fd, POLLRDHUP, 0};
+    struct timespec64 zero = {0, 0};
+
+    return SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 1;
+}
+
+static bool is_home(struct sock *s, int fd)
+{
+    if (!sd_back_reached(&s->e))
+        return load_rlx(&s->b->rx_mode) == SD_MODE_BACK;
+    s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* the tail has come back */
+    return sd_rx_back(s, fd);
+}
+
+/* Any of ours may do this, so that none waits for one that was killed. */
+bool sd_recall_wait(struct sock *s, int fd)
+{
+    bool asked = false;
+
+    for (u32 i = 0; i < PATIENCE_MS + TAKEN_MS; i++) {
+        if (is_home(s, fd))
+            return true;
+        if (i == ASK_MS)
+            asked = sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0;
+        if ((i == PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || ended(fd)) && sd_recall_give_up(&s->e)) {
+            cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
+            return false;
+        }
+        nap();
+    }
+    sd_drop(s, fd); /* it has begun to send, and does not come to an end: nobody knows how much */
+    return false;
+}
+
+bool sd_recall(struct sock *s, int fd)
+{
+    if (sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !freeze(s))
+        return false;
+    sd_recall_ask(&s->e);
+    sd_membarrier(); /* whoever sends from here on sees it */
+    sd_ring_bell(s, fd);
+    return sd_recall_wait(s, fd);
+}
+
+/* ------------------------------------------------------------------ producer */
+
+/* Inside, on the way back: sends again what the peer has asked for. False: the connection is of no use any more. */
+bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h)
+{
+    struct sd_dir *tx = s->e.tx;
+    u64 n, at, full = 0;
+    long r;
+
+    if (!sd_recall_claim(tx, s->e.bytes, &n))
+        return true; /* it has changed its mind */
+    at = load_rlx(&tx->head) - load_rlx(&tx->base);
+    while (n) {
+        u64 from = at & (s->e.bytes - 1);
+        r = sd_revocable(h, __NR_sendmsg, fd, s->e.tx_ring + from, min_u64(n, s->e.bytes - from), MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (r == -EAGAIN && full++ < FULL_MS) {
+            nap();
+            continue;
+        }
+        if (r <= 0)
+            return false;
+        at += (u64)r;
+        n -= (u64)r;
+    }
+    sd_recall_sent(tx);
+    return true;
+}
