@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import os
 import select
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import policies
-from policies import PolicyError
+from policies import PolicyError, Settings, values
 from policies.__main__ import explain as explain_settings
+from policies.model import Dir
 from policies.rules import pattern
 from sdlib.wire import Answered, MonitorClient, MonitorUnavailable, Part, papers
 from sdlib.wire.messages import Code, Query
+from tools.observe import view
+from tools.observe.sockets import Address
+from tools.observe.view import Row
 
 LIMIT_S: Final = 5.0
 WHY: Final = {
@@ -26,11 +32,21 @@ WHY: Final = {
     "few-operations": "it has not done as many operations as the policy wants first (upgrade)",
     "no-accel": "started with --no-accel",
     "policy": "a rule of the policy keeps it on TCP",
-    "peer-not-under-sdrun": "the other end is not under sdrun",
+    "peer-not-under-sdrun": "the other end is not under sdrun, or has not been offered (its policy, few operations)",
     "supervisor-gone": "the supervisor of its program has ended",
     "monitor-unreachable": "no monitor answers; it is offered again when one does",
     "monitor-refused": "the monitor refuses it: other user, other network namespace, or no plain TCP connection",
     "quota-exhausted": "ring memory or the number of connections is used up (limits of the policy, of the monitor)",
+    "no-socket-call": "its program has made no socket since it was started",
+    "made-before-injection": "it was made before the library came into its program",
+    "closed-before-switch": "it has ended before both ends had switched",
+    "not-switched-yet": "both ends are paired, and switch with their next operations",
+    "moved-back": "it was on shared memory and has gone back to TCP",
+    "peer-closed-its-side": "the other end has shut its sending side",
+    "unsupported-flag": "a flag of send or recv that rings cannot carry",
+    "own-seccomp-filter": "its program has a seccomp filter of its own",
+    "not-dumpable": "its program may not be traced",
+    "already-traced": "its program is under a debugger",
     "socket-option": "a socket option that rings cannot honour",
     "descriptor-passed": "its socket was passed to another process",
 }
@@ -152,39 +168,99 @@ def drain(options: argparse.Namespace) -> None:
 
 
 def policy_explain(options: argparse.Namespace) -> None:
-    """`sdctl policy explain`: the settings of a program, the rule for an address, and live connections to it."""
+    """`sdctl policy explain`: the settings of a program, the rule for an address, and live connections to it.
+
+    With an address alone: the live connections that have it as an end, whosever they are.
+    """
+    if options.address is None and ":" in options.program and "/" not in options.program:
+        _explain_live(options)
+        return
     try:
-        policy = policies.load(options.policy)
-        settings = policies.effective(policy, options.program, options.set, options.uid, options.rule)
+        settings = _settings(options, options.program)
         boxes = pattern(options.address) if options.address else ()
     except (PolicyError, ValueError) as error:
         raise Failed(str(error)) from None
     print(explain_settings(settings, options.program))
     if not boxes:
         return
-    box = boxes[0]
-    if (box.low, box.first) != (box.high, box.last):
-        raise Failed(f"{options.address}: one address and one port")
-    packed = box.low.to_bytes(4 if box.family == 4 else 16, "big")
     for dir_ in (options.dir,) if options.dir else ("out", "in"):
-        verdict = policies.judge(settings, dir_, "tcp", packed, box.first)
+        verdict = policies.judge(settings, dir_, "tcp", *_one(options.address))
         print(f"{dir_} tcp {options.address}: {verdict.action}, by {verdict.where}")
-    _live(options)
+    for row in _rows(options.address):
+        exe = _exe(row)
+        if not exe or os.path.realpath(exe) == os.path.realpath(options.program):
+            print(f"now: {_line(row)}")
 
 
-def _live(options: argparse.Namespace) -> None:
-    """What the supervisors know about such connections."""
+def _settings(options: argparse.Namespace, exe: str) -> Settings:
+    policy = policies.load(options.policy)
+    return policies.effective(policy, exe, options.set, options.uid, options.rule)
+
+
+def _one(address: str) -> tuple[bytes, int]:
+    """One address and one port; Failed."""
     try:
-        rows = list(_allowed(ask(Query.CONNECTIONS, options.socket)).connections())
-    except Failed:
-        return  # no monitor, no connections
+        (box, *_) = pattern(address)
+    except (PolicyError, ValueError) as error:
+        raise Failed(str(error)) from None
+    if (box.low, box.first) != (box.high, box.last):
+        raise Failed(f"{address}: one address and one port")
+    return box.low.to_bytes(4 if box.family == 4 else 16, "big"), box.first
+
+
+def _rows(address: str) -> list[Row]:
+    """Live connections of programs under sdrun that have this end."""
+    return [row for row in view.look().rows
+            if row.state not in ("LISTEN", "UNCONN") and address in (_shown(row.local), _shown(row.peer))]
+
+
+def _shown(end: Address) -> str:
+    return _end([end.host, end.port])
+
+
+def _exe(row: Row) -> str:
+    """Path of its program, "" when that is not ours to see."""
+    for user in row.users:
+        with suppress(OSError):
+            return os.readlink(f"/proc/{user.pid}/exe")
+    return ""
+
+
+def _line(row: Row) -> str:
+    """A connection, what carries it, and why."""
+    reason = "" if row.path == "shm" else row.reason
+    why = [WHY.get(word, _plain(word)) for word in reason.split("/")] if row.path != "shm" or reason else []
+    who = ", ".join(f"{_plain(user.name)} ({user.pid})" for user in row.users) or "?"
+    note = f" ({_plain(row.reason)})" if row.path == "shm" and row.reason else ""
+    return f"{_shown(row.local)} - {_shown(row.peer)} of {who} is on {row.path}{note}" + "".join(f": {w}" for w in why)
+
+
+def _explain_live(options: argparse.Namespace) -> None:
+    """Each connection of an end: what carries it, why, and the rule that speaks of it in the policy as it is now."""
+    _one(options.program)
+    rows = _rows(options.program)
+    if not rows:
+        raise Failed(f"{options.program}: no connection of a program of yours under sdrun has this end")
     for row in rows:
-        near = row.get("peer") if row.get("dir") == "out" else row.get("local")
-        if options.address in (_end(row.get("peer")), _end(near)):
-            reason = str(row.get("reason", ""))
-            why = "" if row.get("state") == "shm" else f": {WHY.get(reason, _plain(reason))}"
-            print(f"now: {_end(row.get('local'))} - {_end(row.get('peer'))} of {_plain(row.get('exe'))} "
-                  f"is {_plain(row.get('state'))}{why}")
+        print(_line(row))
+        exe = _exe(row)
+        if not exe:
+            continue
+        try:
+            settings = _settings(options, exe)
+        except PolicyError as error:
+            raise Failed(str(error)) from None
+        role = (row.connection or {}).get("role")
+        dirs: tuple[Dir, ...] = ("out",) if role == "connected" else ("in",) if role == "accepted" else ("out", "in")
+        upgrade = values.show("upgrade", settings.upgrade)
+        for dir_ in dirs:
+            port = row.peer.port if dir_ == "out" else row.local.port
+            verdict = policies.judge(settings, dir_, "tcp", _packed(row.peer.host), port)
+            print(f"  policy, {dir_}: {verdict.action}, by {verdict.where}; upgrade {upgrade}")
+
+
+def _packed(host: str) -> bytes:
+    return ipaddress.ip_address(host.partition("%")[0]).packed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -205,7 +281,7 @@ def parser() -> argparse.ArgumentParser:
     about = commands.add_parser("policy", help="what policies say").add_subparsers(required=True, metavar="COMMAND")
     why = about.add_parser("explain", help="what holds for a program, and why a connection is carried as it is")
     why.set_defaults(action=policy_explain)
-    why.add_argument("program", help="path of the program")
+    why.add_argument("program", help="path of the program, or ADDRESS:PORT: an end of live connections")
     why.add_argument("address", nargs="?", help="ADDRESS:PORT: connected to, or (in) of the peer and our port")
     why.add_argument("--dir", choices=("in", "out"), help="who connects: out, this program")
     why.add_argument("--uid", type=int, default=os.geteuid(), help="as this user")

@@ -109,6 +109,10 @@ def test_kernel_rule_pins_a_connection_not_the_program(shm: Runner, tmp_path: Pa
     shm.options = []
     pair = Pair(shm, tmp_path / "again", "-r", "out tcp 127.0.0.1:1-65535 kernel")
     pair.open(0)
+    why = pair.ctl("policy", "explain", f"127.0.0.1:{pair.port}", "-r", "out tcp 127.0.0.1:1-65535 kernel")
+    assert f"({pair.driver.pid}) is on tcp: a rule of the policy keeps it on TCP" in why, why
+    assert "policy, out: kernel, by -r: out tcp 127.0.0.1:1-65535 kernel" in why, why
+    assert f"({pair.server.pid}) is on tcp: the other end is not under sdrun" in why, why
     _, driver = pair.finish()
     report = driver.report()
     assert report.shm == 0 and report.raw["connections"]["tcp_reasons"] == {"policy": 1}
@@ -137,7 +141,7 @@ def test_reload_moves_live_connections_back(shm: Runner, tmp_path: Path) -> None
     why = pair.ctl(
         "policy", "explain", sys.executable, f"127.0.0.1:{pair.port}", "--dir", "out", "--policy", str(policy)
     )
-    assert f"out tcp 127.0.0.1:{pair.port}: accelerate" in why and "is shm" in why
+    assert f"out tcp 127.0.0.1:{pair.port}: accelerate" in why and "is on shm" in why
     server, driver = pair.finish()
     report = driver.report()
     assert report.raw["connections"]["moved_back"].get("policy") == 2
