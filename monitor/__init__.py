@@ -6,6 +6,7 @@
     pairing    what an offer leads to
     endpoint   what the kernel says about an offered socket
     match      which offers belong together                              pure, no I/O
+    networks   network namespaces that may be paired
     ledger     ring memory in use, by user                               pure, no I/O
     desk       questions of sdctl                                        pure, no I/O
     outbox     sending to clients that may not read

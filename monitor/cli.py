@@ -76,6 +76,14 @@ def _pair(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
+def _networks(text: str) -> tuple[str, str]:
+    """Two network namespaces by path."""
+    one, colon, other = text.partition(":")
+    if not colon or not one.startswith("/") or not other.startswith("/") or one == other:
+        raise argparse.ArgumentTypeError("two paths, as in /run/netns/web:/run/netns/db")
+    return one, other
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -120,6 +128,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--metrics", metavar="[HOST:]PORT|/PATH",
                         help="serve Prometheus metrics over HTTP there (HOST: 127.0.0.1), or on a unix socket")
+    parser.add_argument(
+        "--pair-networks", type=_networks, action="append", default=[], metavar="NETNS:NETNS",
+        help="pair ends in these two network namespaces, named by files such as /run/netns/web or /proc/PID/ns/net, "
+        "with each other as well; only for those that share no address, with none translated between them; may be "
+        "repeated",
+    )  # fmt: skip
     parser.add_argument("--log", choices=("text", "json"), default="text", help="form of the log lines (default: text)")
     parser.add_argument("--verbose", action="store_true", help="also log every offer")
     parser.add_argument("--version", action="store_true", help="print the versions and leave")
@@ -290,7 +304,8 @@ def _serve(options: argparse.Namespace) -> int:
     journal.event("listening", socket=path, protocol=messages.PROTOCOL_VERSION, abi=abi.const.SD_ABI_VERSION)
     name = Name(path, inode, options.check_interval)
     pairs = frozenset(options.pair_users)
-    server = Server(listener, name, limits, options.idle_exit, pairs, _hosts(options.hosts))
+    networks = options.pair_networks
+    server = Server(listener, name, limits, options.idle_exit, pairs, networks, _hosts(options.hosts))
     if options.metrics:
         _serve_metrics(options.metrics, server)
     why = server.run()

@@ -3,7 +3,8 @@
 
 An end is named by (network namespace, local address, peer address), as the kernel reports them for the socket that
 the client held up; its other end has the two addresses exchanged. Within one network namespace at most one live TCP
-connection has that name (endpoint.py refuses the exceptions: sockets bound to a device). Invariants:
+connection has that name (endpoint.py refuses the exceptions: sockets bound to a device); across two, only where an
+administrator says so (networks.py). Invariants:
 
   - an open offer is in `_open` under its key and in `_ids` under (client, offer id): both or neither;
   - no two open offers ever have mirrored keys and users that may be paired: they would have been;
@@ -16,6 +17,7 @@ socket that can be held up now is the one that exists.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -77,10 +79,12 @@ class Matcher:
     """The open offers of all clients, with a limit of them per client and per user."""
 
     def __init__(
-        self, max_per_client: int, max_per_uid: int, pairs: frozenset[frozenset[int]] = frozenset()
-    ) -> None:
-        """`pairs`: users that may be paired with each other, too."""
+        self, max_per_client: int, max_per_uid: int, pairs: frozenset[frozenset[int]] = frozenset(),
+        networks: Callable[[int], Iterable[int]] = lambda _: (),
+    ) -> None:  # fmt: skip
+        """`pairs`: users that may be paired with each other, too; `networks`: other namespaces where an end may be."""
         self._pairs = pairs
+        self._networks = networks
         self.max_per_client = max_per_client
         self.max_per_uid = max_per_uid
         self._open: dict[Key, Offer] = {}
@@ -104,7 +108,7 @@ class Matcher:
         replaced = self._open.get(new.key)
         if replaced is not None:
             self._remove(replaced)
-        partner = self._open.get(mirrored)
+        partner = self._partner(mirrored)
         if partner is not None and partner.cookie == new.cookie:
             # One socket was at both ends at different times: the older offer's connection is gone.
             self._remove(partner)
@@ -115,6 +119,13 @@ class Matcher:
         if partner.uid != new.uid and frozenset((partner.uid, new.uid)) not in self._pairs:
             return Result(Verdict.REFUSED, Code.OTHER_USER, partner, replaced)
         return Result(Verdict.PAIRED, None, partner, replaced)
+
+    def _partner(self, mirrored: Key) -> Offer | None:
+        """The open offer of the other end: in the same namespace, else in one that may be paired with it."""
+        for netns in (mirrored.netns, *self._networks(mirrored.netns)):
+            if (found := self._open.get(mirrored._replace(netns=netns))) is not None:
+                return found
+        return None
 
     def withdraw(self, client: int, offer_id: int) -> bool:
         """Close an offer; False if it was not open (paired meanwhile, or never made)."""

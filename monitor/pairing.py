@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from monitor import endpoint, journal, segment
 from monitor.ledger import Ledger
 from monitor.match import Matcher, Offer, Verdict, side_of
+from monitor.networks import Networks
 from monitor.outbox import Outbox
 from monitor.session import TEXTS, Client, Limits
 from sdlib.wire import messages
@@ -28,12 +29,12 @@ class Pairing:
     """The pairing half of the server."""
 
     def __init__(self, clients: Mapping[int, Client], outbox: Outbox, limits: Limits,
-                 pairs: frozenset[frozenset[int]]) -> None:
-        """`pairs`: users whose ends may be paired with each other's."""
+                 pairs: frozenset[frozenset[int]], networks: Networks) -> None:
+        """`pairs`: users whose ends may be paired with each other's; `networks`: and namespaces."""
         self._clients = clients
         self._outbox = outbox
         self._limits = limits
-        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid, pairs)
+        self._matcher = Matcher(limits.offers_per_client, limits.offers_per_uid, pairs, networks)
         self.ledger = Ledger(limits.memory, limits.memory_per_uid)
         self.counts: Counter[str] = Counter()
         self.hosts: Hub | None = None

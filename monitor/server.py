@@ -25,11 +25,12 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from monitor import endpoint, journal, service
 from monitor.answers import Answers
+from monitor.networks import Networks, Pair
 from monitor.outbox import Outbox
 from monitor.pairing import Pairing
 from monitor.session import TEXTS, Client, Limits, Name
@@ -53,7 +54,8 @@ class Server:
 
     def __init__(
         self, listener: socket.socket, name: Name, limits: Limits, idle_exit_s: float | None,
-        pairs: frozenset[frozenset[int]] = frozenset(), hosts: Callable[[Server], Hub | None] | None = None,
+        pairs: frozenset[frozenset[int]] = frozenset(), networks: Sequence[Pair] = (),
+        hosts: Callable[[Server], Hub | None] | None = None,
     ) -> None:  # fmt: skip
         """`hosts` makes what talks to other hosts' monitors."""
         self._listener = listener
@@ -69,7 +71,8 @@ class Server:
         self._reload = False
         self.selector = selectors.DefaultSelector()
         self._outbox = Outbox(self.selector, self._drop, self._reject)
-        self.pairing = Pairing(self._clients, self._outbox, limits, pairs)
+        self._networks = Networks(networks)
+        self.pairing = Pairing(self._clients, self._outbox, limits, pairs, self._networks)
         orders = {Query.RELOAD: self.reload, Query.DRAIN: self._drain_soon}
         self._answers = Answers(self._clients, self._outbox, self._drop, self.status, orders)
         self._stop = ""
@@ -110,7 +113,8 @@ class Server:
         self._reload = True
 
     def reload(self) -> None:
-        """Have all clients read their policies again."""
+        """Have all clients read their policies again, and look anew where namespaces are."""
+        self._networks.refresh()
         service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         ready = [client for client in self._clients.values() if client.talk.state is State.READY]
         for client in ready:
