@@ -4,6 +4,7 @@
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
 #   make test-rdma   two hosts with RDMA: a kernel with soft RoCE in an emulated machine (minutes)
+#   make examples   those of examples/, natively and under sdrun, with a plot of each in build/examples/
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
@@ -39,7 +40,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: package build test test-rdma fuzz suites ltp matrix model table demo lint bench baseline clean ffi image filter filters
+.PHONY: package build test examples test-rdma fuzz suites ltp matrix model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -105,6 +106,9 @@ test: build $(STAMPS)/packages-test
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 480 -- bash tests/vm/run.sh $(PYTEST_ARGS)
+
+examples: build $(STAMPS)/packages-examples $(STAMPS)/packages-test $(STAMPS)/requirements-bench
+	@SDRUN_EXAMPLES=1 $(PY) -m pytest --timeout 300 tests/examples $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
 	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py $(PYTEST_ARGS)

@@ -8,6 +8,7 @@ when the last task is gone.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import syslog
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Accounts:
         if process.pid != self._hypercalls.reporting_pid:
             return
         self._sweep_ended()
-        others = {other.pid for other in self._processes} | set(procfs.children(process.pid))
+        others = {other.pid for other in self._processes} | set(filter(_filtered, procfs.children(process.pid)))
         others |= {int(slot.pid) for area in self._hypercalls.areas for slot in area.slots()}
         alone = not any(map(procfs.running, others - {process.pid, process.ns_pid}))
         drain = self._hypercalls.drain
@@ -129,3 +130,10 @@ class Accounts:
                 self._learner.write(self._options.learn, self._options.command)
             except OSError as error:
                 syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.learn}: {error}")
+
+
+def _filtered(pid: int) -> bool:
+    """Has it our filter? A container's first process is also the parent of our keeper, and of the monitor."""
+    with contextlib.suppress(OSError):
+        return procfs.status(pid).filters > procfs.status(os.getpid()).filters
+    return False

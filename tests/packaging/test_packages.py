@@ -5,59 +5,43 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.harness import ROOT
+from tests.packaging.conftest import NEEDED, pip, run
 from tools.manual import commands, completion, man_page
 
 BIN = Path(sys.executable).parent
 TRIED = "trial: 200 round trips"
 
 
-def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 150) -> str:
-    done = subprocess.run([str(word) for word in command], env=env, cwd=cwd, capture_output=True, text=True,
-                          timeout=timeout, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`make package` builds it from nothing but the sdist."""
-    folder = tmp_path_factory.mktemp("dist")
-    run("make", "-C", ROOT, "package", f"DIST={folder}")
-    [sdist], [made], [_] = (list(folder.glob(pattern)) for pattern in ("*.tar.gz", "*.whl", "*.deb"))
-    with tarfile.open(sdist) as archive:
-        names = archive.getnames()
-    assert not [name for name in names if name.endswith((".so", ".img", ".o"))], "the sdist holds what was built"
-    return made
-
-
 def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if not path.is_dir()}
 
 
-def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path, sd_env: dict[str, str]) -> None:
-    home = tmp_path / "env"
-    run(sys.executable, "-m", "venv", "--without-pip", home)
-    pip = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", home / "bin" / "python")
-    needed = ("cffi", "dpkt", "jsonschema", "prometheus_client", "pyyaml", "rich")
-    run(*pip, "install", "-c", ROOT / "requirements.lock", *needed)
-    before = files(home)
-    run(*pip, "install", "--no-index", wheel)
-
-    doctor = json.loads(run_doctor(home / "bin" / "sddoctor", sd_env))
+def test_a_wheel_in_an_empty_environment(installed: Path, tmp_path: Path, sd_env: dict[str, str]) -> None:
+    doctor = json.loads(run_doctor(installed / "bin" / "sddoctor", sd_env))
     assert {line["name"]: line["level"] for line in doctor["findings"]}["trial"] == "ok", doctor
     report = tmp_path / "report.json"
-    run(home / "bin" / "sdrun", "--report", report, "--", "python3", "-c", "print(1)", env=sd_env)
+    run(installed / "bin" / "sdrun", "--report", report, "--", "python3", "-c", "print(1)", env=sd_env)
     assert json.loads(report.read_text())["exit_status"] == 0
-    assert "Recv-Q" in run(home / "bin" / "sdss", "-a", env=sd_env)
-    run(*pip, "uninstall", "-y", "sdrun")
+    assert "Recv-Q" in run(installed / "bin" / "sdss", "-a", env=sd_env)
+    text = (ROOT / "pyproject.toml").read_text()
+    assert json.loads(re.search(r"^dependencies = (\[.*\])$", text, re.MULTILINE)[1]) == list(NEEDED)  # type: ignore[index]
+
+
+def test_a_wheel_that_comes_and_goes(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "env"
+    run(sys.executable, "-m", "venv", "--without-pip", home)
+    before = files(home)
+    pip(home, "install", "--no-index", "--no-deps", wheel)
+    assert (home / "bin" / "sdrun").exists()
+    pip(home, "uninstall", "-y", "sdrun")
     assert not files(home) - before
 
 

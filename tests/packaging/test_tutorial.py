@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tutorial, run as it is written, in a network namespace where its ports are free."""
+"""The documentation's commands, run as they are written, from the wheel, in a network where their ports are free."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sdlib import abi
-from tests.harness import ROOT, SDRUN
+from tests.harness import ROOT
+from tests.packaging.conftest import run
 from tools import reference
 
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+DOCS = ROOT / "docs"
 
 
-def script() -> str:
+def script(page: Path) -> str:
     """The lines that begin with `$`, here-documents with what follows them."""
     lines: list[str] = []
     until = ""
-    for block in re.findall(r"```console\n(.*?)```", TUTORIAL.read_text(), re.DOTALL):
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
         for line in block.splitlines():
             if until:
                 lines.append(line)
@@ -34,30 +36,74 @@ def script() -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
-def test_the_tutorial(sd_env: dict[str, str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="sd-tutorial-") as name:
-        os.chmod(name, 0o755)  # root's nginx has workers of another user
-        run_in(Path(name), sd_env)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Others may enter it: root's nginx has workers of another user."""
+    with tempfile.TemporaryDirectory(prefix="sd-docs-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
-def run_in(tmp_path: Path, sd_env: dict[str, str]) -> None:
-    # sddoctor says 1 where there is no RDMA; what is killed at the end says so, too.
-    wanted = script().replace("sddoctor\n", "sddoctor || test $? = 1\n", 1).removesuffix("wait") + "wait || true\n"
-    env = {**sd_env, "PATH": f"{SDRUN.parent}:{os.environ['PATH']}"}
-    (tmp_path / "script").write_text(f"set -x\nip link set lo up\n{wanted}")
+def as_written(wanted: str, folder: Path, env: dict[str, str], installed: Path) -> str:
+    """What `wanted` prints, in a network, processes and a /run of its own, with the commands of the wheel."""
+    env = {**env, "PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
+    (folder / "script").write_text(f"set -x\nip link set lo up\nmount -t tmpfs run /run\n{wanted}")
     command = ["timeout", "-k", "5", "100", "unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
                "bash", "-e", "script"]
-    with (tmp_path / "output").open("w") as output:
-        status = subprocess.run(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=output,
+    with (folder / "output").open("w") as output:
+        status = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
                                 stderr=output, check=False).returncode
-    said = (tmp_path / "output").read_text()
+    said = (folder / "output").read_text()
     assert status == 0, said[-5000:]
-    for text in ("ok            trial", "few-operations", "lib-calls", "hello"):
+    return said
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
+
+
+@needs_root
+def test_the_tutorial(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
+    # sddoctor says 1 where there is no RDMA; what is killed at the end says so, too.
+    text = script(DOCS / "tutorial.md").replace("sddoctor\n", "sddoctor || test $? = 1\n", 1)
+    said = as_written(text.removesuffix("wait") + "wait || true\n", folder, sd_env, installed)
+    for text in ("ok            trial", "few-operations", "lib-calls", "hello", "ns/call", "Follow: tcp,ascii"):
         assert text in said, said[-5000:]
     for name, ends in (("fast", 1), ("wrk", 4)):
-        carried = json.loads((tmp_path / "sd-tutorial" / f"{name}.json").read_text())["connections"]
+        carried = json.loads((folder / "sd-tutorial" / f"{name}.json").read_text())["connections"]
         assert carried["shm"] >= ends, (name, carried)
+
+
+@needs_root
+def test_the_guide_for_operators(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
+    env = {name: value for name, value in sd_env.items() if name != "XDG_RUNTIME_DIR"}
+    said = as_written(script(DOCS / "operating.md"), folder, env, installed)
+    for text in ("sdmonitor_segments", "is on shm", "PONG"):
+        assert text in said, said[-5000:]
+
+
+@needs_root
+def test_the_first_commands_of_the_readme(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
+    (folder / ".venv").symlink_to(installed)
+    first = [line for line in script(ROOT / "README.md").splitlines() if line.startswith(".venv/bin/")]
+    assert len(first) >= 2
+    said = as_written("\n".join([first[0], "until redis-cli ping; do sleep 0.1; done", *first[1:], "kill %1", "wait"]),
+                      folder, sd_env, installed)
+    assert "requests per second" in said and "shared memory" in said, said
+
+
+def test_targets_and_commands_of_the_documentation_exist(installed: Path) -> None:
+    """`make X`, and options of our commands, in all pages."""
+    makefile = (ROOT / "Makefile").read_text()
+    helps: dict[str, str] = {}
+    for page in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+        text = page.read_text()
+        for target in re.findall(r"`make ([a-z-]+)", text):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page.name, target)
+        for command, options in re.findall(r"`(sd(?:run|ss|stat|top|trace|doctor|monitor|ctl))((?: [^`]*)?)`", text):
+            if command not in helps:
+                helps[command] = run(installed / "bin" / command, "--help")
+            for option in re.findall(r" (--[a-z-]+)", options.partition(" -- ")[0]):
+                assert option in helps[command], (page.name, command, option)
 
 
 def test_the_policy_reference_is_of_this_schema() -> None:
