@@ -27,6 +27,8 @@ from tools.sdbench.runner import Ask, Case
 from tools.sdbench.stage import BenchError, NotHere, Stage, program
 
 FILES = ROOT / "tools" / "bench" / "apps"
+WARM_MS = 1000
+"""Before a load program measures: the monitor starts, connections move, a JIT compiles."""
 HELLO_GRPC = str(FILES / "hello_grpc.py")
 
 
@@ -116,7 +118,7 @@ def load_program(protocol: str, connections: int, *options: str) -> Load:
     """tools/bench/load.c."""
 
     def load(stage: Stage, way: Way, served: Served) -> tuple[Sample, int]:
-        timing = ["-w", "400", "-t", str(int(way.seconds * 1000))]
+        timing = ["-w", str(WARM_MS), "-t", str(int(way.seconds * 1000))]
         argv = [program("load"), protocol, served.address, str(connections), *options, *timing]
         raw = json.loads(stage.run([*way.client(stage), *argv]))
         if not raw["count"]:

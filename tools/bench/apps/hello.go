@@ -54,7 +54,7 @@ func once(client *http.Client) error {
 }
 
 func load(address string, connections int, lasting time.Duration) error {
-	const warm = 400 * time.Millisecond
+	const warm = 1000 * time.Millisecond
 	transport := &http.Transport{
 		MaxIdleConnsPerHost: connections,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {

@@ -15,7 +15,7 @@ from concurrent import futures
 import grpc
 
 METHOD = "/sdbench.Hello/Say"
-WARM_S = 0.5
+WARM_S = 1.0
 
 
 class Hello(grpc.GenericRpcHandler):  # type: ignore[misc]
