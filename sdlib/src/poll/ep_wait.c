@@ -179,8 +179,8 @@ static bool worth_spinning(struct epwait *w, bool *here)
     if (!ep->hot || !ep_enter(ep, w->t))
         return false;
     struct reg *r = ep->hot;
-    for (u32 i = 0; i < ep->nhot && i < LOOK_AT && !pays; i++, r = r->hot_next) {
-        pays = sd_spin_pays(r->s);
+    for (u32 i = 0; i < ep->nhot && i < LOOK_AT && !(pays && *here); i++, r = r->hot_next) {
+        pays |= sd_spin_pays(r->s);
         *here |= sd_peer_here(r->s);
     }
     ep_leave(ep, w->t);
@@ -205,7 +205,7 @@ static long spin(struct epwait *w, u64 left)
         } while (n == 0 && again);
         return n;
     }
-    if (!sd_spin_begin(&sp, &w->ep->learn, left))
+    if (!sd_spin_begin(&sp, &w->ep->learn, left, here))
         return 0;
     w->spinning = true; /* looks follow each other too fast to say who is idle */
     while (n == 0 && raw >= 0 && sd_spin_more(&sp)) {

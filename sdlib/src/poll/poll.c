@@ -119,17 +119,17 @@ static long ask_now(struct sd_pollset *p)
 static bool worth_spinning(const struct sd_pollset *p, bool *here)
 {
     u32 left = LOOK_AT;
+    bool pays = false;
     *here = false;
-    for (u32 i = 0; i < p->n && left; i++) {
+    for (u32 i = 0; i < p->n && left && !(pays && *here); i++) {
         const struct sock *s = p->item[i].s;
         if (!s)
             continue;
-        if (sd_spin_pays(s))
-            return true;
+        pays |= sd_spin_pays(s);
         *here |= sd_peer_here(s);
         left--;
     }
-    return false;
+    return pays;
 }
 
 /* > 0: entries ready, 0: nothing, < 0: -errno. */
@@ -150,7 +150,7 @@ static long spin(struct sd_pollset *p, u64 left)
         } while (!ready && again);
         return ready ? ask_now(p) : 0;
     }
-    if (!sd_spin_begin(&sp, &sd_learn_process, left))
+    if (!sd_spin_begin(&sp, &sd_learn_process, left, here))
         return 0;
     long r = 0;
     while (r == 0 && sd_spin_more(&sp)) {

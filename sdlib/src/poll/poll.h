@@ -46,10 +46,10 @@ extern struct sd_learn sd_learn_process;
 struct sd_spin {
     struct sd_learn *learn;
     u64 start, end, next_kernel, last; /* tsc */
-    bool preempted;
+    bool preempted, yields;
 };
-/* False: do not spin. max_ns bounds it by the caller's time-out. */
-bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns);
+/* False: do not spin. max_ns bounds it by the caller's time-out. `yields`: there is also a peer that can only run on this CPU. */
+bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns, bool yields);
 bool sd_spin_more(struct sd_spin *sp);        /* pauses; false when the budget is used up, or the CPU was taken from us */
 /* Lets others run on this CPU. True: somebody has, so it may be worth to look and to yield once more; tries counts from 0. */
 bool sd_yield(u32 *tries);

@@ -7,7 +7,8 @@
  * park that ended so soon that a longer spin would have won.
  *
  * More runnable threads than CPUs: a spin takes the time from the one that it waits for. A hole in the spinner's clock tells that it was
- * preempted; then the next waits only yield, and more of them each time that happens again.
+ * preempted; then the next waits only yield, and more of them each time that happens again. A peer that is known to need this CPU gets it at
+ * every round of the spin.
  */
 #include "poll/poll.h"
 
@@ -15,6 +16,7 @@
 #define PARK_SHORT_US 30
 #define SPIN_KERNEL_US 10
 #define PREEMPTED_US 40       /* longer than any round of a spin takes */
+#define GIVEN_AWAY_US 500     /* longer than a peer has to do between two waits, mostly */
 #define HOLD_FIRST 16
 #define YIELDS 8
 #define YIELDED_US 1
@@ -60,7 +62,7 @@ static u32 spin_limit(void)
     return us < 1000 ? us : 1000;
 }
 
-bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns)
+bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns, bool yields)
 {
     u32 limit = spin_limit();
     if (!limit || !max_ns)
@@ -70,6 +72,7 @@ bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns)
         us = limit;
     sp->learn = l;
     sp->preempted = false;
+    sp->yields = yields;
     sp->start = sp->last = sd_tsc();
     sp->end = sp->start + min_u64(us, max_ns / 1000 + 1) * g.tsc_per_us;
     sp->next_kernel = sp->start + SPIN_KERNEL_US * g.tsc_per_us;
@@ -79,9 +82,12 @@ bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns)
 
 bool sd_spin_more(struct sd_spin *sp)
 {
-    cpu_relax();
+    if (sp->yields)
+        SYS0(__NR_sched_yield);
+    else
+        cpu_relax();
     u64 now = sd_tsc();
-    sp->preempted = now - sp->last > PREEMPTED_US * g.tsc_per_us;
+    sp->preempted = now - sp->last > (sp->yields ? GIVEN_AWAY_US : PREEMPTED_US) * g.tsc_per_us;
     sp->last = now;
     return now < sp->end && !sp->preempted;
 }

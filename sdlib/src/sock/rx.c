@@ -77,7 +77,7 @@ static bool spin_rx(struct sock *s, u64 had)
 
     if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
         return g.cfg->spin_us && let_others_run(s, had);
-    if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER))
+    if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER, false))
         return false;
     do
         won = more(s, had);
