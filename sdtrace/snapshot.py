@@ -75,6 +75,16 @@ def build(source: Source, ended: Totals, errors: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _ring_of(block: abi.CData) -> str:
+    """What a ring of this connection is: memory of this host, or the mirror of another one's."""
+    return "rdma" if block.far else "shm"
+
+
+def _mode(block: abi.CData, mode: int) -> str:
+    name = _MODES.get(mode & 0xFF, "?")
+    return _ring_of(block) if name == "shm" else name
+
+
 def _processes(source: Source) -> list[dict[str, Any]]:
     """Those that we have heard of, then forked ones that only their counters tell of."""
     slots: dict[tuple[int, int], abi.CData] = {}
@@ -86,8 +96,10 @@ def _processes(source: Source) -> list[dict[str, Any]]:
             exes[area.serial, int(slot.pid)] = area.exe
         for index in area.used():
             block = area.view.block[index]
-            live.setdefault((area.serial, int(block.owner_pid)), Counter()).update(
-                bytes_shm_tx=block.bytes_shm_tx, bytes_shm_rx=block.bytes_shm_rx, bytes_tcp_tx=block.bytes_tcp)
+            ring = _ring_of(block)
+            live.setdefault((area.serial, int(block.owner_pid)), Counter()).update({
+                f"bytes_{ring}_tx": block.bytes_shm_tx, f"bytes_{ring}_rx": block.bytes_shm_rx,
+                "bytes_tcp_tx": block.bytes_tcp})
     lines = []
     for process in source.processes:
         keys = [(area.serial, process.ns_pid) for area in process.areas.values()]
@@ -164,7 +176,7 @@ def _connection(area: Area, index: int, block: abi.CData, broker: Broker) -> dic
     return {
         "inode": inode, "pid": int(block.owner_pid), "role": _ROLES.get(block.role, ""),
         "state": _STATES.get(block.state, "?"),
-        "tx": _MODES.get(block.tx_mode & 0xFF, "?"), "rx": _MODES.get(block.rx_mode & 0xFF, "?"),
+        "tx": _mode(block, int(block.tx_mode)), "rx": _mode(block, int(block.rx_mode)),
         "reason": _reason(int(block.reason)) if pinned or block.reason else _area_reason(area),
         "bytes_shm_tx": int(block.bytes_shm_tx), "bytes_shm_rx": int(block.bytes_shm_rx),
         "bytes_tcp": int(block.bytes_tcp), "ops": int(block.ops),

@@ -28,7 +28,7 @@ from tests.harness import ROOT, SDRUN, Program, Runner, free_port
 from tests.sdtrace.support import supervisor_of
 from tools.observe.filters import FilterError, compile_filter
 from tools.observe.sockets import Address
-from tools.observe.view import Row
+from tools.observe.view import Row, path_of
 
 BIN = SDRUN.parent
 MONITOR_METRICS = {"sdmonitor_clients", "sdmonitor_open_offers", "sdmonitor_segments", "sdmonitor_memory_bytes",
@@ -309,6 +309,16 @@ def test_a_document_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.
         listener.listen()
         with pytest.raises(trees.Unreachable):
             trees.ask(path)
+
+
+@pytest.mark.parametrize(("tx", "rx", "path", "reason"), [
+    ("shm", "shm", "shm", ""), ("rdma", "rdma", "rdma", ""), ("rdma", "tcp", "rdma", "one direction so far"),
+    ("back", "shm", "shm", "one direction is back"), ("back", "back", "tcp", "quota-exhausted"),
+    ("tcp", "tcp", "tcp", "policy"),
+])  # fmt: skip
+def test_what_carries_a_connection(tx: str, rx: str, path: str, reason: str) -> None:
+    line = {"tx": tx, "rx": rx, "reason": "policy", "state": "attached"}
+    assert path_of(line, ["quota-exhausted"]) == (path, reason)
 
 
 ROW = Row(1, "ESTAB", Address("127.0.0.1", 80), Address("10.1.2.3", 40000), 0, 0, 4, "tcp", "policy", [], [])

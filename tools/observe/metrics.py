@@ -75,7 +75,7 @@ def _open(documents: list[dict[str, Any]]) -> Metric:
                                labels=[*_LABELS, "path"])
     for document in documents:
         paths = [path_of(line, [])[0] for line in document["connections"]]
-        for path in ("shm", "tcp"):
+        for path in ("shm", "rdma", "tcp"):
             family.add_metric([*_labels(document), path], paths.count(path))
     return family
 

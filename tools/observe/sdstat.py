@@ -19,6 +19,7 @@ from tools.observe.view import Moment
 
 _COLUMNS: Final = {
     "lib-calls": "calls_library", "krn-calls": "calls_kernel", "shm-tx": "bytes_shm_tx", "shm-rx": "bytes_shm_rx",
+    "rdma-tx": "bytes_rdma_tx", "rdma-rx": "bytes_rdma_rx",
     "bells": "bells_tx", "parks": "parks", "spins": "spins", "won": "spins_won", "switches": "switches_tx",
     "patched": "sites_patched", "traps": "traps",
 }  # fmt: skip

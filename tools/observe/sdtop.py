@@ -18,7 +18,7 @@ from tools.observe.sdss import printable
 from tools.observe.sdstat import intervals, microseconds, number
 from tools.observe.view import Row
 
-_STYLE = {"shm": "green", "tcp": "yellow"}
+_STYLE = {"shm": "green", "rdma": "cyan", "tcp": "yellow"}
 
 
 def parser() -> argparse.ArgumentParser:

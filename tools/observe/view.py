@@ -73,12 +73,17 @@ def _unoffered(document: dict[str, Any]) -> dict[int, set[str]]:
     return reasons
 
 
+RINGS: Final = {"shm", "rdma"}
+"""Paths that are not the kernel's."""
+
+
 def path_of(line: dict[str, Any], moved_back: Iterable[str]) -> tuple[str, str]:
     """Path and reason of an offered connection; `moved_back`: the reasons that its process has had for that."""
-    if "shm" in (line["tx"], line["rx"]):
-        other = {line["tx"], line["rx"]} - {"shm"}
-        return "shm", {"tcp": "one direction so far", "back": "one direction is back"}.get(min(other, default=""), "")
-    if "back" in (line["tx"], line["rx"]):
+    ways = {line["tx"], line["rx"]}
+    for ring in ways & RINGS:
+        other = ways - RINGS
+        return ring, {"tcp": "one direction so far", "back": "one direction is back"}.get(min(other, default=""), "")
+    if "back" in ways:
         return "tcp", "/".join(["moved-back", *moved_back][-1:])
     return "tcp", line["reason"] or _WAITING.get(line["state"], "few-operations")
 
