@@ -8,6 +8,7 @@
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
+#   make faults  a supervisor that hangs, clocks that jump, disks that are full (half a minute)
 #   make model   random calls against the kernel, for longer
 #   make table   docs/compatibility.md, from the tests' results
 #   make demo    redis and nginx, natively and under sdrun, as one table
@@ -40,7 +41,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: package build test examples test-rdma fuzz suites ltp matrix model table demo lint bench baseline clean ffi image filter filters
+.PHONY: faults package build test examples test-rdma fuzz suites ltp matrix model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -116,6 +117,10 @@ suites: build $(STAMPS)/packages-test
 ltp: build $(STAMPS)/packages-test
 	tools/setup/ltp.sh build/ltp $$($(PY) -c "from tests.suites.test_ltp import CALLS; print(*CALLS)")
 	@SDRUN_LTP=build/ltp $(PY) -m pytest --reruns 2 tests/suites/test_ltp.py $(PYTEST_ARGS)
+
+# What breaks, and takes a while to be noticed.
+faults: build $(STAMPS)/packages-test
+	@SDRUN_FAULTS=all $(PY) -m pytest tests/e2e/test_faults_long.py $(PYTEST_ARGS)
 
 fuzz: build $(STAMPS)/packages-test
 	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py \

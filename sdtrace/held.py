@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from policies import Settings
 from sdlib import abi
+from sdlib.wire import Refused
+from sdlib.wire.messages import Code
 from sdlib.wire.segment import segment_bytes
 from sdtrace.areas import Area
 
@@ -94,6 +98,7 @@ class Quotas:
         use.connections -= 1
 
 
+_LISTED_MAX: Final = 5000
 STATES: Final = {
     abi.const.SD_BLOCK_TCP: "tcp", abi.const.SD_BLOCK_OFFERED: "offered", abi.const.SD_BLOCK_PAIRED: "paired",
     abi.const.SD_BLOCK_ATTACHED: "shm", abi.const.SD_BLOCK_PINNED: "pinned",
@@ -111,3 +116,16 @@ def row(key: Key, held: Held) -> dict[str, Any]:
         "tcp": int(block.bytes_tcp), "ring": held.bytes,
         "resident": os.fstat(held.segment).st_blocks * 512 if held.segment >= 0 else 0,
     }  # fmt: skip
+
+
+def as_paper(known: Iterable[tuple[Key, Held]]) -> dict[str, Any]:
+    """What sdctl is told of these connections."""
+    rows = [row(key, held) for key, held in itertools.islice(known, _LISTED_MAX) if key.current]
+    return {"supervisor": os.getpid(), "connections": rows}
+
+
+def reason_of(answer: Refused) -> int:
+    """`enum sd_reason` of a refusal."""
+    quota = answer.code in (Code.QUOTA, Code.MEMORY)
+    reason: int = abi.const.SD_REASON_quota if quota else abi.const.SD_REASON_refused
+    return reason

@@ -180,7 +180,7 @@ class Hypercalls:
         key = self._key(process, notif.args[1])
         if key is None:
             return _INVALID
-        self._broker.withdraw(key)
+        self._broker.withdraw(key, closing=notif.args[2] == 1)
         return 0
 
     # -------------------------------------------------------------------- end

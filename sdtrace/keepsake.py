@@ -18,6 +18,7 @@ NOTIF_BYTES: Final = 80
 _RESCUE: Final = struct.Struct("=IIQ2QQ")
 _RESCUE_AT: Final = 128
 _WORD: Final = struct.Struct("=I")
+_BEAT_AT: Final = 1016
 _OUTSTANDING_AT: Final = 1024
 OUTSTANDING_MAX: Final = (SIZE - _OUTSTANDING_AT) // 8
 _ID: Final = struct.Struct("=Q")
@@ -29,6 +30,7 @@ class Keepsake:
     def __init__(self, fd: int = -1) -> None:
         """Map descriptor `fd` (-1: anonymous memory that nobody else reads)."""
         self.page = mmap.mmap(fd, SIZE)
+        self._beats = 0
         self._places: dict[int, int] = {}
         self._free = list(range(OUTSTANDING_MAX - 1, -1, -1))
         self._lock = threading.Lock()
@@ -48,6 +50,11 @@ class Keepsake:
             place = self._places.pop(notif_id)
             _ID.pack_into(self.page, _OUTSTANDING_AT + place * _ID.size, 0)
             self._free.append(place)
+
+    def beat(self) -> None:
+        """We are alive; the keeper ends us if we are not while somebody waits."""
+        self._beats += 1
+        _ID.pack_into(self.page, _BEAT_AT, self._beats)
 
     def forget_notification(self) -> None:
         """The one in `page` has been answered; RECV wants zeroes there anyway."""

@@ -20,17 +20,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from policies import Settings
 from sdlib import abi
 from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring, papers
-from sdlib.wire.messages import Bell, Code
+from sdlib.wire.messages import Bell
 from sdtrace import far
 from sdtrace.areas import Area
-from sdtrace.held import Held, Key, Origin, Quotas, row
+from sdtrace.held import Held, Key, Origin, Quotas, as_paper, reason_of
 from sdtrace.meter import Meter
 from sdtrace.segments import same_socket, send_back
+from sdtrace.stuck import Stuck
 
 OFFER_TIMEOUT_S: Final = 0.05
 RETRY_S: Final = 0.2
@@ -38,7 +39,6 @@ RETRY_S: Final = 0.2
 _OPEN_TIMEOUT_S: Final = 5.0
 _BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
 _SWEEP_S: Final = 1.0
-_LISTED_MAX: Final = 5000
 
 
 class Broker:
@@ -62,6 +62,7 @@ class Broker:
         self._homeless: dict[Key, Held] = {}
         """Offers that were open when the monitor went."""
         self._had_one = False
+        self._stuck = Stuck()
         self._quotas = Quotas()
         self._swept = 0.0
         self._failures = 0
@@ -97,13 +98,17 @@ class Broker:
 
     def _introduce(self, client: MonitorClient) -> None:
         """Tell a new monitor what we hold, and offer again what waited."""
+        self._stuck.clear()
         for key, held in self._held.items():
             if held.paired and held.segment >= 0:
                 client.hold(held.name, held.segment, held.side, far=held.far)
                 self._named[held.name] = key
+        self._offer_homeless(client)
+
+    def _offer_homeless(self, client: MonitorClient) -> None:
         homeless, self._homeless = self._homeless, {}
         for key, held in homeless.items():
-            if client.alive:
+            if client.alive and not self._stuck:
                 self._offer_again(client, key, held.origin)
             else:
                 self._homeless[key] = held
@@ -144,6 +149,7 @@ class Broker:
             self._homeless[key] = held
             key.area.view.block[key.block].reason = abi.const.SD_REASON_no_monitor
         self._open.clear()
+        self._stuck.clear()
         syslog.syslog(syslog.LOG_WARNING, f"monitor: {why}")
         self._retry_at = 0.0
         self.prepare()
@@ -152,8 +158,9 @@ class Broker:
         """Now and then: look for a monitor if offers wait for one. True: call again within RETRY_S."""
         if self._homeless:
             self._monitor(wait=False)
+        self._stuck.sweep()
         self._sweep()
-        return bool(self._homeless)
+        return bool(self._homeless or self._stuck)
 
     # ----------------------------------------------------------------- offers
 
@@ -166,7 +173,7 @@ class Broker:
         if self._over_quota(key, origin):
             return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_quota
         client = self._monitor(wait=not self._had_one)
-        if client is None and self._had_one:
+        if (client is None and self._had_one) or self._stuck:
             self._homeless[key] = Held(next(self._ids), origin)
             return abi.const.SD_OFFER_PENDING, abi.const.SD_REASON_no_monitor
         if client is None:
@@ -198,8 +205,10 @@ class Broker:
         if isinstance(answer, Pending):
             self._held[key] = held
             self._open[held.name] = key
+            if not client.answered(held.name):
+                self._stuck.add(client, key, held, sock)
             return abi.const.SD_OFFER_PENDING, 0
-        return abi.const.SD_OFFER_REFUSED, _reason_of(answer)
+        return abi.const.SD_OFFER_REFUSED, reason_of(answer)
 
     def _keep(self, key: Key, held: Held, pair: Paired) -> None:
         held.segment, held.paired = pair.memfd, True
@@ -243,6 +252,9 @@ class Broker:
                 self._ring(event)
         if self._client is not None and not self._client.alive:
             self._drop_client(lost)
+        elif self._client is not None and self._stuck and self._stuck.all_answered():
+            self._stuck.clear()
+            self._offer_homeless(self._client)
 
     def _ring(self, event: Ring) -> None:
         key = self._named.get(event.offer_id)
@@ -292,7 +304,7 @@ class Broker:
             key = self._open.pop(offer_id, None)
             if key is not None:
                 del self._held[key]
-                self._pin(key, _reason_of(Refused(event.reason, event.code)))
+                self._pin(key, reason_of(Refused(event.reason, event.code)))
 
     @staticmethod
     def _pin(key: Key, reason: int) -> None:
@@ -309,9 +321,10 @@ class Broker:
         held.attached = True
         return os.dup(held.segment)
 
-    def withdraw(self, key: Key) -> None:
-        """Forget an open offer or a segment that was not attached."""
+    def withdraw(self, key: Key, *, closing: bool = False) -> None:
+        """Forget an open offer or a segment that was not attached. `closing`: the program closes the connection."""
         self._homeless.pop(key, None)
+        self._stuck.drop(key, closing=closing)
         held = self._held.get(key)
         if held is None or held.attached:
             return
@@ -372,11 +385,8 @@ class Broker:
 
     def _tell(self, event: Asked) -> None:
         """Answer sdctl."""
-        known = itertools.chain(self._held.items(), self._homeless.items())
-        rows = [row(key, held) for key, held in itertools.islice(known, _LISTED_MAX) if key.current]
-        content: dict[str, Any] = {"supervisor": os.getpid(), "connections": rows}
         with suppress(OSError):
-            memfd = papers.write(content)
+            memfd = papers.write(as_paper(itertools.chain(self._held.items(), self._homeless.items())))
             try:
                 if self._client is not None:
                     self._client.tell(event.ask_id, memfd)
@@ -385,6 +395,8 @@ class Broker:
 
     def close(self) -> None:
         """Hang up."""
+        self._stuck.sweep()
+        self._stuck.clear()
         for held in self._held.values():
             if held.segment >= 0:
                 os.close(held.segment)
@@ -395,13 +407,6 @@ class Broker:
         if self._client is not None:
             self._client.close()
             self._client = None
-
-
-def _reason_of(answer: Refused) -> int:
-    """`enum sd_reason` of a refusal."""
-    quota = answer.code in (Code.QUOTA, Code.MEMORY)
-    reason: int = abi.const.SD_REASON_quota if quota else abi.const.SD_REASON_refused
-    return reason
 
 
 __all__ = ["RETRY_S", "Broker", "Held", "Key", "Origin"]

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
 import struct
+import termios
 from collections.abc import Iterator
 from contextlib import suppress
 
 from sdlib import abi
-from sdtrace import procfs
+from sdtrace import calls, procfs
 from sdtrace.held import Key, Origin
 
 
@@ -78,3 +80,14 @@ def send_back(segment: int) -> bool:
     for direction in view.dir:
         direction.go_back = abi.const.SD_GO_BACK_POLICY
     return True
+
+
+def end_connection(sock: socket.socket) -> None:
+    """What the kernel does at the last close of a socket, for one that a monitor which does not read still holds."""
+    linger = struct.unpack("=ii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    unread = struct.unpack("=i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+    if unread or linger == (1, 0):
+        calls.connect(sock.fileno(), struct.pack("=H14x", socket.AF_UNSPEC))  # a reset
+    else:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)

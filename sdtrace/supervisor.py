@@ -125,9 +125,11 @@ class Supervisor:
         self._inspection.open()
         self._watch(self._inspection.fileno())
         for notif, answered in early:
+            self._keepsake.beat()
             self._one(listener, notif, answered=answered)
         lingering = False
         while True:
+            self._keepsake.beat()
             ready = self._epoll.poll(self._patience(lingering=lingering))
             for fd, events in ready:
                 if fd == listener.fd and not events & select.EPOLLIN:

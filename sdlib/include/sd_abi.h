@@ -53,7 +53,7 @@ enum sd_hypercall {
     SD_HC_ATTACH = 3,
     /* (pointer to struct sd_carry[], count) -> 0. An execve follows at once; these connections survive it. */
     SD_HC_EXEC = 4,
-    /* (block id) -> 0. The connection closes while its offer is open. */
+    /* (block id, closing) -> 0. The connection closes, or stays on TCP, while its offer is open. */
     SD_HC_WITHDRAW = 5,
     /* (status) -> 0. The process named by cfg.root_pid ends: the report is written before its parent can see that. */
     SD_HC_LEAVE = 6,

@@ -193,6 +193,11 @@ class MonitorClient:
             self._die(str(error))
             raise MonitorUnavailable(f"the monitor is gone: {error}") from None
 
+    def answered(self, offer_id: int) -> bool:
+        """Has the monitor answered that offer, if only with Pending? Until then it may not even have read it."""
+        state, _ = self._offers.get(offer_id, (None, 0))
+        return state is not OfferState.ASKED
+
     def withdraw(self, offer_id: int) -> None:
         """Close an open offer; nothing more is heard of it, also if its pairing is on the way. Unknown ids are ignored.
 

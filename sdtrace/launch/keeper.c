@@ -11,6 +11,7 @@
  *             is injected yet, so nothing can depend on it): a program without sockets never waits for Python.
  *             The others are queued: they are what the supervisor is for.
  *   SERVING   the supervisor has said READY and got the queue; only it receives.
+ *             It is looked after: one that makes no round of its loop for WATCH_MS, while a notification waits, is killed.
  *   ALONE     the supervisor is gone. Every call is let through, every request of the library gets ENOSYS, with which
  *             it keeps new connections on TCP. Where something may be denied (strict), nobody is left to decide: calls
  *             that could make a connection fail with EACCES, so that killing the supervisor is no way around a policy.
@@ -40,6 +41,9 @@
 /* Python starts at the first call that needs it, or when the program has lived so long that it may come to one. */
 #define SUPERVISOR_DELAY_MS 30
 #define QUEUE_MAX 1024
+/* Longer than all that it may wait for (the monitor's start, a program that does not stop), shorter than a person's patience. */
+#define WATCH_MS 10000
+#define LOOK_MS 2000
 
 enum state { STARTING, SERVING, ALONE };
 
@@ -58,6 +62,8 @@ static struct {
     bool must_check;
     bool strict;        /* the verdict had VERDICT_DENY_* */
     int64_t deadline_ms; /* of being started, then of being ready */
+    uint64_t beat;       /* the supervisor's, when it was last seen to move */
+    int64_t moved_ms;
     struct keepsake *keepsake;
     struct { struct seccomp_notif notif; uint32_t flags; } queue[QUEUE_MAX];
     int queued;
@@ -187,6 +193,20 @@ static void from_launcher(void)
     hand_over();
 }
 
+/* Is somebody waiting whom the supervisor does not serve? Asked every LOOK_MS; a program's call that has been taken counts as well as one that has not. */
+static void watch_supervisor(void)
+{
+    struct pollfd p = {.fd = g.listener, .events = POLLIN};
+    bool waiting = g.keepsake->notif.id || (poll(&p, 1, 0) == 1 && p.revents & POLLIN);
+    if (!waiting || g.keepsake->beat != g.beat || !g.moved_ms) {
+        g.beat = g.keepsake->beat;
+        g.moved_ms = now_ms();
+    } else if (now_ms() - g.moved_ms >= WATCH_MS) {
+        fprintf(stderr, "sdrun: keeper: the supervisor hangs, and is ended\n");
+        kill(g.supervisor, SIGKILL); /* its pidfd tells when */
+    }
+}
+
 /* True when there is nothing left to do. A tree that is gone before the supervisor is ready is handed over all the same where a report is wanted:
  * how it ended has to be told. */
 static bool done(short listener_events)
@@ -210,7 +230,7 @@ static void serve(void)
             {.fd = g.supervisor_fd, .events = POLLIN},
             {.fd = g.control, .events = POLLIN},
         };
-        int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : -1;
+        int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : g.state == SERVING ? LOOK_MS : -1;
         if (g.state == STARTING && left <= 0) {
             if (g.supervisor)
                 kill(g.supervisor, SIGKILL); /* its pidfd tells when */
@@ -219,6 +239,8 @@ static void serve(void)
         }
         if (poll(p, sizeof(p) / sizeof(p[0]), (int)left) < 0)
             continue;
+        if (g.state == SERVING)
+            watch_supervisor();
         if (p[1].revents)
             from_launcher();
         if (p[3].revents & POLLIN)

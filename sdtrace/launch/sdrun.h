@@ -100,7 +100,8 @@ struct keepsake {
     uint64_t landing_word[2]; /* the program's own bytes there */
     uint64_t rescue_mask;
     struct user_regs_struct rescue_regs;
-    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct)];
+    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct) - 8];
+    volatile uint64_t beat;   /* rounds of the supervisor's loop: one that stands still while somebody waits hangs */
     /* Notifications that threads of the supervisor work on; 0: none. */
     volatile uint64_t outstanding[KEEPSAKE_OUTSTANDING];
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.e2e.test_live_policy import STAGES, Pair
 from tests.guestbuild import Guests
 from tests.harness import Mode, Program, Runner, free_port
+from tests.monitor.support import MonitorProcess
 
 LIMITED = """
 import resource, socket, sys, errno
@@ -65,6 +67,58 @@ def test_monitor_killed_or_stopped(shm: Runner, tmp_path: Path, number: signal.S
     server, driver = pair.finish()
     for program in (server, driver):
         assert program.report().shm >= 2
+
+
+HANGS_UP = """
+import socket, sys, time
+first = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+first.sendall(b"here"); first.recv(1)
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+for _ in range(30): s.sendall(b"x")
+if sys.argv[2] == "unread":
+    while not s.recv(1, socket.MSG_PEEK): pass
+if sys.argv[2] != "killed": s.close()
+print("closed", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "unread", "killed"])
+def test_monitor_stopped_keeps_no_connection_open(shm: Runner, tmp_path: Path, how: str) -> None:
+    """The socket that it was offered lies in its queue; the peer hears of the end all the same, in the kernel's way."""
+    monitor = MonitorProcess(tmp_path)
+    shm.env = {**shm.env, "SOCKSDIRECT_MONITOR": monitor.path}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        port = str(listener.getsockname()[1])
+        program = shm.start(sys.executable, "-c", HANGS_UP, port, how)
+        first, _ = listener.accept()
+        assert first.recv(4) == b"here"  # and offered
+        monitor.process.send_signal(signal.SIGSTOP)
+        first.sendall(b"!")
+        peer, _ = listener.accept()
+        with peer, first:
+            peer.settimeout(60)
+            if how == "unread":
+                peer.sendall(b"never read")
+            program.until(lambda: program.stdout == b"closed\n", "it closes", timeout=60)
+            if how == "killed":
+                program.stop(signal.SIGKILL)
+            if how == "unread":
+                with pytest.raises(ConnectionResetError):
+                    read_all(peer)
+            else:
+                assert read_all(peer) == b"x" * 30
+    monitor.process.send_signal(signal.SIGCONT)
+    monitor.close()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = b""
+    while part := sock.recv(100):
+        data += part
+    sock.sendall(b"?")  # whoever reset it says so now
+    return data
 
 
 def test_monitor_that_gets_no_memory(shm: Runner, tmp_path: Path) -> None:
