@@ -2,8 +2,9 @@
  *
  * patch.c - make call sites jump to their slots instead of trapping.
  *
- * A site is looked at once, when it has trapped, and patched only in private file-backed text that is not writable, and in
- * the vdso (a clock that it cannot read becomes a system call there). What is overwritten:
+ * A site is looked at once, when it has trapped PATCH_AT times in this process: a look costs as much as five traps, and the children of a
+ * fork have sites that each of them uses once. It is patched only in private file-backed text that is not writable, and in the vdso
+ * (a clock that it cannot read becomes a system call there). What is overwritten:
  *
  *   mov $nr,%eax          the five bytes become `jmp stub`; the stub loads the number. The `syscall` behind stays: a thread that is
  *   syscall               blocked in it returns to the byte behind it or restarts at it, and whoever jumps to it still traps.
@@ -37,12 +38,20 @@ static struct {
     u64 base, used;
 } areas[AREAS];
 static _Atomic u32 lock; /* taken with all signals blocked, for the time of a few system calls */
-static _Atomic u8 tried[SD_SLOTS];
+static _Atomic u16 traps[SD_SLOTS]; /* LOOKED_AT, or how many, and in which generation of forks */
+static u16 generation;
 static bool forbidden;
+#define PATCH_AT 3u
+#define COUNT_MASK 3u
+#define LOOKED_AT 0xffffu
 
 void sd_patch_forbid(void) { forbidden = true; }
 
-void sd_patch_after_fork(void) { store_rlx(&lock, 0); }
+void sd_patch_after_fork(void)
+{
+    store_rlx(&lock, 0);
+    generation = (u16)(generation + COUNT_MASK + 1) & 0x7fff; /* never LOOKED_AT; that a count survives its generation does no harm */
+}
 
 /* ------------------------------------------------------------------ stores */
 
@@ -218,21 +227,37 @@ static bool patch(u32 slot, u64 ret, u32 nr)
     return patch_mov(site, &m, to, nr) || patch_syscall(site, &m, to);
 }
 
+/* Counts a trap. True: the site is worth a look. Two threads may count one trap less. */
+static bool often(u32 slot)
+{
+    u32 seen = load_rlx(&traps[slot]);
+
+    if (seen == LOOKED_AT)
+        return false;
+    if ((seen & ~COUNT_MASK) != generation || !(seen & COUNT_MASK)) {
+        COUNT(sites_trapping);
+        seen = generation;
+    }
+    if ((seen & COUNT_MASK) < PATCH_AT)
+        store_rlx(&traps[slot], (u16)++seen);
+    return (seen & COUNT_MASK) == PATCH_AT;
+}
+
 void sd_patch_site(u32 slot, u64 ret, u32 nr)
 {
-    if (load_rlx(&tried[slot]) || forbidden || sd_boot.no_patch || !g.cfg->patch)
+    if (!often(slot) || forbidden || sd_boot.no_patch || !g.cfg->patch)
         return;
     /* A child that shares our memory may be killed at any moment, and would leave the lock and writable text behind. */
     if (SYS0(__NR_getpid) != (long)g.pid)
         return;
     while (!cas_u32(&lock, 0, 1))
         SYS0(__NR_sched_yield);
-    if (!load_rlx(&tried[slot])) {
-        store_rlx(&tried[slot], 1);
-        if (patch(slot, ret, nr))
+    if (load_rlx(&traps[slot]) != LOOKED_AT) {
+        store_rlx(&traps[slot], LOOKED_AT);
+        if (patch(slot, ret, nr)) {
             COUNT(sites_patched);
-        else
-            COUNT(sites_trapping);
+            g.proc->ctr[SD_CTR_sites_trapping]--;
+        }
     }
     store_rel(&lock, 0);
 }
