@@ -7,6 +7,7 @@
  * answers SD_PERFORM_YOURSELF. If it is dead nobody is left to decide: they fail, as they do in the other case. A program that jumps into the gate
  * gets around this; docs/policy.md says so.
  */
+#include "base/user.h"
 #include "poll/poll.h"
 #include "sock/sock.h"
 
@@ -75,10 +76,9 @@ static void start_over(struct sock *s)
 /* The address may be nowhere, which the kernel has to say. */
 static bool is_unspec(u64 addr, u64 len)
 {
-    u16 family = 1;
-    struct iovec to = {(u8 *)&family, sizeof family}, from = {(u8 *)addr, sizeof family};
+    u16 family;
 
-    return len >= sizeof family && SYS6(__NR_process_vm_readv, SYS0(__NR_getpid), &to, 1, &from, 1, 0) == sizeof family && family == 0;
+    return len >= sizeof family && !sd_copy_user(&family, (const void *)addr, sizeof family) && family == 0;
 }
 
 static long connect_by(struct sd_frame *f, struct sd_tcb *t)
