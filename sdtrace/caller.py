@@ -145,7 +145,8 @@ def shown(where: calls.Target) -> str:
 
 def take(call: Call, dir_: Dir) -> Socket:
     """The socket of the first argument, if the call is to be performed; else Continue. OSError: EBADF, ENOTSOCK."""
-    if not call.subject.restricts(dir_):
+    # Who may not receive from somebody may get a port by sending.
+    if not (call.subject.restricts(dir_) or call.subject.restricts("in", "udp")):
         raise Continue
     fd = duplicate(call.subject.tid, call.notif.int_arg(0))
     try:

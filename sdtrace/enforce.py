@@ -30,7 +30,7 @@ from typing import Final
 
 from policies.model import Dir, Verdict
 from sdlib import abi
-from sdtrace import calls, procfs, syscalls
+from sdtrace import calls, datagrams, procfs, syscalls
 from sdtrace.caller import (
     INTERNET,
     KNOWN,
@@ -150,6 +150,12 @@ class Enforcer:
             if verdict.action == "deny":
                 raise self._deny(call, f"in {proto} port {port}", verdict)
 
+    @staticmethod
+    def _guard(call: Call, sock: Socket) -> None:
+        """Before a datagram socket gets a port, by which way ever: it shall receive only from those who may send."""
+        if sock.internet and sock.protos == ("udp",) and call.subject.restricts("in", "udp"):
+            datagrams.guard(sock.sock, datagrams.compile_rules(call.subject.binding))
+
     def _learn(self, call: Call, dir_: Dir, sock: Socket, where: calls.Target) -> None:
         if self._learner is not None:
             for proto in sock.protos:
@@ -202,6 +208,7 @@ class Enforcer:
         with closing(sock):
             address = self._address(call, call.notif.args[1], call.notif.int_arg(2))
             self._may_reach(call, sock, address, unspec_is_inet=False)
+            self._guard(call, sock)
             return self._perform(call, sock, sock.blocking, lambda: calls.connect(sock.fd, address))
 
     def _bind(self, call: Call) -> int:
@@ -213,6 +220,7 @@ class Enforcer:
                 self._may_listen(call, sock, where.port)
                 if self._learner is not None and "udp" in sock.protos:
                     self._learner.saw(call.subject.exe, "in", "udp", None, where.port)
+            self._guard(call, sock)
             return self._perform(call, sock, False, lambda: calls.bind(sock.fd, address))
 
     def _listen(self, call: Call) -> int:
@@ -326,6 +334,7 @@ class Enforcer:
             address = self._address(call, pointer, call.notif.int_arg(5)) if pointer else None
             if address is not None:
                 self._may_reach(call, sock, address, unspec_is_inet=True)
+            self._guard(call, sock)
             body = call.memory(data, min(length, _DATA_MAX))
             return self._perform(call, sock, sleeps(sock, flags), lambda: calls.sendto(sock.fd, body, flags, address))
 
@@ -340,6 +349,7 @@ class Enforcer:
     def _may_send(self, call: Call, sock: Socket, message: Message) -> None:
         if message.address is not None:
             self._may_reach(call, sock, message.address, unspec_is_inet=True)
+        self._guard(call, sock)
 
     @staticmethod
     def _send(call: Call, sock: Socket, message: Message, flags: int) -> int:

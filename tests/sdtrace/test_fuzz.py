@@ -7,6 +7,7 @@ compared with what was concluded from them, or performed. Memory is this process
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -22,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from policies import Policy, effective
+from policies import Policy, PolicyError, effective, judge
 from sdlib import abi
-from sdtrace import calls, report
+from sdtrace import calls, datagrams, report
 from sdtrace.areas import Area
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.hypercalls import Hypercalls
@@ -310,6 +311,50 @@ def join_workers() -> None:
         if thread is not threading.current_thread() and "_one" in thread.name:
             thread.join(30)
             assert not thread.is_alive()
+
+
+def some_rule(rng: random.Random, port: int) -> str:
+    """About datagrams that come in, from parts of this host's own networks."""
+    low = rng.randrange(1 << 6)
+    networks = [f"127.0.0.{low}", f"127.0.0.{low & 48}/28", "127.0.0.32/27", "127.0.0.0/8"]
+    where = rng.choice(["*", "[::1]", "[::/0]", *networks])
+    first = rng.choice([port - 5, port, port + 1])
+    ports = rng.choice(["*", str(port), f"{first}-{port + 9}", f"1-{port - 1}"])
+    return f"in udp {where}:{ports} {rng.choice(['kernel', 'deny'])}"
+
+
+def test_the_kernel_drops_what_the_engine_denies() -> None:
+    """Random rules, compiled to a filter on a socket; who is heard is who `judge` lets in."""
+    rng = random.Random(16)
+    outcomes = {"deny": 0, "kernel": 0}
+    with contextlib.ExitStack() as stack:
+        hosts = ["127.0.0.1", *(f"127.0.0.{number}" for number in range(2, 64, 7)), "::1"]
+        senders = {}
+        for host in hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            senders[host] = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            senders[host].bind((host, 0))
+        for case in range(cases(150, 5_000)):
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                sock.bind(("::", 0))
+                sock.setblocking(False)
+                port = sock.getsockname()[1]
+                rules: list[str] = []
+                for _ in range(rng.randrange(1, 8)):
+                    with contextlib.suppress(PolicyError):  # one that can never apply is refused
+                        effective(Policy(packaged=False), "/bin/guest", [], 0, [*rules, rule := some_rule(rng, port)])
+                        rules.append(rule)
+                default = rng.choice(["kernel", "deny"])
+                settings = effective(Policy(packaged=False), "/bin/guest", [f"default={default}"], 0, rules)
+                datagrams.guard(sock, datagrams.compile_rules([settings]))
+                for host, sender in senders.items():
+                    sender.sendto(b"", ("::1" if ":" in host else "127.0.0.1", port))
+                    packed = socket.inet_pton(sender.family, host)
+                    verdict = "deny" if judge(settings, "in", "udp", packed, port).action == "deny" else "kernel"
+                    outcomes[verdict] += 1
+                    heard = bool(select.select([sock], [], [], 0)[0]) and sock.recv(1) == b""
+                    assert heard == (verdict == "kernel"), (case, rules, default, host, port)
+    assert min(outcomes.values()) > 100, outcomes
 
 
 def test_any_request_of_the_library_and_any_area(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
