@@ -119,7 +119,9 @@ struct sock;
 /* trace/trace.c. `len` bytes of s, from place `pos` of the stream of direction `dir` on (0: sent, 1: received), are `skip` bytes into iov; NULL: they
  * are nowhere that we could read. */
 void sd_saw_ring(struct sock *s, u32 dir, u64 counter, const struct iovec *iov, u64 skip, u64 len);
-void sd_saw_tcp(struct sock *s, u32 dir, const struct iovec *iov, u64 skip, u64 len);
+void sd_saw_tcp(struct sock *s, int fd, u32 dir, const struct iovec *iov, u64 skip, u64 len);
+u64 sd_saw_place(struct sock *s, int fd, u32 dir, u64 len); /* where the last `len` bytes of TCP stand in the program's stream */
+void sd_saw(struct sock *s, u32 dir, u64 pos, const struct iovec *iov, u64 skip, u64 len);
 void sd_saw_open(struct sock *s, int fd);
 void sd_saw_end(struct sock *s, u32 how);
 void sd_trace_call(struct sd_tcb *t, const struct sd_trace_record *r);
@@ -168,9 +170,8 @@ struct sock {
     _Atomic u32 parked; /* threads that sleep on it, waiting for a doorbell (not counted when nobody shares it) */
     struct reg *regs;   /* its epoll registrations */
     struct sock *next_free;
-    _Atomic u64 tcp_pos[2];  /* bytes seen on TCP, sent and received; since it moved back, once it has. Only while bytes are traced */
+    _Atomic u64 tcp_pos[2];  /* bytes sent and received on TCP, as far as traced; where the kernel does not tell any more */
     u64 shown;          /* its cookie, once the trace knows it */
-    u32 back_seen;      /* bit of each direction: tcp_pos counts since it moved back */
 };
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */

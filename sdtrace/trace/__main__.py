@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from sdtrace.trace.lines import is_call, line
@@ -20,6 +21,14 @@ def _lines(reader: Reader) -> None:
 
 def main(argv: list[str]) -> int:
     """Started by the supervisor."""
+    with suppress(BrokenPipeError):  # nobody looks any more; what comes is still read, and thrown away
+        return _read(argv)
+    while sys.stdin.buffer.read(1 << 20):
+        pass
+    return 0
+
+
+def _read(argv: list[str]) -> int:
     reader = Reader(sys.stdin.buffer)
     if argv[0] == "pcap":
         from sdtrace.trace.pcap import Capture

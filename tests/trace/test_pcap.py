@@ -155,3 +155,78 @@ def test_what_was_lost_is_in_the_file(guests: Guests, tmp_path: Path, sd_env: di
     # Each byte is told by who sends it and by who receives it; one record is two lines of the ring.
     assert 0 < lost < 2 * (count + 100) and len(data) < count + 100
     assert lost >= count + 100 - len(data)
+
+
+# The reader changes in the middle: a child takes over from its parent, and executes another program, which goes on.
+RELAY = """
+import os, socket, sys, time
+if len(sys.argv) > 1:
+    conn = socket.socket(fileno=int(sys.argv[1]))
+else:
+    listener = socket.create_server(("127.0.0.1", 0))
+    if os.fork():
+        conn, _ = listener.accept()
+        assert conn.recv(5) == b"first" and conn.send(b"FIRST") == 5
+        if os.fork():
+            conn.close()
+            os.wait(), os.wait()
+            sys.exit(0)
+        assert conn.recv(6) == b"second" and conn.send(b"SECOND") == 6
+        os.set_inheritable(conn.fileno(), True)
+        os.execv(sys.executable, [sys.executable, "-c", os.environ["RELAY"], str(conn.fileno())])
+    client = socket.create_connection(listener.getsockname())
+    for word in (b"first", b"second", b"third"):
+        client.sendall(word)
+        answer = b""
+        while len(answer) < len(word): answer += client.recv(100)
+        assert answer == word.upper()
+    client.close()
+    os._exit(0)
+assert conn.recv(5) == b"third" and conn.send(b"THIRD") == 5
+conn.recv(1)
+"""
+
+
+@pytest.mark.parametrize("upgrade", ["never", "eager"])
+def test_a_connection_that_is_handed_on(upgrade: str, tmp_path: Path, sd_env: dict[str, str]) -> None:
+    """Bytes keep their places, whichever process has sent them."""
+    pcap = tmp_path / "pcapng"
+    sdrun = (str(SDRUN), "--set", f"upgrade={upgrade}", "--pcap", str(pcap), "--")
+    subprocess.run([*sdrun, "python3", "-c", RELAY], env={**sd_env, "RELAY": RELAY}, timeout=60, check=True)
+    found = packets(pcap)
+    client, server = found[0].port, found[1].port
+    assert (stream(found, client), stream(found, server)) == (b"firstsecondthird", b"FIRSTSECONDTHIRD")
+    assert not [packet for packet in found if packet.odd]
+
+
+BACK = """
+import os, socket, time
+listener = socket.create_server(("127.0.0.1", 0))
+if os.fork() == 0:
+    conn, _ = listener.accept()
+    while data := conn.recv(100): conn.sendall(data.upper())
+    os._exit(0)
+client = socket.create_connection(listener.getsockname())
+client.setsockopt(socket.SOL_SOCKET, 60, 1)  # SO_ZEROCOPY
+for number in range(200):
+    word = b"word%03d" % number
+    client.send(word, 0x4000000 if number == 100 else 0)  # MSG_ZEROCOPY: by the kernel, from then on
+    answer = b""
+    while len(answer) < len(word): answer += client.recv(100)
+    if number == 10: time.sleep(0.3)  # it is on the ring then
+client.close()
+os.wait()
+"""
+
+
+def test_a_connection_that_moves_there_and_back(tmp_path: Path, sd_env: dict[str, str]) -> None:
+    pcap, report = tmp_path / "pcapng", tmp_path / "report"
+    sdrun = (str(SDRUN), "--report", str(report), "--set", "upgrade=eager", "--pcap", str(pcap), "--")
+    subprocess.run([*sdrun, "python3", "-c", BACK], env=sd_env, timeout=60, check=True)
+    found = packets(pcap)
+    client, server = found[0].port, found[1].port
+    want = b"".join(b"word%03d" % number for number in range(200))
+    assert (stream(found, client), stream(found, server)) == (want, want.upper())
+    assert not [packet for packet in found if packet.odd]
+    carried = json.loads(report.read_text())
+    assert carried["connections"]["moved_back"] or not carried["bytes"]["shm"], carried

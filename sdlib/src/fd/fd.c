@@ -172,7 +172,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     store_rlx(&s->parked, 0);
     store_rlx(&s->tcp_pos[0], 0);
     store_rlx(&s->tcp_pos[1], 0);
-    s->shown = s->back_seen = 0;
+    s->shown = 0;
     store_rlx(&s->refs, 0);
     store_rlx(&s->tx_in, 0);
     store_rlx(&s->attaching, 0);

@@ -172,27 +172,27 @@ static long plain_call(struct sock *s, const struct sd_frame *f)
     r = SYS6((u32)f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
     sd_tx_plain_leave(s, r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0 && (u32)f->rax == __NR_splice)
-        sd_saw_tcp(s, 0, NULL, 0, (u64)r); /* no pipe gives its bytes twice */
+        sd_saw_tcp(s, (int)f->rdx, 0, NULL, 0, (u64)r); /* no pipe gives its bytes twice */
     return r;
 }
 
 /* What the kernel has sent of a file, for the trace: read once more. */
-static NOINLINE void saw_file(struct sock *s, int in, i64 at, u64 n)
+static NOINLINE void saw_file(struct sock *s, int fd, int in, i64 at, u64 n)
 {
     u8 bounce[BOUNCE];
     struct iovec v = {bounce, 0};
+    u64 pos = sd_saw_place(s, fd, 0, n);
 
     while (n) {
         long r = SYS4(__NR_pread64, in, bounce, min_u64(n, sizeof bounce), at);
         if (r <= 0)
             break;
         v.len = (u64)r;
-        sd_saw_tcp(s, 0, &v, 0, (u64)r);
+        sd_saw(s, 0, pos, &v, 0, (u64)r);
         at += r;
+        pos += (u64)r;
         n -= (u64)r;
     }
-    if (n)
-        sd_saw_tcp(s, 0, NULL, 0, n);
 }
 
 /* Is the next byte to go into the ring? */
@@ -227,7 +227,7 @@ SD_CALL(sd_sendfile)
         if (!to_ring(s, (int)f->rdi)) {
             r = plain_call(s, f);
             if (sd_tracing(SD_TRACE_BYTES) && r > 0)
-                saw_file(s, (int)f->rsi, at, (u64)r);
+                saw_file(s, (int)f->rdi, (int)f->rsi, at, (u64)r);
         } else {
             r = from_file(s, (int)f->rdi, (int)f->rsi, &at, f->r10, load_rlx(&s->b->nonblock));
             if (off)
@@ -295,7 +295,7 @@ static long splice_in(struct sock *s, struct sd_frame *f)
     r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
     sd_rx_plain_leave(s, r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0)
-        sd_saw_tcp(s, 1, NULL, 0, (u64)r);
+        sd_saw_tcp(s, (int)f->rdi, 1, NULL, 0, (u64)r);
     return r;
 }
 

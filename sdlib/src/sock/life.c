@@ -34,7 +34,7 @@ static bool tcp_info(int fd, struct tcp_info_head *ti)
 }
 
 /* Bytes this end has written to the stream so far; -1 if the connection is in no state to tell. */
-static i64 tx_pos(const struct sock *s, int fd)
+i64 sd_tx_pos(const struct sock *s, int fd)
 {
     struct tcp_info_head a, z;
     i32 q;
@@ -73,7 +73,7 @@ i64 sd_rx_pos(const struct sock *s, int fd)
         if (a.bytes_received != z.bytes_received || a.state != z.state)
             continue;
         if (a.state == TCP_CLOSE)
-            return closed_rx_pos(s, q);
+            return s->seg ? closed_rx_pos(s, q) : -1;
         bool fin = a.state == TCP_CLOSE_WAIT || a.state == TCP_LAST_ACK || a.state == TCP_CLOSING || a.state == TCP_TIME_WAIT;
         return (i64)a.bytes_received - fin - q;
     }
@@ -251,7 +251,7 @@ static bool switch_tx(struct sock *s, int fd, struct sd_hold *h)
         cas_u32(&b->tx_mode, mode, SD_MODE_TCP);
     if (!cas_u32(&b->tx_mode, SD_MODE_TCP, mine)) /* [K1] */
         return false;
-    if (load_acq(&b->tx_plain) == 0 && (pos = tx_pos(s, fd)) >= 0) {
+    if (load_acq(&b->tx_plain) == 0 && (pos = sd_tx_pos(s, fd)) >= 0) {
         b->opt_saved = (get_int(fd, SOL_TCP, TCP_NODELAY) ? SAVED_NODELAY : 0) | (get_int(fd, SOL_TCP, TCP_CORK) ? SAVED_CORK : 0) |
                        (1u << 31);
         /* Nagle with a delayed ACK would hold a doorbell for 40 ms. */
@@ -375,7 +375,7 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
         sd_bell_take(&s->e);
         sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
-    pos = tx_pos(s, fd);
+    pos = sd_tx_pos(s, fd);
     to = pos >= 0 ? (u64)pos : UNKNOWN;
     if (unlikely(load_rlx(&s->e.tx->go_back) == SD_GO_BACK_RESEND) && pos >= 0 && !sd_recall_resend(s, fd, h)) {
         sd_drop(s, fd);

@@ -62,7 +62,7 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
     r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
     sd_rx_plain_leave(s, w->peek ? 0 : r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0 && !w->peek)
-        sd_saw_tcp(s, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
+        sd_saw_tcp(s, fd, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
     if (unlikely(r == -ECONNRESET) && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (!sd_is_far(s) || sd_far_settle(s)))
         r = -(long)sd_end_error(&s->e, ECONNRESET); /* what the peer has left unread on TCP were doorbells of ours */
     if (r > 0)
@@ -181,7 +181,7 @@ long sd_switching_rx(struct sock *s, int fd, struct rx *w)
             return sd_rx_result(w, r);
         if (r > 0) {
             if (sd_tracing(SD_TRACE_BYTES))
-                sd_saw_tcp(s, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
+                sd_saw_tcp(s, fd, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
             w->got += (u64)r;
             s->b->bytes_tcp += (u64)r;
             if (w->got == w->len || ((u64)r < w->asked && w->got >= w->target))

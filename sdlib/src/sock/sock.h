@@ -54,6 +54,7 @@ bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats t
 void sd_ring_bell(struct sock *s, int fd);
 void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
+i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
 i64 sd_rx_pos(const struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
 bool sd_map_segment(struct sock *s, int fd);
 void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */

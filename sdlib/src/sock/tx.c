@@ -63,7 +63,7 @@ static long kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
         s->b->role = 1;
     sd_tx_plain_leave(s, r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0)
-        sd_saw_tcp(s, 0, m->iov, 0, (u64)r);
+        sd_saw_tcp(s, fd, 0, m->iov, 0, (u64)r);
     return r;
 }
 

@@ -12,7 +12,7 @@
  * What finds no room is dropped and counted; the supervisor tells how many. Forked children find the memory mapped and take channels of their own.
  *
  * Bytes have their place in the connection's stream with them. On the ring it is where the direction switched, as TCP counts, plus the ring's counter:
- * exact, whoever sends. On TCP it is counted by each process. So both ends tell the same of the same byte, in any order, and what is missing shows.
+ * exact, whoever sends. On TCP it is the kernel's count. So both ends tell the same of the same byte, in any order, and what is missing shows.
  */
 #include "base/user.h"
 #include "gate/gate.h"
@@ -56,11 +56,11 @@ static bool claim(struct sd_tcb *t, struct sd_trace *m)
         struct sd_trace_channel *c = &m->channel[i];
         if (load_rlx(&c->owner) || load_rlx(&c->tail) - load_acq(&c->head) > SD_TRACE_RECORDS / 2 || !cas_u32(&c->owner, 0, t->tid))
             continue;
-        c->pid = g.pid;
+        c->pid = (u32)SYS0(__NR_getpid); /* g.pid is the parent's in a child of vfork */
         SYS3(__NR_madvise, m->record[i], sizeof m->record[i], MADV_POPULATE_WRITE); /* a page's first touch costs as much as ten calls */
         t->records = m->record[i];
         t->channel = c;
-        struct sd_trace_record r = {.tsc = sd_tsc(), .nr = SD_TRACE_OWNER, .arg = {(u64)SYS0(__NR_getpid), t->tid}};
+        struct sd_trace_record r = {.tsc = sd_tsc(), .nr = SD_TRACE_OWNER, .arg = {c->pid, t->tid}};
         sd_trace_call(t, &r);
         return true;
     }
@@ -72,7 +72,7 @@ static bool has_channel(struct sd_tcb *t)
 {
     if (likely(t->channel != NULL))
         return true;
-    for (u32 i = 0; i < SD_MAX_TRACES; i++) {
+    for (u32 i = 0; i < SD_MAX_TRACES && !g.boxed; i++) {
         struct sd_trace *m = t->foreign ? load_acq(&maps[i]) : map(i);
         if (!m)
             break;
@@ -181,7 +181,7 @@ void sd_saw_open(struct sock *s, int fd)
         s->shown = cookie;
 }
 
-static void saw(struct sock *s, u32 dir, u64 pos, const struct iovec *iov, u64 skip, u64 len)
+void sd_saw(struct sock *s, u32 dir, u64 pos, const struct iovec *iov, u64 skip, u64 len)
 {
     struct sd_tcb *t = sd_self();
 
@@ -202,22 +202,25 @@ static const struct sd_dir *dir_of(const struct sock *s, u32 dir) { return dir ?
 
 void sd_saw_ring(struct sock *s, u32 dir, u64 counter, const struct iovec *iov, u64 skip, u64 len)
 {
-    saw(s, dir, load_rlx(&dir_of(s, dir)->sw_ring) - 1 + counter, iov, skip, len);
+    sd_saw(s, dir, load_rlx(&dir_of(s, dir)->sw_ring) - 1 + counter, iov, skip, len);
 }
 
-/* Behind the ring, TCP's own count has doorbells in it; the program's goes on where the ring ended. */
-void sd_saw_tcp(struct sock *s, u32 dir, const struct iovec *iov, u64 skip, u64 len)
+/* By the kernel's count, which every process that has the socket can ask for. It has bells in it once the ring was used; behind the ring the
+ * program's bytes go on where it ended. A connection that is over is not told of any more: then by our own. */
+u64 sd_saw_place(struct sock *s, int fd, u32 dir, u64 len)
 {
-    u64 base = 0;
+    i64 end = dir ? sd_rx_pos(s, fd) : sd_tx_pos(s, fd);
+    u64 at = end >= (i64)len ? (u64)end - len : load_rlx(&s->tcp_pos[dir]);
 
-    if (s->seg && load_rlx(dir ? &s->b->rx_mode : &s->b->tx_mode) == SD_MODE_BACK && load_rlx(&dir_of(s, dir)->sw_ring)) {
-        if (!(s->back_seen & (1u << dir))) {
-            s->back_seen |= 1u << dir;
-            store_rlx(&s->tcp_pos[dir], 0);
-        }
-        base = load_rlx(&dir_of(s, dir)->sw_ring) - 1 + load_rlx(&dir_of(s, dir)->sw_back_at);
-    }
-    saw(s, dir, base + atomic_fetch_add_explicit(&s->tcp_pos[dir], len, memory_order_relaxed), iov, skip, len);
+    store_rlx(&s->tcp_pos[dir], at + len);
+    if (s->seg && load_rlx(dir ? &s->b->rx_mode : &s->b->tx_mode) == SD_MODE_BACK && load_rlx(&dir_of(s, dir)->sw_ring))
+        at += load_rlx(&dir_of(s, dir)->sw_ring) + load_rlx(&dir_of(s, dir)->sw_back_at) - load_rlx(&dir_of(s, dir)->sw_back);
+    return at;
+}
+
+void sd_saw_tcp(struct sock *s, int fd, u32 dir, const struct iovec *iov, u64 skip, u64 len)
+{
+    sd_saw(s, dir, sd_saw_place(s, fd, dir, len), iov, skip, len);
 }
 
 void sd_saw_end(struct sock *s, u32 how)
