@@ -10,6 +10,9 @@
         key_file: b.key                  # beside this file; at least 16 bytes, readable by its owner only
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
+    dead_s: 5                            # silent for so long: the link is down
+    back_s: 3                            # down for so long: connections go back to their own TCP, for good
+    lost_s: 30                           # down for so long: the other host does not come back, what it has not sent is missing
 
 Without the file there are no other hosts.  It has to belong to root or the monitor's user, and nobody else may write
 it.
@@ -82,6 +85,7 @@ class Config:
     transport: str = VERBS
     dead_s: float = 5.0
     lost_s: float = 30.0
+    back_s: float = 3.0
 
 
 def path_of(env: Mapping[str, str], uid: int) -> str | None:
@@ -125,7 +129,7 @@ def _known(tree: Any, what: str, *keys: str) -> dict[str, Any]:
 
 
 def _config(tree: Any, folder: str) -> Config:
-    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "dead_s", "lost_s")
+    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "dead_s", "lost_s", "back_s")
     name = _name(tree["name"])
     peers = {str(key): _peer(str(key), value, folder) for key, value in (tree.get("peers") or {}).items()}
     if name in peers:
@@ -138,7 +142,7 @@ def _config(tree: Any, folder: str) -> Config:
         raise ValueError(f"no transport {transport!r}")
     listen = _endpoint(tree["listen"]) if tree.get("listen") else None
     return Config(name, listen, peers, Device(**device), transport, float(tree.get("dead_s", 5.0)),
-                  float(tree.get("lost_s", 30.0)))
+                  float(tree.get("lost_s", 30.0)), float(tree.get("back_s", 3.0)))
 
 
 def _name(text: Any) -> str:

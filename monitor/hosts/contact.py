@@ -15,12 +15,14 @@ from typing import Final
 
 from monitor import journal
 from monitor.hosts.auth import Handshake
-from monitor.hosts.config import Config, Peer
+from monitor.hosts.config import FOR_TESTS, Config, Peer
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.mirror import Mirror
 
 HANDSHAKE_S: Final = 5.0
+RDMA_AGAIN_S: Final = 10.0
+"""How long the TCP connection may carry the rings before queue pairs are tried again."""
 _BACK_OFF_S: Final = (0.0, 0.1, 0.3, 1.0, 3.0)
 _READ: Final = 1 << 18
 
@@ -117,14 +119,14 @@ class Contact:
         self._wire: Wire | None = None
         self._caller: Caller | None = None
         self._dial_at = 0.0
-        self._heard = self._pinged = 0.0
+        self._heard = self._pinged = self._up_since = 0.0
 
     @property
     def usable(self) -> bool:
         """New connections may be paired."""
         if self.link is None:
             return False
-        return self.link.by_rdma or self.link.port is None
+        return self.link.by_rdma or self._config.transport == FOR_TESTS
 
     # ------------------------------------------------------------------ beginning
 
@@ -155,6 +157,11 @@ class Contact:
     def _not_reached(self, _caller: Caller) -> None:
         self._caller = None
 
+    @property
+    def without_s(self) -> float:
+        """How long what is on rings already has been without the transport that it is for."""
+        return 0.0 if self.usable else time.monotonic() - self.down_since
+
     def adopt(self, caller: Caller) -> None:
         """It has proved that it is our peer. An older conversation is one that it has given up."""
         self._caller = None
@@ -166,14 +173,12 @@ class Contact:
         self._selector.unregister(sock)
         self._wire = Wire(sock, self._selector, self.on_ready)
         self._heard = self._pinged = time.monotonic()
+        self._up_since = self._heard
+        port = None
         try:
             port = self._make_port(self)
-        except OSError as error:
-            self.failures += 1
-            self._wire.close()
-            self._wire = None
+        except OSError as error:  # what is on rings already is carried by this connection meanwhile
             journal.warn("no-rdma", host=self.peer.name, why=error.strerror or str(error))
-            return
         self.link = Link(self.peer.name, sealer, self.mirrors, self.by_id, port,
                          lambda record: self._asked(self, record))
         self.links += 1
@@ -228,8 +233,10 @@ class Contact:
                 self._pinged = now
                 self.link.ping()
                 self.flush()
-            if self.usable and now - self.down_since > 1:
+            if self.usable:
                 self.failures = 0
+            elif now - self._up_since > RDMA_AGAIN_S:
+                self.fail("no RDMA yet: once more")
         self.dial(now)
 
     def fail(self, why: str) -> None:

@@ -238,6 +238,10 @@ class Mirror:
         """Bytes of our program that the other one has not read."""
         return (self.sent - self.copy.credited()) & _U64
 
+    def go_back(self) -> None:
+        """Our program is to go on by its own TCP connection with its next send, and the other one with its."""
+        self.copy.tell(sw_ring=0, sw_back=0, sw_back_at=0, hint=0, go_back=abi.const.SD_GO_BACK_CALL, attached=0)
+
     def lose(self) -> None:
         """The other host does not come back."""
         self.copy.lose()

@@ -1,3 +1,4 @@
+#include <arpa/inet.h>
 /* SPDX-License-Identifier: Apache-2.0
  *
  * integrity server PORT BYTES SEED | integrity client PORT BYTES SEED [KILL_AFTER]
@@ -96,7 +97,9 @@ static void transfer(int fd, uint64_t kill_after)
 
 static int open_side(bool server, uint16_t port)
 {
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const char *other = getenv("ADDRESS"); /* of the server; else both are on this host */
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_port = htons(port),
+                               .sin_addr.s_addr = other ? inet_addr(other) : htonl(INADDR_LOOPBACK)};
     if (!server)
         return connect_loopback(&addr);
     int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);

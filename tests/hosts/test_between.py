@@ -3,23 +3,40 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from pathlib import Path
 
-from tests.hosts.world import World, assert_rdma
+import pytest
+
+from tests.guestbuild import Guests
+from tests.hosts.world import VERBS, Host, Mode, Program, World, assert_rdma
 
 ECHO = """
-import socket, sys
+import os, socket, sys
 l = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("listening", flush=True)
-s, _ = l.accept()
-n = 0
-while data := s.recv(65536): s.sendall(data); n += len(data)
-print(n)
+for _ in range(int(sys.argv[3])):
+    s, _ = l.accept()
+    n = child = 0
+    while data := s.recv(65536):
+        s.sendall(data); n += len(data)
+        if not child and os.path.exists(sys.argv[4]):
+            child = os.fork()            # another process than the one that accepted goes on
+            if child: break
+            child = -1
+    if child > 0: os.waitpid(child, 0)
+    else: print(n, flush=True)
+    s.close()
+    if child < 0: os._exit(0)
 """
 PING = """
 import os, socket, sys, time
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-total = 0
+address, port, rounds, go, how = sys.argv[1:6]
+if how.isdigit():                # after exec: the connection is a descriptor that we were given
+    s, total, how = socket.socket(fileno=int(how)), int(sys.argv[6]), "direct"
+else:
+    s, total = socket.create_connection((address, int(port))), 0
 def ping(n):
     global total
     m = os.urandom(1 + n * 37 % 3000); total += len(m)
@@ -28,25 +45,111 @@ def ping(n):
         part = s.recv(65536); assert part, (n, len(got), len(m)); got += part
     assert got == m, n
 n = 0
-while not os.path.exists(sys.argv[4]):
+while not os.path.exists(go):
     ping(n); n += 1; time.sleep(0.01)
-for n in range(int(sys.argv[3])): ping(n)
+for n in range(int(rounds)): ping(n)
+if how == "exec":
+    s.set_inheritable(True)
+    os.execv(sys.executable, [sys.executable, "-c", os.environ["PING"], address, port, rounds, go, str(s.fileno()), str(total)])
 s.shutdown(socket.SHUT_WR)
 assert s.recv(1) == b""
 print(total)
 """
+ROUNDS = "200"
 
 
-def test_ping_pong(world: World) -> None:
+def echo(host: Host, port: int, go: Path, clients: int = 1) -> Program:
+    server = host.runner().start(sys.executable, "-c", ECHO, host.address, str(port), str(clients), go)
+    server.until(lambda: b"listening" in server.stdout, "listens")
+    return server
+
+
+def ping(host: Host, server: Host, port: int, go: Path, how: str = "direct", mode: Mode = Mode.SHM) -> Program:
+    return host.runner(mode).start(sys.executable, "-c", PING, server.address, str(port), ROUNDS, go, how, env={"PING": PING})
+
+
+@pytest.mark.parametrize("how", ["direct", "exec"])
+def test_fork_here_and_exec_there(world: World, how: str) -> None:
     world.start()
     go = world.a.folder / "go"
-    server = world.b.runner().start(sys.executable, "-c", ECHO, world.b.address, "7000")
-    server.until(lambda: b"listening" in server.stdout, "listens")
-    client = world.a.runner().start(sys.executable, "-c", PING, world.b.address, "7000", "300", go)
+    server = echo(world.b, 7000, go)
+    client = ping(world.a, world.b, 7000, go, how)
     world.a.carried(1)
     go.touch()
     client.ok()
     server.ok()
     assert server.stdout.split()[-1] == client.stdout.strip()
     for program in (client, server):
-        assert_rdma(program.report(), 1, 300_000)
+        assert_rdma(program.report(), 1, 250_000)
+
+
+def test_redis(world: World) -> None:
+    world.start()
+    server = world.b.runner().start("redis-server", "--port", "7001", "--bind", world.b.address, "--save", "",
+                                    "--dir", world.b.folder, "--protected-mode", "no")
+    client = world.a.runner()
+    server.until(lambda: b"Ready to accept" in server.stdout, "listens")
+    requests = "2000" if VERBS else "5000"
+    benchmark = client.run("redis-benchmark", "-h", world.b.address, "-p", "7001", "-t", "set,get", "-c", "4",
+                           "-n", requests, "-d", "300", "--csv", timeout=120)
+    assert benchmark.stdout.count(b"\n") >= 2
+    assert_rdma(benchmark.report(), 2, 300_000)
+    value = "x" * 100_000
+    script = client.run("redis-cli", "-h", world.b.address, "-p", "7001", stdin=f"set key {value}\nget key\n".encode() * 20)
+    assert script.stdout.decode().split() == ["OK", value] * 20
+    server.stop(signal.SIGTERM)
+    assert_rdma(server.report(), 2, 300_000)
+
+
+def sums(program: Program) -> dict[str, tuple[int, str]]:
+    """What one side says: {"sent": (bytes, sha256), "received": ...}."""
+    words = (line.split() for line in program.stdout.decode().splitlines())
+    return {what: (int(count), digest) for what, count, digest in words}
+
+
+def test_integrity_both_ways(world: World, guests: Guests) -> None:
+    world.start()
+    size = (2 if VERBS else 8) << 20
+    guest, env = guests("integrity"), {"ADDRESS": world.b.address}
+    server = world.b.runner().start(guest, "server", "7002", str(size), "5", env=env)
+    world.b.listens(7002)
+    client = world.a.runner().start(guest, "client", "7002", str(size), "6", env=env)
+    client.ok(150)
+    server.ok(60)
+    assert sums(client)["sent"] == sums(server)["received"]
+    assert sums(server)["sent"] == sums(client)["received"]
+    for program in (client, server):
+        assert_rdma(program.report(), 1, size)
+
+
+def test_a_killed_sender_leaves_all_that_it_sent(world: World, guests: Guests) -> None:
+    world.start()
+    guest, env = guests("integrity"), {"ADDRESS": world.b.address, "ONE_WAY": "1"}
+    server = world.b.runner().start(guest, "server", "7003", str(1 << 30), "7", env=env)
+    world.b.listens(7003)
+    client = world.a.runner().start(guest, "client", "7003", str(1 << 30), "8", "1500000", env=env)
+    assert client.wait(120) == -signal.SIGKILL
+    server.ok(60)
+    assert sums(client)["sent"] == sums(server)["received"]
+    assert_rdma(server.report(), 1, 500_000)
+
+
+@pytest.mark.skipif(VERBS, reason="a third host is a network namespace")
+def test_a_host_without_sdrun_and_one_with_another_key_stay_on_tcp(world: World) -> None:
+    world.start()
+    go = world.a.folder / "go"
+    go.touch()
+    server = echo(world.b, 7004, go, 2)
+    plain = ping(world.hosts["c"], world.b, 7004, go, mode=Mode.NATIVE).ok()
+    world.a.kill_monitor()
+    key = world.a.folder / "b.key"
+    key.write_text("not the key that they share")
+    world.a.start_monitor()
+    stranger = ping(world.a, world.b, 7004, go).ok()
+    server.ok()
+    assert sorted(server.stdout.split()[1:]) == sorted((plain.stdout.strip(), stranger.stdout.strip()))
+    for program in (stranger, server):
+        assert program.report().raw["connections"]["rdma"] == 0
+    assert "has another key" in world.a.log + world.b.log
+
+

@@ -121,6 +121,11 @@ class Host:
             return sum(1 for one in hosts["connections"] if one["out"] and one["in"]) >= connections
         wait_for(moved, lambda: f"{connections} connections are mirrored\n{self.log}")
 
+    def listens(self, port: int) -> None:
+        """Wait until somebody listens on that port here."""
+        command = [*self.enter, "ss", "-Htln", f"sport = :{port}"]
+        wait_for(lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout, f"port {port} listens")
+
     def kill_monitor(self, number: int = signal.SIGKILL) -> None:
         """End it; no one starts another but `start_monitor`, or a supervisor."""
         if self.monitor is not None:
