@@ -155,12 +155,16 @@ class Broker:
         self.prepare()
 
     def tick(self) -> bool:
-        """Now and then: look for a monitor if offers wait for one. True: call again within RETRY_S."""
-        if self._homeless:
+        """Now and then: look for a monitor if somebody waits for one. True: call again within RETRY_S."""
+        if self._missed():
             self._monitor(wait=False)
         self._stuck.sweep()
         self._sweep()
-        return bool(self._homeless or self._stuck)
+        return self._missed() or bool(self._stuck)
+
+    def _missed(self) -> bool:
+        """Offers wait for a monitor, or connections to another host, whose bytes it carries."""
+        return bool(self._homeless) or (self._client is None and any(held.far for held in self._held.values()))
 
     # ----------------------------------------------------------------- offers
 

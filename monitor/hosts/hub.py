@@ -430,7 +430,7 @@ class Hub:
         self._ticked = now
         for contact in self.contacts.values():
             contact.tick(now)
-            if contact.without_s > self._config.back_s:
+            if contact.link is not None and contact.without_s > self._config.back_s:
                 for conn in self._of(contact):
                     conn.mirror.go_back()
             if contact.link is None and now - contact.down_since > self._config.lost_s:

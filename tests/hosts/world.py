@@ -53,7 +53,7 @@ class Host:
 
     @property
     def socket(self) -> str:
-        return str(self.folder / "m.sock")
+        return str(self.folder / "socksdirect" / "m.sock")
 
     @property
     def config(self) -> Path:
@@ -126,6 +126,11 @@ class Host:
         command = [*self.enter, "ss", "-Htln", f"sport = :{port}"]
         wait_for(lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout, f"port {port} listens")
 
+    def monitor_pid(self) -> int:
+        """Of whoever serves the socket now: the monitor that we have started, or one that a supervisor has."""
+        pid: int = wait_for(lambda: self.status().get("pid"), lambda: f"a monitor of {self.name}\n{self.log}")
+        return pid
+
     def kill_monitor(self, number: int = signal.SIGKILL) -> None:
         """End it; no one starts another but `start_monitor`, or a supervisor."""
         if self.monitor is not None:
@@ -148,6 +153,8 @@ class Host:
         for runner in self.runners:
             runner.close()
         self.kill_monitor()
+        if pid := self.status().get("pid"):  # one that a supervisor has started
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -178,6 +185,7 @@ class World:
     def _host(self, name: str, address: str, enter: list[str]) -> None:
         folder = self._folder / name
         folder.mkdir()
+        (folder / "socksdirect").mkdir(mode=0o700)
         self.hosts[name] = Host(name, address, folder, enter)
 
     def _make_verbs(self) -> None:
