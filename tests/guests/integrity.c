@@ -119,6 +119,33 @@ static void tell(const char *what, struct half *h)
     fflush(stdout);
 }
 
+/* $GO names a file: until it exists, the two only say that they are there. */
+static void until_go(int fd, bool server)
+{
+    const char *go = getenv("GO");
+    char c = 'p';
+
+    while (go && c != 'g') {
+        if (!server) {
+            c = access(go, F_OK) == 0 ? 'g' : 'p';
+            CHECK(write(fd, &c, 1) == 1);
+            usleep(5000);
+        }
+        CHECK(read(fd, &c, 1) == 1);
+        if (server)
+            CHECK(write(fd, &c, 1) == 1);
+    }
+}
+
+/* Or $STAY, until which nobody ends. */
+static void until_stay(void)
+{
+    const char *stay = getenv("STAY");
+
+    while (stay && access(stay, F_OK) != 0)
+        usleep(5000);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc >= 5);
@@ -126,6 +153,7 @@ int main(int argc, char **argv)
     uint64_t bytes = strtoull(argv[3], NULL, 0), seed = strtoull(argv[4], NULL, 0);
     uint64_t kill_after = argc > 5 ? strtoull(argv[5], NULL, 0) : 0;
     int fd = open_side(server, (uint16_t)atoi(argv[2]));
+    until_go(fd, server);
     CHECK(fd >= 0);
     say(fd, "hello");
     expect(fd, "hello");
@@ -141,6 +169,7 @@ int main(int argc, char **argv)
         tell("sent", &out);
         kill(getpid(), SIGKILL);
     }
+    until_stay();
     if (in.left == 0 && in.done == bytes && shutdown(fd, SHUT_WR) == 0) {
         set_nonblock(fd, false);
         expect_eof(fd);

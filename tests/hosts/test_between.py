@@ -110,10 +110,13 @@ def sums(program: Program) -> dict[str, tuple[int, str]]:
 def test_integrity_both_ways(world: World, guests: Guests) -> None:
     world.start()
     size = (2 if VERBS else 8) << 20
-    guest, env = guests("integrity"), {"ADDRESS": world.b.address}
+    guest, go = guests("integrity"), world.a.folder / "go"
+    env = {"ADDRESS": world.b.address, "GO": str(go)}
     server = world.b.runner().start(guest, "server", "7002", str(size), "5", env=env)
     world.b.listens(7002)
     client = world.a.runner().start(guest, "client", "7002", str(size), "6", env=env)
+    world.a.carried(1)
+    go.touch()
     client.ok(150)
     server.ok(60)
     assert sums(client)["sent"] == sums(server)["received"]
@@ -124,10 +127,13 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
 
 def test_a_killed_sender_leaves_all_that_it_sent(world: World, guests: Guests) -> None:
     world.start()
-    guest, env = guests("integrity"), {"ADDRESS": world.b.address, "ONE_WAY": "1"}
+    guest, go = guests("integrity"), world.a.folder / "go"
+    env = {"ADDRESS": world.b.address, "ONE_WAY": "1", "GO": str(go)}
     server = world.b.runner().start(guest, "server", "7003", str(1 << 30), "7", env=env)
     world.b.listens(7003)
     client = world.a.runner().start(guest, "client", "7003", str(1 << 30), "8", "1500000", env=env)
+    world.a.carried(1)
+    go.touch()
     assert client.wait(120) == -signal.SIGKILL
     server.ok(60)
     assert sums(client)["sent"] == sums(server)["received"]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 
 import pytest
@@ -23,15 +22,16 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
     world.start(dead_s=0.8, back_s=600)
     dice = random.Random(os.environ.get("SDRUN_HOSTS_SEED", what))
     size = FAILURES * (1 << 20) // (2 if VERBS else 1)
-    guest, env = guests("integrity"), {"ADDRESS": world.b.address}
+    guest, go = guests("integrity"), world.a.folder / "go"
+    stay = world.a.folder / "stay"
+    env = {"ADDRESS": world.b.address, "GO": str(go), "STAY": str(stay)}
     server = world.b.runner().start(guest, "server", "7010", str(size), "5", env=env)
     world.b.listens(7010)
     client = world.a.runner().start(guest, "client", "7010", str(size), "6", env=env)
     world.a.carried(1)
+    go.touch()
     for _ in range(FAILURES):
         time.sleep(dice.uniform(0, 0.4))
-        if client.process.poll() is not None:
-            break
         host = dice.choice((world.a, world.b))
         if what == "monitors":
             os.kill(host.monitor_pid(), signal.SIGKILL)
@@ -39,7 +39,8 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
             world.cut(host, True)
             time.sleep(dice.choice((0.05, 1.2)))
             world.cut(host, False)
-    client.ok(200)
+    stay.touch()
+    client.ok(150)
     server.ok(60)
     assert sums(client)["sent"] == sums(server)["received"]
     assert sums(server)["sent"] == sums(client)["received"]
@@ -60,24 +61,3 @@ def test_a_host_that_does_not_come_back_resets_its_connections(world: World) -> 
     assert client.wait(60) == 1
     assert "ConnectionResetError" in client.stderr
     server.close()
-
-
-@pytest.mark.skipif(not VERBS, reason="takes an RDMA device away")
-def test_without_rdma_connections_go_back_to_their_own_tcp(world: World) -> None:
-    world.start(back_s=0.5)
-    go = world.a.folder / "go"
-    server = echo(world.b, 7012, world.b.folder / "never")
-    client = ping(world.a, world.b, 7012, go)
-    world.a.carried(1)
-    subprocess.run(["rdma", "link", "del", "rxb"], check=True)
-    try:
-        wait_for(lambda: world.a.peer("b").get("up") and not world.a.peer("b").get("rdma"), lambda: world.a.log)
-        time.sleep(3)
-        go.touch()
-        client.ok()
-        server.ok()
-    finally:
-        subprocess.run(["rdma", "link", "add", "rxb", "type", "rxe", "netdev", "vb"], check=True)
-    assert server.stdout.split()[-1] == client.stdout.strip()
-    back = client.report().raw["connections"]["moved_back"]
-    assert sum(back.values()) >= 1, back

@@ -119,7 +119,7 @@ class Host:
         def moved() -> bool:
             hosts = self.status().get("hosts") or {"connections": []}
             return sum(1 for one in hosts["connections"] if one["out"] and one["in"]) >= connections
-        wait_for(moved, lambda: f"{connections} connections are mirrored\n{self.log}")
+        wait_for(moved, lambda: f"{connections} connections are mirrored\n{self.log}\n{self.status()}")
 
     def listens(self, port: int) -> None:
         """Wait until somebody listens on that port here."""

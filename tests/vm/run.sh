@@ -3,7 +3,7 @@
 # In the guest (tests/vm/guest.py), from the work tree: the tests of tests/hosts with real verbs. Arguments are pytest's.
 set -euo pipefail
 bash tests/vm/rxe.sh
-export SDRUN_HOSTS_VERBS=1 SDRUN_HOSTS_LIMIT=60
+export SDRUN_HOSTS_VERBS=1 SDRUN_HOSTS_LIMIT=${SDRUN_HOSTS_LIMIT:-60}
 before=$(cat /sys/class/infiniband/rxa/ports/1/hw_counters/sent_pkts)
 .venv/bin/python -m pytest -q -p no:cacheprovider --timeout 200 tests/hosts "$@"
 sent=$(($(cat /sys/class/infiniband/rxa/ports/1/hw_counters/sent_pkts) - before))

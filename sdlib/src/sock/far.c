@@ -5,8 +5,8 @@
 #include "sock/far.h"
 
 #define NAP_NS 50000
-#define SETTLE_NAPS 200000  /* ten seconds and more: a link that is down comes back, or its monitor says that it is lost */
-#define RINGING_NAPS 40000  /* a monitor is in there for microseconds */
+#define SETTLE_NS 10000000000ull /* a link that is down comes back, or its monitor says that it is lost */
+#define RINGING_NS 2000000000ull /* a supervisor is in there for microseconds */
 
 void sd_far_nap(void)
 {
@@ -30,7 +30,7 @@ bool sd_far_settle(struct sock *s)
     u32 ask = atomic_fetch_add(&s->seg->settle_ask, 1) + 1;
 
     sd_far_nudge(s);
-    for (u32 i = 0; i < SETTLE_NAPS; i++) {
+    for (u64 until = sd_now_ns() + SETTLE_NS; sd_now_ns() < until;) {
         if ((i32)(load_acq(&s->seg->settled) - ask) >= 0) /* [H1] */
             return true;
         if (load_acq(&s->seg->lost))
@@ -43,6 +43,6 @@ bool sd_far_settle(struct sock *s)
 /* LEAVING is said. Afterwards the monitor sends nothing more on our socket. */
 void sd_far_bells_out(struct sock *s)
 {
-    for (u32 i = 0; i < RINGING_NAPS && load_acq(&s->seg->ringing); i++) /* [H2] */
+    for (u64 until = sd_now_ns() + RINGING_NS; load_acq(&s->seg->ringing) && sd_now_ns() < until;) /* [H2] */
         sd_far_nap();
 }
