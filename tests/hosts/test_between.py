@@ -50,12 +50,15 @@ while not os.path.exists(go):
 for n in range(int(rounds)): ping(n)
 if how == "exec":
     s.set_inheritable(True)
-    os.execv(sys.executable, [sys.executable, "-c", os.environ["PING"], address, port, rounds, go, str(s.fileno()), str(total)])
+    again = [address, port, rounds, go, str(s.fileno()), str(total)]
+    os.execv(sys.executable, [sys.executable, "-c", os.environ["PING"], *again])
 s.shutdown(socket.SHUT_WR)
 assert s.recv(1) == b""
 print(total)
 """
-ROUNDS = "200"
+ROUNDS = "60" if VERBS else "200"
+LONG_S = 200.0 if VERBS else 60.0  # emulated: a hundred times slower, on a machine that has other things to do
+quick_only = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, in a hundredth of the time")
 
 
 def echo(host: Host, port: int, go: Path, clients: int = 1) -> Program:
@@ -65,10 +68,11 @@ def echo(host: Host, port: int, go: Path, clients: int = 1) -> Program:
 
 
 def ping(host: Host, server: Host, port: int, go: Path, how: str = "direct", mode: Mode = Mode.SHM) -> Program:
-    return host.runner(mode).start(sys.executable, "-c", PING, server.address, str(port), ROUNDS, go, how, env={"PING": PING})
+    words = (server.address, str(port), ROUNDS, go, how)
+    return host.runner(mode).start(sys.executable, "-c", PING, *words, env={"PING": PING})
 
 
-@pytest.mark.parametrize("how", ["direct", "exec"])
+@pytest.mark.parametrize("how", [pytest.param("direct", marks=quick_only), "exec"])
 def test_fork_here_and_exec_there(world: World, how: str) -> None:
     world.start()
     go = world.a.folder / "go"
@@ -76,11 +80,11 @@ def test_fork_here_and_exec_there(world: World, how: str) -> None:
     client = ping(world.a, world.b, 7000, go, how)
     world.a.carried(1)
     go.touch()
-    client.ok()
-    server.ok()
+    client.ok(LONG_S)
+    server.ok(LONG_S)
     assert server.stdout.split()[-1] == client.stdout.strip()
     for program in (client, server):
-        assert_rdma(program.report(), 1, 250_000)
+        assert_rdma(program.report(), 1, 60_000 if VERBS else 250_000)
 
 
 def test_redis(world: World) -> None:
@@ -89,16 +93,17 @@ def test_redis(world: World) -> None:
                                     "--dir", world.b.folder, "--protected-mode", "no")
     client = world.a.runner()
     server.until(lambda: b"Ready to accept" in server.stdout, "listens")
-    requests = "1000"
+    requests = "200" if VERBS else "1000"
     benchmark = client.run("redis-benchmark", "-h", world.b.address, "-p", "7001", "-t", "set,get", "-c", "4",
-                           "-n", requests, "-d", "300", "--csv", timeout=120)
+                           "-n", requests, "-d", "300", "--csv", timeout=LONG_S)
     assert benchmark.stdout.count(b"\n") >= 2
-    assert_rdma(benchmark.report(), 2, 300_000)
+    assert_rdma(benchmark.report(), 2, 60_000)
     value = "x" * 100_000
-    script = client.run("redis-cli", "-h", world.b.address, "-p", "7001", stdin=f"set key {value}\nget key\n".encode() * 20)
-    assert script.stdout.decode().split() == ["OK", value] * 20
+    commands = f"set key {value}\nget key\n".encode() * 5
+    script = client.run("redis-cli", "-h", world.b.address, "-p", "7001", stdin=commands, timeout=LONG_S)
+    assert script.stdout.decode().split() == ["OK", value] * 5
     server.stop(signal.SIGTERM)
-    assert_rdma(server.report(), 2, 300_000)
+    assert_rdma(server.report(), 2, 60_000)
 
 
 def sums(program: Program) -> dict[str, tuple[int, str]]:
@@ -109,7 +114,7 @@ def sums(program: Program) -> dict[str, tuple[int, str]]:
 
 def test_integrity_both_ways(world: World, guests: Guests) -> None:
     world.start()
-    size = (2 if VERBS else 8) << 20
+    size = (1 if VERBS else 8) << 20
     guest, go = guests("integrity"), world.a.folder / "go"
     env = {"ADDRESS": world.b.address, "GO": str(go)}
     server = world.b.runner().start(guest, "server", "7002", str(size), "5", env=env)
@@ -117,14 +122,15 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
     client = world.a.runner().start(guest, "client", "7002", str(size), "6", env=env)
     world.a.carried(1)
     go.touch()
-    client.ok(150)
-    server.ok(60)
+    client.ok(LONG_S)
+    server.ok(LONG_S)
     assert sums(client)["sent"] == sums(server)["received"]
     assert sums(server)["sent"] == sums(client)["received"]
     for program in (client, server):
         assert_rdma(program.report(), 1, size)
 
 
+@quick_only
 def test_a_killed_sender_leaves_all_that_it_sent(world: World, guests: Guests) -> None:
     world.start()
     guest, go = guests("integrity"), world.a.folder / "go"

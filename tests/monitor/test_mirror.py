@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two monitors that mirror one connection, without a device, a socket or a clock.
 
-Both programs are the ring's own code on real copies; the monitors are real links; between them is a wire that the test moves on piece by piece, and cuts.
-What must hold whatever happens: what one program reads is what the other one wrote, from the first byte, none missing or doubled; when everybody has been
-given time, all of it has been read, all is credited, and nobody sleeps who has something to do.
+Both programs are the ring's own code on real copies; the monitors are real links; between them is a wire that the test
+moves on piece by piece, and cuts.  What must hold whatever happens: what one program reads is what the other one wrote,
+from the first byte, none missing or doubled; when everybody has been given time, all of it has been read, all is
+credited, and nobody sleeps who has something to do.
 """
 
 from __future__ import annotations
