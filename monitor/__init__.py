@@ -14,6 +14,7 @@
     segment    sealed memfds
     journal    log lines
     service    sd_notify
+    hosts/     connections to other hosts: mirrored rings
 
 It never imports sdtrace, and sdtrace never imports it: what both speak is sdlib.wire.
 """

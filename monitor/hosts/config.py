@@ -12,10 +12,9 @@
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
     dead_s: 5                            # silent for so long: the link is down
     back_s: 3                            # a link without RDMA for so long: back to the connections' own TCP, for good
-    lost_s: 30                           # down for so long: the host does not come back, what it has not sent is missing
+    lost_s: 30                           # down for so long: the host does not come back, what it has not sent is lost
 
-Without the file there are no other hosts.  It has to belong to root or the monitor's user, and nobody else may write
-it.
+Without the file there are no other hosts.  Root or the monitor's user owns it, and nobody else may write to it.
 """
 
 from __future__ import annotations
