@@ -89,6 +89,17 @@ static int check_output(const char *option, const char *name)
     return -1;
 }
 
+/* Written in place, as it comes. */
+static int check_stream(const char *option, const char *name)
+{
+    int status = check_output(option, name);
+    if (status < 0 && access(name, F_OK) == 0 && access(name, W_OK) < 0) {
+        complain("%s: cannot write %s: %s", option, name, strerror(errno));
+        return EXIT_USAGE;
+    }
+    return status;
+}
+
 static int append(const char **list, int *n, const char *value, const char *option)
 {
     if (*n == SETS_MAX)
@@ -109,10 +120,10 @@ static int apply(struct options *o, char letter, const char *value)
         return o->learn ? check_output("--learn", o->learn) : EXIT_USAGE;
     case 't':
         o->trace = value ? absolute(value) : "";
-        return o->trace ? value ? check_output("--trace", o->trace) : -1 : EXIT_USAGE;
+        return o->trace ? value ? check_stream("--trace", o->trace) : -1 : EXIT_USAGE;
     case 'C':
         o->pcap = absolute(value);
-        return o->pcap ? check_output("--pcap", o->pcap) : EXIT_USAGE;
+        return o->pcap ? check_stream("--pcap", o->pcap) : EXIT_USAGE;
     case 'R':
         o->must_check = true;
         return append(o->rules, &o->nrules, value, "-r");

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -145,11 +146,19 @@ class Drain:
 
     def _write(self, data: bytes) -> None:
         for sink in self._sinks:
-            try:
-                sink.write(data)
-            except OSError as error:  # the disk is full
-                syslog.syslog(syslog.LOG_ERR, f"the trace ends here: {error}")
-                self._sinks = [other for other in self._sinks if other is not sink]
+            self._attempt(sink, lambda sink=sink: sink.write(data))  # type: ignore[misc]
+
+    def _flush(self) -> None:
+        for sink in self._sinks:
+            self._attempt(sink, sink.flush)
+
+    def _attempt(self, sink: Sink, action: Callable[[], None]) -> None:
+        """The disk may be full: then this sink gets no more, and what is there has no end."""
+        try:
+            action()
+        except OSError as error:
+            syslog.syslog(syslog.LOG_ERR, f"the trace ends here: {error}")
+            self._sinks = [other for other in self._sinks if other is not sink]
 
     def _tell_time(self) -> None:
         self._write(stream.clock(abi.lib.sd_py_tsc(), time.time_ns()))
@@ -192,8 +201,7 @@ class Drain:
         """Everything that was recorded until now is where others find it."""
         with self._lock:
             self._round()
-            for sink in self._sinks:
-                sink.flush()
+            self._flush()
 
     def finish(self) -> None:
         """The tree has ended. Once is enough."""
@@ -208,7 +216,7 @@ class Drain:
             self._tell_time()
             self._write(stream.chunk(Kind.END, 0))
             for sink in self._sinks:
-                sink.close()
+                self._attempt(sink, sink.close)
 
     # --------------------------------------------------------------- its own thread
 
@@ -237,8 +245,7 @@ class Drain:
     def _sweep(self) -> None:
         """Channels and memory of who is gone."""
         self._tell_time()
-        for sink in self._sinks:
-            sink.flush()
+        self._flush()
         for memory in list(self._memories):
             if not memory.host_pids:
                 continue

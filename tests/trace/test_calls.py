@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -162,3 +163,23 @@ def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([BIN / "sdtrace", tmp_path / "other"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "does not begin" in done.stderr
     assert parser().parse_args(["x", "-c"]).summary
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be somebody else")
+@pytest.mark.parametrize("option", ["--trace=", "--pcap="])
+def test_a_file_that_cannot_be_written_is_said_before_the_start(option: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch(0o644)
+    sdrun = shutil.copy(SDRUN, tmp_path / "sdrun")  # the checkout may be out of their reach
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    tmp_path.chmod(0o777)
+    done = subprocess.run([*nobody, sdrun, f"{option}{tmp_path}/mine", "echo", "started"], capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "Permission denied" in done.stderr and not done.stdout
+
+
+def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path: Path, sd_env: dict[str, str]) -> None:
+    done = subprocess.run([SDRUN, "--trace=/dev/full", "--", "python3", "-c", ECHO + "print('over')"], env=sd_env,
+                          timeout=60, check=True, capture_output=True, text=True)
+    assert done.stdout == "over\n" and not done.stderr
