@@ -46,8 +46,8 @@ from tests.guestbuild import Guests
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 LATE = next(world for world in WORLDS if world.name == "during")
-REPEATS = 3
-"""A busy machine hands packets over late, natively as well: what differs does so each time."""
+NATIVELY = 5
+"""A busy machine hands packets over late, natively as well: what differs has to be something that is not seen there."""
 SOON = struct.pack("=qq", 0, 4000)
 SLOTS = 4
 """Descriptors of each side: two connections, and places for duplicates."""
@@ -213,11 +213,10 @@ def test_random_calls_are_as_natively(world: str, places: dict[str, Place]) -> N
     @given(sequences)
     def check(sequence: Sequence) -> None:
         behaviour = Behaviour("model", play(sequence), (), carried=False, broken={}, only=())
-        for _ in range(REPEATS):
-            wanted = places[NATIVE.name].run(behaviour).transcript
-            got = places[world].run(behaviour).transcript
-            if got == wanted:
-                return
+        wanted = places[NATIVE.name].run(behaviour).transcript
+        got = places[world].run(behaviour).transcript
+        if got == wanted or any(places[NATIVE.name].run(behaviour).transcript == got for _ in range(NATIVELY)):
+            return
         assert got == wanted, "\n".join(difflib.unified_diff(wanted, got, "native", world, lineterm=""))
 
     check()

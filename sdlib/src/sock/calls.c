@@ -271,6 +271,22 @@ static bool mm_time_over(struct mm_time *t)
     return !left;
 }
 
+/* Unlike recvmsg, this call looks for a pending error before it looks for bytes. */
+static long pending_error(struct sock *s, int fd)
+{
+    u32 err;
+
+    if (sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+        if (likely(!(load_rlx(&s->b->latched) & LATCH_FIN)))
+            return 0;
+        err = atomic_exchange(&s->b->rx_err, 0);
+        if (err)
+            return -(long)err;
+    }
+    i32 v = sd_sockopt_int(fd, SO_ERROR);
+    return v > 0 ? -(long)v : 0;
+}
+
 SD_CALL(sd_recvmmsg)
 {
     struct mmsghdr *v = (struct mmsghdr *)f->rsi;
@@ -281,6 +297,8 @@ SD_CALL(sd_recvmmsg)
 
     HOLD(s, f->rdi);
     r = mm_time_init(&time, (struct timespec64 *)f->r8);
+    if (!r)
+        r = pending_error(s, (int)f->rdi);
     for (i = 0; i < n && !r; i++) {
         r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE);
         if (r >= 0 && !sd_touch_all(&v[i].len, sizeof v[i].len))

@@ -282,6 +282,11 @@ SD_CALL(sd_getsockopt)
             if (g.cfg->upgrade == SD_UPGRADE_EAGER)
                 sd_tick(s, (int)f->rdi);
         }
+        if (r == 0 && (*(i32 *)f->r10 == ECONNRESET || *(i32 *)f->r10 == ETIMEDOUT) && sd_attached(s) &&
+            load_rlx(&s->b->rx_mode) == SD_MODE_RING && !(load_rlx(&s->b->latched) & LATCH_FIN) && !load_rlx(&s->b->rx_shut)) {
+            sd_latch_end(s, (int)f->rdi, (u32)*(i32 *)f->r10); /* the kernel says it once */
+            *(i32 *)f->r10 = 0;
+        }
         if (r == 0 && *(i32 *)f->r10 == 0 && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
             if (!(load_rlx(&s->b->latched) & LATCH_FIN))
                 sd_look_at_kernel(s, (int)f->rdi);

@@ -52,10 +52,10 @@ static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
 }
 
 /* Why no more can go into the ring now: 0: go on; -ERANGE: it is no longer on the ring. */
-static long ring_open(struct sock *s)
+static long ring_open(struct sock *s, int fd)
 {
     if (s->b->tx_shut)
-        return sd_broken_pipe(0);
+        return sd_after_shutdown(fd, 0);
     if (load_rlx(&s->b->latched) & POLLERR)
         return sd_after_reset(s, 0);
     if (load_rlx(&s->b->tx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e))
@@ -79,7 +79,7 @@ static long from_file(struct sock *s, int fd, int in, i64 *off, u64 count, bool 
     u64 sent = 0, deadline = 0;
     long r = 0;
 
-    while (sent < count && !(r = ring_open(s))) {
+    while (sent < count && !(r = ring_open(s, fd))) {
         r = piece(s, fd, in, *off, count - sent);
         if (r == FULL) {
             if ((r = no_room(s, fd, nb, &deadline)))
@@ -133,7 +133,7 @@ static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb)
     u64 sent = 0, deadline = 0;
     long r = 0;
 
-    while (sent < count && !(r = ring_open(s))) {
+    while (sent < count && !(r = ring_open(s, fd))) {
         i64 room = sd_tx_look(&s->e);
         if (room < 0) {
             sd_drop(s, fd);

@@ -270,6 +270,14 @@ long sd_broken_pipe(u32 flags)
     return -EPIPE;
 }
 
+/* The program has shut this direction: EPIPE and its signal, or the error that the socket has had since, as the kernel says it. No byte. */
+long sd_after_shutdown(int fd, u32 flags)
+{
+    long r = SYS6(__NR_sendto, fd, 0, 0, MSG_DONTWAIT | (flags & MSG_NOSIGNAL), 0, 0);
+
+    return r < 0 ? r : sd_broken_pipe(flags); /* another thread is about to shut it */
+}
+
 /* Reported once, then a broken pipe, as TCP does. */
 long sd_after_reset(struct sock *s, u32 flags)
 {
@@ -285,7 +293,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
 
     for (;;) {
         if (s->b->tx_shut)
-            return sent ? (long)sent : sd_broken_pipe(flags);
+            return sent ? (long)sent : sd_after_shutdown(fd, flags);
         if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e) || peer_left(s, fd)) {
             if (sent)
                 return (long)sent;

@@ -190,6 +190,51 @@ def reset_after_fin(stage: Stage) -> None:
     use(b, y)
 
 
+@behaviour("send after an own shutdown and what the peer has sent since (RST)", carried=False)
+def send_after_own_shutdown(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for call in ("send", "sendfile"):
+        x, y = stage.connection()
+        a.shutdown(x, SHUT_RDWR)
+        a.send(x, b"x", NOSIGNAL)
+        b.send(y, b"y", NOSIGNAL)
+        settle()
+        if call == "send":
+            a.send(x, b"x", NOSIGNAL)
+        else:
+            file = a.file(b"z")
+            a.sendfile(x, file, 1)
+        a.send(x, b"x", NOSIGNAL)
+        a.recv(x, 10, DONTWAIT)
+        use(b, y)
+
+
+@behaviour("getsockopt SO_ERROR takes the error of a reset", carried=False)
+def so_error_takes_it(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"never read")
+    b.close(y)
+    settle()
+    a.option(x, SOL_SOCKET, SO_ERROR)
+    a.send(x, b"x", NOSIGNAL)
+    use(a, x)
+
+
+@behaviour("recvmmsg after RST: the error comes before the bytes", carried=False)
+def recvmmsg_after_reset(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"unread")
+    a.shutdown(x, 2)
+    b.send(y, b"x", NOSIGNAL)
+    settle()
+    b.recvmmsg(y, [1], DONTWAIT)
+    b.recvmmsg(y, [3, 9], DONTWAIT)
+    b.recvmmsg(y, [3], DONTWAIT)
+    use(b, y)
+
+
 @behaviour("close without a word (FIN)", carried=False)
 def close_quietly(stage: Stage) -> None:
     a, b = stage.a, stage.b
