@@ -18,7 +18,6 @@ import os
 import syslog
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -30,14 +29,13 @@ from sdtrace import far
 from sdtrace.areas import Area
 from sdtrace.held import Held, Key, Origin, Quotas, as_paper, reason_of
 from sdtrace.meter import Meter
+from sdtrace.opener import Opener
 from sdtrace.segments import same_socket, send_back
 from sdtrace.stuck import Stuck
 
 OFFER_TIMEOUT_S: Final = 0.05
 RETRY_S: Final = 0.2
 """How often to look for a new monitor while offers wait for one."""
-_OPEN_TIMEOUT_S: Final = 5.0
-_BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
 _SWEEP_S: Final = 1.0
 
 
@@ -53,7 +51,7 @@ class Broker:
         self._settings = settings
         self._reload = reload
         self._client: MonitorClient | None = None
-        self._opening: Future[MonitorClient] | None = None
+        self._opener = Opener()
         self._ids = itertools.count(1)
         self._held: dict[Key, Held] = {}
         self._open: dict[int, Key] = {}
@@ -65,8 +63,6 @@ class Broker:
         self._stuck = Stuck()
         self._quotas = Quotas()
         self._swept = 0.0
-        self._failures = 0
-        self._retry_at = 0.0
         self.recall: Callable[[Key, Held], int] = lambda _key, _held: errno.ENOSYS
         """See sdtrace/recall.py; set where the image is known."""
         self.asked = Meter()
@@ -76,21 +72,15 @@ class Broker:
 
     def prepare(self) -> None:
         """An offer is likely soon: begin to open the monitor."""
-        if self._client is None and self._opening is None and time.monotonic() >= self._retry_at:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="open-monitor")
-            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S)
-            pool.shutdown(wait=False)
+        if self._client is None:
+            self._opener.prepare()
 
     def _monitor(self, *, wait: bool = True) -> MonitorClient | None:
         """The client, opened if it is time to try; without `wait` only if that is done."""
         self.prepare()
-        if self._client is None and self._opening is not None and (wait or self._opening.done()):
-            opening, self._opening = self._opening, None
-            try:
-                self._client = opening.result()
-            except (MonitorUnavailable, OSError) as error:
-                self._give_up(str(error))
-            else:
+        if self._client is None:
+            self._client = self._opener.take(wait=wait, impatient=bool(self._homeless))
+            if self._client is not None:
                 self._had_one = True
                 self._watch(self._client.fileno())
                 self._introduce(self._client)
@@ -131,12 +121,6 @@ class Broker:
         elif result == abi.const.SD_OFFER_REFUSED and reason != abi.const.SD_REASON_no_monitor:
             self._pin(key, reason)
 
-    def _give_up(self, why: str) -> None:
-        pause = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
-        self._retry_at = time.monotonic() + (min(pause, 1.0) if self._homeless else pause)
-        self._failures += 1
-        syslog.syslog(syslog.LOG_WARNING, f"monitor: {why}")
-
     def _drop_client(self, why: str) -> None:
         """The monitor has gone. What was open waits for the next."""
         if self._client is None:
@@ -151,8 +135,7 @@ class Broker:
         self._open.clear()
         self._stuck.clear()
         syslog.syslog(syslog.LOG_WARNING, f"monitor: {why}")
-        self._retry_at = 0.0
-        self.prepare()
+        self._opener.again()
 
     def tick(self) -> bool:
         """Now and then: look for a monitor if somebody waits for one. True: call again within RETRY_S."""
@@ -201,7 +184,7 @@ class Broker:
             self._drop_client(str(error))
             self._homeless[key] = held
             return abi.const.SD_OFFER_PENDING, abi.const.SD_REASON_no_monitor
-        self._failures = 0
+        self._opener.works()
         self.asked.add(time.perf_counter() - begin)
         if isinstance(answer, Paired):
             self._keep(key, held, answer)
@@ -405,9 +388,7 @@ class Broker:
             if held.segment >= 0:
                 os.close(held.segment)
         self._held.clear()
-        if self._opening is not None:
-            with suppress(MonitorUnavailable, OSError):
-                self._opening.result().close()
+        self._opener.close()
         if self._client is not None:
             self._client.close()
             self._client = None

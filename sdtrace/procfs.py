@@ -147,6 +147,14 @@ def running(pid: int) -> bool:
         return False
 
 
+def thread_group(tid: int) -> int:
+    """The process of a thread; 0 when it is gone."""
+    try:
+        return status(tid).tgid
+    except OSError:
+        return 0
+
+
 def children(pid: int) -> list[int]:
     """Living and unreaped children of all threads of the process; empty where the kernel does not tell."""
     found: list[int] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sdlib.wire import MonitorClient
@@ -23,6 +24,11 @@ class _One:
     client: MonitorClient
     held: Held
     sock: socket.socket
+
+    @property
+    def monitor(self) -> int:
+        """Whose queue it lies in; descriptors that it has read are on their way to be closed."""
+        return self.client.pid
 
 
 class Stuck:
@@ -68,5 +74,21 @@ class Stuck:
     @staticmethod
     def _give_up(key: Key, one: _One, *, over: bool) -> None:
         with one.sock:
-            if over and not (key.current and int(key.area.view.block[key.block].users) > 1):
+            shared = key.current and int(key.area.view.block[key.block].users) > 1
+            if over and not shared and not _held_elsewhere(one):
                 end_connection(one.sock)
+
+
+def _held_elsewhere(one: _One) -> bool:
+    """Has another process than the one that offers it this socket, one without the library, say?"""
+    wanted = f"socket:[{os.fstat(one.sock.fileno()).st_ino}]"
+    others_not = (os.getpid(), one.monitor, procfs.thread_group(one.held.origin.tid))
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) in others_not:
+            continue
+        with suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
+                        return True
+    return False

@@ -56,6 +56,7 @@ class MonitorClient:
     def __init__(self, sock: socket.socket, path: str) -> None:
         """Takes over a connected socket; use `open`, which also greets."""
         self.path = path
+        self.pid = 0
         self.alive = True
         self.max_offers = 0
         self.max_ring_bytes = 0
@@ -138,7 +139,7 @@ class MonitorClient:
 
     def _check_owner(self) -> None:
         """Only root's or the user's own process is believed to be a monitor."""
-        _, uid, _ = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.pid, uid, _ = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid not in (0, os.geteuid()):
             raise MonitorUnavailable(f"{self.path}: served by uid {uid}, which is neither root nor you")
 

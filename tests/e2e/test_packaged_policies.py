@@ -137,6 +137,6 @@ def test_java(packaged: Runner, tmp_path: Path) -> None:
     subprocess.run(["javac", "-d", tmp_path, GUESTS / "Exchange.java"], check=True, timeout=120)
     program = packaged.run("java", "-Xshare:auto", "-cp", tmp_path, "Exchange", timeout=120)
     assert int(program.stdout) > 1_700_000
-    packaged.check(program, at_least=8, of_bytes=3_000_000)
+    packaged.check(program, at_least=2, of_bytes=100_000)
     if packaged.mode is Mode.SHM:
         says_packaged("java", packaged.env, "java.yaml")

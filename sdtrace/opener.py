@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening the monitor, which may have to be started first: in a thread, and with back-off where it fails."""
+
+from __future__ import annotations
+
+import syslog
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final
+
+from sdlib.wire import MonitorClient, MonitorUnavailable
+
+_OPEN_TIMEOUT_S: Final = 5.0
+_BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
+_IMPATIENT_S: Final = 1.0
+
+
+class Opener:
+    """One attempt at a time."""
+
+    def __init__(self) -> None:
+        self._opening: Future[MonitorClient] | None = None
+        self._failures = 0
+        self._retry_at = 0.0
+
+    def prepare(self) -> None:
+        """A client is likely to be wanted soon: begin, if it is time to try."""
+        if self._opening is None and time.monotonic() >= self._retry_at:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="open-monitor")
+            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S)
+            pool.shutdown(wait=False)
+
+    def take(self, *, wait: bool, impatient: bool) -> MonitorClient | None:
+        """The client, if there is one now; without `wait` only if that is done. `impatient`: somebody waits for it."""
+        if self._opening is None or not (wait or self._opening.done()):
+            return None
+        opening, self._opening = self._opening, None
+        try:
+            return opening.result()
+        except (MonitorUnavailable, OSError) as error:
+            pause = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
+            self._retry_at = time.monotonic() + (min(pause, _IMPATIENT_S) if impatient else pause)
+            self._failures += 1
+            syslog.syslog(syslog.LOG_WARNING, f"monitor: {error}")
+            return None
+
+    def works(self) -> None:
+        """It has answered an offer."""
+        self._failures = 0
+
+    def again(self) -> None:
+        """The one that we had is gone: look for the next at once."""
+        self._retry_at = 0.0
+        self.prepare()
+
+    def close(self) -> None:
+        """Hang up on what was being opened."""
+        if self._opening is not None:
+            with suppress(MonitorUnavailable, OSError):
+                self._opening.result().close()
