@@ -47,6 +47,13 @@ class Origin:
     peer: tuple[str, int]
     exe: str
     uid: int
+    carriers: tuple[str, ...] = ("shm", "rdma")
+    """What a rule lets carry it instead of TCP."""
+
+
+def forbidden(origin: Origin, far: bool) -> bool:
+    """A rule does not let it be carried that way."""
+    return ("rdma" if far else "shm") not in origin.carriers
 
 
 @dataclass

@@ -147,7 +147,8 @@ class Hypercalls:
             verdict = judge(settings, "out", "tcp", packed, port)
         else:
             verdict = judge(settings, "in", "tcp", packed, origin.local[1])
-        return verdict.action != "accelerate" or "shm" not in verdict.transport
+        origin.carriers = tuple(verdict.transport)
+        return verdict.action != "accelerate" or not origin.carriers
 
     def reconfigure(self) -> None:
         """Policies have changed."""

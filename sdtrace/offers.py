@@ -27,7 +27,7 @@ from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, P
 from sdlib.wire.messages import Bell
 from sdtrace import far
 from sdtrace.areas import Area
-from sdtrace.held import Held, Key, Origin, Quotas, as_paper, reason_of
+from sdtrace.held import Held, Key, Origin, Quotas, as_paper, forbidden, reason_of
 from sdtrace.meter import Meter
 from sdtrace.opener import Opener
 from sdtrace.segments import same_socket, send_back
@@ -186,6 +186,9 @@ class Broker:
             return abi.const.SD_OFFER_PENDING, abi.const.SD_REASON_no_monitor
         self._opener.works()
         self.asked.add(time.perf_counter() - begin)
+        if isinstance(answer, Paired) and forbidden(origin, answer.far):
+            self._return(held, answer.memfd)
+            return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_policy
         if isinstance(answer, Paired):
             self._keep(key, held, answer)
             return abi.const.SD_OFFER_PAIRED, 0
@@ -271,6 +274,9 @@ class Broker:
             return
         if not key.current:
             self._return(held, event.memfd)
+        elif forbidden(held.origin, event.far):
+            self._return(held, event.memfd)
+            self._pin(key, abi.const.SD_REASON_policy)
         elif self._over_quota(key, held.origin):
             self._return(held, event.memfd)
             self._pin(key, abi.const.SD_REASON_quota)
@@ -359,7 +365,8 @@ class Broker:
         """Policies have changed: connections for which `stays` move back to TCP, without a reset. How many do."""
         moved = 0
         for key, held in list(self._held.items()):
-            if not key.current or not stays(held.origin):
+            stay = stays(held.origin) or (held.paired and forbidden(held.origin, held.far))
+            if not key.current or not stay:
                 continue
             if held.paired and held.attached:
                 moved += send_back(held.segment)

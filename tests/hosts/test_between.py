@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.world import VERBS, Host, Mode, Program, World, assert_rdma
+from tests.hosts.world import VERBS, Host, Mode, Program, World, assert_rdma, wait_for
 
 ECHO = """
 import os, socket, sys
@@ -67,9 +68,10 @@ def echo(host: Host, port: int, go: Path, clients: int = 1) -> Program:
     return server
 
 
-def ping(host: Host, server: Host, port: int, go: Path, how: str = "direct", mode: Mode = Mode.SHM) -> Program:
+def ping(host: Host, server: Host, port: int, go: Path, how: str = "direct", mode: Mode = Mode.SHM,
+         options: Sequence[str] = ()) -> Program:
     words = (server.address, str(port), ROUNDS, go, how)
-    return host.runner(mode).start(sys.executable, "-c", PING, *words, env={"PING": PING})
+    return host.runner(mode, *options).start(sys.executable, "-c", PING, *words, env={"PING": PING})
 
 
 @pytest.mark.parametrize("how", [pytest.param("direct", marks=quick_only), "exec"])
@@ -165,3 +167,16 @@ def test_a_host_without_sdrun_and_one_with_another_key_stay_on_tcp(world: World)
     assert "has another key" in world.a.log + world.b.log
 
 
+@quick_only
+def test_a_rule_keeps_connections_off_rdma(world: World) -> None:
+    world.start()
+    go = world.a.folder / "go"
+    server = echo(world.b, 7005, world.b.folder / "never")
+    client = ping(world.a, world.b, 7005, go, options=["-r", "out tcp *:* accelerate transport=shm"])
+    wait_for(lambda: "paired with other hosts" in str(world.a.status()), lambda: world.a.log)
+    go.touch()
+    client.ok()
+    server.ok()
+    assert server.stdout.split()[-1] == client.stdout.strip()
+    kept = client.report().raw["connections"]
+    assert kept["rdma"] == 0 and kept["tcp_reasons"] == {"policy": 1}
