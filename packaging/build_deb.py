@@ -102,7 +102,12 @@ def around(root: Path, home: Path) -> None:
         target = root / "usr/lib/systemd" / place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text.replace("/opt/sdrun/.venv/bin", f"/{HOME}/bin"))
-    shutil.copy(HERE.parent / "LICENSE", _made(root / "usr/share/doc/sdrun") / "copyright")
+    documents = _made(root / "usr/share/doc/sdrun")
+    shutil.copy(HERE.parent / "LICENSE", documents / "copyright")
+    for name in ("README.md", "CHANGELOG.md"):
+        shutil.copy(HERE.parent / name, documents)
+    for name in ("docs", "examples"):
+        shutil.copytree(HERE.parent / name, documents / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _made(folder: Path) -> Path:
@@ -129,7 +134,7 @@ def build(wheel: Path, output: Path) -> Path:
         for path in (root, *root.rglob("*")):
             if path.is_dir():
                 os.chmod(path, 0o755)
-            elif not path.is_symlink() and path.parent.name != "bin" and path.parent != control:
+            elif not (path.is_symlink() or path.parent.name == "bin" or path.parent == control or path.suffix == ".sh"):
                 os.chmod(path, 0o644)
         target = output / f"sdrun_{version}_amd64.deb"
         subprocess.run(["dpkg-deb", "--root-owner-group", "--build", root, target], check=True, stdout=sys.stderr)

@@ -68,6 +68,9 @@ chroot "$1/m" sh -ec '
     dpkg -i /tmp/sdrun.deb >&2
     man -w sdss >/dev/null
     test -f /usr/lib/systemd/system/sdmonitor.service
+    dpkg -c /tmp/sdrun.deb > /tmp/contents  # hosts may leave out what is in /usr/share/doc
+    grep -q "^-rwxr-xr-x.*/usr/share/doc/sdrun/examples/containers/pod.sh" /tmp/contents
+    grep -q "/usr/share/doc/sdrun/docs/tutorial.md" /tmp/contents
     env -i PATH=/usr/bin:/bin sddoctor || test $? = 1
     nobody="setpriv --reuid 65534 --regid 65534 --clear-groups"
     env -i PATH=/usr/bin:/bin HOME=/nonexistent $nobody sddoctor || test $? = 1
