@@ -128,6 +128,33 @@ static NOINLINE long select_big(const struct sets *st, u32 n, struct sd_deadline
     return r;
 }
 
+#define USUAL 1024 /* descriptors in the C library's fd_set */
+
+/* How far the kernel's table reaches: it looks at no bit behind, and writes none, whatever the program says. Some say what RLIMIT_NOFILE says, with
+ * sets that are much smaller. */
+static u32 table_size(void)
+{
+    static const char name[] = "\nFDSize:\t";
+    char text[640]; /* names, ids and FDSize come first */
+    u32 size = 0;
+    long fd = SYS4(__NR_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC, 0), len, at, k;
+
+    if (fd < 0)
+        return USUAL;
+    len = SYS3(__NR_read, fd, text, sizeof text);
+    SYS1(__NR_close, fd);
+    for (at = 0; at + (long)sizeof name < len; at++) {
+        for (k = 0; name[k] && text[at + k] == name[k]; k++)
+            ;
+        if (name[k])
+            continue;
+        for (k += at; k < len && text[k] >= '0' && text[k] <= '9'; k++)
+            size = size * 10 + (u32)(text[k] - '0');
+        return size;
+    }
+    return USUAL;
+}
+
 static bool sets_of(struct sets *st, const struct sd_frame *f)
 {
     i32 n = (i32)f->rdi;
@@ -135,6 +162,8 @@ static bool sets_of(struct sets *st, const struct sd_frame *f)
     st->out = (u64 *)f->rdx;
     st->ex = (u64 *)f->r10;
     st->nfds = (u32)n < MAX_FD ? (u32)n : MAX_FD;
+    if (unlikely(n > USUAL))
+        st->nfds = (u32)min_u64(st->nfds, table_size());
     return n > 0 && !(st->in && sd_bad_ptr(st->in)) && !(st->out && sd_bad_ptr(st->out))
         && !(st->ex && sd_bad_ptr(st->ex));
 }

@@ -208,6 +208,24 @@ def fault_readiness(stage: Stage) -> None:
     still(stage, x, y)
 
 
+@behaviour("select of more descriptors than there are")
+def select_too_many(stage: Stage) -> None:
+    """The kernel looks no further than its table reaches: sets need not be as long as the program says."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    for count in (1025, 60_000, 1_000_000):
+        b.send(y, b"abc")
+        memory = a.link.memory()
+        where = at_edge(memory, (1 << x).to_bytes(128, "little"))
+        memory.outputs.append((where - ARENA, 128))
+        zero = memory.put(bytes(16))
+        a.sys("select", count, where, 0, 0, zero, memory=memory, text=f"{count}", shown=lambda _, data: data[0].hex())
+        memory = a.link.memory()
+        where = at_edge(memory, (1 << x).to_bytes(128, "little"))
+        a.sys("pselect6", count, 0, where, 0, memory.put(bytes(16)), 0, memory=memory, text=f"{count}")
+        a.recv(x, 10)
+
+
 @behaviour("getsockopt EFAULT", "setsockopt EFAULT", "ioctl EFAULT", "sendfile EFAULT")
 def fault_options(stage: Stage) -> None:
     a = stage.a
