@@ -14,6 +14,7 @@
 #   make demo    redis and nginx, natively and under sdrun, as one table
 #   make lint    types, style, import directions
 #   make bench   what sdbench needs: programs to measure, plots, loads; then run .venv/bin/sdbench
+#   make soak    half an hour of the matrix with random kills; nothing may be left behind
 #   make matrix  fork, exec, threads: every way, libc and state of a connection; writes docs/fork-exec-matrix.md
 #   make baseline   count the instructions of the fast paths anew; `make test` compares with them
 #   make package    sdist, wheel and Debian package in build/dist/
@@ -41,7 +42,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: faults package build test examples test-rdma fuzz suites ltp matrix model table demo lint bench baseline clean ffi image filter filters
+.PHONY: faults package build test examples test-rdma fuzz suites ltp matrix soak model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -128,6 +129,10 @@ fuzz: build $(STAMPS)/packages-test
 
 matrix: build $(STAMPS)/packages-test
 	@$(PY) -m tests.matrix --write
+
+# Half an hour of random programs of the matrix and random kills; SOAK="--minutes 5 --seed 1" for another.
+soak: build $(STAMPS)/packages-test
+	@$(PY) -m tests.matrix.soak $(SOAK)
 
 # Random calls against the kernel, other ones each time; a failure prints the shortest sequence.
 model: build

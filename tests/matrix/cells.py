@@ -88,13 +88,22 @@ def _path(report: Report | None, pid: int) -> str:
     return "tcp: not seen"
 
 
+def options(state: str) -> list[str]:
+    """What sdrun is told for a state."""
+    return ["--set", "upgrade=never"] if state == "tcp" else []
+
+
 def run(runner: Runner, programs: Programs, column: str, state: str) -> dict[str, Cell]:
     """All rows of a column in a state, by name."""
-    runner.options[:] = ["--set", "upgrade=never"] if state == "tcp" else []
+    runner.options[:] = options(state)
     program = runner.run(*programs.command(column, state), timeout=300)
-    report = None if runner.mode is Mode.NATIVE else program.report()
+    return parse(program.stdout, None if runner.mode is Mode.NATIVE else program.report())
+
+
+def parse(printed: bytes, report: Report | None) -> dict[str, Cell]:
+    """The cells of a run, from what it has printed and its report."""
     cells = {}
-    for line in program.stdout.decode().splitlines():
+    for line in printed.decode().splitlines():
         name, pid, holder, peer = line.rsplit(" ", 3)
         cells[name] = Cell(int(holder), int(peer), _path(report, int(pid)))
     return cells

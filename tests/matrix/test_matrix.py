@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.harness import ROOT, Runner
@@ -44,3 +47,11 @@ def test_page_has_every_row(native: Runner, programs: cells.Programs) -> None:
     names = native.run(programs.c("glibc"), "rows").stdout.decode().splitlines()
     missing = [name for name in (*names, *cells.COLUMNS, *cells.STATES) if name.replace("|", "\\|") not in text]
     assert not missing, "make matrix"
+
+
+def test_soak_for_a_moment() -> None:
+    """`make soak` takes half an hour: here only that it works, with one run in which nobody is killed."""
+    argv = [sys.executable, "-m", "tests.matrix.soak", "--minutes", "0.001", "--seed", "17"]
+    done = subprocess.run(argv, cwd=ROOT, timeout=200, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all right: {'killed: nobody': 1" in done.stdout
