@@ -156,11 +156,11 @@ class Pairing:
         self._outbox.say(client, messages.Paired(offer.offer_id, side, ring_bytes, far=1), memfd)
         return True
 
-    def ring(self, client: int, offer_id: int, what: Bell) -> bool:
+    def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool:
         """Have the supervisor do something with the program's socket."""
         found = self._clients.get(client)
         if found is not None:
-            self._outbox.say(found, messages.Ring(offer_id, what))
+            self._outbox.say(found, messages.Ring(offer_id, what, number))
         return found is not None
 
     # -------------------------------------------------------------------------------- refusing

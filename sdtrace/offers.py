@@ -254,7 +254,7 @@ class Broker:
         elif event.what == Bell.RECALL:
             result = self.recall(key, held)
         else:
-            result = far.act(key, held, event.what) if held.far else errno.EINVAL
+            result = far.act(key, held, event.what, event.number) if held.far else errno.EINVAL
         if self._client is not None:
             self._client.rang(event.offer_id, result)
 

@@ -110,9 +110,13 @@ class Copy:
         """How many were asked for on behalf of this program, and how many the other host's was sent from here."""
         return int(self._seg.bells_asked), int(self._seg.bells_rung)
 
-    def set_bells(self, asked: int, rung: int) -> None:
-        """The same, to outlive us."""
-        self._seg.bells_asked, self._seg.bells_rung = asked, rung
+    def set_asked(self, asked: int) -> None:
+        """The first of them, to outlive us."""
+        self._seg.bells_asked = asked
+
+    def count_bell(self) -> None:
+        """The second. A supervisor does this (sdtrace/far.py); tests have none."""
+        self._seg.bells_rung = (self._seg.bells_rung + 1) & 0xFFFFFFFF
 
     def arm(self, data: bool, room: bool) -> None:
         """Be told of new bytes of the program, of bytes that it has read."""

@@ -49,7 +49,7 @@ class Local(Protocol):
 
     def is_open(self, offer: Offer) -> bool: ...
     def paired(self, offer: Offer, side: int, ring_bytes: int, memfd: int) -> bool: ...
-    def ring(self, client: int, offer_id: int, what: Bell) -> bool: ...
+    def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool: ...
 
 
 class Device(Protocol):
@@ -339,7 +339,7 @@ class Hub:
 
     def _ring(self, conn: Conn) -> None:
         if conn.mirror.owes_bell and not conn.ringing and conn.client is not None:
-            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE)
+            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.mirror.next_bell)
 
     # ------------------------------------------------------------------------- turns
 

@@ -203,7 +203,7 @@ class Mirror:
             return  # it sleeps on TCP, or looks by itself
         if self.copy.take_bell():
             self.asked = (self.asked + 1) & 0xFFFFFFFF
-            self.copy.set_bells(self.asked, self.rung)
+            self.copy.set_asked(self.asked)
 
     @property
     def owes_bell(self) -> bool:
@@ -211,9 +211,13 @@ class Mirror:
         return self.theirs is not None and self.theirs.bells_asked != self.rung
 
     def rang(self) -> None:
-        """One of them was sent, or need not be."""
-        self.rung = (self.rung + 1) & 0xFFFFFFFF
-        self.copy.set_bells(self.asked, self.rung)
+        """One of them was sent, or need not be. The supervisor counts them, in the copy: it may outlive us."""
+        self.rung = self.next_bell
+
+    @property
+    def next_bell(self) -> int:
+        """The number of the one that is owed."""
+        return (self.rung + 1) & 0xFFFFFFFF
 
     def sleep(self) -> None:
         """We are about to sleep: the program has to say when there is news."""

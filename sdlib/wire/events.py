@@ -59,6 +59,7 @@ class Ring(NamedTuple):
 
     offer_id: int
     what: int
+    number: int = 0
 
 
 class Part(NamedTuple):
@@ -92,5 +93,5 @@ def as_event(
     if isinstance(message, messages.Answer):
         return Answered(message.code, message.missing, fd)
     if isinstance(message, messages.Ring):
-        return Ring(message.offer_id, message.what)
+        return Ring(message.offer_id, message.what, message.number)
     return Reload()

@@ -224,11 +224,14 @@ class Nudge(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """Monitor: do to the socket of that segment what `what` (a Bell) says."""
+    """Monitor: do to the socket of that segment what `what` (a Bell) says.
+
+    `number`: of a doorbell; one that has been rung, for an earlier monitor, is not rung again.
+    """
 
     offer_id: int
     what: int
-    zero: int = 0
+    number: int = 0
 
 
 class Rang(NamedTuple):

@@ -227,6 +227,7 @@ class Pair:
         near, far = self.sides[number], self.sides[1 - number]
         if near.link is not None and near.mirror.owes_bell:
             far.arriving += 1
+            near.copy.count_bell()
             near.mirror.rang()
 
     def step(self, action: int, size: int) -> None:

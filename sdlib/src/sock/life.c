@@ -515,6 +515,22 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
     return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
 }
 
+/* Inside. A byte that nothing has announced [H3]: its bell, or the way back, will be here soon. Unless it is all over: what is known then is all. */
+static void stray(struct sock *s, int fd, struct sd_hold *h)
+{
+    struct pollfd p = {fd, POLLRDHUP, 0};
+    struct timespec64 zero = {0, 0};
+    u8 byte;
+
+    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0) {
+        sd_far_nap();
+        return;
+    }
+    sd_far_settle(s);
+    while (!sd_back_published(&s->e) && sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) == 1)
+        ; /* doorbells, and behind them the end */
+}
+
 /* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. */
 static bool look(struct sock *s, int fd, struct sd_hold *h)
 {
@@ -532,7 +548,7 @@ static bool look(struct sock *s, int fd, struct sd_hold *h)
         return true;
     } else if (r == 1) {
         if (sd_is_far(s))
-            sd_far_nap(); /* [H3] its bell, or the way back, will be here soon */
+            stray(s, fd, h);
         else if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
             sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
     } else if (r == 0) {
