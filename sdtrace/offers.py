@@ -389,8 +389,7 @@ class Broker:
 
     def close(self) -> None:
         """Hang up."""
-        self._stuck.sweep()
-        self._stuck.clear()
+        self._stuck.sweep(over=True)
         for held in self._held.values():
             if held.segment >= 0:
                 os.close(held.segment)

@@ -58,10 +58,10 @@ class Stuck:
         if one is not None:
             self._give_up(key, one, over=closing)
 
-    def sweep(self) -> None:
-        """End the connections of programs that have ended."""
+    def sweep(self, *, over: bool = False) -> None:
+        """End the connections of programs that have ended; `over`: all have, if the last is not yet gone altogether."""
         for key, one in list(self._ones.items()):
-            if not key.current or not procfs.running(one.held.origin.tid):
+            if over or not key.current or not procfs.running(one.held.origin.tid):
                 del self._ones[key]
                 self._give_up(key, one, over=True)
 
