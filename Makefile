@@ -110,7 +110,7 @@ test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 840 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 examples: build $(STAMPS)/packages-examples $(STAMPS)/packages-test $(STAMPS)/requirements-bench
-	@SDRUN_EXAMPLES=1 $(PY) -m pytest --reruns 1 --timeout 300 tests/examples $(PYTEST_ARGS)
+	@SDRUN_EXAMPLES=1 $(PY) -m pytest --reruns 2 --timeout 300 tests/examples $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
 	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py $(PYTEST_ARGS)

@@ -9,6 +9,8 @@ children=()
 
 # The latest first, each in its own way; then the folder goes.
 finish() {
+    local status=$?
+    if [ "$status" != 0 ]; then tail -n 20 "$work"/*.log >&2 || true; fi
     for ((i = ${#children[@]} - 1; i >= 0; i--)); do
         kill "${children[i]}" 2>/dev/null || true
         wait "${children[i]}" 2>/dev/null || true
