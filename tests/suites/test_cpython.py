@@ -5,8 +5,7 @@ A module's cases run under sdrun with eager upgrade.  Those that do not pass the
 module fails if one of them passes natively.  The report says how many ends of connections shared memory carried:
 a pass on TCP proves nothing, so a module that makes connections has a number below which it fails as well.
 
-`make test` runs the modules that have found defects or reach much of the socket interface, `.ci/run` the others after
-it; `make suites` runs all.
+`make test` runs the modules that have found defects or reach much of the socket interface, `make suites` all.
 """
 
 from __future__ import annotations
