@@ -12,7 +12,6 @@ once, and why we give up our own mapping before asking.
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import itertools
 import mmap
@@ -22,6 +21,7 @@ from typing import Final
 
 from policies import Settings
 from sdlib import abi
+from sdtrace.sealed import last_look
 
 BYTES: Final = abi.sizeof("struct sd_area")
 _BLOCK_BYTES: Final = abi.sizeof("struct sd_block")
@@ -136,27 +136,24 @@ class Area:
         return (block for block in self.view.block if block.state != abi.const.SD_BLOCK_FREE)
 
     def fold(self) -> bool:
-        """If no process maps it any more, nobody can ever again: note that, and return True.
-
-        Our own look at it afterwards is made first: a mapping takes a descriptor, and there may be none left.
-        """
-        private = mmap.mmap(self.fd, BYTES, mmap.MAP_PRIVATE)
-        self.view = None
-        self._memory.close()
+        """If no process maps it any more, nobody can ever again: note that, and return True."""
+        private = None
         try:
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-        except OSError as error:
-            private.close()
-            self._map()
-            if error.errno == errno.EBUSY:
-                return False
-            raise
+            private = last_look(self.fd, BYTES, self._unmap)
+        finally:
+            if private is None:
+                self._map()
+        if private is None:
+            return False
         self._memory = private
         self.view = abi.view("struct sd_area", self._memory)
         return True
 
-    def close(self) -> None:
-        """Forget it."""
+    def _unmap(self) -> None:
         self.view = None
         self._memory.close()
+
+    def close(self) -> None:
+        """Forget it."""
+        self._unmap()
         os.close(self.fd)

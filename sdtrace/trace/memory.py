@@ -7,7 +7,6 @@ Nobody maps it any more when its memfd can be sealed against writing (areas.py s
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import itertools
 import mmap
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from sdlib import abi
+from sdtrace.sealed import last_look
 from sdtrace.trace import stream
 from sdtrace.trace.stream import Kind
 
@@ -115,23 +115,23 @@ class Memory:
 
     def unused(self) -> bool:
         """Does nobody map it any more? Then nobody can ever again; drain it once more, and close it."""
-        private = mmap.mmap(self.fd, BYTES, mmap.MAP_PRIVATE)
-        self._view = None
-        self._memory.close()
+        private = None
         try:
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-        except OSError as error:
-            private.close()
-            self._map()
-            if error.errno == errno.EBUSY:
-                return False
-            raise
+            private = last_look(self.fd, BYTES, self._unmap)
+        finally:
+            if private is None:
+                self._map()
+        if private is None:
+            return False
         self._memory = private
         self._view = abi.view("struct sd_trace", private)
         return True
 
-    def close(self) -> None:
-        """Forget it."""
+    def _unmap(self) -> None:
         self._view = None
         self._memory.close()
+
+    def close(self) -> None:
+        """Forget it."""
+        self._unmap()
         os.close(self.fd)

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import LONG_S, echo, ping, quick_only, sums
-from tests.hosts.world import VERBS, World, assert_rdma
+from tests.hosts.test_between import LONG_S, assert_whole, echo, ping, quick_only
+from tests.hosts.world import VERBS, World
 
 FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
 
@@ -42,10 +42,7 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
     stay.touch()
     client.ok(LONG_S)
     server.ok(LONG_S)
-    assert sums(client)["sent"] == sums(server)["received"]
-    assert sums(server)["sent"] == sums(client)["received"]
-    for program in (client, server):
-        assert_rdma(program.report(), 1, size)
+    assert_whole(client, server, size)
     world.linked()
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from tests.guestbuild import Guests
 from tests.harness import SDRUN, Program
-from tests.sdtrace.support import supervisor_of
+from tests.trace.support import burst
 from tools.observe.sdtrace import parser
 
 BIN = SDRUN.parent
@@ -117,22 +116,7 @@ def test_threads_forks_and_execs(flavour: str, guests: Guests, tmp_path: Path, s
 def test_losses_are_counted_to_the_last_one(guests: Guests, tmp_path: Path, sd_env: dict[str, str]) -> None:
     """The supervisor is stopped while a hundred thousand calls are made: what it has not, it knows of."""
     trace, count = tmp_path / "trace", 50_000
-    sdrun = (SDRUN, "--set", "upgrade=never", f"--trace={trace}", "--")  # so that nothing has to wait for it
-    command = [*map(str, (*sdrun, guests("traced"), "burst", count))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=sd_env) as program:
-        assert program.stdin and program.stdout
-        assert program.stdout.readline() == b"ready\n"
-        supervisor = supervisor_of(program.pid)
-        os.kill(supervisor, signal.SIGSTOP)
-        try:
-            program.stdin.write(b"go\n")
-            program.stdin.flush()
-            assert program.stdout.readline() == b"done\n"
-        finally:
-            os.kill(supervisor, signal.SIGCONT)
-        program.stdin.write(b"end\n")
-        program.stdin.flush()
-        assert program.wait(60) == 0
+    burst(guests("traced"), f"--trace={trace}", count, sd_env)
     sums = json.loads(sdtrace(trace, "-c", "--json", status=3))
     data = {name: sums["calls"][name]["calls"] for name in DATA}
     assert sums["lost"] > 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from tests.guestbuild import Guests
 from tests.harness import SDRUN
-from tests.sdtrace.support import supervisor_of
+from tests.trace.support import burst
 
 # tcp.analysis.flags: anything that Wireshark finds odd in a stream, from retransmissions to segments that are missing.
 FIELDS = ("tcp.srcport", "tcp.flags.str", "tcp.payload", "frame.comment", "tcp.analysis.flags", "tcp.checksum.status",
@@ -131,22 +129,7 @@ def test_one_end_only(tmp_path: Path, sd_env: dict[str, str]) -> None:
 def test_what_was_lost_is_in_the_file(guests: Guests, tmp_path: Path, sd_env: dict[str, str]) -> None:
     """The supervisor is stopped for fifty thousand bytes: a comment says how many records."""
     pcap, count = tmp_path / "pcapng", 50_000
-    sdrun = (SDRUN, "--set", "upgrade=never", "--pcap", pcap, "--")  # so that nothing has to wait for it
-    command = [*map(str, (*sdrun, guests("traced"), "burst", count))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=sd_env) as program:
-        assert program.stdin and program.stdout
-        assert program.stdout.readline() == b"ready\n"
-        supervisor = supervisor_of(program.pid)
-        os.kill(supervisor, signal.SIGSTOP)
-        try:
-            program.stdin.write(b"go\n")
-            program.stdin.flush()
-            assert program.stdout.readline() == b"done\n"
-        finally:
-            os.kill(supervisor, signal.SIGCONT)
-        program.stdin.write(b"end\n")
-        program.stdin.flush()
-        assert program.wait(60) == 0
+    burst(guests("traced"), f"--pcap={pcap}", count, sd_env)
     found = packets(pcap)
     comments = [packet.comment for packet in found if packet.comment]
     assert all("records were lost before this packet" in comment for comment in comments)
