@@ -81,16 +81,27 @@ def make() -> None:
 
 
 def _download(kernel: Path) -> None:
-    depends = subprocess.run(["apt-cache", "depends", META], stdout=subprocess.PIPE, text=True, check=False).stdout
-    found = re.search(r"Depends: (linux-image-\S+)", depends)
-    if found is None:
-        raise VmError(f"apt knows no {META}: run apt-get update")
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as folder:
-        _run("apt-get", "-q", "download", "-o", "APT::Sandbox::User=root", found[1], cwd=Path(folder))
-        (package,) = Path(folder).glob("*.deb")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not _fetched(folder):
+            # A new machine's lists may lack the archive that has this kernel; old ones name a version that is gone.
+            root = [] if os.geteuid() == 0 else ["sudo"]
+            _run(*root, "apt-get", "update", "-q", cwd=folder)
+            if not _fetched(folder):
+                raise VmError(f"apt-get cannot download {META}")
+        (package,) = folder.glob("*.deb")
         _run("dpkg-deb", "-x", package, kernel)
+
+
+def _fetched(folder: Path) -> bool:
+    depends = subprocess.run(["apt-cache", "depends", META], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if found is None:
+        return False
+    command = ["apt-get", "-q", "download", "-o", "APT::Sandbox::User=root", found[1]]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
 
 
 def _vmlinux(image: bytes) -> bytes:
