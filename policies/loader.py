@@ -173,11 +173,9 @@ def _rules(document: Document, index: int, written: list[dict[str, Any]]) -> tup
             key = "action" if str(right).startswith("kernel or deny") else proto
             wrong = f"`{key}` is {document.text((*path, key))}"
             raise document.error((*path, key), wrong, f"must be {right}") from None
-        before = rules.shadowed_by(found, number)
-        if before is not None:
-            line = found[before].where.rpartition(":")[2]
-            wrong = f"this rule never applies, since `{found[before].text}` in line {line} comes before"
-            raise document.error(path, wrong, "remove it or put it first")
+        refused = rules.refusal(found, number)
+        if refused is not None:
+            raise document.error(path, f"this rule {refused[0]}", refused[1])
     return tuple(found)
 
 

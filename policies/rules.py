@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules: how they are written, which connections they are about, and which of them can never apply.
+"""Rules: how they are written, which connections they are about, and which of them cannot be meant as they stand.
 
     {dir: out, tcp: "10.0.0.0/8:*", action: accelerate, transport: [shm]}      in a file
     out tcp 10.0.0.0/8:* accelerate transport=shm                              the same after `sdrun -r`
@@ -128,11 +128,9 @@ def parse_lines(lines: Iterable[str], origin: str) -> tuple[Rule, ...]:
         except ValueError as right:
             raise PolicyError(f"{shown}: wrong rule; must be {right}") from None
         found.append(Rule(**{**vars(rule), "where": origin}))
-        earlier = shadowed_by(found, len(found) - 1)
-        if earlier is not None:
-            raise PolicyError(
-                f"{shown}: never applies, since `{found[earlier].text}` comes before; remove it or put it first"
-            )
+        refused = refusal(found, len(found) - 1)
+        if refused is not None:
+            raise PolicyError(f"{shown}: {'; '.join(refused)}")
     return tuple(found)
 
 
@@ -200,15 +198,63 @@ def shadowed_by(rules: Sequence[Rule], index: int) -> int | None:
     return None
 
 
+def crossing(rules: Sequence[Rule], index: int) -> tuple[int, str, str] | None:
+    """The first earlier rule that rule `index` overlaps so that only their order tells what is meant.
+
+    Its index, the ports that both speak of, and those that only the later one does. Ranges that nest are how exceptions
+    are written: `*:53` behind `10.0.0.0/8:*` is about port 53 of everybody else. Ports of which neither range contains
+    the other, for addresses in common, are no exception: with `*:80-443` first, `*:400-500` means 444-500 and does not
+    say so. Addresses always nest or are apart, since they are prefixes.
+    """
+    for position, earlier in enumerate(rules[:index]):
+        if not _differ(earlier, rules[index]):
+            continue
+        for one in earlier.boxes:
+            for own in rules[index].boxes:
+                common = intersect(one, own)
+                ports = (common.first, common.last) if common is not None else None
+                if ports is not None and ports not in ((one.first, one.last), (own.first, own.last)):
+                    rest = (one.last + 1, own.last) if own.last > one.last else (own.first, one.first - 1)
+                    return position, _span(*ports), _span(*rest)
+    return None
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}-{last}" if first < last else f"{first}"
+
+
 def overlaps(rules: Sequence[Rule]) -> list[tuple[int, int]]:
     """(earlier, later) pairs that decide differently about something in common: right, but worth a note."""
     return [
         (one, other)
         for other in range(len(rules)) for one in range(other)
-        if (rules[one].dir, rules[one].proto) == (rules[other].dir, rules[other].proto)
-        and (rules[one].action, rules[one].transport) != (rules[other].action, rules[other].transport)
+        if _differ(rules[one], rules[other])
         and any(intersect(a, b) for a in rules[one].boxes for b in rules[other].boxes)
     ]  # fmt: skip
+
+
+def _differ(one: Rule, other: Rule) -> bool:
+    """Are they about the same kind of connection, and decide differently?"""
+    same = (one.dir, one.proto) == (other.dir, other.proto)
+    return same and (one.action, one.errno, one.transport) != (other.action, other.errno, other.transport)
+
+
+def refusal(rules: Sequence[Rule], index: int) -> tuple[str, str] | None:
+    """Why rule `index` cannot stay as it is, behind "this rule"; and what would be right."""
+    before = shadowed_by(rules, index)
+    if before is not None:
+        return f"never applies, since {_named(rules[before])} comes before", "remove it or put it first"
+    found = crossing(rules, index)
+    if found is not None:
+        before, both, rest = found
+        wrong = f"overlaps {_named(rules[before])}, which decides differently about ports {both} of both"
+        return wrong, f"ports {rest}, or ranges of which one contains the other"
+    return None
+
+
+def _named(rule: Rule) -> str:
+    line = rule.where.rpartition(":")[2]
+    return f"`{rule.text}` in line {line}" if line.isdigit() else f"`{rule.text}`"
 
 
 def glob_covers(wide: str, narrow: str) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -167,13 +168,19 @@ class Runner:
     programs: list[Program] = field(default_factory=list)
     eager: bool = True
     """Move every connection at once; else as the policy says."""
+    user: str | None = None
+    """Who runs sdrun and the program if root runs the tests; the environment's folders must be that user's."""
 
     def _command(self, argv: Sequence[str | Path], report: Path) -> list[str | Path]:
         """`argv` as this mode starts it."""
+        become: list[str | Path] = []
+        if self.user is not None and os.geteuid() == 0:
+            shutil.chown(report.parent, self.user)
+            become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
         if self.mode is Mode.NATIVE:
-            return list(argv)
+            return [*become, *argv]
         how = ["--no-accel"] if self.mode is Mode.NO_ACCEL else ["--set", "upgrade=eager"] if self.eager else []
-        return [SDRUN, "--report", report, *how, *self.options, "--", *argv]
+        return [*become, SDRUN, "--report", report, *how, *self.options, "--", *argv]
 
     def start(self, *argv: str | Path, stdin: bytes | None = None, env: Mapping[str, str] | None = None,
               cwd: Path | None = None) -> Program:

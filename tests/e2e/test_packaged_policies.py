@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that come with a policy of their own, under that policy and nothing else; others are in test_servers.py.
+"""Programs that come with a policy of their own, under that policy and nothing else.
+
+Others are in test_servers.py and test_packaged_daemons.py.
 
 Here no value is set by the test: what holds is what the packaged file says, which `--print` shows with its source.
 """
@@ -9,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 from glob import glob
@@ -131,7 +132,6 @@ def test_php_fpm(packaged: Runner, tmp_path: Path) -> None:
         says_packaged(found[-1], packaged.env, "php-fpm.yaml")
 
 
-@pytest.mark.skipif(not shutil.which("javac"), reason="no JDK here (large: not installed for the tests)")
 def test_java(packaged: Runner, tmp_path: Path) -> None:
     """A selector and blocking sockets, in the many threads of a JVM."""
     subprocess.run(["javac", "-d", tmp_path, GUESTS / "Exchange.java"], check=True, timeout=120)

@@ -104,10 +104,28 @@ UNREACHABLE = {
     ("out, tcp: '1.2.3.4:5', action: deny", "out, tcp: '[::ffff:1.2.3.4]:5', action: kernel"): ("6:9", NEVER),
     ("in, udp: '*:*', action: kernel", "in, udp: '[::1]:1', action: deny"): ("6:9", NEVER),
 }
+OVERLAPS = "this rule overlaps `"
+OVERLAPPING = {
+    ("in, tcp: '*:80-443', action: kernel", "in, tcp: '10.0.0.0/8:400-500', action: deny"): ("6:9",
+        OVERLAPS + "in tcp *:80-443 kernel` in line 5, which decides differently about ports 400-443 of both",
+        "ports 444-500, or ranges of which one contains the other"),
+    ("out, udp: '[fe80::/10]:9-20', action: deny", "out, udp: '*:1-9', action: kernel"): ("6:9",
+        OVERLAPS + "out udp [fe80::/10]:9-20 deny` in line 5, which decides differently about ports 9 of both",
+        "ports 1-8, or ranges"),
+    ("out, tcp: '*:1-2', action: deny", "out, tcp: '*:2-3', action: deny, errno: EPERM"):
+        ("6:9", OVERLAPS, "ports 3, or"),
+    ("in, tcp: '*:1-9', action: accelerate", "out, tcp: '*:5-15', action: kernel",
+     "in, tcp: '*:5-15', action: accelerate, transport: [shm]"):
+        ("7:9", OVERLAPS + "in tcp *:1-9 accelerate` in line 5", "ports 10-15, or"),
+}
 MISTAKES |= {f"{APP}{RULE}{{{text}}}\n": said for text, said in RULE_MISTAKES.items()}
 MISTAKES |= {
     APP + "    rules:\n" + "".join(f"{ITEM}{{dir: {rule}}}\n" for rule in rules): (*said, "remove it or put it first")
     for rules, said in UNREACHABLE.items()
+}
+MISTAKES |= {
+    APP + "    rules:\n" + "".join(f"{ITEM}{{dir: {rule}}}\n" for rule in rules): said
+    for rules, said in OVERLAPPING.items()
 }
 MISTAKES |= {
     APP + "    rules: kernel\n": ("4:12", "`rules` is `kernel`", "must be a list of at most 256 rules"),

@@ -18,7 +18,7 @@ import policies
 from policies import Policy, PolicyError, Settings, judge, judge_port, learn
 from policies.loader import read_layer
 from policies.model import Box
-from policies.rules import parse_line, pattern, shadowed_by
+from policies.rules import crossing, parse_line, pattern, shadowed_by
 from tests.harness import ROOT, SDRUN
 
 EXAMPLE = """\
@@ -128,6 +128,28 @@ def test_mistakes_in_a_line(line: str, right: str) -> None:
 def test_a_line_that_never_applies() -> None:
     with pytest.raises(PolicyError, match=r"-r `out tcp 1.2.3.4:5 deny`: never applies, since `out tcp \*:\* kernel`"):
         with_rules("out tcp *:* kernel", "out tcp 1.2.3.4:5 deny")
+
+
+def test_lines_that_overlap() -> None:
+    """Partly, and decide differently: refused. What nests, is apart or decides alike is right."""
+    wrong = r"-r `out tcp \*:5-15 deny`: overlaps `out tcp 1\.0\.0\.0/8:10-20 kernel`, which .*; ports 5-9,"
+    with pytest.raises(PolicyError, match=wrong):
+        with_rules("out tcp 1.0.0.0/8:10-20 kernel", "out tcp *:5-15 deny")
+    for second in ("out tcp 2.0.0.0/8:5-15 deny", "in tcp *:5-15 deny", "out udp *:5-15 deny", "out tcp *:5-15 kernel",
+                   "out tcp *:21-30 deny", "out tcp *:5-20 deny", "out tcp 0.0.0.0/0:* deny", "out tcp *:12 deny",
+                   "out tcp [::/0]:5-15 deny"):
+        assert len(with_rules("out tcp 1.0.0.0/8:10-20 kernel", second).rules) == 2, second
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans()), min_size=2, max_size=2))
+def test_overlaps_against_counting(spans: list[tuple[int, int, bool]]) -> None:
+    """Each of both has ports that the other has not, and some are common."""
+    rules, ports = [], []
+    for a, b, denies in spans:
+        rules.append(parse_line(f"out tcp *:{min(a, b)}-{max(a, b)} {'deny' if denies else 'kernel'}"))
+        ports.append(set(range(min(a, b), max(a, b) + 1)))
+    partly = bool(ports[0] & ports[1] and ports[0] - ports[1] and ports[1] - ports[0])
+    assert (crossing(rules, 1) is not None) == (partly and spans[0][2] != spans[1][2])
 
 
 def test_io_uring_and_denials_do_not_go_together() -> None:
@@ -255,8 +277,8 @@ def test_learn_then_hold(tmp_path: Path, sd_env: dict[str, str]) -> None:
             subprocess.run(["sleep", "0.05"], check=True)
         assert f'{{dir: out, udp: "127.0.0.1:{ports[0]}", action: kernel}}' in learned.read_text()
         assert run(ports[0], "--policy", learned) == 0
-        # The range of listening ports that the kernel chooses is allowed; its neighbour's fixed port lies in it, UDP
-        # does not. assert run(ports[1], "--policy", learned) == 1
+        # The range of listening ports that the kernel chooses is allowed, and its neighbour's lies in it; not for UDP.
+        assert run(ports[1], "--policy", learned) == 1
 
 
 def test_editors_find_the_schema() -> None:
