@@ -182,20 +182,20 @@ struct sd_block {
     uint8_t established;
     uint32_t owner_pid;         /* who counts it in the report */
     SD_ATOMIC uint32_t ops;
-    SD_ATOMIC uint32_t nonblock;/* O_NONBLOCK of the open file description */
     SD_ATOMIC uint32_t rx_mode; /* enum sd_mode of the direction that we read */
-    SD_ATOMIC uint32_t tx_mode; /* enum sd_mode of the direction that we write */
+    SD_ATOMIC uint32_t tx_mode; /* enum sd_mode of the direction that we write; beside tx_shut: fast.c looks at both at once */
+    uint32_t tx_shut;           /* the program has shut its writing side */
     SD_ATOMIC uint64_t token[2];/* who may read [0] and write [1]: sock/token.h; only used when threads or processes share */
     uint64_t bytes_shm_tx;
     uint64_t bytes_shm_rx;
     uint64_t bytes_tcp;         /* only counted for upgrade after_bytes and the report */
     SD_ATOMIC uint32_t rx_plain;/* threads inside a kernel receive that knows nothing of rings: no attach meanwhile */
     SD_ATOMIC uint32_t tx_plain;/* threads inside a kernel send: no switch meanwhile */
-    uint32_t tx_shut;           /* the program has shut its writing side */
+    SD_ATOMIC uint32_t nonblock;/* O_NONBLOCK of the open file description */
     uint32_t opt_saved;         /* what the program set: bit 0 TCP_NODELAY, bit 1 TCP_CORK; bit 8.. which of them are ours */
-    SD_ATOMIC uint32_t latched; /* EPOLLRDHUP|EPOLLHUP|EPOLLERR seen, bit 31: FIN consumed */
-    SD_ATOMIC uint32_t rx_err;  /* errno to deliver once after the ring is drained */
+    SD_ATOMIC uint32_t latched; /* EPOLLRDHUP|EPOLLHUP|EPOLLERR seen, bit 31: FIN consumed; beside tx_wait, as tx_mode */
     SD_ATOMIC uint32_t tx_wait; /* someone waits for room (armed in the ring) */
+    SD_ATOMIC uint32_t rx_err;  /* errno to deliver once after the ring is drained */
     SD_ATOMIC uint32_t biased_at[2]; /* when its present owner got each token, in units of 1024 TSC ticks */
     uint32_t rcvlowat;          /* SO_RCVLOWAT as the program has set it while attached, 0: not set; the kernel's is 1 then */
     SD_ATOMIC uint32_t rx_shut; /* the program has shut its reading side: the end that the kernel reports is its own */
@@ -424,6 +424,10 @@ _Static_assert(sizeof(struct sd_seg) <= SD_SEG_HDR_BYTES, "seg header fits its p
 _Static_assert((int)SD_CTR_COUNT <= SD_CTR_MAX && (int)SD_REASON_COUNT <= SD_REASON_MAX, "names fit");
 _Static_assert(sizeof(struct sd_trace_record) == 64 && sizeof(struct sd_trace_channel) == 128, "records and words have lines of their own");
 _Static_assert(offsetof(struct sd_boot, ncarry) % 8 == 0 && offsetof(struct sd_boot, trace) == offsetof(struct sd_boot, ncarry) + 4, "one look");
+SD_LAYOUT(sd_block, tx_mode, 32);
+SD_LAYOUT(sd_block, tx_shut, 36);
+SD_LAYOUT(sd_block, latched, 96);
+SD_LAYOUT(sd_block, tx_wait, 100);
 SD_LAYOUT(sd_dir, sw_ring, 64);
 SD_LAYOUT(sd_dir, head, 128);
 SD_LAYOUT(sd_dir, rx_armed, 192);

@@ -99,12 +99,17 @@ static inline struct sd_tcb *sd_self(void)
 struct sd_tcb *sd_self(void);
 #endif
 
-/* A call has sent (dir 0) or received n bytes, more than none. */
-static inline __attribute__((always_inline)) void sd_sized(u32 dir, u64 n)
+static inline __attribute__((always_inline)) u32 sd_size_class(u64 n)
 {
     u32 size = 63 - (u32)__builtin_clzll(2 * n - 1);
 
-    g.proc->sizes[dir][size < SD_SIZES ? size : SD_SIZES - 1]++;
+    return size < SD_SIZES ? size : SD_SIZES - 1;
+}
+
+/* A call has sent (dir 0) or received n bytes, more than none. */
+static inline __attribute__((always_inline)) void sd_sized(u32 dir, u64 n)
+{
+    g.proc->sizes[dir][sd_size_class(n)]++;
 }
 
 /* ----------------------------------------------------------------- trace */
@@ -161,7 +166,6 @@ struct sock {
     struct sd_end e;    /* the two rings, as ring.h sees them */
     u64 woken_tsc;      /* when the reader was last rung for */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
-    i32 fast_sends;     /* so many more may go the short way */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
     u64 cookie;         /* SO_COOKIE, once attached */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */

@@ -45,6 +45,7 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_head_seen = 0;
     e->tx_base = load_rlx(&e->tx->base);
     e->tx_checked = 0;
+    e->tx_span = 0;
     store_rlx(&e->tx_fence, 0);
     if (load_rlx(&e->tx->prod_fenced)) { /* an earlier image of this process has left it */
         store_rlx(&e->tx->prod_fenced, 0);
@@ -135,6 +136,7 @@ void sd_tx_begin(struct sd_end *e)
 {
     u64 tail = load_rlx(&e->tx->tail);
 
+    e->tx_span = 0;
     e->tx_base = load_rlx(&e->tx->base); /* who shares this end may have moved it */
     if (likely(tail - e->tx_base < SD_RING_WINDOW || tail - e->tx_checked < SD_RING_WINDOW))
         return;
@@ -143,6 +145,16 @@ void sd_tx_begin(struct sd_end *e)
         return;
     store_rel(&e->tx->base, tail); /* [R3] */
     e->tx_base = tail;
+}
+
+void sd_tx_plan(struct sd_end *e, u64 n)
+{
+    u64 tail = load_rlx(&e->tx->tail), at = (tail - e->tx_base) & (e->bytes - 1), used = tail - e->tx_head_seen;
+    u64 room = used < e->tx_bytes ? min_u64(e->bytes - at, e->tx_bytes - used) : 0;
+
+    e->tx_from = tail;
+    e->tx_place = e->tx_ring + at;
+    e->tx_span = room > SD_SMALL ? min_u64(n, room - SD_SMALL) : 0;
 }
 
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)

@@ -15,7 +15,7 @@
 #include "sock/sock.h"
 
 #define SLOW (-4096l)      /* gate.S */
-#define SMALL 256u         /* larger ones are not worth an own loop */
+#define SMALL SD_SMALL     /* larger ones are not worth an own loop */
 
 static struct sock *sd_fast_sock[65536];
 
@@ -68,10 +68,18 @@ static inline u64 stack_pointer(void)
     return sp;
 }
 
-/* What the kernel refuses at first sight is left to it. */
+/* What the kernel refuses at first sight is left to it. An address that is none at all faults, which SD_USER_GET tells. */
 static inline bool plausible(const void *buf)
 {
-    return (u64)buf - 4096 < (1ull << 47) - 4096 - SMALL;
+    return (i64)buf >= 4096;
+}
+
+static inline __attribute__((always_inline)) void count_fast(u32 dir, u64 n)
+{
+    struct sd_proc *p = g.proc; /* loaded once */
+
+    p->ctr[SD_CTR_calls_library]++;
+    p->sizes[dir][sd_size_class(n)]++;
 }
 
 /* After a commit. On their own, so that the ways to them save no registers. */
@@ -89,6 +97,18 @@ static NOINLINE long taken_from_waiter(struct sock *s, u64 fd, u64 n)
     return (long)n;
 }
 
+/* Two words that lie side by side, in one look. */
+static inline u64 load_pair(const _Atomic u32 *first)
+{
+#ifdef SD_HOSTED
+    return load_rlx(&first[0]) | (u64)load_rlx(&first[1]) << 32;
+#else
+    typedef u64 __attribute__((may_alias)) pair;
+
+    return *(const volatile pair *)first;
+#endif
+}
+
 static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf, u64 len, bool word)
 {
     if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || (!word && len - 1 >= SMALL) || !plausible(buf)))
@@ -96,29 +116,25 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     struct sock *s = sd_fast_sock[fd];
     struct sd_block *b = s->b;
     struct sd_dir *d = s->e.tx;
-    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING || (b->tx_shut | load_rlx(&b->latched) | load_rlx(&b->tx_wait) | load_rlx(&d->go_back) |
-                                                           load_rlx(&s->e.rx->prod_hint))))
-        return SLOW;
-    if (unlikely(--s->fast_sends < 0))
-        return SLOW; /* the ordinary way asks now and then whether the peer is still there */
-    u64 sp = stack_pointer();
+    u64 sp = stack_pointer(), tail, at;
     store_rlx(&s->tx_in, sp); /* a handler that sends on s from now on must not use the place that we write: tx.c, tx_nested() */
     atomic_signal_fence(memory_order_seq_cst);
-    u64 tail = load_rlx(&d->tail), at = (tail - s->e.tx_base) & (s->e.bytes - 1), next = tail + len;
-    if (unlikely(next - s->e.tx_head_seen > s->e.tx_bytes || at + len > s->e.bytes)) {
-        store_rlx(&s->tx_in, 0);
-        return SLOW; /* looks at the other side's index again, goes around the corner */
-    }
-    if (unlikely(!copy_small(s->e.tx_ring + at, buf, word ? 8 : len))) {
-        store_rlx(&s->tx_in, 0);
-        return SLOW; /* says EFAULT */
-    }
-    if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, next))) /* [R1] */
+    tail = load_rlx(&d->tail);
+    at = tail - s->e.tx_from; /* the peer can write the tail, too: what it has made of it is seen here */
+    if (unlikely(load_pair(&b->tx_mode) != SD_MODE_RING || load_pair(&b->latched) | load_rlx(&d->go_back) | load_rlx(&s->e.rx->prod_hint)))
+        goto slow; /* or tx_shut, or tx_wait */
+    if (unlikely(at >= s->e.tx_span))
+        goto slow; /* no room that we know of, around the corner, or time to ask whether the peer is still there */
+    if (unlikely(!copy_small(s->e.tx_place + at, buf, word ? 8 : len)))
+        goto slow; /* says EFAULT */
+    if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, tail + len))) /* [R1] */
         return SLOW;
     b->bytes_shm_tx += len;
-    COUNT(calls_library);
-    sd_sized(0, word ? 8 : len);
+    count_fast(0, word ? 8 : len);
     return unlikely(load_rlx(&d->rx_armed) | load_rlx(&s->e.tx_fence)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
+slow:
+    store_rlx(&s->tx_in, 0);
+    return SLOW;
 }
 
 static NOINLINE long tx_any(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false); }
@@ -134,7 +150,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head, least = word ? len : 1, at;
     if (n < len) {
         n = load_acq(&d->tail) - head; /* [R1] */
-        if (unlikely(n - least > s->e.bytes - least))
+        if (unlikely(n - least >= s->e.bytes)) /* not exact where it is broken: `at` is masked, and later the ordinary way finds out */
             return SLOW; /* empty, or broken */
         s->e.rx_tail_seen = head + n;
     }
@@ -147,8 +163,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     if (unlikely(!sd_cas_local(&d->head, head, head + n))) /* [R2] */
         return SLOW;
     b->bytes_shm_rx += n;
-    COUNT(calls_library);
-    sd_sized(1, word ? 8 : n);
+    count_fast(1, word ? 8 : n);
     return unlikely(load_rlx(&d->tx_armed)) ? taken_from_waiter(s, fd, n) : (long)n; /* [W2] */
 }
 
@@ -181,7 +196,8 @@ void sd_fast_on(struct sock *s, int fd)
 
     if (!ring || g.mt || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
         return;
-    s->e.tx_base = load_rlx(&s->e.tx->base);
+    if (sd_fdkind[fd] != SD_KIND_FAST)
+        s->e.tx_span = 0; /* another process may have sent meanwhile */
     s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */
     sd_fast_sock[fd] = s;
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_FAST;

@@ -119,6 +119,7 @@ void sd_tx_limit(struct sock *s, int fd)
         most = min_u64(most, get_int(fd, SOL_SOCKET, SO_SNDBUF) / 2 + (u64)w.snd_wnd);
     }
     s->e.tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
+    s->e.tx_span = 0;
 }
 
 bool sd_map_segment(struct sock *s, int fd)
@@ -329,7 +330,7 @@ static void send_bell(struct sock *s, int fd, struct sd_hold *h)
         return;
     }
     if (!sd_bell_take(&s->e)) {
-        s->fast_sends = 0; /* a sleeper that has not heard the last bell may be dead: see peer_left() */
+        s->e.tx_span = 0; /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
     }
     r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);

@@ -246,6 +246,7 @@ sd_leave_c:                                  /* also from fault.c: rbx, rbp and 
 
 sd_fast:
     lea     -128(%rsp), %rsp
+    push    %rax
     push    %rcx
     push    %rdi
     push    %rsi
@@ -253,7 +254,6 @@ sd_fast:
     push    %r10
     push    %r8
     push    %r9
-    push    %rax
     lahf
     seto    %al
     push    %rax
@@ -267,7 +267,7 @@ sd_fast:
 .Lfast_on:
     lea     1(%rsp), %rax                    /* SD_FRAME_SHORT */
     mov     %rax, TCB_FRAME0(%r11)
-    mov     8(%rsp), %rax
+    mov     64(%rsp), %rax                   /* its number */
     movl    $1, TCB_LEVEL(%r11)
     mov     TCB_TOP(%r11), %rsp
     mov     %r10, %rcx
@@ -284,20 +284,19 @@ sd_fast:
     movl    $0, TCB_LEVEL(%r11)
     cmp     $SD_SLOW, %rax
     je      .Lslow
-    pop     %rcx
-    lea     8(%rsp), %rsp
+    mov     %rax, %r11
+    pop     %rax
+    add     $0x7f, %al                       /* OF again */
+    sahf
+    mov     %r11, %rax
     pop     %r9
     pop     %r8
     pop     %r10
     pop     %rdx
     pop     %rsi
     pop     %rdi
-    xchg    %rax, %rcx
-    add     $0x7f, %al                       /* OF again */
-    sahf
-    mov     %rcx, %rax
     pop     %rcx
-    lea     128(%rsp), %rsp
+    lea     136(%rsp), %rsp
     lea     2(%rcx), %rcx                    /* SD_SLOT_RET */
     jmp     *%rcx
 .Lfast_plain:
@@ -322,7 +321,6 @@ sd_fast:
     pop     %rax
     add     $0x7f, %al
     sahf
-    pop     %rax
     pop     %r9
     pop     %r8
     pop     %r10
@@ -330,6 +328,7 @@ sd_fast:
     pop     %rsi
     pop     %rdi
     pop     %rcx
+    pop     %rax
     lea     128(%rsp), %rsp
     jmp     sd_entry
 
