@@ -186,5 +186,6 @@ class Pairing:
             raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
         inode = os.fstat(memfd).st_ino
         self.ledger.hold(client.number, message.offer_id, client.uid, inode, segment_bytes(ring_bytes))
-        if message.far and self.hosts is not None:
-            self.hosts.hold(client.number, message.offer_id, memfd, ring_bytes, message.side)
+        name = (client.number, message.offer_id)
+        if message.far and (self.hosts is None or not self.hosts.hold(*name, memfd, ring_bytes, message.side)):
+            self.ring(client.number, message.offer_id, Bell.BACK)

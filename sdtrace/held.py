@@ -70,6 +70,8 @@ class Held:
     side: int = 0
     far: bool = False
     """The other end is on another host."""
+    left: bool = False
+    """Its monitor has given it up: it goes back to TCP (pump.py)."""
 
 
 @dataclass

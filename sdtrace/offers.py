@@ -61,6 +61,8 @@ class Broker:
         """Offers that were open when the monitor went."""
         self._had_one = False
         self._stuck = Stuck()
+        self._far = far.Far()
+        self._gone_at = time.monotonic()
         self._quotas = Quotas()
         self._swept = 0.0
         self.recall: Callable[[Key, Held], int] = lambda _key, _held: errno.ENOSYS
@@ -90,7 +92,7 @@ class Broker:
         """Tell a new monitor what we hold, and offer again what waited."""
         self._stuck.clear()
         for key, held in self._held.items():
-            if held.paired and held.segment >= 0:
+            if held.paired and held.segment >= 0 and not held.left:
                 client.hold(held.name, held.segment, held.side, far=held.far)
                 self._named[held.name] = key
         self._offer_homeless(client)
@@ -135,6 +137,7 @@ class Broker:
         self._open.clear()
         self._stuck.clear()
         syslog.syslog(syslog.LOG_WARNING, f"monitor: {why}")
+        self._gone_at = time.monotonic()
         self._opener.again()
 
     def tick(self) -> bool:
@@ -143,11 +146,15 @@ class Broker:
             self._monitor(wait=False)
         self._stuck.sweep()
         self._sweep()
-        return self._missed() or bool(self._stuck)
+        if self._client is None and time.monotonic() > self._gone_at + far.LEAVE_S:
+            for key, held in self._held.items():
+                self._far.leave(key, held)
+        return self._far.tick() or self._missed() or bool(self._stuck)
 
     def _missed(self) -> bool:
         """Offers wait for a monitor, or connections to another host, whose bytes it carries."""
-        return bool(self._homeless) or (self._client is None and any(held.far for held in self._held.values()))
+        mirrored = (held for held in self._held.values() if held.far and not held.left)
+        return bool(self._homeless) or (self._client is None and any(mirrored))
 
     # ----------------------------------------------------------------- offers
 
@@ -254,13 +261,16 @@ class Broker:
         elif event.what == Bell.RECALL:
             result = self.recall(key, held)
         else:
-            result = far.act(key, held, event.what, event.number) if held.far else errno.EINVAL
+            result = self._far.act(key, held, event.what, event.number) if held.far else errno.EINVAL
         if self._client is not None:
             self._client.rang(event.offer_id, result)
 
     def nudge(self, key: Key) -> int:
         """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno."""
         held = self._held.get(key)
+        if held is not None and held.left:
+            self._far.nudge(key)
+            return 0
         if held is None or not held.paired or self._client is None:
             return -errno.ENOENT
         self._client.nudge(held.name)
@@ -334,6 +344,7 @@ class Broker:
         if held.paired:
             self._named.pop(held.name, None)
             self._quotas.remove(held)
+            self._far.forget(key)
             os.close(held.segment)
             if self._client is not None:
                 self._client.release(held.name)
@@ -390,6 +401,7 @@ class Broker:
     def close(self) -> None:
         """Hang up."""
         self._stuck.sweep(over=True)
+        self._far.close()
         for held in self._held.values():
             if held.segment >= 0:
                 os.close(held.segment)

@@ -11,8 +11,8 @@
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
     dead_s: 5                            # silent for so long: the link is down
-    back_s: 3                            # a link without RDMA for so long: back to the connections' own TCP, for good
-    lost_s: 30                           # down for so long: the host does not come back, what it has not sent is lost
+    back_s: 3                            # no RDMA for so long: connections go back to their own TCP, for good
+    lost_s: 30                           # for so long: those that cannot are reset
 
 Without the file there are no other hosts.  Root or the monitor's user owns it, and nobody else may write to it.
 """

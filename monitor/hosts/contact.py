@@ -110,6 +110,8 @@ class Contact:
         self.peer = peer
         self.mirrors: dict[int, Mirror] = {}
         self.by_id: dict[bytes, Mirror] = {}
+        self.unknown: dict[bytes, float] = {}
+        """Connections that it holds and we do not, since when: we may hear of them yet."""
         self.link: Link | None = None
         self.down_since = time.monotonic()
         self.links = self.failures = 0
@@ -245,6 +247,7 @@ class Contact:
         if link is None:
             return
         journal.warn("host-down", host=self.peer.name, why=why)
+        self.unknown.clear()
         link.close()
         if self._wire is not None:
             self._wire.close()

@@ -18,12 +18,12 @@ class Program(NamedTuple):
     base: int
     head: int
     sw_ring: int
-    sw_back: int
-    sw_back_at: int
     hint: int
     go_back: int
     attached: int
     settle_ask: int
+    heard: int
+    """1: it knows that the other program has switched."""
 
 
 class Copy:
@@ -64,13 +64,13 @@ class Copy:
         """The program's words, in an order in which they can be told on."""
         words = self._words
         abi.lib.sd_copy_read(self._at, self.side, words)
-        return Program(words.tail, words.base, words.head, words.sw_ring, words.sw_back, words.sw_back_at,
-                       words.hint, words.go_back, words.attached, words.settle_ask)
+        return Program(words.tail, words.base, words.head, words.sw_ring, words.hint, words.go_back,
+                       words.attached, words.settle_ask, words.heard)
 
-    def tell(self, *, sw_ring: int, sw_back: int, sw_back_at: int, hint: int, go_back: int, attached: int) -> None:
+    def tell(self, *, sw_ring: int, hint: int, go_back: int, attached: int, heard: int) -> None:
         """The other program's words; 0 leaves one as it is."""
         told = self._told
-        told.sw_ring, told.sw_back, told.sw_back_at = sw_ring, sw_back, sw_back_at
+        told.sw_ring, told.heard = sw_ring, heard
         told.hint, told.go_back, told.attached = hint, go_back, attached
         abi.lib.sd_copy_tell(self._at, self.side, told)
 
@@ -101,6 +101,25 @@ class Copy:
     def lose(self) -> None:
         """The other host is gone for good."""
         abi.lib.sd_copy_lose(self._at)
+
+    def told(self) -> None:
+        """The other host is about to hear that the program has switched."""
+        abi.lib.sd_copy_told(self._at)
+
+    @property
+    def taken(self) -> bool:
+        """The program, or its supervisor, has taken one of the rings out of our hands: it goes back to TCP."""
+        return bool(self._seg.frozen or self._seg.pumped)
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether a mark in the TCP stream would be understood over there, or none is needed."""
+        return bool(self._seg.heard or not self._seg.told)
+
+    @property
+    def is_back(self) -> bool:
+        """The other program has gone back to TCP, and ours knows."""
+        return bool(self._seg.dir[1 - self.side].sw_back)
 
     def take_bell(self) -> bool:
         """True: the program has heard all doorbells so far, and one more is to be sent."""

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from monitor.match import Address
 
-VERSION: Final = 1
+VERSION: Final = 2
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"
@@ -63,9 +63,10 @@ class Accept(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """My end is over, or never came about."""
+    """My end is over, or never came about, or (`left` 1) goes on by its own TCP; I send nothing more for it."""
 
     far_id: bytes
+    left: int = 0
 
 
 class Resume(NamedTuple):
@@ -84,7 +85,10 @@ class Resume(NamedTuple):
 
 
 class Words(NamedTuple):
-    """My program's words as they are after all bytes that I have sent before this record. `slot` is the receiver's."""
+    """My program's words as they are after all bytes that I have sent before this record. `slot` is the receiver's.
+
+    `heard` 1: I have told my program that yours has switched.
+    """
 
     slot: int
     hint: int
@@ -95,8 +99,7 @@ class Words(NamedTuple):
     bells_asked: int
     head: int
     sw_ring: int
-    sw_back: int
-    sw_back_at: int
+    heard: int
 
 
 class Data(NamedTuple):
@@ -133,9 +136,9 @@ Record: TypeAlias = Seek | Accept | Gone | Resume | Words | Data | Port | Ready 
 _LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
     Type.SEEK: (Seek, Struct(f"<{_ADDRESS}{_ADDRESS}IBBB")),
     Type.ACCEPT: (Accept, Struct(f"<16s{_ADDRESS}{_ADDRESS}I")),
-    Type.GONE: (Gone, Struct("<16s")),
+    Type.GONE: (Gone, Struct("<16sB")),
     Type.RESUME: (Resume, Struct("<16sIIIQQI")),
-    Type.WORDS: (Words, Struct("<IIIIIIIQQQQ")),
+    Type.WORDS: (Words, Struct("<IIIIIIIQQB")),
     Type.DATA: (Data, Struct("<IIQ")),
     Type.PORT: (Port, Struct("<IIII16s")),
     Type.SWITCH: (Switch, Struct("<")),

@@ -41,6 +41,7 @@ from sdlib.wire.messages import Bell, Nudge, Rang
 SPIN_S: Final = 0.001
 DEAF_S: Final = 0.002
 _CALLERS_MAX: Final = 64
+_UNKNOWN_MAX: Final = 65536
 _TICK_S: Final = 0.5
 
 
@@ -78,6 +79,8 @@ class Conn:
     peer_gone: bool = False
     said_gone: bool = False
     lost: bool = False
+    left: bool = False
+    """It has gone back to TCP; until the other host has heard so, what that sends goes on arriving."""
 
 
 class Hub:
@@ -94,6 +97,8 @@ class Hub:
         self._callers: set[Caller] = set()
         self._asleep = False
         self._busy_until = self._ticked = 0.0
+        self.left = 0
+        """Connections that have gone back to their own TCP."""
         self._ready: set[str] = set()
         self.contacts = {
             name: Contact(config, peer, selector, self._port, self._asked, self._down)
@@ -137,7 +142,7 @@ class Hub:
     def _down(self, contact: Contact) -> None:
         self._ready.discard(contact.peer.name)
         for conn in self._of(contact):
-            if conn.waiting is not None:
+            if conn.waiting is not None or conn.left:
                 self._free(conn)
 
     def _of(self, contact: Contact) -> list[Conn]:
@@ -165,6 +170,8 @@ class Hub:
                 self._on_accept(contact, record)
             case frames.Gone():
                 self._on_gone(contact, record)
+            case frames.Resume() if len(contact.unknown) < _UNKNOWN_MAX:
+                contact.unknown.setdefault(record.far_id, time.monotonic())
 
     def _candidate(self, contact: Contact, said: frames.Seek | frames.Accept) -> Candidate | None:
         """Our end of what the other host speaks of, if it may."""
@@ -268,6 +275,16 @@ class Hub:
         if conn.waiting is not None:
             self._free(conn)
             return
+        if said.left:
+            self._leave(conn)
+            if not conn.left:
+                self._lose(conn)
+            self._say_gone(conn)
+            self._free(conn)
+            return
+        if conn.left:
+            self._free(conn)
+            return
         conn.peer_gone = True
         self._say_gone(conn)
         conn.mirror.unlink()
@@ -290,16 +307,18 @@ class Hub:
             if conn.waiting is not None:
                 conn.local_gone = time.monotonic()
 
-    def hold(self, client: int, name: int, memfd: int, ring_bytes: int, side: int) -> None:
-        """A supervisor has a copy that an earlier monitor made. OSError."""
+    def hold(self, client: int, name: int, memfd: int, ring_bytes: int, side: int) -> bool:
+        """A supervisor has a copy that an earlier monitor made. False: of a host that we do not know. OSError."""
         copy = Copy(memfd, ring_bytes, side & 1)
         far_id = copy.far_id()
         contact = next((one for one in self.contacts.values() if self._tag(one) == far_id[:8]), None)
         if contact is None or far_id in contact.by_id:
             copy.close()
-            return
+            return contact is not None
+        contact.unknown.pop(far_id, None)
         conn = self._add(contact, far_id, copy, client, name)
         contact.guard(lambda link: link.introduce(conn.mirror, reply=1))
+        return True
 
     def _free(self, conn: Conn) -> None:
         if conn.waiting is not None:
@@ -314,6 +333,21 @@ class Hub:
         if conn.contact.link is not None and conn.contact.link.port is not None:
             conn.contact.link.port.forget(mirror)
         mirror.copy.close()
+
+    def _leave(self, conn: Conn) -> None:
+        """Back to its own TCP connection: its supervisor takes there what the other host has not got of the ring.
+
+        Not without a supervisor, nor while nobody knows whether the other program has heard that ours has switched.
+        """
+        if conn.left or conn.lost or conn.waiting is not None or conn.client is None or not conn.mirror.copy.may_leave:
+            return
+        conn.left = conn.mirror.dead = True
+        self.left += 1
+        journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
+        self._local.ring(conn.client, conn.name, Bell.BACK)
+        self._say_gone(conn)
+        if not conn.mirror.linked:
+            self._free(conn)
 
     def _lose(self, conn: Conn) -> None:
         """The other host is not coming back, or our program has broken its own copy: the connection ends."""
@@ -408,6 +442,11 @@ class Hub:
     def _look_after(self, conn: Conn) -> None:
         """What is due for one connection, apart from its bytes."""
         mirror = conn.mirror
+        if conn.left:
+            return
+        if mirror.copy.taken:
+            self._leave(conn)
+            return
         if conn.waiting is not None and mirror.linked and not self._hand_over(conn):
             conn.local_gone = time.monotonic()
         if mirror.linked or conn.peer_gone:
@@ -424,15 +463,18 @@ class Hub:
         """We send nothing more for it. The other side answers with the same, and only then its memory may go."""
         if not conn.said_gone and conn.mirror.linked and conn.contact.link is not None:
             conn.said_gone = True
-            conn.contact.link.say(frames.Gone(conn.mirror.far_id))
+            conn.contact.link.say(frames.Gone(conn.mirror.far_id, int(conn.left)))
 
     def _tick(self, now: float) -> None:
         self._ticked = now
         for contact in self.contacts.values():
             contact.tick(now)
-            if contact.link is not None and contact.without_s > self._config.back_s:
+            if contact.without_s > self._config.back_s:
                 for conn in self._of(contact):
-                    conn.mirror.go_back()
+                    self._leave(conn)
+            for far_id in [one for one, since in contact.unknown.items() if now - since > self._config.back_s]:
+                del contact.unknown[far_id]
+                contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, 1)))  # type: ignore[misc]
             if contact.link is None and now - contact.down_since > self._config.lost_s:
                 for conn in self._of(contact):
                     if not conn.peer_gone:
@@ -449,7 +491,7 @@ class Hub:
             "device": None if self._device is None else self._device.status(),
             "peers": [self._peer(contact) for contact in self.contacts.values()],
             "connections": [self._connection(conn) for conn in self._conns.values()],
-            "candidates": len(self._candidates),
+            "candidates": len(self._candidates), "left": self.left,
         }  # fmt: skip
 
     @staticmethod

@@ -66,7 +66,7 @@ class Link:
         self, peer: str, sealer: Sealer, mirrors: dict[int, Mirror], by_id: dict[bytes, Mirror], port: Port | None,
         asked: Callable[[Record], None],
     ) -> None:  # fmt: skip
-        """`asked`: SEEK, ACCEPT and GONE are the hub's."""
+        """`asked`: SEEK, ACCEPT, GONE, and RESUME of what we do not hold, are the hub's."""
         self.peer = peer
         self.stream = Stream(sealer)
         self.port = port
@@ -184,9 +184,10 @@ class Link:
         return mirror
 
     def _on_resume(self, said: Resume) -> None:
-        """Unknown ones are of an earlier monitor, or were given up here: the other side waits in vain, as it must."""
+        """Unknown ones were given up here, or we are new and their supervisor has not told us of them yet."""
         mirror = self._by_id.get(said.far_id)
         if mirror is None or mirror.slot not in self._mirrors:
+            self._asked(said)
             return
         if mirror.linked:
             return  # said twice: the first one, that we sent when we began, was not for nothing after all

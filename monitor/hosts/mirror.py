@@ -14,9 +14,9 @@ its bytes have `landed` (RESUME) and sending goes on from there, for what has no
 Everything else that one monitor tells the other (WORDS) is the whole state of a few words, so that the last one said
 is enough.
 
-Bytes come before the words that were said behind them, in the transport and in the copy: a way back (sw_back) is told
-only when all bytes in front of it have been sent, the answer to `settle_ask` when all that the program has written
-has.
+Bytes come before the words that were said behind them, in the transport and in the copy: the answer to `settle_ask`
+is told only when all that the program has written has been sent.  The way back to TCP is not told here: it stands in
+the programs' own TCP stream (sdlib/src/sock/far.h, [H3]).
 
 Doorbells: `bells_asked` counts those that this side has asked for, each after it took the bell word of its copy; the
 other side rings when that has grown past its own `bells_rung`.  Both counts stand in the copies, so that a monitor
@@ -110,6 +110,8 @@ class Mirror:
         if self.sent == words.tail and transport.room():
             now = self._words(words)
             if now != self._told and (idle or self._urgent(now)):
+                if now.sw_ring:
+                    self.copy.told()
                 transport.send(now)
                 self._told, busy = now, True
         return busy
@@ -133,7 +135,7 @@ class Mirror:
         self._answer = self._question
         return Words(
             self.far_slot, words.hint & _HINTS, words.go_back & 3, int(words.attached != 0), words.settle_ask,
-            self._answer, self.asked, words.head, words.sw_ring, words.sw_back, words.sw_back_at,
+            self._answer, self.asked, words.head, words.sw_ring, int(words.heard),
         )  # fmt: skip
 
     def _urgent(self, now: Words) -> bool:
@@ -177,15 +179,13 @@ class Mirror:
             raise BadPeer("has read what was never sent")
         if (said.bells_asked - self.rung) & 0xFFFFFFFF > 2:  # the last may be eaten before we know that it was sent
             raise BadPeer("asks for a peal of bells")
-        if said.sw_back and said.sw_back_at != self.landed:
-            raise BadPeer("goes back somewhere else")
-        before = self.theirs or said._replace(sw_ring=0, go_back=0, sw_back=0)
-        news = (said.go_back, said.sw_back) != (before.go_back, before.sw_back)
+        before = self.theirs or said._replace(sw_ring=0, go_back=0)
+        news = said.go_back != before.go_back
         switched = said.sw_ring != before.sw_ring
         self.theirs = said
         waits = self.copy.credit(said.head) if said.head != credited or switched else False
-        self.copy.tell(sw_ring=said.sw_ring, sw_back=said.sw_back, sw_back_at=said.sw_back_at, hint=said.hint & _HINTS,
-                       go_back=said.go_back & 3, attached=said.attached)
+        self.copy.tell(sw_ring=said.sw_ring, hint=said.hint & _HINTS, go_back=said.go_back & 3,
+                       attached=said.attached, heard=said.heard)
         if said.settle_answer:
             self.copy.settle(said.settle_answer)
         self._question = said.settle_ask
@@ -199,7 +199,7 @@ class Mirror:
     def ring(self) -> None:
         """Our program sleeps: the other side is to send a byte, in a direction that has switched and not gone back."""
         said = self.theirs
-        if said is None or not said.sw_ring or said.sw_back:
+        if said is None or not said.sw_ring or self.copy.is_back:
             return  # it sleeps on TCP, or looks by itself
         if self.copy.take_bell():
             self.asked = (self.asked + 1) & 0xFFFFFFFF
@@ -241,10 +241,6 @@ class Mirror:
     def unread(self) -> int:
         """Bytes of our program that the other one has not read."""
         return (self.sent - self.copy.credited()) & _U64
-
-    def go_back(self) -> None:
-        """Our program is to go on by its own TCP connection with its next send, and the other one with its."""
-        self.copy.tell(sw_ring=0, sw_back=0, sw_back_at=0, hint=0, go_back=abi.const.SD_GO_BACK_CALL, attached=0)
 
     def lose(self) -> None:
         """The other host does not come back."""

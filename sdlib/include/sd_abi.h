@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 5
+#define SD_ABI_VERSION 6
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -109,6 +109,7 @@ enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUS
     X(call, "unsupported-call") \
     X(position, "stream-position-unknown") \
     X(stalled, "stopped-while-sending") \
+    X(link_lost, "host-link-lost") \
     X(quota, "quota-exhausted")
 
 #ifndef SD_CFFI
@@ -310,12 +311,30 @@ struct sd_seg {
     /* Between hosts, of this host's copy; 0 on one host. The monitor is the only other one that has it mapped. */
     SD_ATOMIC uint32_t settle_ask;     /* library: the kernel says that the stream is over; how often that was asked ([H1], sock/far.h) */
     SD_ATOMIC uint32_t settled;        /* monitor: so many are answered: what the other end had written and read then stands here */
-    SD_ATOMIC uint32_t lost;           /* monitor: what is not here yet never comes */
+    SD_ATOMIC uint32_t lost;           /* monitor, supervisor: what is not here yet does not come by the ring any more */
     SD_ATOMIC uint32_t ringing;        /* monitor: it is about to send a doorbell on our socket ([H2]) */
     uint64_t far_id[2];                /* monitor: names the connection between the two hosts; told to the next monitor */
     SD_ATOMIC uint32_t bells_asked;    /* monitor: doorbells that it has asked the other host for, */
     SD_ATOMIC uint32_t bells_rung;     /* and those asked for over there that are done with here */
+    SD_ATOMIC uint32_t told;           /* monitor: it says to the other host that our direction has switched; stored before that */
+    SD_ATOMIC uint32_t heard;          /* monitor: the other host knows it, so a mark on TCP is understood there ([H3]) */
+    SD_ATOMIC uint32_t moving;         /* monitor: it is about to store a tail or a head here; by exchange, before it looks at the next two ([H4]) */
+    SD_ATOMIC uint32_t frozen;         /* library: no tail any more, it has read the other end's mark */
+    SD_ATOMIC uint32_t pumped;         /* supervisor: no head any more; 2: it takes our ring's bytes to TCP itself; 1: unless we are leaving */
+    SD_ATOMIC uint32_t pump_end;       /* library: a FIN behind them */
+    SD_ATOMIC uint64_t mark_from;      /* library: 1 + TCP position of our own mark; 0: none was begun */
+    SD_ATOMIC uint64_t mark_at;        /* library: what it says; stored before */
+    uint32_t pad[6];
     struct sd_dir dir[2];
+};
+
+/* Between hosts, in the TCP stream: what follows is the program's stream from ring counter `at` on ([H3]). Doorbells are zeros, so the first byte
+ * tells the two apart. `far_id` is known to the two ends and their monitors alone. */
+#define SD_MARK_MAGIC 0x0a4b43414244535d
+struct sd_mark {
+    uint64_t magic;
+    uint64_t far_id[2];
+    uint64_t at;
 };
 
 /* ------------------------------------------------------------------- trace */
@@ -419,7 +438,7 @@ _Static_assert(sizeof(struct sd_block) == 128, "block is two lines");
 _Static_assert(sizeof(struct sd_part) == 192, "participant is three lines");
 _Static_assert(SD_AREA_PARTS <= 4096 && SD_AREA_BLOCKS <= 4096 && SD_MAX_AREAS <= 16, "fields of token and mark");
 _Static_assert(sizeof(struct sd_dir) == 384, "dir is six lines");
-_Static_assert(sizeof(struct sd_seg) == 64 + 2 * 384, "seg");
+_Static_assert(sizeof(struct sd_seg) == 128 + 2 * 384, "seg");
 _Static_assert(sizeof(struct sd_seg) <= SD_SEG_HDR_BYTES, "seg header fits its page");
 _Static_assert((int)SD_CTR_COUNT <= SD_CTR_MAX && (int)SD_REASON_COUNT <= SD_REASON_MAX, "names fit");
 _Static_assert(sizeof(struct sd_trace_record) == 64 && sizeof(struct sd_trace_channel) == 128, "records and words have lines of their own");
@@ -433,7 +452,7 @@ SD_LAYOUT(sd_dir, head, 128);
 SD_LAYOUT(sd_dir, rx_armed, 192);
 SD_LAYOUT(sd_dir, tx_armed, 256);
 SD_LAYOUT(sd_dir, bell, 320);
-SD_LAYOUT(sd_seg, dir, 64);
+SD_LAYOUT(sd_seg, dir, 128);
 SD_LAYOUT(sd_area, cfg, 64);
 SD_LAYOUT(sd_area, proc, 128);
 #endif

@@ -12,6 +12,7 @@
 #ifndef SD_CFFI
 #include <stdbool.h>
 #include <stdint.h>
+struct sd_mark;
 #endif
 
 #define SD_PY_BROKEN (-1)
@@ -104,8 +105,8 @@ void sd_recall_end(void *segment, uint32_t side, uint64_t tcp_pos);
 
 /* What the program has said. Counters as they are: the program is not trusted with them. */
 struct sd_copy_words {
-    uint64_t tail, base, head, sw_ring, sw_back, sw_back_at;
-    uint32_t hint, go_back, attached, settle_ask;
+    uint64_t tail, base, head, sw_ring;
+    uint32_t hint, go_back, attached, settle_ask, heard;
 };
 
 /* A new copy: we read at once, so nobody has to be woken for us; and we fence [W3]. */
@@ -117,6 +118,8 @@ void sd_copy_tell(void *segment, uint32_t side, const struct sd_copy_words *word
 bool sd_copy_land(void *segment, uint32_t side, uint64_t tail);
 bool sd_copy_credit(void *segment, uint32_t side, uint64_t head);
 void sd_copy_settle(void *segment, uint32_t answer);
+/* [H3] Our switch is about to be said to the other host. */
+void sd_copy_told(void *segment);
 void sd_copy_lose(void *segment);
 /* True: ask the other host for one doorbell now [B1]. */
 bool sd_copy_bell_take(void *segment, uint32_t side);
@@ -125,5 +128,25 @@ void sd_copy_arm(void *segment, uint32_t side, bool data, bool room);
 /* [H2] True: a byte may be sent on the program's socket, before sd_copy_ring_leave. */
 bool sd_copy_ring_enter(void *segment, uint32_t side);
 void sd_copy_ring_leave(void *segment);
+
+/* ---- [H4] the supervisor as the consumer of its program's ring, whose bytes it takes to TCP (src/py/pump.c). `side` is the program's. */
+
+enum sd_pump {
+    SD_PUMP_DONE,    /* nothing is in the ring; of begin: the direction is back on TCP, or on its way */
+    SD_PUMP_LATER,   /* begin: it has not switched; step: the kernel takes no more now */
+    SD_PUMP_MARK,    /* begin: this mark goes first */
+    SD_PUMP_PLAIN,   /* begin: the other host does not know of the switch: the bytes go as they are */
+    SD_PUMP_UNKNOWN, /* begin: whether it does, nobody knows */
+    SD_PUMP_BROKEN,  /* step: no honest program */
+    SD_PUMP_OVER,    /* step: the connection is over; what was in the ring is thrown away */
+};
+
+/* The monitor gives the copy up: the program is asked to go on by TCP, and looks by itself where a doorbell would have woken it. */
+void sd_pump_leave(void *segment, uint32_t side);
+enum sd_pump sd_pump_begin(void *segment, uint32_t side, struct sd_mark *mark);
+enum sd_pump sd_pump_step(void *segment, uint64_t ring_bytes, uint32_t side, int fd);
+/* Nothing is in the ring: be told of more. True: there is more by now, or the end. */
+bool sd_pump_arm(void *segment, uint32_t side);
+bool sd_pump_ended(void *segment, uint32_t side);
 
 #endif

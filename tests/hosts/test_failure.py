@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import LONG_S, assert_whole, echo, ping, quick_only
+from tests.hosts.test_between import LONG_S, assert_whole, quick_only
 from tests.hosts.world import VERBS, World
 
 FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
@@ -44,18 +44,3 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
     server.ok(LONG_S)
     assert_whole(client, server, size)
     world.linked()
-
-
-@quick_only
-def test_a_host_that_does_not_come_back_resets_its_connections(world: World) -> None:
-    """Its monitor has ended, and none that knows us is started: what it has not sent is missing."""
-    world.start(lost_s=1)
-    go = world.a.folder / "go"
-    server = echo(world.b, 7011, go)
-    client = ping(world.a, world.b, 7011, go)
-    world.a.carried(1)
-    world.b.config.write_text("{}")
-    os.kill(world.b.monitor_pid(), signal.SIGKILL)
-    assert client.wait(60) == 1
-    assert "ConnectionResetError" in client.stderr
-    server.close()

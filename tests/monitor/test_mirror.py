@@ -346,26 +346,60 @@ def test_loss_at_every_moment(queue_pairs: bool, killed: int | None) -> None:
             made.settle()
 
 
-def test_the_way_back_and_the_end_come_behind_all_bytes() -> None:
+def test_the_end_comes_behind_all_bytes() -> None:
     with pair(queue_pairs=True) as made:
         a, b = made.sides
         made.settle()
         a.write(RING)
-        abi.lib.sd_py_back_announce(a.program)
-        abi.lib.sd_py_back_publish(a.program, 4242)
         b.copy._seg.settle_ask = 1
         for _, number in itertools.product(range(200), (0, 1)):
             a.pump()
             b.pump()
             made.deliver(number, 1 << 16)
             made.pipes[number].deliver()
-            if abi.lib.sd_py_back_published(b.program) or b.copy._seg.settled:
+            if b.copy._seg.settled:
                 assert b.copy.landed() == RING, "said before the bytes were there"
         assert b.copy._seg.settled == 1
-        assert abi.lib.sd_py_back_published(b.program)
-        b.take(RING)
-        assert abi.lib.sd_py_back_reached(b.program)
-        assert abi.lib.sd_py_back_left(b.program, 4241) == 1
+
+
+def test_what_program_or_supervisor_have_taken_is_theirs() -> None:
+    """[H4]: after a mark no tail is published, and no head while the supervisor takes the ring's bytes to TCP."""
+    with pair(queue_pairs=False) as made:
+        a, b = made.sides
+        a.write(100)
+        b.write(100)
+        made.settle()
+        a.copy._seg.frozen, b.copy._seg.pumped = 1, 2
+        a.write(50)
+        b.write(70)
+        for _, number in itertools.product(range(20), (0, 1)):
+            a.pump()
+            b.pump()
+            made.deliver(number, 1 << 16)
+            a.take(RING)
+            b.take(RING)
+        assert a.copy.landed() == 100, "a tail behind the mark"
+        assert b.read == a.wrote and a.copy.credited() == 150
+        assert b.copy.credited() == 100, "a head that is the supervisor's"
+        assert a.copy.taken and b.copy.taken
+
+
+def test_both_know_that_the_other_has_heard_of_the_switch() -> None:
+    with pair(queue_pairs=False) as made:
+        a, b = made.sides
+        for number in (0, 1):  # RESUME
+            made.deliver(number, 1 << 16)
+        assert a.copy.may_leave, "nothing was said yet, so nobody waits for a mark"
+        a.pump()
+        assert not a.copy.may_leave
+        made.deliver(0, 1 << 16)
+        assert not a.copy.may_leave
+        b.pump()
+        made.deliver(1, 1 << 16)
+        a.pump()
+        b.pump()
+        made.deliver(1, 1 << 16)
+        assert a.copy.may_leave
 
 
 # ------------------------------------------------------------------------ hostile monitors
@@ -387,7 +421,6 @@ def words(made: Pair, **other: int) -> frames.Words:
     lambda made: words(made, head=5),
     lambda made: words(made, head=1 << 63),
     lambda made: words(made, bells_asked=1000),
-    lambda made: words(made, sw_back=9, sw_back_at=17),
     lambda made: words(made, slot=99),
     lambda made: frames.Ready(),
     lambda made: frames.Switch(),

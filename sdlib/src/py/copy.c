@@ -30,8 +30,7 @@ void sd_copy_read(void *segment, uint32_t side, struct sd_copy_words *w)
     w->go_back = load_acq(&in->go_back);
     w->attached = load_acq(&seg->attached[side & 1]);
     w->sw_ring = load_acq(&out->sw_ring); /* [S1] */
-    w->sw_back = load_acq(&out->sw_back); /* [S2] the tail that belongs to it was stored before */
-    w->sw_back_at = load_acq(&out->sw_back_at);
+    w->heard = load_acq(&in->sw_ring) != 0;
     w->head = load_acq(&in->head);  /* [R2] */
     w->tail = load_acq(&out->tail); /* [R1] last: whatever is said above was said behind these bytes or before */
     w->base = load_acq(&out->base); /* [R3] */
@@ -48,33 +47,42 @@ void sd_copy_tell(void *segment, uint32_t side, const struct sd_copy_words *w)
         store_rel(&out->go_back, w->go_back);
     if (w->sw_ring)
         store_rel(&in->sw_ring, w->sw_ring); /* [S1] */
-    if (w->sw_back) {
-        store_rlx(&in->sw_back_at, w->sw_back_at);
-        store_rel(&in->sw_back, w->sw_back); /* [S2] */
-    }
+    if (w->heard)
+        store_rel(&seg->heard, 1); /* [H3] */
     if (w->hint)
         atomic_fetch_or(&in->prod_hint, w->hint); /* [S4] */
+}
+
+/* [H4] False: `stop` stands, so the word is not ours to store. */
+static bool move(struct sd_seg *seg, SD_ATOMIC u32 *stop, SD_ATOMIC u64 *word, u64 value)
+{
+    bool may;
+
+    atomic_exchange(&seg->moving, 1);
+    may = !load_acq(stop);
+    if (may)
+        store_rel(word, value); /* [R1] or [R2] */
+    store_rel(&seg->moving, 0);
+    sd_fence(); /* [W1] [W2] [W3] */
+    return may;
 }
 
 bool sd_copy_land(void *segment, uint32_t side, uint64_t tail)
 {
     struct sd_dir *in = into(segment, side);
 
-    store_rel(&in->tail, tail); /* [R1] */
-    sd_fence();                 /* [W1] [W3] */
-    return load_rlx(&in->rx_armed) != 0;
+    return move(segment, &((struct sd_seg *)segment)->frozen, &in->tail, tail) && load_rlx(&in->rx_armed) != 0;
 }
 
 bool sd_copy_credit(void *segment, uint32_t side, uint64_t head)
 {
     struct sd_dir *out = out_of(segment, side);
 
-    store_rel(&out->head, head); /* [R2] */
-    sd_fence();                  /* [W2] */
-    return load_rlx(&out->tx_armed) != 0;
+    return move(segment, &((struct sd_seg *)segment)->pumped, &out->head, head) && load_rlx(&out->tx_armed) != 0;
 }
 
 void sd_copy_settle(void *segment, uint32_t answer) { store_rel(&((struct sd_seg *)segment)->settled, answer); } /* [H1] */
+void sd_copy_told(void *segment) { store_rel(&((struct sd_seg *)segment)->told, 1); } /* [H3] */
 void sd_copy_lose(void *segment) { store_rel(&((struct sd_seg *)segment)->lost, 1); }
 bool sd_copy_bell_take(void *segment, uint32_t side) { return atomic_exchange(&into(segment, side)->bell, 1) == 0; }
 
@@ -90,7 +98,7 @@ bool sd_copy_ring_enter(void *segment, uint32_t side)
     struct sd_dir *out = out_of(segment, side);
 
     atomic_exchange(&seg->ringing, 1); /* [H2] */
-    return !(load_acq(&out->prod_hint) & SD_HINT_LEAVING) && load_acq(&out->sw_ring) && !load_acq(&out->sw_back);
+    return !(load_acq(&out->prod_hint) & SD_HINT_LEAVING) && load_acq(&out->sw_ring) && !load_acq(&out->sw_back) && !load_rlx(&seg->pumped);
 }
 
 void sd_copy_ring_leave(void *segment) { store_rel(&((struct sd_seg *)segment)->ringing, 0); }

@@ -3,6 +3,7 @@
  * ctl.c - death, names and options of a socket.
  */
 #include "poll/poll.h"
+#include "sock/far.h"
 #include "sock/rx.h"
 #include "sock/sock.h"
 
@@ -196,7 +197,10 @@ SD_CALL(sd_shutdown)
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
         sd_hint_say(&s->e, SD_HINT_SHUT_WR | (f->rsi == SHUT_RDWR ? SD_HINT_CLOSED : 0));
         s->b->tx_shut = 1;
-        r = SYS2(__NR_shutdown, f->rdi, f->rsi);
+        if (likely(!sd_is_far(s)) || !sd_far_shut(s))
+            r = SYS2(__NR_shutdown, f->rdi, f->rsi);
+        else
+            r = f->rsi == SHUT_RDWR ? SYS2(__NR_shutdown, f->rdi, SHUT_RD) : 0;
         sd_leave(&h);
     } else {
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);

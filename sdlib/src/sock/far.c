@@ -40,9 +40,213 @@ bool sd_far_settle(struct sock *s)
     return false;
 }
 
-/* LEAVING is said. Afterwards the monitor sends nothing more on our socket. */
-void sd_far_bells_out(struct sock *s)
+/* ----------------------------------------------------------------- our way back */
+
+/* LEAVING is said. Afterwards the supervisor sends nothing more on our socket. */
+static void bells_out(struct sock *s)
 {
     for (u64 until = sd_now_ns() + RINGING_NS; load_acq(&s->seg->ringing) && sd_now_ns() < until;) /* [H2] */
         sd_far_nap();
+}
+
+static void mark_of(const struct sock *s, u64 at, struct sd_mark *m)
+{
+    *m = (struct sd_mark){SD_MARK_MAGIC, {s->seg->far_id[0], s->seg->far_id[1]}, at};
+}
+
+static bool alone(const struct sock *s) { return sd_hypercall(SD_HC_NUDGE, s->id, 0) == -ENOSYS; }
+
+/* The bytes to send now, `done` of our mark and of what follows it; 0: all are sent. */
+static u64 next_part(const struct sock *s, u64 done, struct sd_mark *m, u8 **part)
+{
+    u64 at = load_rlx(&s->seg->mark_at), counter = at + done - sizeof *m, place;
+
+    if (done < sizeof *m) {
+        mark_of(s, at, m);
+        *part = (u8 *)m + done;
+        return sizeof *m - done;
+    }
+    place = (counter - load_rlx(&s->e.tx->base)) & (s->e.bytes - 1);
+    *part = s->e.tx_ring + place;
+    return min_u64(load_rlx(&s->e.tx->tail) - counter, s->e.bytes - place);
+}
+
+/* Whoever is thrown out of here has sent a part, or nothing: the position tells. The monitor brings what is in the ring; without a supervisor there
+ * may be none, so it goes behind the mark. */
+static bool send_mark(struct sock *s, int fd, struct sd_hold *h)
+{
+    struct sd_seg *seg = s->seg;
+    struct sd_mark m;
+    u64 n, done, until = sd_now_ns() + SETTLE_NS;
+    i64 pos = sd_tx_pos(s, fd);
+    u8 *part;
+    long r;
+
+    if (pos < 0)
+        return true; /* the connection is over: the kernel will say so */
+    if (!load_rlx(&seg->mark_from)) {
+        store_rlx(&seg->mark_at, alone(s) ? load_acq(&s->e.tx->head) : load_rlx(&s->e.tx->tail));
+        store_rlx(&seg->mark_from, (u64)pos + 1);
+    }
+    for (;;) {
+        done = (u64)pos - (load_rlx(&seg->mark_from) - 1);
+        n = next_part(s, done, &m, &part);
+        if (!n)
+            return true;
+        if (n > s->e.bytes || sd_now_ns() >= until)
+            return false;
+        r = sd_revocable(h, __NR_sendmsg, fd, part, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (r == -EAGAIN) {
+            sd_far_nap();
+        } else if (r <= 0) {
+            return true; /* thrown out, or over */
+        } else {
+            pos += r;
+            until = sd_now_ns() + SETTLE_NS;
+        }
+    }
+}
+
+bool sd_far_back(struct sock *s, int fd, struct sd_hold *h)
+{
+    for (u64 until = sd_now_ns() + SETTLE_NS; sd_now_ns() < until; sd_far_nap()) {
+        u32 pumped = load_acq(&s->seg->pumped);
+        if (pumped == 2 && !sd_far_busy(s))
+            return true; /* [H4] its mark is there already */
+        if (!pumped && load_acq(&s->seg->heard)) {
+            bells_out(s);
+            return send_mark(s, fd, h);
+        }
+    }
+    return false;
+}
+
+bool sd_far_shut(struct sock *s)
+{
+    if (!sd_far_busy(s))
+        return false;
+    store_rel(&s->seg->pump_end, 1);
+    return sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0; /* it looks again, whatever it has seen before */
+}
+
+/* ----------------------------------------------------------------- their way back */
+
+/* [H3] Up to `at` the bytes come by the ring; true: they have. */
+static bool ring_reaches(struct sock *s, u64 at)
+{
+    if ((i64)(at - load_rlx(&s->e.rx->head)) > (i64)s->e.bytes)
+        return false;
+    for (u64 until = sd_now_ns() + SETTLE_NS; (i64)(load_acq(&s->e.rx->tail) - at) < 0;) {
+        if (load_acq(&s->seg->lost) || sd_now_ns() >= until)
+            return false;
+        sd_far_nudge(s);
+        sd_far_nap();
+    }
+    return true;
+}
+
+static u64 freeze(struct sock *s)
+{
+    atomic_exchange(&s->seg->frozen, 1); /* [H4] */
+    for (u64 until = sd_now_ns() + RINGING_NS; load_acq(&s->seg->moving) && sd_now_ns() < until;)
+        sd_far_nap();
+    return load_acq(&s->e.rx->tail);
+}
+
+/* The mark stays where it is: sd_rx_back() throws it away with the bytes that we have. */
+static bool heed(struct sock *s, int fd, u64 at)
+{
+    u64 tail, have;
+    i64 pos;
+
+    if (!ring_reaches(s, at))
+        return false;
+    tail = freeze(s);
+    have = tail - at;
+    pos = sd_rx_pos(s, fd);
+    if (have > s->e.bytes || pos < 0)
+        return false;
+    if (alone(s))
+        cas_u32(&s->e.tx->go_back, 0, SD_GO_BACK_CALL); /* our direction follows, of which no supervisor hears */
+    store_rlx(&s->e.rx->sw_back_at, tail);
+    store_rel(&s->e.rx->sw_back, (u64)pos + sizeof(struct sd_mark) + have + 1); /* [S2] */
+    return true;
+}
+
+static bool same(const u8 *a, const u8 *b, u64 n)
+{
+    for (u64 i = 0; i < n; i++)
+        if (a[i] != b[i])
+            return false;
+    return true;
+}
+
+static bool is_over(int fd)
+{
+    struct pollfd p = {fd, POLLRDHUP, 0};
+    struct timespec64 zero = {0, 0};
+
+    return SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0;
+}
+
+static void look_at_mark(struct sock *s, int fd, const u8 *seen, u64 n)
+{
+    struct sd_mark wanted, m;
+
+    mark_of(s, 0, &wanted);
+    if (!same(seen, (u8 *)&wanted, min_u64(n, offsetof(struct sd_mark, at))) || (n < sizeof m && is_over(fd))) {
+        sd_drop(s, fd); /* no honest peer */
+    } else if (n < sizeof m) {
+        sd_far_nap(); /* the rest comes */
+    } else {
+        sd_copy((u8 *)&m, seen, sizeof m);
+        if (!heed(s, fd, m.at))
+            sd_drop(s, fd);
+    }
+}
+
+long sd_far_look(struct sock *s, int fd, struct sd_hold *h)
+{
+    u8 seen[2 * sizeof(struct sd_mark)];
+    long r = SYS6(__NR_recvfrom, fd, seen, sizeof seen, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+    u64 bells = 0;
+
+    if (r <= 0 || sd_back_published(&s->e))
+        return r > 0 ? SD_FAR_BYTES : r;
+    while (bells < (u64)r && !seen[bells])
+        bells++;
+    if (!bells) {
+        look_at_mark(s, fd, seen, (u64)r);
+        return SD_FAR_BYTES;
+    }
+    if (sd_revocable(h, __NR_recvmsg, fd, seen, bells, MSG_DONTWAIT) <= 0)
+        return SD_FAR_BYTES;
+    sd_bell_eaten(&s->e);
+    return SD_FAR_BELL;
+}
+
+bool sd_far_skip(struct sock *s, int fd, u64 left, struct sd_hold *h)
+{
+    if (left > s->e.bytes + 2 * sizeof(struct sd_mark)) {
+        sd_drop(s, fd);
+        return false;
+    }
+    while (left) { /* TCP copies nothing with MSG_TRUNC */
+        long r = sd_revocable(h, __NR_recvmsg, fd, s->e.rx_ring, min_u64(left, s->e.bytes), MSG_DONTWAIT | MSG_TRUNC);
+        if (r <= 0)
+            return false;
+        left -= (u64)r;
+    }
+    return true;
+}
+
+/* Received counts a FIN as one. Of a connection that was reset nobody knows whether there was one. */
+i64 sd_far_closed_pos(u64 received, i32 unread, int fd)
+{
+    struct pollfd p = {fd, 0, 0};
+    struct timespec64 zero = {0, 0};
+
+    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0 && (p.revents & POLLERR))
+        return -1;
+    return (i64)received - 1 - unread;
 }

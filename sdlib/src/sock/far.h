@@ -11,8 +11,14 @@
  *   [H2] bells: the library rings none on TCP. It nudges its monitor, if that sleeps (armed, as any reader); doorbells for a sleeper over there are sent by
  *        the monitor here, on a duplicate of our socket. It says `ringing`, by a locked instruction, before it looks for SD_HINT_LEAVING; who
  *        goes back says LEAVING before it looks at `ringing`. So no byte follows the position that the way back publishes but the program's.
- *   [H3] the way back: the program's bytes may be there before sw_back is. A byte that was not announced by the bell word is
- *        left alone. One that was announced comes: whom the monitor has refused to ring for gets the byte that every way back begins with.
+ *   [H3] the way back: the program's TCP bytes may be there before anything that the monitors say. So it begins in the TCP stream itself, with a
+ *        mark (struct sd_mark): behind it come the program's bytes from a counter of the ring on. Doorbells are zeros, a mark begins with
+ *        another byte, and nothing else comes behind the switch: no byte has to be announced. The counter may lie before our tail; then what we
+ *        have already is thrown away. Only who is `heard` to know of our switch understands a mark.
+ *   [H4] a link that does not come back: the bytes in our ring go by TCP, too. The supervisor takes them there, as its consumer (`pumped`,
+ *        sdtrace/pump.py), behind a mark at our head: what the other end had of them, it drops. We go on in the ring until it is empty at one of our sends.
+ *        Who reads a mark freezes its ring. Neither `frozen` nor `pumped` may come between the monitor's look at them and its store: it says
+ *        `moving` before it looks, by a locked instruction, as we say ours before we look at that.
  */
 #ifndef SD_FAR_H
 #define SD_FAR_H
@@ -21,9 +27,30 @@
 
 static inline bool sd_is_far(const struct sock *s) { return unlikely(s->b->far); }
 
+/* [H4] The supervisor has still bytes to take from the ring, so TCP is not ours yet. */
+static inline bool sd_far_busy(const struct sock *s)
+{
+    return sd_is_far(s) && load_acq(&s->seg->pumped) == 2 && load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head);
+}
+
+/* Sending goes on by TCP: the peer asks for it or sends nothing any more. */
+static inline bool sd_must_go_back(const struct sock *s)
+{
+    return unlikely((load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)) && !sd_far_busy(s);
+}
+
+/* sd_far_look(), beside the kernel's answer to a peek: the end or an error. */
+#define SD_FAR_BELL 1 /* eaten */
+#define SD_FAR_BYTES 2
+
 void sd_far_nudge(struct sock *s);
 bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
-void sd_far_bells_out(struct sock *s);
 void sd_far_nap(void);
+bool sd_far_shut(struct sock *s);                                     /* true: the supervisor shuts our direction, behind what it takes there */
+/* Inside. Our direction's way to TCP; the ring is written no more. False: it cannot be told where the bytes go on. */
+bool sd_far_back(struct sock *s, int fd, struct sd_hold *h);
+long sd_far_look(struct sock *s, int fd, struct sd_hold *h);          /* inside */
+bool sd_far_skip(struct sock *s, int fd, u64 left, struct sd_hold *h);/* inside: throws TCP bytes away; false: not all are there yet */
+i64 sd_far_closed_pos(u64 received, i32 unread, int fd);              /* sd_rx_pos() of a connection that is closed */
 
 #endif

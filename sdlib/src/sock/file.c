@@ -6,6 +6,7 @@
  * passed on to it as it is: it moves no byte. What it would carry and the ring cannot does not exist.
  */
 #include "poll/poll.h"
+#include "sock/far.h"
 #include "sock/sock.h"
 
 #define BOUNCE 4096
@@ -58,7 +59,7 @@ static long ring_open(struct sock *s, int fd)
         return sd_after_shutdown(fd, 0);
     if (load_rlx(&s->b->latched) & POLLERR)
         return sd_after_reset(s, 0);
-    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e))
+    if (load_rlx(&s->b->tx_mode) != SD_MODE_RING || sd_must_go_back(s))
         return -ERANGE;
     return 0;
 }
@@ -203,7 +204,7 @@ static bool to_ring(struct sock *s, int fd)
         return true; /* ring_open() tells the program */
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
         sd_tx_back(s, fd, SD_REASON_stalled);
-    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && ((load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)))
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_must_go_back(s))
         sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
     return load_rlx(&s->b->tx_mode) == SD_MODE_RING || (sd_attached(s) && sd_try_switch_tx(s, fd));
 }

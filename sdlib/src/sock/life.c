@@ -73,7 +73,7 @@ i64 sd_rx_pos(const struct sock *s, int fd)
         if (a.bytes_received != z.bytes_received || a.state != z.state)
             continue;
         if (a.state == TCP_CLOSE)
-            return s->seg ? closed_rx_pos(s, q) : -1;
+            return !s->seg ? -1 : sd_is_far(s) ? sd_far_closed_pos(a.bytes_received, q, fd) : closed_rx_pos(s, q);
         bool fin = a.state == TCP_CLOSE_WAIT || a.state == TCP_LAST_ACK || a.state == TCP_CLOSING || a.state == TCP_TIME_WAIT;
         return (i64)a.bytes_received - fin - q;
     }
@@ -365,8 +365,11 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
         unsure = sd_bells_out(s);
     }
     if (sd_is_far(s)) {
-        sd_far_bells_out(s); /* [H2] */
-        unsure = true;       /* [H3] */
+        unsure = false; /* [H2] our monitor's bells end there */
+        if (!sd_far_back(s, fd, h)) {
+            sd_drop(s, fd);
+            return;
+        }
     } else if (ring) {
         send_bell(s, fd, h);
     }
@@ -389,7 +392,7 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
         set_int(fd, SOL_TCP, TCP_CORK, 1);
     sd_back_finish(s, to);
     if (sd_is_far(s))
-        sd_far_nudge(s);
+        reason = load_rlx(&s->seg->pumped) ? SD_REASON_link_lost : reason;
     reason = sd_back_why(s, reason);
     if (reason < SD_REASON_COUNT)
         g.proc->moved_back[reason]++;
@@ -417,11 +420,13 @@ static bool back_rx(struct sock *s, int fd, struct sd_hold *h)
     i64 pos = sd_rx_pos(s, fd);
     u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
 
-    if (left > STRAY_BELLS) {
+    if ((left > STRAY_BELLS && !sd_is_far(s)) || (pos < 0 && sd_is_far(s))) {
         sd_drop(s, fd);
         return false;
     }
-    if (left && sd_revocable(h, __NR_recvmsg, fd, bells, left, MSG_DONTWAIT) != (long)left)
+    if (sd_is_far(s) && !sd_far_skip(s, fd, left, h))
+        return false;
+    if (!sd_is_far(s) && left && sd_revocable(h, __NR_recvmsg, fd, bells, left, MSG_DONTWAIT) != (long)left)
         return false;
     if (!sd_still_inside(h))
         return false;
@@ -516,47 +521,34 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
     return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
 }
 
-/* Inside. A byte that nothing has announced [H3]: its bell, or the way back, will be here soon. Unless it is all over: what is known then is all. */
-static void stray(struct sock *s, int fd, struct sd_hold *h)
-{
-    struct pollfd p = {fd, POLLRDHUP, 0};
-    struct timespec64 zero = {0, 0};
-    u8 byte;
-
-    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0) {
-        sd_far_nap();
-        return;
-    }
-    sd_far_settle(s);
-    while (!sd_back_published(&s->e) && sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) == 1)
-        ; /* doorbells, and behind them the end */
-}
-
 /* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. */
 static bool look(struct sock *s, int fd, struct sd_hold *h)
 {
-    bool bell = sd_bell_due(&s->e);
+    bool bell = sd_bell_due(&s->e) && !sd_is_far(s);
     u8 byte;
     long r;
 
     if (bell && sd_back_published(&s->e))
         bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
-    r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
-    if (r == 1 && bell) {
-        sd_bell_eaten(&s->e);
+    if (sd_is_far(s)) {
+        r = sd_far_look(s, fd, h);
+        bell = r == SD_FAR_BELL;
+    } else {
+        r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+        if (r == 1 && bell)
+            sd_bell_eaten(&s->e);
+        else if (r == 1 && !sd_back_published(&s->e) && !sd_bell_due(&s->e))
+            sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
+    }
+    if (r > 0 && bell) {
         COUNT(bells_rx);
         s->kcheck |= 1; /* a FIN may stand behind it */
         return true;
-    } else if (r == 1) {
-        if (sd_is_far(s))
-            stray(s, fd, h);
-        else if (!sd_back_published(&s->e) && !sd_bell_due(&s->e))
-            sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
-    } else if (r == 0) {
-        sd_latch_end(s, fd, 0);
-    } else if (r != -EAGAIN && r != -EINTR) {
-        sd_latch_end(s, fd, (u32)-r);
     }
+    if (r == 0)
+        sd_latch_end(s, fd, 0);
+    else if (r < 0 && r != -EAGAIN && r != -EINTR)
+        sd_latch_end(s, fd, (u32)-r);
     return false;
 }
 
@@ -581,11 +573,11 @@ void sd_look_at_kernel(struct sock *s, int fd)
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
         eaten = look(s, fd, &h);
     sd_leave(&h);
-    if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e))
+    if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e) && !sd_far_busy(s))
         sd_tx_back(s, fd, SD_REASON_call); /* a peer that is about to stop using rings waits for this */
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
-    if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+    if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && !sd_far_busy(s))
         sd_tx_back(s, fd, SD_REASON_passed); /* the bell may have been for this */
 }
 

@@ -4,6 +4,7 @@
  */
 #include "poll/poll.h"
 #include "ring/vec.h"
+#include "sock/far.h"
 #include "sock/sock.h"
 
 /* Another thread reads the stream's position. It may be stopped while it does: the token throws it out, and then its mode is void. */
@@ -294,7 +295,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     for (;;) {
         if (s->b->tx_shut)
             return sent ? (long)sent : sd_after_shutdown(fd, flags);
-        if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e) || peer_left(s, fd)) {
+        if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_go_back(s) || (peer_left(s, fd) && !sd_far_busy(s))) {
             if (sent)
                 return (long)sent;
             if (load_rlx(&s->b->latched) & POLLERR)
@@ -330,7 +331,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
                 sd_look_at_kernel(s, fd); /* a dead peer never makes room */
                 COUNT(calls_kernel);
-                if (load_rlx(&s->b->latched) & LATCH_FIN)
+                if ((load_rlx(&s->b->latched) & LATCH_FIN) && !sd_far_busy(s))
                     continue;
             }
             return -EAGAIN;

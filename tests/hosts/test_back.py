@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links that do not come back: connections go on by their own TCP, and every byte arrives once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdtrace import procfs
+from tests.guestbuild import Guests
+from tests.hosts.test_between import LONG_S, assert_whole, echo, ping, quick_only, sums
+from tests.hosts.world import VERBS, Program, World, wait_for
+from tests.sdtrace.support import supervisor_of
+
+BACK_S = 3.0 if VERBS else 0.6
+SIZE = (1 if VERBS else 8) << 20
+
+
+def forget(world: World) -> None:
+    """The monitor of b is killed, and the one that its supervisor starts knows no other host."""
+    world.b.config.write_text("{}")
+    os.kill(world.b.monitor_pid(), signal.SIGKILL)
+
+
+def another_key(world: World) -> None:
+    (world.b.folder / "a.key").write_text("not the key that they share")
+    os.kill(world.b.monitor_pid(), signal.SIGKILL)
+
+
+def both(world: World) -> None:
+    forget(world)
+    world.a.config.write_text("{}")
+    os.kill(world.a.monitor_pid(), signal.SIGKILL)
+
+
+def supervisor_as_well(world: World) -> None:
+    """Only the library is left on b to know of the rings."""
+    (program,) = world.b.runners[0].programs
+    os.kill(supervisor_of(program), signal.SIGKILL)
+    forget(world)
+
+
+@pytest.mark.parametrize("lose", [forget, another_key, both, supervisor_as_well])
+def test_a_link_that_is_lost_for_good(world: World, guests: Guests, lose: Callable[[World], None]) -> None:
+    world.start(back_s=BACK_S, lost_s=300)
+    guest, go, stay = guests("integrity"), world.a.folder / "go", world.a.folder / "stay"
+    env = {"ADDRESS": world.b.address, "GO": str(go), "STAY": str(stay)}
+    server = world.b.runner().start(guest, "server", "7020", str(SIZE), "5", env=env)
+    world.b.listens(7020)
+    client = world.a.runner().start(guest, "client", "7020", str(SIZE), "6", env=env)
+    world.a.carried(1)
+    go.touch()
+    time.sleep(0.3)
+    lose(world)
+    time.sleep(2 * BACK_S)
+    stay.touch()
+    client.ok(LONG_S)
+    server.ok(LONG_S)
+    if lose is supervisor_as_well:  # no report
+        assert sums(client) == {"sent": sums(server)["received"], "received": sums(server)["sent"]}
+    else:
+        assert_whole(client, server, 1)
+    for program in (client,) if lose is supervisor_as_well else (client, server):
+        assert program.report().raw["connections"]["moved_back"].get("host-link-lost"), program.report().raw
+    assert wait_for(lambda: "hosts" in world.a.status(), "a monitor")
+
+
+# ---------------------------------------------------------------- bytes that no honest end sends
+
+
+def taken(program: Program, address: str) -> socket.socket:
+    """A duplicate of the program's connection to that address, from or to it."""
+    pidfd = procfs.pidfd_open_thread(program.pid)
+    try:
+        for fd in sorted(int(entry.name) for entry in Path(f"/proc/{program.pid}/fd").iterdir()):
+            if not os.readlink(f"/proc/{program.pid}/fd/{fd}").startswith("socket:"):
+                continue
+            sock = socket.socket(fileno=procfs.get_fd(pidfd, fd))
+            try:
+                if sock.getpeername()[0] == address:
+                    return sock
+            except OSError:
+                pass
+            sock.close()
+    finally:
+        os.close(pidfd)
+    raise AssertionError("it has no such connection")
+
+
+def unread(sock: socket.socket) -> int:
+    """Bytes that wait in its kernel."""
+    count: int = struct.unpack("=i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+    return count
+
+
+@quick_only
+@pytest.mark.parametrize("strays, fate", [
+    (b"\0\0\0", "eaten"), (b"]SDBACK and nothing of the kind", "reset"), (b"x", "reset"),
+])  # fmt: skip
+def test_strays_behind_the_switch(world: World, strays: bytes, fate: str) -> None:
+    """A doorbell that nobody has asked for is eaten; another byte ends the connection, and no other."""
+    world.start()
+    go = world.a.folder / "go"
+    server = echo(world.b, 7021, world.b.folder / "never")
+    client = ping(world.a, world.b, 7021, go)
+    world.a.carried(1)
+    with taken(server, world.a.address) as near, taken(client, world.b.address) as far:
+        near.send(strays)
+        wait_for(lambda: not unread(far) or client.process.poll() is not None, "they are looked at")
+    go.touch()
+    if fate == "eaten":
+        client.ok()
+        server.ok()
+        assert server.stdout.split()[-1] == client.stdout.strip()
+    else:
+        assert client.wait(30) == 1
+        assert "ConnectionResetError" in client.stderr
+        assert client.report().raw["connections"]["moved_back"] == {"peer-broke-ring": 1}
+        server.close()
