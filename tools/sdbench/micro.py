@@ -181,11 +181,11 @@ def idle(plan: Plan) -> list[Case]:
                  rounds=1 if plan.quick else 3)]
 
 
-def rate(prefix: Prefix, what: str, place: Place, plan: Plan) -> Ask:
+def rate(prefix: Prefix, what: str, place: Place, plan: Plan, *options: str) -> Ask:
     """How often; see rates.c."""
 
     def ask(stage: Stage) -> Sample:
-        argv = [*own_network(), *prefix(stage), program("rates"), what, *pinned(place), *plan.timing]
+        argv = [*own_network(), *prefix(stage), program("rates"), what, *options, *pinned(place), *plan.timing]
         raw = json.loads(stage.run(argv))
         if not raw["count"]:
             return {}
@@ -213,10 +213,11 @@ def fork(plan: Plan) -> list[Case]:
 
 
 def calls(plan: Plan) -> list[Case]:
-    """What a call costs that is not a socket's."""
+    """What a call costs that is not a socket's; `kernel` is what the kernel alone takes for interception (rates.c)."""
     place = next(iter(plan.places.values()))
     return [Case("calls", {"call": what}, "ns", {
-        "native": rate(natively, what, place, plan), "sdrun": rate(under_sdrun(), what, place, plan),
+        "native": rate(natively, what, place, plan), "kernel": rate(natively, what, place, plan, "-k"),
+        "sdrun": rate(under_sdrun(), what, place, plan),
         "sdrun patch=off": rate(under_sdrun("--set", "patch=off"), what, place, plan),
     }) for what in ("getppid", "read", "poll", "sigprocmask")]
 
