@@ -147,6 +147,9 @@ void sd_tx_begin(struct sd_end *e)
     e->tx_base = tail;
 }
 
+/* Small ones are many, and after a plan the peer's death is not noticed until it is used up. */
+#define SMALL_AT_ONCE 4096u
+
 void sd_tx_plan(struct sd_end *e, u64 n)
 {
     u64 tail = load_rlx(&e->tx->tail), at = (tail - e->tx_base) & (e->bytes - 1), used = tail - e->tx_head_seen;
@@ -154,7 +157,8 @@ void sd_tx_plan(struct sd_end *e, u64 n)
 
     e->tx_from = tail;
     e->tx_place = e->tx_ring + at;
-    e->tx_span = room > SD_SMALL ? min_u64(n, room - SD_SMALL) : 0;
+    e->tx_room = min_u64(n, room);
+    e->tx_span = room > SD_SMALL ? min_u64(min_u64(n, SMALL_AT_ONCE), room - SD_SMALL) : 0;
 }
 
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)

@@ -19,6 +19,7 @@ struct sd_end {
     u64 tx_base, tx_checked; /* of the producer: its own base, and where it last looked for an empty ring */
     u64 tx_from, tx_span; /* a message of SD_SMALL bytes at most may begin at each of the span counters from tx_from on, */
     u8 *tx_place;         /* the first of which lies here, without a look at the other side; span 0: look */
+    u64 tx_room;          /* larger ones must end within so many bytes from there */
     _Atomic u32 tx_fence; /* messages that still fence, 0: none does; SD_FENCE_ENDS: being switched off (bell.h, [W3]) */
 };
 
@@ -41,7 +42,7 @@ i64 sd_tx_look(struct sd_end *e);
 /* Before the first byte of a message, holding the direction: chooses its place. sd_tx_copy does it when skip is 0. */
 void sd_tx_begin(struct sd_end *e);
 #define SD_SMALL 256u
-/* Lets small messages begin at up to n of the places behind the tail, as far as there is contiguous room. sd_tx_begin ends it. */
+/* Lets n bytes of messages go behind the tail, of small ones less, as far as there is contiguous room. sd_tx_begin ends it. */
 void sd_tx_plan(struct sd_end *e, u64 n);
 /* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count, SD_BROKEN or SD_FAULT. */
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fast.c - small messages between two ends that are both awake, in as few instructions as it takes.
+ * fast.c - messages between two ends that are both awake, in as few instructions as it takes.
  *
  * A descriptor is *fast* (SD_KIND_FAST in sd_fdkind[]) while its connection is on the ring in a direction at least, nobody shares the socket and the
  * process has one thread. The gate then calls one of the four functions below with the call's own arguments. Each either does all of the call or
@@ -16,6 +16,7 @@
 
 #define SLOW (-4096l)      /* gate.S */
 #define SMALL SD_SMALL     /* larger ones are not worth an own loop */
+#define LARGE 65536u       /* larger ones do not feel the difference */
 
 static struct sock *sd_fast_sock[65536];
 
@@ -58,6 +59,21 @@ static inline __attribute__((always_inline)) bool copy_small(u8 *dst, const u8 *
     SD_USER_LABEL(fault);
 fault:
     return false;
+}
+
+/* Leaves the red zone alone. */
+static inline bool goes_down(void)
+{
+    u64 flags;
+
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n pushfq\n pop %0\n lea 128(%%rsp), %%rsp" : "=r"(flags) : : "memory");
+    return flags & 0x400;
+}
+
+/* The string instruction pays here, and so does the look at the program's direction flag, which is as good as never set. */
+static inline __attribute__((always_inline)) bool copy(u8 *dst, const u8 *src, u64 n)
+{
+    return likely(n <= SMALL) ? copy_small(dst, src, n) : !goes_down() && !sd_copy_user(dst, src, n);
 }
 
 static inline u64 stack_pointer(void)
@@ -109,9 +125,14 @@ static inline u64 load_pair(const _Atomic u32 *first)
 #endif
 }
 
+static inline bool planned(const struct sd_end *e, u64 at, u64 len)
+{
+    return likely(len <= SMALL) ? at < e->tx_span : at < e->tx_room && len <= e->tx_room - at;
+}
+
 static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf, u64 len, bool word)
 {
-    if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || (!word && len - 1 >= SMALL) || !plausible(buf)))
+    if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || (!word && len - 1 >= LARGE) || !plausible(buf)))
         return SLOW;
     struct sock *s = sd_fast_sock[fd];
     struct sd_block *b = s->b;
@@ -123,9 +144,9 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     at = tail - s->e.tx_from; /* the peer can write the tail, too: what it has made of it is seen here */
     if (unlikely(load_pair(&b->tx_mode) != SD_MODE_RING || load_pair(&b->latched) | load_rlx(&d->go_back) | load_rlx(&s->e.rx->prod_hint)))
         goto slow; /* or tx_shut, or tx_wait */
-    if (unlikely(at >= s->e.tx_span))
+    if (unlikely(!planned(&s->e, at, len)))
         goto slow; /* no room that we know of, around the corner, or time to ask whether the peer is still there */
-    if (unlikely(!copy_small(s->e.tx_place + at, buf, word ? 8 : len)))
+    if (unlikely(!copy(s->e.tx_place + at, buf, word ? 8 : len)))
         goto slow; /* says EFAULT */
     if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, tail + len))) /* [R1] */
         return SLOW;
@@ -156,9 +177,9 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     }
     at = (head - load_rlx(&d->base)) & (s->e.bytes - 1); /* [R3]: after tail */
     n = word ? len : min_u64(n, len);
-    if (unlikely((!word && n - 1 >= SMALL) || at + n > s->e.bytes || load_rlx(&b->rx_mode) != SD_MODE_RING))
+    if (unlikely((!word && n - 1 >= LARGE) || at + n > s->e.bytes || load_rlx(&b->rx_mode) != SD_MODE_RING))
         return SLOW; /* much, around the corner, or nothing was asked for */
-    if (unlikely(!copy_small(buf, s->e.rx_ring + at, word ? 8 : n)))
+    if (unlikely(!copy(buf, s->e.rx_ring + at, word ? 8 : n)))
         return SLOW; /* says EFAULT */
     if (unlikely(!sd_cas_local(&d->head, head, head + n))) /* [R2] */
         return SLOW;

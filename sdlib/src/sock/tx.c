@@ -238,7 +238,6 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need
 
 #define LOOK_US 10000
 #define PLAN_MESSAGES 32
-#define PLAN_BYTES 4096u
 
 /* Nobody reads the ring of a peer that has gone, so bytes put there would be taken as sent for as long as they fit, where TCP says so with
  * the second send. A peer that closes leaves a hint; that it was killed only the kernel knows, which is asked every LOOK_US. */
@@ -314,7 +313,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         sent += (u64)r;
         if (r > 0) {
             if (!sd_shared(s)) /* so much may go the short way before peer_left() is asked again; a bell that is not heard takes it back */
-                sd_tx_plan(&s->e, min_u64(want * PLAN_MESSAGES, PLAN_BYTES));
+                sd_tx_plan(&s->e, want * PLAN_MESSAGES);
             sd_posted(s, fd);
         }
         if (sent == want)
