@@ -8,7 +8,7 @@
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
-#   make faults  a supervisor that hangs, clocks that jump, disks that are full (half a minute)
+#   make faults  a supervisor that hangs, disks that are full (half a minute)
 #   make model   random calls against the kernel, for longer
 #   make table   docs/compatibility.md, from the tests' results
 #   make demo    redis and nginx, natively and under sdrun, as one table

@@ -170,17 +170,21 @@ class Runner:
     """Move every connection at once; else as the policy says."""
     user: str | None = None
     """Who runs sdrun and the program if root runs the tests; the environment's folders must be that user's."""
+    before: list[str | Path] = field(default_factory=list)
+    """Words in front of everything, such as nsenter's; the pid must stay the program's."""
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+    """What else to end when the runner is closed, a monitor for example."""
 
     def _command(self, argv: Sequence[str | Path], report: Path) -> list[str | Path]:
         """`argv` as this mode starts it."""
-        become: list[str | Path] = []
+        before = list(self.before)
         if self.user is not None and os.geteuid() == 0:
             shutil.chown(report.parent, self.user)
-            become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
+            before += ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
         if self.mode is Mode.NATIVE:
-            return [*become, *argv]
+            return [*before, *argv]
         how = ["--no-accel"] if self.mode is Mode.NO_ACCEL else ["--set", "upgrade=eager"] if self.eager else []
-        return [*become, SDRUN, "--report", report, *how, *self.options, "--", *argv]
+        return [*before, SDRUN, "--report", report, *how, *self.options, "--", *argv]
 
     def start(self, *argv: str | Path, stdin: bytes | None = None, env: Mapping[str, str] | None = None,
               cwd: Path | None = None) -> Program:
@@ -214,6 +218,8 @@ class Runner:
         """End everything that was started, the latest first."""
         for program in reversed(self.programs):
             program.close()
+        for end in self.at_end:
+            end()
 
 
 def assert_shm(report: Report, at_least: int = 1, of_bytes: int = 1) -> None:

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults that take a while to be noticed, or a world of their own: `make faults`.
 
-A supervisor that hangs, a clock that jumps, disks that are full.
+A supervisor that hangs, disks that are full.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-from glob import glob
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_live_policy import Pair
 from tests.harness import GUESTS, ROOT, SDRUN, Runner, end_monitor
 from tests.sdtrace.support import supervisor_of
 
@@ -51,38 +48,6 @@ def test_a_supervisor_that_hangs_is_ended(shm: Runner, rules: list[str]) -> None
     else:
         assert status == 0 and program.stdout == b"ready\nagain\n", program.describe()
     assert "ended before" in program.report().raw["error"]
-
-
-def test_clocks_that_jump(shm: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten years ahead and back, for the monitor: connections are paired and carried as ever."""
-    (library,) = glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
-    clock = tmp_path / "clock"
-    clock.write_text("+0d\n")
-    faked = {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-             "DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
-    for name, value in faked.items():
-        monkeypatch.setenv(name, value)
-    now = [sys.executable, "-c", "import time; print(time.time())"]
-    said = subprocess.run(now, check=True, capture_output=True)
-    pair = Pair(shm, tmp_path)
-    for number, jump in enumerate(("+3650d", "-3650d", "+0d")):
-        clock.write_text(f"{jump}\n")
-        then = subprocess.run(now, check=True, capture_output=True)
-        assert jump == "+0d" or abs(float(then.stdout) - float(said.stdout)) > 1e8, "the clock does not jump"
-        pair.open(2 * number, 2 * number + 1)
-        pair.beats(5)
-    _, driver = pair.finish()
-    assert (driver.report().shm, driver.report().total) == (6, 6)
-    assert re.search(r"^20[0-9]{2}-", pair.monitor.log.read_text(), re.MULTILINE)
-
-
-def test_the_supervisor_asks_no_clock_that_jumps() -> None:
-    """It strips LD_PRELOAD, so its own is shown like this: nothing it does is by the time of day."""
-    for folder in ("sdtrace", "sdlib/wire"):
-        for file in (ROOT / folder).rglob("*.py"):
-            assert not re.search(r"\btime\.time\(|datetime", file.read_text()), file
-    for file in (ROOT / "sdlib/src").rglob("*.[ch]"):
-        assert "CLOCK_REALTIME" not in file.read_text(), file
 
 
 FULL = """

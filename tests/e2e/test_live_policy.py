@@ -29,7 +29,8 @@ class Pair:
     ) -> None:
         self.folder = folder / "stages"
         self.folder.mkdir()
-        self.monitor = MonitorProcess(folder, *monitor_options)
+        self.monitor = MonitorProcess(folder, *monitor_options, before=runner.before)
+        runner.at_end.append(self.monitor.close)
         self.port = free_port()
         runner.env = {**runner.env, "SOCKSDIRECT_MONITOR": self.monitor.path}
         self.env = runner.env

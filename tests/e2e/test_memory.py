@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,19 @@ HEADER = 4096
 class Bursts:
     """The server and the driver of bursts.py, with a monitor of the test's own."""
 
-    def __init__(self, runner: Runner, folder: Path, *words: str) -> None:
+    def __init__(
+        self, runner: Runner, folder: Path, *words: str, before_driver: Sequence[str | Path] | None = None
+    ) -> None:
+        """`words` for the driver; `before_driver`: what to start it with, if not by what everything is."""
         self.folder = folder / "bursts"
         self.folder.mkdir()
-        self.monitor = MonitorProcess(folder)
+        self.monitor = MonitorProcess(folder, before=runner.before)
+        runner.at_end.append(self.monitor.close)
         self.port = free_port()
         runner.env = {**runner.env, "SOCKSDIRECT_MONITOR": self.monitor.path}
         self.env = runner.env
         self.server = runner.start(sys.executable, BURSTS, "serve", str(self.port)).listening(self.port)
+        runner.before = list(runner.before if before_driver is None else before_driver)
         self.driver = runner.start(sys.executable, BURSTS, "drive", str(self.port), self.folder, *words)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -37,9 +43,20 @@ class Bursts:
         rows: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
         return rows
 
+    def counted(self) -> int:
+        """What the monitor counts for its limits."""
+        command: list[str | Path] = [SDCTL, "--socket", self.monitor.path, "status", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=self.env, check=True)
+        return int(json.loads(done.stdout)["memory"])
+
     def burst(self, number: int) -> None:
         (self.folder / f"burst-{number}").touch()
         self.driver.until((self.folder / f"did-{number}").exists, f"burst {number} comes back", timeout=60)
+
+    def until_shrunk(self, ends: int) -> None:
+        """Of all `ends` of connections nothing is left but the header."""
+        self.driver.until(lambda: [row["resident"] for row in self.rows()] == [HEADER] * ends, "idle rings give back",
+                          timeout=60)  # fmt: skip
 
     def finish(self) -> tuple[Program, Program]:
         (self.folder / "stop").touch()
@@ -56,9 +73,8 @@ def test_idle_rings_shrink(shm: Runner, tmp_path: Path) -> None:
     bursts = Bursts(shm, tmp_path, "12")
     for number in range(2):
         bursts.burst(number)
-        bursts.driver.until(
-            lambda: [row["resident"] for row in bursts.rows()] == [HEADER] * 24, "idle rings give back", timeout=60
-        )
+        bursts.until_shrunk(2 * 12)
+        assert bursts.counted() == 12 * (HEADER + 2 * (256 << 10)), "limits count what may be used at any moment"
     for program in bursts.finish():
         report = program.report()
         assert (report.shm, report.total) == (12, 12), report

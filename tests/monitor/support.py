@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlib import abi
@@ -32,16 +32,19 @@ def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 10.0) ->
 class MonitorProcess:
     """A foreground sdmonitor on a socket in `folder`."""
 
-    def __init__(self, folder: Path, *options: str, name: str = "m.sock") -> None:
+    def __init__(self, folder: Path, *options: str, name: str = "m.sock", before: Sequence[str | Path] = ()) -> None:
+        """`before`: words in front of the command, such as nsenter's."""
         self.path = str(folder / name)
         self.log = folder / "monitor.log"
         self._options = options
+        self._before = before
         self.start()
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-I", str(MAIN), "--socket", self.path, "--verbose", *self._options]
+            monitor = [sys.executable, "-I", str(MAIN), "--socket", self.path, "--verbose", *self._options]
+            command = [*self._before, *monitor]
             self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
         wait_for(self._listens, "the monitor listens")
 
