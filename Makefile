@@ -8,7 +8,7 @@
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
-#   make faults  a supervisor that hangs, disks that are full (half a minute)
+#   make faults  a supervisor that hangs, disks that are full, two versions on one host (a minute)
 #   make model   random calls against the kernel, for longer
 #   make table   docs/compatibility.md, from the tests' results
 #   make demo    redis and nginx, natively and under sdrun, as one table
@@ -121,7 +121,7 @@ ltp: build $(STAMPS)/packages-test
 
 # What breaks, and takes a while to be noticed.
 faults: build $(STAMPS)/packages-test
-	@SDRUN_FAULTS=all $(PY) -m pytest tests/e2e/test_faults_long.py $(PYTEST_ARGS)
+	@SDRUN_FAULTS=all $(PY) -m pytest tests/e2e/test_faults_long.py tests/e2e/test_versions.py $(PYTEST_ARGS)
 
 fuzz: build $(STAMPS)/packages-test
 	@SDRUN_FUZZ=long $(PY) -m pytest --timeout 3600 tests/sdlib/test_fuzz.py tests/monitor/test_fuzz.py tests/policies/test_fuzz.py \

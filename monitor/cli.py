@@ -14,7 +14,9 @@ import fcntl
 import os
 import pwd
 import resource
+import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from monitor.hosts.hub import Hub
 
 _BACKLOG: Final = 256
-_LOCK_WAIT_S: Final = 3.0
+_COMM: Final = "sdmonitor"
+_UCRED: Final = struct.Struct("3i")
+_LOCK_WAIT_S: Final = 5.0
 _LOCK_RETRY_S: Final = 0.005
 EXIT_USAGE: Final = 2
 EXIT_FAILED: Final = 1
@@ -104,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
         help="how often to look whether the socket still has its name (default: 30)",
     )
     parser.add_argument("--detach", action="store_true", help="go to the background once it listens")
+    parser.add_argument("--take-over", action="store_true",
+                        help="if a monitor serves there, of whatever version, have it leave and take its place")
     default = Limits()
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-clients", type=_positive, default=default.clients, metavar="N",
@@ -174,10 +180,34 @@ def _somebody_listens(path: str) -> bool:
     return True
 
 
-def take_lock(path: str) -> int | None:
-    """The lock of `path`, or None when another monitor serves it; raises StartError.
+def _send_away(path: str) -> None:
+    """Have the monitor that serves `path` leave; StartError. By a signal, which versions of any kind understand."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+            pid, uid, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return  # it is leaving
+    try:
+        with open(f"/proc/{pid}/comm", encoding="ascii", errors="replace") as comm:
+            name = comm.read().strip()
+        if uid != os.geteuid() or name != _COMM:
+            raise StartError(f"{path}: served by process {pid} (`{name}`) of uid {uid}, no monitor of yours; end it")
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except OSError as error:
+        raise StartError(f"{path}: process {pid}, which serves it: {error.strerror}") from None
+    finally:
+        os.close(pidfd)
 
-    A holder that does not listen is just starting or just leaving: wait for one or the other.
+
+def take_lock(path: str, take_over: bool = False) -> int | None:
+    """The lock of `path`, or None when another monitor serves it and is not to be replaced; raises StartError.
+
+    A holder that does not listen is just starting or just leaving: wait for one or the other. Who takes over looks
+    for the lock so often that no monitor which a client starts meanwhile is there first.
     """
     name = path + ".lock"
     try:
@@ -190,8 +220,10 @@ def take_lock(path: str) -> int | None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return fd
         if _somebody_listens(path):
-            os.close(fd)
-            return None
+            if not take_over:
+                os.close(fd)
+                return None
+            _send_away(path)
         if time.monotonic() >= deadline:
             os.close(fd)
             raise StartError(f"{name}: held by a process that does not listen at {path}; end it or wait")
@@ -224,10 +256,16 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _detach(path: str) -> None:
+def _detach(path: str, listener: socket.socket) -> None:
     """Let the starter go (exit 0: it listens) and live on in an own session, with a log file instead of a terminal."""
+    ours, theirs = os.pipe()
     if os.fork():
+        os.close(theirs)
+        os.read(ours, 1)
         os._exit(0)
+    os.close(ours)
+    listener.listen(_BACKLOG)  # again: SO_PEERCRED names the process that did so last
+    os.close(theirs)
     with contextlib.suppress(OSError):
         os.setsid()  # fails when the starter was a session leader's only process already
     os.chdir("/")
@@ -282,16 +320,16 @@ def _serve_metrics(where: str, server: Server) -> None:
 def _serve(options: argparse.Namespace) -> int:
     """Become the monitor of the path, or find that there is one."""
     path = _socket_path(options)
-    lock = take_lock(path)
+    lock = take_lock(path, options.take_over)
     if lock is None:
         return 0  # quietly: whoever asked for a monitor has one
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(_COMM)
     listener, inode = listen(path, options.system)
     _raise_descriptor_limit()
     if options.detach:
-        _detach(path)
+        _detach(path, listener)
     journal.start(options.verbose, options.log == "json")
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
-        comm.write("sdmonitor")
     limits = Limits(
         options.max_clients,
         options.max_clients_per_user,

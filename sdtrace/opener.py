@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
-from sdlib.wire import MonitorClient, MonitorUnavailable
+from sdlib.wire import MonitorClient, MonitorUnavailable, client
 
 _OPEN_TIMEOUT_S: Final = 5.0
 _BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
@@ -23,12 +23,14 @@ class Opener:
         self._opening: Future[MonitorClient] | None = None
         self._failures = 0
         self._retry_at = 0.0
+        self._had_one = False
 
     def prepare(self) -> None:
         """A client is likely to be wanted soon: begin, if it is time to try."""
         if self._opening is None and time.monotonic() >= self._retry_at:
             pool = ThreadPoolExecutor(1, thread_name_prefix="open-monitor")
-            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S)
+            away_s = client.HOST_RESTARTS_S if self._had_one else client.HOST_AWAY_S
+            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S, host_away_s=away_s)
             pool.shutdown(wait=False)
 
     def take(self, *, wait: bool, impatient: bool) -> MonitorClient | None:
@@ -52,6 +54,7 @@ class Opener:
     def again(self) -> None:
         """The one that we had is gone: look for the next at once."""
         self._retry_at = 0.0
+        self._had_one = True
         self.prepare()
 
     def close(self) -> None:

@@ -168,12 +168,13 @@ class Runner:
     programs: list[Program] = field(default_factory=list)
     eager: bool = True
     """Move every connection at once; else as the policy says."""
-    user: str | None = None
+    user: str | int | None = None
     """Who runs sdrun and the program if root runs the tests; the environment's folders must be that user's."""
     before: list[str | Path] = field(default_factory=list)
     """Words in front of everything, such as nsenter's; the pid must stay the program's."""
     at_end: list[Callable[[], None]] = field(default_factory=list)
     """What else to end when the runner is closed, a monitor for example."""
+    sdrun: Path = SDRUN
 
     def _command(self, argv: Sequence[str | Path], report: Path) -> list[str | Path]:
         """`argv` as this mode starts it."""
@@ -184,7 +185,7 @@ class Runner:
         if self.mode is Mode.NATIVE:
             return [*before, *argv]
         how = ["--no-accel"] if self.mode is Mode.NO_ACCEL else ["--set", "upgrade=eager"] if self.eager else []
-        return [*before, SDRUN, "--report", report, *how, *self.options, "--", *argv]
+        return [*before, self.sdrun, "--report", report, *how, *self.options, "--", *argv]
 
     def start(self, *argv: str | Path, stdin: bytes | None = None, env: Mapping[str, str] | None = None,
               cwd: Path | None = None) -> Program:

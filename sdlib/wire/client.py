@@ -39,6 +39,11 @@ from sdlib.wire.states import Conversation, OfferState, Role, offer_step
 
 OPEN_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.005
+HOST_AWAY_S: Final = 0.5
+"""How long to look for the host's monitor where there is nothing but its directory: it may be restarting."""
+HOST_RESTARTS_S: Final = 3.0
+"""The same for who has had it: systemd's 100 ms, and the start of Python on a busy host."""
+_LOOK_S: Final = 0.02
 _SEND_LIMIT_S: Final = 1.0
 _UCRED: Final = Struct("3i")
 
@@ -80,6 +85,7 @@ class MonitorClient:
         *,
         spawn: bool = True,
         timeout_s: float = OPEN_TIMEOUT_S,
+        host_away_s: float = HOST_AWAY_S,
         env: Mapping[str, str] = os.environ,
     ) -> MonitorClient:
         """Connect to the monitor at `path`, or to the system-wide or the user's own, which is started if need be.
@@ -89,15 +95,32 @@ class MonitorClient:
         """
         deadline = time.monotonic() + timeout_s
         chosen = path or env.get(paths.ENV_SOCKET)
-        if chosen is None and os.path.exists(paths.SYSTEM_SOCKET):
-            try:
-                return cls._connect(paths.SYSTEM_SOCKET, deadline)
-            except (_Retry, MonitorUnavailable):
-                pass  # dead, or of another version: the user's own still serves the user's programs
+        client = cls._of_the_host(deadline, host_away_s) if chosen is None else None
+        if client is not None:
+            return client
         try:
             return cls._connect_or_spawn(paths.checked(chosen or paths.user_socket(env, os.geteuid())), spawn, deadline)
         except paths.UnsafePath as error:
             raise MonitorUnavailable(str(error)) from None
+
+    @classmethod
+    def _of_the_host(cls, deadline: float, away_s: float) -> MonitorClient | None:
+        """The host's monitor; None: there is none, or one of another version, so the user's own has to do.
+
+        Its directory says that there is one, even while it is restarted (the unit preserves it then). Whoever went
+        to the user's own in such a moment would stay there, and meet nobody who came before or after.
+        """
+        patience = min(deadline, time.monotonic() + away_s)
+        while os.path.isdir(os.path.dirname(paths.SYSTEM_SOCKET)):
+            try:
+                return cls._connect(paths.SYSTEM_SOCKET, deadline)
+            except MonitorUnavailable:
+                return None
+            except _Retry:
+                if time.monotonic() >= patience:
+                    return None
+            time.sleep(_LOOK_S)
+        return None
 
     @classmethod
     def _connect_or_spawn(cls, path: str, may_spawn: bool, deadline: float) -> MonitorClient:

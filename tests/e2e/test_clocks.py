@@ -36,12 +36,12 @@ def wrong_clock(shm: Runner, tmp_path: Path) -> Iterator[Path]:
     The supervisor cleans its environment of LD_PRELOAD, but not a mount namespace of its /etc/ld.so.preload.
     """
     clock, own, library = tmp_path / "clock", tmp_path / "own", tmp_path / "wrongclock.so"
-    build = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", library, GUESTS / "wrongclock.c"]
-    subprocess.run(build, check=True)
+    build: list[str | Path] = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", library]
+    subprocess.run([*build, GUESTS / "wrongclock.c"], check=True)
     clock.write_text("0")
     own.mkdir()
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", OWN_ETC, "sh", own, library]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+    enter: list[str | Path] = ["unshare", "--mount", "--propagation", "private"]
+    with subprocess.Popen([*enter, "sh", "-c", OWN_ETC, "sh", own, library], stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout is not None and holder.stdout.readline() == b"ready\n"
             shm.before = ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "env", f"WRONG_CLOCK={clock}"]

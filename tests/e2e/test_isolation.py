@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import ROOT, SDRUN
+from tests.e2e.test_live_policy import STAGES
+from tests.harness import SDRUN, Mode, Runner, free_port
+from tests.monitor.support import THIS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces and become other users")
 
@@ -105,30 +108,30 @@ def _connect(one: int, other: int) -> None:
         subprocess.run(command.split(), check=True)
 
 
+def start_monitor(host: Host, *options: str) -> subprocess.Popen[bytes]:
+    """The host's monitor."""
+    enter = ["nsenter", f"--mount=/proc/{host.mounts}/ns/mnt"]
+    process = subprocess.Popen([*enter, *THIS, "--system", *options], stderr=subprocess.DEVNULL)
+    while subprocess.run([*enter, "test", "-S", "/run/socksdirect/monitor.sock"], check=False).returncode:
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
 @pytest.fixture(scope="module")
 def monitor(request: pytest.FixtureRequest, host: Host) -> Iterator[str]:
     """The host's monitor, which may pair the two users (and the two networks), or each user's own."""
     if request.param == "own":
         yield "own"
         return
-    enter = ["nsenter", f"--mount=/proc/{host.mounts}/ns/mnt"]
-    command = [
-        *enter,
-        sys.executable,
-        str(ROOT / "monitor" / "__main__.py"),
-        "--system",
-        "--pair-users",
-        f"{FIRST}:{SECOND}",
-    ]
+    options = ["--pair-users", f"{FIRST}:{SECOND}"]
     if request.param == "networks":
-        command += ["--pair-networks", ":".join(f"/proc/{pid}/ns/net" for pid in host.nets)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while subprocess.run([*enter, "test", "-S", "/run/socksdirect/monitor.sock"], check=False).returncode:
-        assert process.poll() is None
-        time.sleep(0.02)
+        options += ["--pair-networks", ":".join(f"/proc/{pid}/ns/net" for pid in host.nets)]
+    process = start_monitor(host, *options)
     yield request.param
     process.terminate()
     assert process.wait(10) == 0
+    subprocess.run(["nsenter", f"--mount=/proc/{host.mounts}/ns/mnt", "rm", "-r", "/run/socksdirect"], check=True)
 
 
 def report(path: Path) -> dict[str, Any]:
@@ -181,3 +184,39 @@ def test_combination(host: Host, monitor: str, users: str, net: str, pids: str, 
     for number in range(2):
         found = report(folder / f"{number}.json")["connections"]
         assert (found["shm"], found["tcp"]) == ((1, 0) if carried else (0, 1)), found
+
+
+def test_the_hosts_monitor_is_restarted(host: Host, tmp_path: Path) -> None:
+    """Trees of before wait for it and do not start monitors of their own: they meet those that come after it."""
+    port, stages = free_port(), host.folder / "stages"
+    stages.mkdir(mode=0o777)
+    stages.chmod(0o777)
+    process = start_monitor(host)
+    enter: list[str | Path] = ["nsenter", f"--mount=/proc/{host.mounts}/ns/mnt"]
+    runner = Runner(Mode.SHM, stages, host.environment(FIRST), before=enter, user=FIRST)
+    try:
+        server = runner.start(sys.executable, STAGES, "serve", str(port)).listening(port)
+        for number in range(2):
+            folder = stages / f"drive-{number}"
+            folder.mkdir()
+            os.chown(folder, FIRST, FIRST)
+            driver = runner.start(sys.executable, STAGES, "drive", str(port), folder)
+            (folder / "open-0").touch()
+            driver.until((folder / "done-0").exists, "carries")
+            if number == 0:
+                process.terminate()
+                assert process.wait(10) == 0
+                (folder / "open-1").touch()
+                driver.until((folder / "done-1").exists, "carries without a monitor")
+                process = start_monitor(host)
+        for number, driver in enumerate(runner.programs[1:]):
+            (stages / f"drive-{number}" / "stop").touch()
+            driver.ok()
+            report = driver.report()
+            assert report.shm == report.total == 2 - number, report
+        server.stop(signal.SIGKILL)
+        assert (server.report().shm, server.report().total) == (3, 3), server.report()
+    finally:
+        runner.close()
+        process.terminate()
+        process.wait(10)

@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.harness import GUESTS, ROOT, Mode, Program, Runner, free_port
-from tests.monitor.support import MonitorProcess
+from tests.monitor.support import THIS, MonitorProcess
 
 SDCTL = ROOT / ".venv" / "bin" / "sdctl"
 STAGES = GUESTS / "stages.py"
@@ -25,17 +25,20 @@ class Pair:
     """A server and a driver under sdrun, with a monitor of the test's own."""
 
     def __init__(
-        self, runner: Runner, folder: Path, *options: str | Path, monitor_options: tuple[str, ...] = ()
-    ) -> None:
+        self, runner: Runner, folder: Path, *options: str | Path, monitor_options: tuple[str, ...] = (),
+        monitor: Sequence[str | Path] = THIS, driver_sdrun: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`options` are the driver's; `monitor`: its command; `driver_sdrun`: if not the server's."""
         self.folder = folder / "stages"
         self.folder.mkdir()
-        self.monitor = MonitorProcess(folder, *monitor_options, before=runner.before)
+        self.monitor = MonitorProcess(folder, *monitor_options, before=runner.before, command=monitor)
         runner.at_end.append(self.monitor.close)
         self.port = free_port()
         runner.env = {**runner.env, "SOCKSDIRECT_MONITOR": self.monitor.path}
         self.env = runner.env
         self.server = runner.start(sys.executable, STAGES, "serve", str(self.port)).listening(self.port)
         runner.options = [str(option) for option in options]
+        runner.sdrun = driver_sdrun or runner.sdrun
         self.driver = runner.start(sys.executable, STAGES, "drive", str(self.port), self.folder)
 
     def open(self, *numbers: int, wait: bool = True) -> None:

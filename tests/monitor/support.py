@@ -18,6 +18,7 @@ from sdlib import abi
 from sdlib.wire import Lost, MonitorClient, Paired, fds, messages
 
 MAIN = Path(__file__).resolve().parents[2] / "monitor" / "__main__.py"
+THIS = (sys.executable, "-I", MAIN)
 RING = 65536
 
 
@@ -32,21 +33,33 @@ def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 10.0) ->
 class MonitorProcess:
     """A foreground sdmonitor on a socket in `folder`."""
 
-    def __init__(self, folder: Path, *options: str, name: str = "m.sock", before: Sequence[str | Path] = ()) -> None:
-        """`before`: words in front of the command, such as nsenter's."""
+    def __init__(
+        self, folder: Path, *options: str, name: str = "m.sock", before: Sequence[str | Path] = (),
+        command: Sequence[str | Path] = THIS,
+    ) -> None:  # fmt: skip
+        """`before`: words in front of the command, such as nsenter's; `command`: another version's, say."""
         self.path = str(folder / name)
         self.log = folder / "monitor.log"
         self._options = options
         self._before = before
+        self.command = command
         self.start()
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         with self.log.open("ab") as log:
-            monitor = [sys.executable, "-I", str(MAIN), "--socket", self.path, "--verbose", *self._options]
-            command = [*self._before, *monitor]
+            command = [*self._before, *self.command, "--socket", self.path, "--verbose", *self._options]
             self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
         wait_for(self._listens, "the monitor listens")
+
+    def replace(self, command: Sequence[str | Path] = THIS) -> None:
+        """Start another one that takes over, without a moment in which there is none."""
+        before, self.command, options = self.process, command, self._options
+        self._options = (*options, "--take-over")
+        self.start()
+        assert before.wait(10) == 0, self.log.read_text()
+        self._options = options
+        wait_for(self._listens, "the next monitor listens")
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()

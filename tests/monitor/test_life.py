@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -94,6 +95,33 @@ def test_told_to_end_it_cleans_up(monitor: MonitorProcess, number: int) -> None:
     assert not os.path.exists(monitor.path)
     assert [event for event in client.events() if isinstance(event, Lost)] == [Lost((), client_reason(monitor))]
     assert "leaving why=signal" in monitor.log.read_text()
+
+
+def test_another_takes_over_from_what_a_client_has_started(path: str) -> None:
+    """As a user's service does that systemd starts later: the one in the background leaves, and none is in between."""
+    client = MonitorClient.open(path)
+    (before,) = pids_of(path)
+    assert run("--socket", path, "--detach").returncode == 0 and pids_of(path) == [before], "quietly: there is one"
+    assert run("--socket", path, "--detach", "--take-over").returncode == 0
+    (after,) = pids_of(path)
+    assert after != before
+    assert [event for event in client.events() if isinstance(event, Lost)] and not client.alive
+    client.close()
+    again = MonitorClient.open(path, spawn=False)
+    assert again.pid == after, "its pid is the one that serves, not the one that has started it"
+    again.close()
+
+
+def test_nobody_is_sent_away_but_a_monitor(path: str) -> None:
+    lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        done = run("--socket", path, "--take-over")
+    os.close(lock)
+    assert done.returncode == 1
+    assert f"served by process {os.getpid()} (`" in done.stderr and "no monitor of yours" in done.stderr, done.stderr
 
 
 def client_reason(_monitor: MonitorProcess) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from monitor.cli import listen
 from sdlib.wire import MonitorClient, MonitorUnavailable, paths
+from sdlib.wire.client import HOST_RESTARTS_S
 from tests.monitor.support import MonitorProcess
 
 
@@ -48,6 +50,23 @@ def test_system_one_comes_first(tmp_path: Path, mine: MonitorProcess, system: st
     assert opened(tmp_path) == system == host.path
     host.kill()
     assert opened(tmp_path) == mine.path, "a dead one is passed over"
+
+
+def test_system_one_that_is_restarted(tmp_path: Path, mine: MonitorProcess, system: str) -> None:
+    """Who has had it waits longer than its start takes, and does not go elsewhere meanwhile."""
+    found: list[str] = []
+
+    def find() -> None:
+        client = MonitorClient.open(spawn=False, env={"XDG_RUNTIME_DIR": str(tmp_path)}, host_away_s=HOST_RESTARTS_S)
+        found.append(client.path)
+        client.close()
+
+    finder = threading.Thread(target=find)
+    finder.start()
+    host = MonitorProcess(Path(system).parent)
+    finder.join()
+    host.close()
+    assert found == [system] != [mine.path]
 
 
 def test_told_one_is_the_only_one(tmp_path: Path, mine: MonitorProcess, system: str) -> None:
