@@ -38,8 +38,9 @@ def effective(
     layers = policy.layers + (packaged_layers(exe) if policy.packaged else ())
     overrides = (Override("-r", {}, parse_lines(rules, "-r")), Override("--set", parse_sets(sets)), *policy.overrides)
     settings = decide(layers, overrides, exe, os.geteuid() if uid is None else uid)
-    if settings.denies and settings.io_uring == "allow":
-        raise PolicyError(f"io_uring is allowed ({settings.source['io_uring']}) where something is denied; "
+    if (settings.denies or settings.strict) and settings.io_uring == "allow":
+        where = "where something is denied" if settings.denies else f"with strict ({settings.source['strict']})"
+        raise PolicyError(f"io_uring is allowed ({settings.source['io_uring']}) {where}; "
                           "it must be deny: what a ring submits passes by every check")
     return settings
 

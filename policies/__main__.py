@@ -29,7 +29,8 @@ def explain(settings: Settings, exe: str) -> str:
     shown = {
         "action": settings.action, "reason": settings.reason or "-", "upgrade": settings.upgrade,
         "ring": settings.ring_bytes, "total": settings.total_bytes, "connections": settings.connections,
-        "spin_us": settings.spin_us, "idle_s": settings.idle_s, "io_uring": settings.io_uring, "patch": settings.patch,
+        "spin_us": settings.spin_us, "idle_s": settings.idle_s, "io_uring": settings.io_uring,
+        "strict": settings.strict, "patch": settings.patch,
     }  # fmt: skip
     lines = [f"program: {exe or '(any)'}"]
     lines += [f"{key + ':':<13}{values.show(key, shown[key]):<22} # {settings.source[key]}" for key in KEYS]

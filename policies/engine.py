@@ -46,6 +46,7 @@ BUILT_IN: Final[Values] = MappingProxyType(
         "spin_us": 50,
         "idle_s": 30,
         "io_uring": "deny",
+        "strict": False,
         "patch": True,
     }
 )
@@ -112,6 +113,7 @@ def _settings(values: Values, source: Mapping[str, str], rules: tuple[Rule, ...]
         ring_bytes=cast(int, values["ring"]),
         io_uring=cast(IoUring, values["io_uring"]),
         patch=cast(bool, values["patch"]),
+        strict=cast(bool, values["strict"]),
         reason=cast(str, values["reason"]),
         source=MappingProxyType(dict(source)),
         total_bytes=cast(int, values["total"]),

@@ -194,7 +194,7 @@ def _uid(document: Document, index: int, user: str | int | None) -> int | None:
 
 def _values(document: Document, index: int, app: dict[str, Any]) -> Values:
     """What the entry says, by the names of policies.model.KEYS."""
-    said: dict[str, object] = {key: app[key] for key in ("action", "reason", "io_uring") if key in app}
+    said: dict[str, object] = {key: app[key] for key in ("action", "reason", "io_uring", "strict") if key in app}
     if "upgrade" in app:
         said["upgrade"] = _upgrade(app["upgrade"])
     limits = app.get("limits", {})

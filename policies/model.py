@@ -17,7 +17,9 @@ IoUring: TypeAlias = Literal["deny", "allow"]
 Values: TypeAlias = Mapping[str, object]
 """Parsed values by their names in `KEYS`."""
 
-KEYS: Final = ("action", "reason", "upgrade", "ring", "total", "connections", "spin_us", "idle_s", "io_uring", "patch")
+KEYS: Final = (
+    "action", "reason", "upgrade", "ring", "total", "connections", "spin_us", "idle_s", "io_uring", "strict", "patch",
+)  # fmt: skip
 
 
 FOR_ALL: Final = ("-r", "--set", "SDRUN_RULES", "SDRUN_SET")
@@ -125,6 +127,8 @@ class Settings:
     action: Action = "accelerate"
     """For what no rule speaks about."""
     rules: tuple[Rule, ...] = ()
+    strict: bool = False
+    """Of the program that a tree starts with: its filter holds all calls that a rule could deny, also if none does."""
     action_is_own: bool = False
     """The action was given for this program, not for all that the file does not name."""
 

@@ -95,7 +95,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def patch(text: str) -> bool:
+def switch(text: str) -> bool:
     """`on` or `off`."""
     return _one_of("on", "off")(text) == "on"
 
@@ -110,7 +110,8 @@ SETTABLE: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "spin_us": ("spin_us", spin_us),
     "idle_s": ("idle_s", idle_s),
     "io_uring": ("io_uring", _one_of("deny", "allow")),
-    "patch": ("patch", patch),
+    "strict": ("strict", switch),
+    "patch": ("patch", switch),
 }
 
 

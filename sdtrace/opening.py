@@ -13,9 +13,10 @@ from sdtrace.notify import Listener, Notification
 
 
 def filtered(options: cli.Options, policy: Policy) -> frozenset[Proto]:
-    """Protocols whose calls the filter holds."""
+    """Protocols whose calls the filter holds. PolicyError."""
     denied = policies.denied_somewhere(policy, options.sets, options.rules)
-    if options.learn or "udp" in denied:
+    strict = policies.effective(policy, options.command, options.sets, rules=options.rules).strict
+    if options.learn or strict or "udp" in denied:
         return frozenset({"tcp", "udp"})
     return frozenset({"tcp"}) if denied else frozenset()
 

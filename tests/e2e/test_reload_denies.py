@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import socket
@@ -26,14 +27,14 @@ NOT_HELD = {"share", "int80", "gate"}
 class Tree:
     """A program that does what it is told, a monitor, and a policy that may change."""
 
-    def __init__(self, runner: Runner, folder: Path) -> None:
+    def __init__(self, runner: Runner, folder: Path, *options: str) -> None:
         self.folder = folder / "asked"
         self.folder.mkdir()
         self.monitor = MonitorProcess(folder)
         self.policy = folder / "policy.yaml"
         self.policy.write_text("version: 1\n")
         runner.env = {**runner.env, "SOCKSDIRECT_MONITOR": self.monitor.path}
-        runner.options = ["--policy", str(self.policy)]
+        runner.options = ["--policy", str(self.policy), *options]
         self.program: Program = runner.start(sys.executable, ASKED, self.folder)
         self.asked = 0
 
@@ -73,6 +74,23 @@ def came(there: socket.socket) -> int:
     while select.select([there], [], [], 0.02)[0]:
         there.accept()[0].close()
         count += 1
+    return count
+
+
+def datagrams_at(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", port))
+    sock.setblocking(False)
+    return sock
+
+
+def arrived(udp: socket.socket) -> int:
+    """Datagrams, by now: on this host they are there when the call returns."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            udp.recv(100)
+            count += 1
     return count
 
 
@@ -133,3 +151,24 @@ def test_what_holds_against_who_tries(tree: Tree, there: socket.socket, guests: 
                 line = f"subprocess.run({words!r}, stdin=socket.socket(), capture_output=True, timeout=60).returncode"
                 assert tree.ask(line) in ("0", "3"), (flavour, way)
                 assert came(there) == 0, (flavour, way)
+
+
+def test_all_holds_in_a_strict_tree(shm: Runner, tmp_path: Path, there: socket.socket, guests: Guests) -> None:
+    """The filter was there before there was anything to deny: no way around it, for UDP neither."""
+    tree = Tree(shm, tmp_path, "--set", "strict=on")
+    port = there.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as allowed, datagrams_at(port) as udp:
+        ports = [str(port), str(allowed.getsockname()[1])]
+        ways = {way: [str(guests("policy")), way, *ports] for way in (*TCP_WAYS, "udp")}
+
+        def tries(way: str) -> str:
+            return tree.ask(f"subprocess.run({ways[way]!r}, stdin=socket.socket(), timeout=60).returncode")
+
+        assert tries("connect") == tries("udp") == "0"
+        assert came(there) > 0 and arrived(udp) > 0, "nothing is denied yet"
+        tree.deny(port, f"{{dir: out, udp: '*:{port}', action: deny}}")
+        came(there)
+        for way in ways:
+            assert tries(way) in ("0", "3"), way
+            assert (came(there), arrived(udp)) == (0, 0), way
+    tree.monitor.close()

@@ -59,6 +59,7 @@ MISTAKES = {
     APP + "    limits: {total: lots}\n": ("4:21", "`total` is `lots`", "must be a size such as 256MiB"),
     APP + "    limits: {total: 4KiB}\n": ("4:21", "`total` is `4KiB`", "holds the two rings of one connection"),
     APP + "    limits: {connections: -1}\n": ("4:27", "`connections` is `-1`", "must be a whole number from 0"),
+    APP + "    strict: 1\n": ("4:13", "`strict` is `1`", "must be true or false"),
     APP + "    io_uring: yes\n": ("4:15", "`io_uring` is `yes`", "must be deny or allow"),
     "version: [1\n": ("2:1", "not YAML: did not find expected ',' or ']'", "see the line above"),
     "version: 1\n\tdefault: kernel\n": ("2:1", "not YAML: found a tab character that violates indentation", "see"),
@@ -218,6 +219,7 @@ SETS = {
     "total=1": "holds the two rings",
     "connections=x": "a whole number",
     "patch=1": "on or off",
+    "strict=true": "on or off",
     "upgrade=\x1b[31m\n": "eager, never",
 }
 

@@ -155,6 +155,8 @@ def test_overlaps_against_counting(spans: list[tuple[int, int, bool]]) -> None:
 def test_io_uring_and_denials_do_not_go_together() -> None:
     with pytest.raises(PolicyError, match="io_uring is allowed"):
         policies.effective(Policy(), "x", ["io_uring=allow"], rules=["out tcp *:1 deny"])
+    with pytest.raises(PolicyError, match="with strict"):
+        policies.effective(Policy(), "x", ["io_uring=allow", "strict=on"])
 
 
 @given(
