@@ -58,7 +58,7 @@ LDFLAGS = (
     "-Wl,--no-warn-rwx-segments",  # checked below, with a better message
     "-Wl,--fatal-warnings",
 )
-SYMBOLS = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top")
+SYMBOLS = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top", "sd_adopt")
 
 
 class ImageError(Exception):

@@ -33,6 +33,8 @@ class Options:
     explain: bool
     no_accel: bool
     verdict: bool
+    attach: str
+    """The root process has been running: it "alone", or its "family"; "": it is about to start."""
 
 
 def parse(argv: list[str]) -> Options:
@@ -50,4 +52,5 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--pcap", type=Path)
     for flag in ("--explain", "--no-accel", "--verdict"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument("--attach", default="", choices=("", "alone", "family"))
     return Options(**vars(parser.parse_args(argv)))

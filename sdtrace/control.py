@@ -69,6 +69,11 @@ class Control:
             flags |= VERDICT_DENY[proto]
         self._send(Kind.VERDICT, status, flags, text.encode(errors="replace"))
 
+    def give(self, listener: int) -> None:
+        """The keeper holds it as well, from now on."""
+        body = _HEADER.pack(Kind.LISTENER, 0, 0, 0) + bytes(TEXT_BYTES)
+        socket.send_fds(self._socket, [body], [listener])
+
     def ready(self) -> None:
         """From now on the keeper may hand over."""
         self._send(Kind.READY)

@@ -15,7 +15,7 @@ import sdlib
 PAGE: Final = 4096
 DIRECTORY: Final = Path(sdlib.__file__).parent / "_image"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top")
+_SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top", "sd_adopt")
 
 
 class ImageError(Exception):

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from sdlib import abi
@@ -19,7 +20,7 @@ from sdtrace import procfs
 from sdtrace.image import PAGE, Image, Segment
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
-from sdtrace.ptrace import RemoteError
+from sdtrace.ptrace import Registers, RemoteError
 from sdtrace.remote import Stopped
 
 _MMAP, _MUNMAP, _CLOSE = 9, 11, 3
@@ -104,21 +105,26 @@ def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int) -> 
 def _check_stopped(stopped: Stopped) -> None:
     if not stopped.still_in_call:
         raise RemoteError("interrupted by a signal", transient=True)
-    for registers in stopped.registers():
+    check_registers(stopped.registers())
+
+
+def check_registers(found: Iterable[Registers]) -> None:
+    """Can the library live in these threads? RemoteError."""
+    for registers in found:
         if registers.gs_base:
             raise RemoteError("gs-in-use")
         if registers.cs != _USER_CS_64:
             raise RemoteError("32-bit")
 
 
-def _boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool, trace: int) -> bytes:
-    """`struct sd_boot`."""
+def boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool, trace: int, *, adopt: bool = False) -> bytes:
+    """`struct sd_boot`. `adopt`: it takes over what the program has (`sd_adopt`)."""
     boot: abi.CData = abi.ffi.new("struct sd_boot *")
     boot.version = abi.const.SD_ABI_VERSION
     boot.threads = threads
     boot.no_patch = int(not patch)
     boot.trace = trace
-    boot.ncarry = len(carry)
+    boot.ncarry = abi.const.SD_CARRY_ADOPT if adopt else len(carry)
     for slot, (fd, block) in zip(boot.carry, carry, strict=False):
         slot.fd, slot.block = fd, block
     return bytes(abi.ffi.buffer(boot))
@@ -155,7 +161,7 @@ class _Mappings:
                 self._stopped.call(_MUNMAP, address, length)
 
 
-def _start(stopped: Stopped, image: Image, boot: bytes) -> None:
+def start_library(stopped: Stopped, image: Image, boot: bytes) -> None:
     """Run the library's beginning, then let it have the system calls of all threads."""
     write_memory(stopped.pid, image.symbols["sd_boot"], boot)
     result = stopped.run(image.symbols["sd_init"], image.symbols["sd_boot_stack_top"])
@@ -173,7 +179,7 @@ def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes) 
         finally:
             # Before dispatch is on: from then on a call from here would trap.
             stopped.call(_CLOSE, remote_fd)
-        _start(stopped, image, boot)
+        start_library(stopped, image, boot)
     except (RemoteError, OSError):
         stopped.dispatch_nowhere()
         stopped.prepare_calls()
@@ -203,7 +209,7 @@ def inject(
             except RemoteError:
                 stopped.call(_CLOSE, remote_fd)
                 raise
-            _map_and_start(stopped, image, remote_fd, _boot_bytes(stopped.thread_count, carry, patch, trace))
+            _map_and_start(stopped, image, remote_fd, boot_bytes(stopped.thread_count, carry, patch, trace))
             stopped.commit()
     except OSError as error:
         raise RemoteError(f"process does not obey: {os.strerror(error.errno or 0)}", transient=True) from error

@@ -18,6 +18,7 @@ NOTIF_BYTES: Final = 80
 _RESCUE: Final = struct.Struct("=IIQ2QQ")
 _RESCUE_AT: Final = 128
 _WORD: Final = struct.Struct("=I")
+_ATTACHING_AT: Final = _RESCUE_AT + _RESCUE.size + 27 * 8
 _BEAT_AT: Final = 1016
 _OUTSTANDING_AT: Final = 1024
 OUTSTANDING_MAX: Final = (SIZE - _OUTSTANDING_AT) // 8
@@ -73,6 +74,10 @@ class Keepsake:
     def in_start(self, running: bool) -> None:
         """The thread runs the library's start and comes to the landing by itself."""
         _WORD.pack_into(self.page, _RESCUE_AT + _WORD.size, int(running))
+
+    def attaching(self, pid: int) -> None:
+        """That process may have a listener that is meant for us; 0: none has."""
+        _WORD.pack_into(self.page, _ATTACHING_AT, pid)
 
     def forget_thread(self) -> None:
         """The thread is as it was."""

@@ -23,7 +23,7 @@ _COREDUMP_ROOT: Final = 8
 _PIDFD_THREAD: Final = os.O_EXCL
 _PIDFD_GETFD: Final = 438
 _KCMP: Final = 312
-_KCMP_VM: Final = 1
+_KCMP_FILE, _KCMP_VM = 0, 1
 _AT_HWCAP2: Final = 26
 _HWCAP2_FSGSBASE: Final = 2
 
@@ -167,6 +167,34 @@ def children(pid: int) -> list[int]:
 def memfds_mapped(pid: int) -> set[int]:
     """Inode numbers of all memfds that the process has mapped."""
     return {int(line.split(None, 5)[4]) for line in _read(f"/proc/{pid}/maps").splitlines() if b"/memfd:" in line}
+
+
+def code(pid: int) -> list[tuple[int, int, str]]:
+    """Executable mappings that are not writable: start, end, name; those of files first."""
+    found = []
+    for line in _read(f"/proc/{pid}/maps").decode(errors="replace").splitlines():
+        span, rights_, *rest = line.split(None, 5)
+        if rights_.startswith("r-xp"):
+            start, end = (int(part, 16) for part in span.split("-"))
+            found.append((start, end, rest[3] if len(rest) > 3 else "["))
+    return sorted(found, key=lambda mapping: mapping[2].startswith("["))
+
+
+def files(pid: int) -> dict[int, str]:
+    """Open descriptors, and what they are: "socket:[inode]", "anon_inode:[eventpoll]", a path."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
+def same_file(pid: int, fd: int, other: int, other_fd: int) -> bool:
+    """Two descriptors, of one or two processes, for one open file."""
+    try:
+        return _syscall(_KCMP, pid, other, _KCMP_FILE, fd, other_fd) == 0
+    except OSError:
+        return False
 
 
 def pidfd_open_thread(tid: int) -> int:

@@ -17,7 +17,7 @@ CONT, GETREGS, SETREGS, DETACH, SYSCALL = 7, 12, 13, 17, 24
 PEEKTEXT, POKETEXT = 1, 4
 SEIZE, INTERRUPT = 0x4206, 0x4207
 GETSIGMASK, SETSIGMASK = 0x420A, 0x420B
-SET_DISPATCH: Final = 0x4210
+SET_DISPATCH, GET_DISPATCH = 0x4210, 0x4211
 O_TRACESYSGOOD: Final = 1
 EVENT_STOP: Final = 128
 WALL: Final = 0x40000000
@@ -97,6 +97,13 @@ def set_dispatch(tid: int, *, on: bool, start: int, length: int) -> None:
     """Syscall User Dispatch of one thread, exempting addresses [start, start + length), without a selector byte."""
     config = Dispatch(int(on), 0, start, length)
     ask(SET_DISPATCH, tid, ctypes.sizeof(config), ctypes.addressof(config))
+
+
+def get_dispatch(tid: int) -> bool:
+    """Is Syscall User Dispatch on in that thread?"""
+    config = Dispatch()
+    ask(GET_DISPATCH, tid, ctypes.sizeof(config), ctypes.addressof(config))
+    return bool(config.mode)
 
 
 def get_mask(tid: int) -> int:

@@ -62,6 +62,7 @@ _LANDING: Final = (
     + b"\x0f\x05"  # syscall, which the filter always holds
     + b"\xeb\xfe"
 ).ljust(16, b"\x90")
+LANDING_BYTES: Final = len(_LANDING)
 _MARK: Final = 0x65746F6D65524453
 """In rbx, which calls preserve: tells a thread on our errand from one that comes by (launch/rescue.c has the same)."""
 _RETURN_AT: Final = 2

@@ -40,8 +40,10 @@ from policies.model import Proto
 from sdlib import abi
 from sdtrace import cli, opening, procfs, snapshot
 from sdtrace.accounts import Accounts
+from sdtrace.attach import Attacher, AttachError
 from sdtrace.control import Control, KeeperGone
 from sdtrace.enforce import PERFORMED, Enforcer
+from sdtrace.family import Family
 from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
@@ -57,12 +59,13 @@ from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
-from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL
+from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL, Variant
 from sdtrace.trace.drain import from_options
 from sdtrace.workers import POLL_S, Workers
 
 _LINGERING_POLL_S: Final = 0.01
 _ORPHAN_POLL_S: Final = 5.0
+_UNABLE: Final = 125
 _PR_SET_DUMPABLE: Final = 4
 _LAUNCHER: Final = os.path.realpath(os.path.join(sys.prefix, "bin", "sdrun"))
 
@@ -78,6 +81,7 @@ class Supervisor:
         self._policy = policy
         self._keepsake = keepsake
         self._epoll = select.epoll()
+        self._listeners: dict[int, Listener] = {}
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload)
         reporting_pid = options.root_pid if options.told_at_the_end else 0
         self._drain = from_options(options.trace, options.pcap)
@@ -100,6 +104,7 @@ class Supervisor:
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
         self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
                               self._hypercalls.areas)
+        self._image = image
         self._shrinker = Shrinker(self._broker.held, self._settings, image)
         self._broker.recall = Recaller(image)
         self._inspection = Inspection(self._snapshot)
@@ -107,9 +112,24 @@ class Supervisor:
                                   self._filters, self._drain)
 
     @property
+    def filtered(self) -> frozenset[Proto]:
+        """Protocols whose calls the filter holds."""
+        return self._filtered
+
+    @property
     def strict(self) -> bool:
         """May something be denied to some program?"""
         return self._strict
+
+    def take_over(self) -> tuple[list[Listener], str]:
+        """The root process has been running (family.py); AttachError."""
+        options = self._options
+        variant = Variant(not self._uring_allowed, options.told_at_the_end, opening.strictest(self._filtered))
+        attacher = Attacher(self._image, variant, self._keepsake, self._settings, self._control.give,
+                            trace=self._drain.what if self._drain is not None else 0)
+        self._broker.prepare()
+        return Family(attacher, self._processes, self._filters).take_over(
+            options.root_pid, children=options.attach == "family")
 
     # ------------------------------------------------------------------- loop
 
@@ -119,22 +139,29 @@ class Supervisor:
     def _unwatch(self, fd: int) -> None:
         self._epoll.unregister(fd)
 
-    def serve(self, listener: Listener, early: list[tuple[Notification, bool]]) -> None:
-        """Answer until the last task is gone; first those in `early`, of which some have been answered already."""
-        self._watch(listener.fd)
+    def serve(self, listeners: list[Listener], early: list[tuple[Notification, bool]]) -> None:
+        """Answer until the last task is gone; first those in `early`, of which some have been answered already.
+
+        `early` are all of the first listener.
+        """
+        for listener in listeners:
+            self._watch(listener.fd)
+            self._listeners[listener.fd] = listener
         self._inspection.open()
         self._watch(self._inspection.fileno())
         for notif, answered in early:
             self._keepsake.beat()
-            self._one(listener, notif, answered=answered)
+            self._one(listeners[0], notif, answered=answered)
         lingering = False
         while True:
             self._keepsake.beat()
             ready = self._epoll.poll(self._patience(lingering=lingering))
             for fd, events in ready:
-                if fd == listener.fd and not events & select.EPOLLIN:
-                    return  # EPOLLHUP
-                self._dispatch(listener, fd)
+                if fd in self._listeners and not events & select.EPOLLIN:
+                    self._hung_up(fd)
+                    if not self._listeners:
+                        return
+                self._dispatch(fd)
             if self._workers:
                 self._workers.sweep()
             if not ready:
@@ -190,9 +217,16 @@ class Supervisor:
     def _goes_back(self, origin: Origin) -> bool:
         return not self._settings(origin.exe, origin.uid).accelerate or self._hypercalls.stays(origin)
 
-    def _dispatch(self, listener: Listener, fd: int) -> None:
-        if fd == listener.fd:
-            self._receive(listener)
+    def _hung_up(self, fd: int) -> None:
+        """The last task under it is gone. The others are of processes that were attached beside it."""
+        del self._listeners[fd]
+        if self._listeners:
+            self._unwatch(fd)
+            os.close(fd)
+
+    def _dispatch(self, fd: int) -> None:
+        if fd in self._listeners:
+            self._receive(self._listeners[fd])
         elif self._processes.is_pidfd(fd):
             self._ended(fd)
             self.accounts.sweep()
@@ -348,20 +382,22 @@ def main(argv: list[str]) -> int:
     keepsake = Keepsake(options.keepsake)
     syslog.openlog("sdrun", syslog.LOG_PID)
     image: Image | str
-    policy, image = opening.load_policy(options, control)
+    policy, wrong = opening.load_policy(options, control)
     try:
-        image = image or load_image(abi.const.SD_ABI_VERSION)
+        image = wrong or load_image(abi.const.SD_ABI_VERSION)
     except ImageError as error:
         image = str(error)
     supervisor = Supervisor(options, policy, image, keepsake, control)
     try:
-        control.ready()
-        listener, early = opening.receive_listener(control, keepsake)
+        listeners, early = opening.begin(options, control, keepsake, wrong, supervisor.take_over, supervisor.filtered)
     except (KeeperGone, OSError):
         return 1  # the command was never started, or has ended already
+    except AttachError as error:
+        control.verdict(2 if wrong else _UNABLE, str(error))
+        return 1
     if supervisor.strict:
         _out_of_reach()
-    supervisor.serve(listener, early)
+    supervisor.serve(listeners, early)
     supervisor.close()  # first: its descriptors may be the last that we may have
     supervisor.accounts.write_policy()
     supervisor.accounts.write_report(supervisor.accounts.exit_status())

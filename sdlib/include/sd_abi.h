@@ -418,12 +418,20 @@ struct sd_carry {
 };
 #define SD_CARRY_EPOLL 0xffffffffu
 #define SD_CARRY_MAX 64
+/* In place of their number: a program that has been running (sdrun --attach). What it has is in the symbol `sd_adopt`. */
+#define SD_CARRY_ADOPT 0xffffffffu
+
+/* One word a descriptor: what it is, and in the upper half the lowest descriptor of the same file. */
+#define SD_ADOPT_SOCKET 1u /* of some kind */
+#define SD_ADOPT_EPOLL 2u
+#define SD_ADOPT_HELD 4u   /* a process that does not see our blocks has it, too */
+#define SD_ADOPT_MAX 65536
 
 /* Written by the supervisor into the symbol `sd_boot` of a fresh image, before it runs `sd_init`. */
 struct sd_boot {
     uint32_t version;  /* SD_ABI_VERSION */
     uint32_t threads;  /* threads at injection */
-    uint32_t ncarry;
+    uint32_t ncarry;   /* or SD_CARRY_ADOPT */
     uint32_t trace;    /* SD_TRACE_*; beside ncarry, so that one look tells that neither is there */
     uint32_t no_patch; /* leave all sites trapping */
     uint32_t pad;

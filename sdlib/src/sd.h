@@ -225,6 +225,8 @@ void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks 
 u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t); /* connections that survive; pins what cannot be carried */
 void sd_socks_exec_failed(const struct sd_carry *out, u32 n, const struct sd_tcb *t);
 void sd_socks_carried(const struct sd_carry *c, u32 n); /* a fresh image takes them over at its first entry into C */
+extern u32 sd_adopt[SD_ADOPT_MAX];            /* sock/adopt.c: what a program has that was running before us */
+void sd_adopt_all(u32 *to_do);                /* takes it over; returns when that is done, whoever does it. *to_do becomes 0 then */
 void sd_socks_leave(void);                    /* all go back to TCP, for good */
 long sd_boxed(struct sd_frame *f);
 void sd_socks_exit(void);                     /* exit_group: fold blocks, give up users */

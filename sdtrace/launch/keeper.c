@@ -44,6 +44,7 @@
 /* Longer than all that it may wait for (the monitor's start, a program that does not stop), shorter than a person's patience. */
 #define WATCH_MS 10000
 #define LOOK_MS 2000
+#define LISTENERS_MAX 64
 
 enum state { STARTING, SERVING, ALONE };
 
@@ -56,8 +57,10 @@ static struct {
     int supervisor_status; /* 0: it has come to its own end, after the report */
     const struct keeper *start; /* what to start it with */
     int keepsake_fd;
-    int listener;       /* -1: not here yet */
+    int listeners[LISTENERS_MAX]; /* one; with --attach one for each process that was there */
+    int nlisteners;
     bool ready;         /* MSG_READY has come */
+    bool began;         /* there was a listener */
     bool over;          /* the last task has gone */
     bool must_check;
     bool strict;        /* the verdict had VERDICT_DENY_* */
@@ -67,7 +70,7 @@ static struct {
     struct keepsake *keepsake;
     struct { struct seccomp_notif notif; uint32_t flags; } queue[QUEUE_MAX];
     int queued;
-} g = {.launcher = -1, .control = -1, .supervisor_fd = -1, .listener = -1};
+} g = {.launcher = -1, .control = -1, .supervisor_fd = -1};
 
 static int64_t now_ms(void)
 {
@@ -94,14 +97,16 @@ static void let_through(const struct seccomp_notif *n)
         r.error = -EACCES;
     else
         r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-    if (ioctl(g.listener, SECCOMP_IOCTL_NOTIF_SEND, &r) < 0 && errno != ENOENT && errno != EINPROGRESS)
-        fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
+    /* The numbers are random, so only one listener knows this one. */
+    for (int i = 0; i < g.nlisteners && ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; i++)
+        if (errno != ENOENT && errno != EINPROGRESS)
+            fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
 }
 
-static void receive_notification(void)
+static void receive_notification(int listener)
 {
     struct seccomp_notif n = {0};
-    if (ioctl(g.listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
+    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
         return; /* the task went away between poll and here */
     bool at_once = g.state == ALONE || n.data.nr == SYS_arch_prctl || g.queued == QUEUE_MAX;
     if (at_once)
@@ -118,10 +123,12 @@ static void receive_notification(void)
 static void hand_over(void)
 {
     struct message m = {.kind = MSG_LISTENER};
-    if (g.state != STARTING || !g.ready || g.listener < 0)
+    int error = 0;
+    if (g.state != STARTING || !g.ready || !g.nlisteners)
         return;
     g.state = SERVING;
-    int error = channel_send(g.control, &m, g.listener);
+    if (!g.start->options->attach) /* else it has them from itself */
+        error = channel_send(g.control, &m, g.listeners[0]);
     m.kind = MSG_NOTIF;
     for (int i = 0; !error && i < g.queued; i++) {
         m.notif = g.queue[i].notif;
@@ -141,9 +148,9 @@ static void go_alone(void)
         close(g.launcher); /* the launcher sees the end of the channel and says so */
         g.launcher = -1;
     }
-    if (g.listener < 0)
+    g.nlisteners += keeper_rescue(g.keepsake, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
+    if (!g.nlisteners)
         return;
-    keeper_rescue(g.keepsake);
     if (g.keepsake->notif.id)
         let_through(&g.keepsake->notif);
     for (int i = 0; i < g.queued; i++)
@@ -168,7 +175,9 @@ static void from_supervisor(void)
 {
     struct message m;
     int fd, got = channel_receive(g.control, &m, &fd);
-    if (fd >= 0)
+    if (got > 0 && m.kind == MSG_LISTENER && fd >= 0 && g.nlisteners < LISTENERS_MAX)
+        g.listeners[g.nlisteners++] = fd;
+    else if (fd >= 0)
         close(fd);
     if (got <= 0)
         return; /* it ends; its pidfd tells when */
@@ -187,7 +196,7 @@ static void from_launcher(void)
     struct message m;
     int fd, got = channel_receive(g.launcher, &m, &fd);
     if (got > 0 && m.kind == MSG_LISTENER && fd >= 0)
-        g.listener = fd;
+        g.listeners[g.nlisteners++] = fd;
     close(g.launcher);
     g.launcher = -1;
     hand_over();
@@ -196,8 +205,13 @@ static void from_launcher(void)
 /* Is somebody waiting whom the supervisor does not serve? Asked every LOOK_MS; a program's call that has been taken counts as well as one that has not. */
 static void watch_supervisor(void)
 {
-    struct pollfd p = {.fd = g.listener, .events = POLLIN};
-    bool waiting = g.keepsake->notif.id || (poll(&p, 1, 0) == 1 && p.revents & POLLIN);
+    struct pollfd p[LISTENERS_MAX];
+    bool waiting = g.keepsake->notif.id;
+    for (int i = 0; i < g.nlisteners; i++)
+        p[i] = (struct pollfd){.fd = g.listeners[i], .events = POLLIN};
+    poll(p, (nfds_t)g.nlisteners, 0);
+    for (int i = 0; i < g.nlisteners; i++)
+        waiting |= p[i].revents & POLLIN;
     if (!waiting || g.keepsake->beat != g.beat || !g.moved_ms) {
         g.beat = g.keepsake->beat;
         g.moved_ms = now_ms();
@@ -209,49 +223,76 @@ static void watch_supervisor(void)
 
 /* True when there is nothing left to do. A tree that is gone before the supervisor is ready is handed over all the same where a report is wanted:
  * how it ended has to be told. */
-static bool done(short listener_events)
+static bool done(void)
 {
     const struct options *o = g.start->options;
-    if (g.launcher >= 0)
+    if (g.launcher >= 0 || (o->attach && g.state == STARTING && g.supervisor_fd >= 0))
         return false;
-    if (g.listener >= 0 && !g.over && !(listener_events & POLLHUP))
+    if (g.nlisteners && !g.over)
         return false;
-    g.over = g.listener >= 0;
     return !(g.over && told_at_the_end(o) && g.state == STARTING && g.supervisor_fd >= 0);
+}
+
+/* A supervisor that attaches receives from the beginning: what it holds is stopped. */
+static bool receives(void)
+{
+    return g.state == ALONE || (g.state == STARTING && !g.start->options->attach);
+}
+
+/* From one listener: notifications, or that the last task under it has gone. */
+static void from_listener(int i, short events)
+{
+    if (events & POLLIN && receives())
+        receive_notification(g.listeners[i]);
+    if (!(events & POLLHUP))
+        return;
+    if (g.start->options->attach) {
+        close(g.listeners[i]);
+        g.listeners[i] = g.listeners[--g.nlisteners];
+        g.over = !g.nlisteners;
+    } else {
+        g.over = true;
+    }
+}
+
+/* How long to wait, in milliseconds; -1: for ever. */
+static int64_t patience(void)
+{
+    int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : g.state == SERVING ? LOOK_MS : -1;
+    if (g.state != STARTING || left > 0)
+        return left;
+    if (g.supervisor)
+        kill(g.supervisor, SIGKILL); /* its pidfd tells when */
+    start_supervisor();
+    return 100;
 }
 
 static void serve(void)
 {
-    for (;;) {
+    do {
         /* While the supervisor serves, only the end of the tree is of interest: poll always reports POLLHUP. */
-        struct pollfd p[] = {
-            {.fd = g.over ? -1 : g.listener, .events = g.state == SERVING ? 0 : POLLIN},
+        struct pollfd p[3 + LISTENERS_MAX] = {
             {.fd = g.launcher, .events = POLLIN},
             {.fd = g.supervisor_fd, .events = POLLIN},
             {.fd = g.control, .events = POLLIN},
         };
-        int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : g.state == SERVING ? LOOK_MS : -1;
-        if (g.state == STARTING && left <= 0) {
-            if (g.supervisor)
-                kill(g.supervisor, SIGKILL); /* its pidfd tells when */
-            start_supervisor();
-            left = 100;
-        }
-        if (poll(p, sizeof(p) / sizeof(p[0]), (int)left) < 0)
+        int n = g.nlisteners;
+        g.began |= n > 0;
+        for (int i = 0; i < n; i++)
+            p[3 + i] = (struct pollfd){.fd = g.over ? -1 : g.listeners[i], .events = receives() ? POLLIN : 0};
+        if (poll(p, (nfds_t)(3 + n), (int)patience()) < 0)
             continue;
         if (g.state == SERVING)
             watch_supervisor();
-        if (p[1].revents)
+        if (p[0].revents)
             from_launcher();
-        if (p[3].revents & POLLIN)
+        if (p[2].revents & POLLIN)
             from_supervisor();
-        if (p[2].revents)
+        if (p[1].revents)
             supervisor_gone();
-        if (p[0].revents & POLLIN && g.state != SERVING)
-            receive_notification();
-        if (done(p[0].revents))
-            return;
-    }
+        while (n--)
+            from_listener(n, p[3 + n].revents);
+    } while (!done());
 }
 
 /* Whoever waits for a report shall learn that none will come, and not take it for one. */
@@ -285,7 +326,7 @@ static void finish(void)
         while (waitpid(g.supervisor, &g.supervisor_status, 0) < 0 && errno == EINTR)
             ;
     }
-    if (g.listener >= 0 && (g.supervisor_status || g.supervisor <= 0))
+    if (g.began && (g.supervisor_status || g.supervisor <= 0))
         write_obituary(o);
 }
 

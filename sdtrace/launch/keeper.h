@@ -4,8 +4,9 @@
 
 #include "sdrun.h"
 
-/* Puts a thread right in which a supervisor that died was running calls (rescue.c). */
-void keeper_rescue(struct keepsake *k);
+/* Puts a thread right in which a supervisor that died was running calls (rescue.c), and takes listeners out of a program to which it was attaching,
+ * at most `max`. Returns how many. */
+int keeper_rescue(struct keepsake *k, int *listeners, int max);
 
 /* spawn.c */
 /* fork() without SIGCHLD: one that is blocked now would stay pending in the command. */

@@ -18,6 +18,7 @@
 
 static const char HELP[] =
     "usage: sdrun [options] [--] CMD [ARG...]\n"
+    "       sdrun [options] --attach PID\n"
     "\n"
     "Run CMD; its TCP connections to other programs under sdrun on this host go through shared memory.\n"
     "\n"
@@ -34,6 +35,8 @@ static const char HELP[] =
     "  --check          check options and policy files, start nothing; CMD may be left out\n"
     "  --print          print what holds for CMD and who said so, start nothing\n"
     "  --learn FILE     run CMD and write the smallest policy that allows what it did\n"
+    "  --attach PID     take over a running program, its open connections and its child processes, without a restart\n"
+    "  --no-children    with --attach: not its child processes\n"
     "  --version        print the version\n"
     "  --help           print this\n"
     "\n"
@@ -52,6 +55,7 @@ static const struct choice CHOICES[] = {
     {"--help", false, 'h', false}, {"-h", false, 'h', false}, {"-r", true, 'R', false},
     {"--rule", true, 'R', false}, {"--check", false, 'c', false}, {"--print", false, 'P', false},
     {"--learn", true, 'l', false}, {"--pcap", true, 'C', false}, {"--trace", false, 't', true},
+    {"--attach", true, 'a', false}, {"--no-children", false, 'N', false},
 };
 
 static int usage(const char *what, const char *which)
@@ -138,6 +142,12 @@ static int apply(struct options *o, char letter, const char *value)
     case 's':
         o->must_check = true;
         return append(o->sets, &o->nsets, value, "--set");
+    case 'a':
+        o->attach = value;
+        return -1;
+    case 'N':
+        o->no_children = true;
+        return -1;
     case 'e':
         o->explain = true;
         return -1;
@@ -216,6 +226,21 @@ static int parse_one(struct options *o, char ***argv)
     return *value ? apply(o, c->letter, value) : usage("empty value", arg);
 }
 
+/* A program that is running: what only makes sense for one that is started is a mistake. */
+static int check_attach(struct options *o)
+{
+    if (!o->attach)
+        return usage("--no-children needs --attach", "");
+    if (*o->command)
+        return usage("--attach takes no command", *o->command);
+    if (o->only || o->learn)
+        return usage("not with --attach", o->only ? o->only : "--learn");
+    if (strspn(o->attach, "0123456789") != strlen(o->attach) || strlen(o->attach) > 9 || atoi(o->attach) < 1)
+        return usage("--attach needs the number of a process", o->attach);
+    o->must_check = true;
+    return -1;
+}
+
 int options_parse(struct options *o, char **argv)
 {
     for (argv++; *argv && **argv == '-' && (*argv)[1];) {
@@ -227,9 +252,11 @@ int options_parse(struct options *o, char **argv)
         if (status >= 0)
             return status;
     }
+    o->command = argv;
+    if (o->attach || o->no_children)
+        return check_attach(o);
     if (!*argv && !o->only)
         return usage("no command given", "");
-    o->command = argv;
     if (!o->must_check)
         o->must_check = policy_files_exist();
     return -1;

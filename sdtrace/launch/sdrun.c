@@ -9,6 +9,8 @@
  *   filter                       from here on this process is part of the watched tree
  *   listener -> keeper           by sendmsg, which is filtered only where datagrams may be denied
  *   exec                         same pid, parent, group, terminal, descriptors, dispositions and mask
+ *
+ * With --attach there is no command: the supervisor does the work in the program that is running, and its verdict is our exit status.
  */
 #include "sdrun.h"
 
@@ -19,6 +21,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -56,8 +59,10 @@ static int own_directory(char dir[PATH_BYTES])
     return 0;
 }
 
+#define UNCHECKED "the supervisor did not start, so options and policy files cannot be checked; try `make build`"
+
 /* Waits for the supervisor's word. Returns 0 to start, else the exit status after one line. */
-static int wait_for_verdict(int channel, uint32_t *verdict)
+static int wait_for_verdict(int channel, uint32_t *verdict, const char *otherwise)
 {
     struct message m;
     int fd, got = 0;
@@ -69,11 +74,11 @@ static int wait_for_verdict(int channel, uint32_t *verdict)
     if (ready > 0)
         got = channel_receive(channel, &m, &fd);
     if (got <= 0 || m.kind != MSG_VERDICT) {
-        complain("the supervisor did not start, so options and policy files cannot be checked; try `make build`");
+        complain("%s", otherwise);
         return EXIT_UNABLE;
     }
     *verdict = m.flags;
-    if (m.status)
+    if (m.status || *m.text) /* the second: attached, but not to all of it */
         complain("%.*s", TEXT_MAX - 1, m.text);
     return (int)m.status;
 }
@@ -133,6 +138,31 @@ static int watch_myself(struct options *o, int channel, bool sends_are_held)
     return EXIT_UNABLE;
 }
 
+/* sdrun --attach: everything is done by the supervisor, while we wait for how it ends. Returns the exit status. */
+static int attach(struct keeper *k, int channel[2])
+{
+    static char path[PATH_BYTES] = "?";
+    char link[32];
+    uint32_t verdict;
+    int error;
+
+    snprintf(link, sizeof(link), "/proc/%d/exe", k->root_pid);
+    if (readlink(link, path, sizeof(path) - 1) < 0)
+        strcpy(path, "?");
+    k->command_path = path;
+    k->root_pidfd = fd_above_stdio(pidfd_open(k->root_pid, 0));
+    if (k->root_pidfd < 0) {
+        complain("cannot attach to %d: %s", k->root_pid, errno == EINVAL ? "that is a thread, not a process" : strerror(errno));
+        return EXIT_UNABLE;
+    }
+    if ((error = keeper_start(k))) {
+        complain("cannot start the keeper: %s", strerror(-error));
+        return EXIT_UNABLE;
+    }
+    close(channel[1]);
+    return wait_for_verdict(channel[0], &verdict, "the supervisor ended or hung while it attached; the program goes on, on TCP");
+}
+
 int main(int argc, char **argv)
 {
     static struct options o;
@@ -151,9 +181,12 @@ int main(int argc, char **argv)
         return status;
     error = channel_pair(channel);
     struct keeper k = {
-        .options = &o, .bin_dir = bin_dir, .command_path = path, .launcher = channel[1], .root_pid = getpid(),
-        .root_pidfd = fd_above_stdio(pidfd_open(getpid(), 0)),
+        .options = &o, .bin_dir = bin_dir, .command_path = path, .launcher = channel[1],
+        .root_pid = o.attach ? atoi(o.attach) : getpid(),
     };
+    if (!error && o.attach)
+        return attach(&k, channel);
+    k.root_pidfd = fd_above_stdio(pidfd_open(getpid(), 0));
     if (!error)
         error = keeper_start(&k);
     if (error) {
@@ -162,7 +195,7 @@ int main(int argc, char **argv)
     }
     close(channel[1]);
     close(k.root_pidfd);
-    if ((o.must_check && (status = wait_for_verdict(channel[0], &verdict))) ||
+    if ((o.must_check && (status = wait_for_verdict(channel[0], &verdict, UNCHECKED))) ||
         (status = filter_load(&o, verdict, bin_dir)) || (status = watch_myself(&o, channel[0], verdict & VERDICT_DENY_UDP)))
         return status;
     command_exec(path, o.command);

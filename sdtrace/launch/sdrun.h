@@ -38,12 +38,14 @@ struct options {
     const char *trace; /* a file; "": standard error; NULL */
     const char *pcap;
     const char *only; /* --check or --print: nothing is started */
+    const char *attach; /* a pid: no command is started */
     const char *sets[SETS_MAX];
     int nsets;
     const char *rules[SETS_MAX];
     int nrules;
     bool explain;
     bool no_accel;
+    bool no_children; /* with attach */
     bool must_check; /* the supervisor's verdict is needed before the command starts */
     char **command;  /* argv of the command */
 };
@@ -62,7 +64,7 @@ static inline bool needs_stderr(const struct options *o)
 /* The word that a stranger may read first: launcher, keeper and supervisor exchange these over SOCK_SEQPACKET pairs.
  * sdtrace/control.py has the same layout. */
 enum message_kind {
-    MSG_LISTENER = 1, /* launcher -> keeper -> supervisor; carries the descriptor */
+    MSG_LISTENER = 1, /* launcher -> keeper -> supervisor, or, of a program that was running, supervisor -> keeper; carries the descriptor */
     MSG_VERDICT = 2,  /* supervisor -> keeper -> launcher */
     MSG_READY = 3,    /* supervisor -> keeper: from now on I receive the notifications */
     MSG_NOTIF = 4,    /* keeper -> supervisor: received before you were ready */
@@ -100,7 +102,8 @@ struct keepsake {
     uint64_t landing_word[2]; /* the program's own bytes there */
     uint64_t rescue_mask;
     struct user_regs_struct rescue_regs;
-    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct) - 8];
+    volatile uint32_t attaching; /* a process that may have a listener that is meant for us; 0: none */
+    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct) - 4 - 8];
     volatile uint64_t beat;   /* rounds of the supervisor's loop: one that stands still while somebody waits hangs */
     /* Notifications that threads of the supervisor work on; 0: none. */
     volatile uint64_t outstanding[KEEPSAKE_OUTSTANDING];

@@ -143,7 +143,9 @@ void run_supervisor(const struct keeper *k, int control, int keepsake)
         args[n++] = text("--pcap=%s", o->pcap);
     if (o->no_accel)
         args[n++] = "--no-accel";
-    if (o->must_check)
+    if (o->attach)
+        args[n++] = o->no_children ? "--attach=alone" : "--attach=family";
+    else if (o->must_check)
         args[n++] = "--verdict";
     if (o->learn)
         args[n++] = text("--learn=%s", o->learn);

@@ -57,6 +57,7 @@
 #define SO_SNDBUF 7
 #define SO_RCVLOWAT 18
 #define SO_PROTOCOL 38
+#define SO_DOMAIN 39
 #define IPPROTO_TCP 6
 #define SO_SNDBUFFORCE 32
 #define SO_BUF_LOCK 72
@@ -129,8 +130,17 @@ struct tcp_info_window {
     u32 snd_wnd; /* offset 228 */
 };
 _Static_assert(offsetof(struct tcp_info_window, snd_wnd) == 228, "linux/tcp.h: tcpi_snd_wnd");
-enum tcp_state { TCP_ESTABLISHED = 1, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7,
-                 TCP_CLOSE_WAIT = 8, TCP_LAST_ACK = 9, TCP_CLOSING = 11 };
+struct tcp_info_sent {
+    struct tcp_info_head head;
+    u8 rest2[8];
+    u32 notsent;       /* offset 144 */
+    u8 rest3[52];
+    u64 bytes_sent;    /* offset 200: what was sent again included */
+    u64 bytes_retrans; /* offset 208 */
+};
+_Static_assert(offsetof(struct tcp_info_sent, notsent) == 144 && offsetof(struct tcp_info_sent, bytes_sent) == 200, "linux/tcp.h");
+enum tcp_state { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7,
+                 TCP_CLOSE_WAIT = 8, TCP_LAST_ACK = 9, TCP_LISTEN = 10, TCP_CLOSING = 11 };
 
 /* readiness */
 #define POLLIN 1

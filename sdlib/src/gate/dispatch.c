@@ -40,8 +40,13 @@ long sd_call_handler(struct sd_frame *f, struct sd_tcb *t)
 
 void sd_take_over(void)
 {
-    u32 n = __atomic_exchange_n(&sd_boot.ncarry, 0, __ATOMIC_ACQ_REL); /* two threads may come first */
+    u32 n;
 
+    if (*(volatile u32 *)&sd_boot.ncarry == SD_CARRY_ADOPT) {
+        sd_adopt_all(&sd_boot.ncarry);
+        return;
+    }
+    n = __atomic_exchange_n(&sd_boot.ncarry, 0, __ATOMIC_ACQ_REL); /* two threads may come first */
     if (n)
         sd_socks_carried(sd_boot.carry, n < SD_CARRY_MAX ? n : SD_CARRY_MAX);
 }

@@ -18,6 +18,7 @@ void sd_ep_full(struct sock *s);
  * If the execve fails, the next epoll call of this image takes them back. */
 void sd_ep_before_exec(void);
 void sd_ep_carried(int epfd); /* in the next image: its connections are registered there again */
+void sd_ep_adopt(int epfd, int first); /* first: a descriptor of the same set */
 void sd_ep_before_fork(void); /* a child will share the kernel half of every epoll */
 
 /* ----------------------------------------------------------------- wait.c */

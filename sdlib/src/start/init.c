@@ -27,6 +27,19 @@ static u64 calibrate(void)
     return ticks ? ticks : 1;
 }
 
+/* Leads to sd_take_over(). */
+static void mark_what_is_ours(void)
+{
+    if (sd_boot.ncarry == SD_CARRY_ADOPT) {
+        for (u32 fd = 0; fd < SD_ADOPT_MAX; fd++)
+            if (sd_adopt[fd])
+                sd_fdkind[fd] = SD_KIND_OURS;
+        return;
+    }
+    for (u32 i = 0; i < sd_boot.ncarry && i < SD_CARRY_MAX; i++)
+        sd_fdkind[sd_boot.carry[i].fd & 0xffff] = SD_KIND_OURS;
+}
+
 long sd_init_c(void)
 {
     if (sd_boot.version != SD_ABI_VERSION)
@@ -35,8 +48,7 @@ long sd_init_c(void)
         return -ENOEXEC;
     if (sd_self())
         return -EBUSY; /* the program uses gs */
-    for (u32 i = 0; i < sd_boot.ncarry && i < SD_CARRY_MAX; i++)
-        sd_fdkind[sd_boot.carry[i].fd & 0xffff] = SD_KIND_OURS; /* leads to sd_take_over() */
+    mark_what_is_ours();
     g.pid = (u32)SYS0(__NR_getpid);
     g.mt = sd_boot.threads > 1;
     g.trace = sd_boot.trace;

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking over a running program: `sdrun --attach PID`.
+
+Order of things, all in one stop of all threads, so that whatever cannot be done is found out before anything is changed
+for good:
+
+1. what can be known without touching it (`_refuse`), once more when it stands still;
+2. the library is mapped: copied into anonymous memory, as the program has no descriptor of ours. Undone if 3 fails;
+3. the filter, for all threads at once (TSYNC). From here on the program is ours: a filter cannot be taken away. Its
+   listener appears among the program's descriptors; it is taken from there, given to the keeper, and closed there;
+4. what descriptors there are is noted (`sd_adopt`), and the library is started as in any injection (inject.py).
+
+Children that exist are programs of their own, with filters and listeners of their own; those that are born later
+inherit all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from policies import Settings
+from sdlib import abi
+from sdlib.wire import trees
+from sdtrace import build_filter, procfs
+from sdtrace.holders import adoptable
+from sdtrace.image import PAGE, Image
+from sdtrace.inject import boot_bytes, check_registers, library_present, start_library, write_memory
+from sdtrace.keepsake import Keepsake
+from sdtrace.notify import Listener
+from sdtrace.ptrace import RemoteError
+from sdtrace.seized import Seized
+from sdtrace.syscalls import Variant
+
+_MMAP, _MUNMAP, _CLOSE, _PRCTL, _EVENTFD, _SECCOMP = 9, 11, 3, 157, 284, 317
+_MAP: Final = 2 | 0x20 | 0x100000
+"""MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE."""
+_SET_FILTER: Final = 1
+_FLAGS: Final = 1 | 4 | 8 | 16
+"""TSYNC | SPEC_ALLOW | NEW_LISTENER | TSYNC_ESRCH."""
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_FPROG: Final = struct.Struct("=HxxxxxxQ")
+_TRIES: Final = 20
+_TRY_S: Final = 0.05
+_ELF_32: Final = b"\x7fELF\x01"
+_YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
+_WHY: Final = {
+    "already-traced": "a debugger or strace has it; end that first",
+    "own-seccomp-filter": "it has a seccomp filter of its own, or is under an sdrun that we cannot ask",
+    "not-dumpable": "it has taken itself out of reach (set-uid, or PR_SET_DUMPABLE)",
+    "gs-in-use": "it uses the gs register, which the library needs",
+    "32-bit": "it is a program of 32 bit",
+    "address-taken": f"something else is mapped at {abi.const.SD_LIB_BASE:#x}",
+    "no-fsgsbase": "this machine has no fsgsbase instructions",
+    "policy": "a policy leaves this program alone",
+    "stopped by job control": "it is stopped by job control; continue it first",
+}
+_SETTLED: Final = {errno.EMFILE: "it has no free descriptor", errno.ENOMEM: "it has no memory left",
+                   errno.ESRCH: "its threads have different seccomp filters",
+                   errno.EBUSY: "it is under another supervisor's filter"}  # fmt: skip
+
+
+class AttachError(Exception):
+    """It cannot be attached, and nothing in it has changed; str() says why."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One process of ours."""
+
+    listener: Listener
+    status: procfs.Status
+
+
+class Attacher:
+    """For one supervisor."""
+
+    def __init__(self, image: Image | str, variant: Variant, keepsake: Keepsake,
+                 settings: Callable[[str, int], Settings], give: Callable[[int], None], *, trace: int = 0) -> None:
+        """`give` hands a listener to the keeper."""
+        self._image, self._keepsake, self._settings, self._give = image, keepsake, settings, give
+        self._filter = (build_filter.default_output() / variant.file_name).read_bytes()
+        self._trace = trace
+
+    def process(self, pid: int) -> Taken:
+        """Take it over; AttachError."""
+        for _ in range(_TRIES):
+            try:
+                return self._try(pid)
+            except RemoteError as error:
+                why = error.reason
+                if not error.transient:
+                    break
+            except OSError as error:
+                why = os.strerror(error.errno or 0)
+                break
+            time.sleep(_TRY_S)
+        raise AttachError(_WHY.get(why, why) if why != "ptrace-refused" else _ptrace_refused(pid))
+
+    def _try(self, pid: int) -> Taken:
+        if isinstance(self._image, str):
+            raise AttachError(self._image)
+        status = _refuse(pid, self._image)
+        settings = self._settings(procfs.exe(pid), status.uid)
+        if not settings.accelerate:
+            raise RemoteError("policy")
+        with Seized(pid, self._keepsake) as seized:
+            listener = self._take(seized, self._image, settings)
+            seized.commit()
+        return Taken(listener, status)
+
+    def _take(self, seized: Seized, image: Image, settings: Settings) -> Listener:
+        """RemoteError and AttachError: nothing has happened yet, or has been undone."""
+        _refuse_files(seized.pid)
+        check_registers(seized.registers())
+        if seized.dispatched_by_itself():
+            raise AttachError("it uses Syscall User Dispatch itself")
+        seized.prepare_calls()
+        mapped = _map(seized, image)
+        try:
+            fd = self._install(seized, image)
+        except (RemoteError, AttachError):
+            _unmap(seized, mapped)
+            raise
+        listener = Listener(self._fetch(seized, fd), self._keepsake)
+        write_memory(seized.pid, image.symbols["sd_adopt"], adoptable(seized.pid))
+        boot = boot_bytes(seized.thread_count, [], settings.patch, self._trace, adopt=True)
+        start_library(seized, image, boot)
+        return listener
+
+    def _install(self, seized: Seized, image: Image) -> int:
+        """The filter; its listener's number among the program's descriptors."""
+        spare = seized.call(_EVENTFD, 0, 0)
+        if spare < 0:
+            raise AttachError(_SETTLED.get(-spare, os.strerror(-spare)))
+        seized.call(_CLOSE, spare)
+        at = image.symbols["sd_adopt"]
+        program = at + _FPROG.size
+        write_memory(seized.pid, at, _FPROG.pack(len(self._filter) // 8, program) + self._filter)
+        self._keepsake.attaching(seized.pid)
+        fd = seized.call(_SECCOMP, _SET_FILTER, _FLAGS, at)
+        if fd == -errno.EACCES:  # as in launch/filter.c: no setuid program may run under it
+            seized.call(_PRCTL, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            fd = seized.call(_SECCOMP, _SET_FILTER, _FLAGS, at)
+        if fd < 0:
+            self._keepsake.attaching(0)
+            raise AttachError(_SETTLED.get(-fd, f"the kernel takes no filter for it: {os.strerror(-fd)}"))
+        return fd
+
+    def _fetch(self, seized: Seized, fd: int) -> int:
+        pidfd = os.pidfd_open(seized.pid)
+        try:
+            listener = procfs.get_fd(pidfd, fd)
+        finally:
+            os.close(pidfd)
+        self._give(listener)
+        seized.call(_CLOSE, fd)
+        self._keepsake.attaching(0)
+        return listener
+
+
+def _map(seized: Seized, image: Image) -> list[tuple[int, int]]:
+    done: list[tuple[int, int]] = []
+    try:
+        for segment in image.segments:
+            length = -(-segment.memsz // PAGE) * PAGE
+            got = seized.call(_MMAP, segment.vaddr, length, segment.prot, _MAP, -1, 0)
+            if got != segment.vaddr:
+                raise RemoteError("address-taken" if got == -errno.EEXIST else f"mmap failed: {os.strerror(-got)}")
+            done.append((segment.vaddr, length))
+            if segment.filesz:
+                seized.write(segment.vaddr, os.pread(image.fd, segment.filesz, segment.offset))
+    except (RemoteError, OSError):
+        _unmap(seized, done)
+        raise
+    return done
+
+
+def _unmap(seized: Seized, mapped: list[tuple[int, int]]) -> None:
+    with contextlib.suppress(RemoteError, OSError):
+        for address, length in mapped:
+            seized.call(_MUNMAP, address, length)
+
+
+# ------------------------------------------------------------------- refusals
+
+
+def _refuse(pid: int, image: Image) -> procfs.Status:
+    """All that can be known without touching it; AttachError, RemoteError."""
+    try:
+        status = procfs.status(pid)
+    except OSError:
+        raise AttachError("there is no such process") from None
+    if status.tgid != pid:
+        raise AttachError(f"that is a thread of process {status.tgid}")
+    if status.state in "ZX":
+        raise AttachError("it has ended and waits for its parent (zombie)")
+    if os.geteuid() not in (0, status.uid):
+        raise AttachError(f"it belongs to user {status.uid}; only that user or root may")
+    exe = procfs.exe(pid)
+    if exe == "?":
+        raise AttachError("it is a part of the kernel" if _is_kernel(pid) else _WHY["not-dumpable"])
+    _refuse_ours(pid, exe)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/exe", "rb") as program:
+        if program.read(len(_ELF_32)) == _ELF_32:
+            raise RemoteError("32-bit")
+    if not procfs.has_fsgsbase():
+        raise RemoteError("no-fsgsbase")
+    if status.tracer:
+        ours = status.tracer == os.getpid()
+        raise RemoteError("already-traced", transient=ours)
+    _refuse_memory(pid, image)
+    if status.filters != procfs.status(os.getpid()).filters:
+        raise RemoteError("own-seccomp-filter")
+    _refuse_threads(pid)
+    return status
+
+
+def _is_kernel(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return not Path(f"/proc/{pid}/maps").read_bytes() and not Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def _refuse_ours(pid: int, exe: str) -> None:
+    if pid == os.getpid() or exe == procfs.exe(os.getppid()):
+        raise AttachError("it is a part of sdrun itself")
+    for document in trees.ask_all():
+        if any(line["pid"] == pid for line in document["processes"]) and document["here"]:
+            raise AttachError(f"it is under sdrun already (supervisor {document['supervisor']['pid']})")
+
+
+def _refuse_memory(pid: int, image: Image) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        if procfs.not_dumpable(pidfd):
+            raise RemoteError("not-dumpable")
+    finally:
+        os.close(pidfd)
+    if library_present(pid, image):
+        raise AttachError("it is under sdrun already")
+
+
+def _refuse_threads(pid: int) -> None:
+    states = procfs.thread_states(pid).values()
+    if "T" in states:
+        raise RemoteError("stopped by job control")
+    if "D" in states:
+        raise RemoteError("one of its threads is in an uninterruptible wait", transient=True)
+
+
+def _refuse_files(pid: int) -> None:
+    names = set(procfs.files(pid).values())
+    if any(name.startswith("anon_inode:[io_uring]") for name in names):
+        raise AttachError("it uses io_uring, which passes by the library")
+    if any(name.startswith("anon_inode:seccomp notify") for name in names):
+        raise AttachError("it supervises other programs by seccomp")
+
+
+def _ptrace_refused(pid: int) -> str:
+    scope = _YAMA.read_text().strip() if _YAMA.exists() else "0"
+    if scope != "0" and os.geteuid():
+        return (f"Yama keeps us from it (kernel.yama.ptrace_scope is {scope}): do it as root, set that to 0, or let "
+                "the program allow it (prctl PR_SET_PTRACER)")
+    return f"the kernel lets nobody trace it ({procfs.exe(pid)}): set-uid, capabilities, or a security module"
