@@ -4,7 +4,7 @@
  *
  *   pair TRANSPORT MODE SIZE [-p PAIRS] [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-c CONGESTION] [-r RING_BYTES]
  *
- * TRANSPORT tcp, unix, pipe, ring. MODE rtt: A sends SIZE bytes, B sends them back; stream: A sends without pause, B reads message by
+ * TRANSPORT tcp, unix, pipe, ring, one-copy. MODE rtt: A sends SIZE bytes, B sends them back; stream: A sends without pause, B reads message by
  * message; batch: B reads what is there, up to 64 KiB. A and B of each pair are pinned to the CPUs given.
  */
 #include "link.h"
@@ -89,6 +89,7 @@ static void work(struct shared *s, const struct options *o, const struct plan *p
     pin(o->cpu[side]);
     l = open_link(plan, side, port, o->congestion);
     l.phase = &s->phase;
+    l.peer = &s->worker[index ^ 1].pid;
     l.spin = o->cpu[0] >= 0 && o->cpu[0] == o->cpu[1] ? 0 : SPIN;
     atomic_store(&w->ready, 1);
     while (phase_of(s) == PHASE_START)
@@ -106,7 +107,7 @@ static void work(struct shared *s, const struct options *o, const struct plan *p
 
 static struct options parse(int argc, char **argv)
 {
-    static const char *const kinds[] = {"tcp", "unix", "pipe", "ring"};
+    static const char *const kinds[] = {"tcp", "unix", "pipe", "ring", "one-copy"};
     struct options o = {.pairs = 1, .cpu = {-1, -1}, .warm_ms = 100, .ms = 500, .congestion = "", .ring_bytes = 256 * 1024};
     int c, kind = 0;
 
@@ -125,13 +126,13 @@ static struct options parse(int argc, char **argv)
     errno = 0;
     if (argc - optind != 3)
         die("usage: pair [options] TRANSPORT MODE SIZE");
-    while (kind < 4 && strcmp(kinds[kind], argv[optind]))
+    while (kind < 5 && strcmp(kinds[kind], argv[optind]))
         kind++;
     o.kind = (enum kind)kind;
     o.mode = argv[optind + 1];
     o.size = (size_t)atol(argv[optind + 2]);
     bool mode = !strcmp(o.mode, "rtt") || !strcmp(o.mode, "stream") || !strcmp(o.mode, "batch");
-    if (kind == 4 || !mode || o.size < 1 || o.pairs < 1 || o.pairs * 2 > MAX_WORKERS)
+    if (kind == 5 || !mode || o.size < 1 || o.pairs < 1 || o.pairs * 2 > MAX_WORKERS)
         die("pair: wrong transport, mode, size or number of pairs");
     return o;
 }

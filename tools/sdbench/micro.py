@@ -109,6 +109,8 @@ def transports(mode: str, size: int, place: Place, plan: Plan, pairs: int = 1) -
 
     result = {f"tcp {name}": way(natively, "tcp", name) for name in chosen}
     result |= {name: way(natively, name) for name in ("unix", "pipe", "ring")}
+    if size >= CUBIC_FROM:  # smaller ones cost less than the system call that would save a copy
+        result["one copy"] = way(natively, "one-copy")
     result["sockmap"] = way(lambda _: sockmap(), "tcp")
     result |= {name: way(behind(command), "tcp") for name, command in plan.peers.items()}
     return {**result, "sdrun": way(under_sdrun(), "tcp")}
