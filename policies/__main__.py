@@ -30,7 +30,7 @@ def explain(settings: Settings, exe: str) -> str:
         "action": settings.action, "reason": settings.reason or "-", "upgrade": settings.upgrade,
         "ring": settings.ring_bytes, "total": settings.total_bytes, "connections": settings.connections,
         "spin_us": settings.spin_us, "idle_s": settings.idle_s, "io_uring": settings.io_uring,
-        "strict": settings.strict, "patch": settings.patch,
+        "strict": settings.strict, "patch": settings.patch, "without": settings.without,
     }  # fmt: skip
     lines = [f"program: {exe or '(any)'}"]
     lines += [f"{key + ':':<13}{values.show(key, shown[key]):<22} # {settings.source[key]}" for key in KEYS]

@@ -48,6 +48,7 @@ BUILT_IN: Final[Values] = MappingProxyType(
         "io_uring": "deny",
         "strict": False,
         "patch": True,
+        "without": (),
     }
 )
 _DELETED: Final = " (deleted)"
@@ -114,6 +115,7 @@ def _settings(values: Values, source: Mapping[str, str], rules: tuple[Rule, ...]
         io_uring=cast(IoUring, values["io_uring"]),
         patch=cast(bool, values["patch"]),
         strict=cast(bool, values["strict"]),
+        without=cast("tuple[str, ...]", values["without"]),
         reason=cast(str, values["reason"]),
         source=MappingProxyType(dict(source)),
         total_bytes=cast(int, values["total"]),

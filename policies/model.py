@@ -19,7 +19,11 @@ Values: TypeAlias = Mapping[str, object]
 
 KEYS: Final = (
     "action", "reason", "upgrade", "ring", "total", "connections", "spin_us", "idle_s", "io_uring", "strict", "patch",
+    "without",
 )  # fmt: skip
+
+WITHOUT: Final = ("short", "tokens", "yield", "window", "arming", "batching")
+"""Techniques of the library that can be switched off, to measure what each is worth: enum sd_without."""
 
 
 FOR_ALL: Final = ("-r", "--set", "SDRUN_RULES", "SDRUN_SET")
@@ -124,6 +128,8 @@ class Settings:
     connections: int = 10_000
     idle_s: int = 30
     """Seconds after which the memory of an idle connection's rings is given back; 0: never."""
+    without: tuple[str, ...] = ()
+    """Of `WITHOUT`."""
     action: Action = "accelerate"
     """For what no rule speaks about."""
     rules: tuple[Rule, ...] = ()

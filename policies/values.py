@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from policies.model import PolicyError, Upgrade, Values
+from policies.model import WITHOUT, PolicyError, Upgrade, Values
 
 RING_MIN: Final = 4096  # SD_RING_MIN and SD_RING_MAX; a test compares them, so that --set need not load cffi
 RING_MAX: Final = 64 << 20
@@ -100,6 +100,14 @@ def switch(text: str) -> bool:
     return _one_of("on", "off")(text) == "on"
 
 
+def without(text: str) -> tuple[str, ...]:
+    """Techniques to switch off, with commas between them."""
+    words = tuple(word for word in text.split(",") if word)
+    if not all(word in WITHOUT for word in words):
+        raise ValueError(f"some of {', '.join(WITHOUT)}, with commas between them")
+    return words
+
+
 # Name after --set: (name in policies.model.KEYS, parser). `default` is the action of whatever is started.
 SETTABLE: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "default": ("action", _one_of("accelerate", "kernel", "deny")),
@@ -112,6 +120,7 @@ SETTABLE: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "io_uring": ("io_uring", _one_of("deny", "allow")),
     "strict": ("strict", switch),
     "patch": ("patch", switch),
+    "without": ("without", without),
 }
 
 
@@ -138,4 +147,6 @@ def show(key: str, value: object) -> str:
         return f"{value // _UNITS[unit]}{unit}"
     if isinstance(value, bool):
         return "on" if value else "off"
+    if key == "without" and isinstance(value, tuple):
+        return ",".join(value) or "-"
     return f"{value[0]}:{value[1]}" if isinstance(value, tuple) else str(value)

@@ -73,6 +73,7 @@ class Area:
         view.magic, view.version = abi.const.SD_AREA_MAGIC, abi.const.SD_ABI_VERSION
         view.index, view.bytes = self.index, BYTES
         view.cfg.patch = int(settings.patch)
+        view.cfg.without = sum(int(getattr(abi.const, f"SD_WITHOUT_{name}")) for name in settings.without)
         self.configure(settings, accelerate=accelerate)
 
     def perform(self) -> None:

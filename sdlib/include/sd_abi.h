@@ -143,7 +143,17 @@ struct sd_config {
     uint32_t patch;     /* 0: leave all sites trapping (measurement switch) */
     uint32_t root_pid;  /* pid, in its own namespace, of the process that has to say SD_HC_LEAVE; 0: none has to */
     SD_ATOMIC uint32_t perform; /* 1: a policy has begun to deny something: SD_HC_PERFORM. Never 0 again */
-    uint32_t pad[7];
+    uint32_t without;   /* SD_WITHOUT_*: techniques switched off, to measure what each is worth */
+    uint32_t pad[6];
+};
+
+enum sd_without {
+    SD_WITHOUT_short = 1,     /* the short way (sock/fast.c) */
+    SD_WITHOUT_tokens = 2,    /* a token's bias: who shares a connection locks and unlocks at each call */
+    SD_WITHOUT_yield = 4,     /* giving the CPU to a peer that waits for it */
+    SD_WITHOUT_window = 8,    /* starting over in an empty ring: its whole memory is used in turn */
+    SD_WITHOUT_arming = 16,   /* the reader says whether it sleeps: a doorbell for each message instead */
+    SD_WITHOUT_batching = 32, /* one membarrier for all the connections of a wait: one for each */
 };
 
 /* Counters of one process. A forked child claims a free slot by compare-and-swap of pid from 0. Written by that process only. */

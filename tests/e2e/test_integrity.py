@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
+from policies.model import WITHOUT
 from tests.guestbuild import Guests
 from tests.harness import Program, Runner, assert_shm, free_port
 
@@ -24,17 +26,29 @@ def sums(program: Program) -> dict[str, tuple[int, str]]:
 @pytest.mark.parametrize("upgrade", ["eager", "after_bytes:100000000"])
 def test_a_gigabyte_both_ways(upgrade: str, shm: Runner, guests: Guests) -> None:
     shm.options = ["--set", f"upgrade={upgrade}"]
-    port, guest = str(free_port()), guests("integrity")
-    server = shm.start(guest, "server", port, str(GIB), "5").listening(int(port))
-    client = shm.start(guest, "client", port, str(GIB), "6")
+    both_ways(shm, guests("integrity"), GIB)
+
+
+@pytest.mark.parametrize("technique", [*WITHOUT, ",".join(WITHOUT)])
+def test_without_a_technique(technique: str, shm: Runner, guests: Guests) -> None:
+    """Slower, and just as right."""
+    shm.options = ["--set", "upgrade=eager", "--set", f"without={technique}"]
+    both_ways(shm, guests("integrity"), 16 << 20)
+
+
+def both_ways(shm: Runner, guest: Path, count: int) -> None:
+    """`count` bytes each way, on shared memory."""
+    port = str(free_port())
+    server = shm.start(guest, "server", port, str(count), "5").listening(int(port))
+    client = shm.start(guest, "client", port, str(count), "6")
     client.ok(300)
     server.ok(60)
     there, here = sums(client), sums(server)
     assert there["sent"] == here["received"]
     assert here["sent"] == there["received"]
-    assert there["sent"][0] == here["sent"][0] == GIB
+    assert there["sent"][0] == here["sent"][0] == count
     for program in (client, server):
-        assert_shm(program.report(), at_least=1, of_bytes=GIB)
+        assert_shm(program.report(), at_least=1, of_bytes=count)
 
 
 @pytest.mark.parametrize("kill_after", [1_000, 300_000, 60_000_000])

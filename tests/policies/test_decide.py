@@ -74,6 +74,8 @@ def test_every_value_of_a_file(tmp_path: Path) -> None:
         (["default=deny"], {"accelerate": False, "action": "deny"}),
         (["total=1GiB", "connections=0"], {"total_bytes": 1 << 30, "connections": 0}),
         (["patch=off"], {"patch": False}),
+        (["without=short,arming"], {"without": ("short", "arming")}),
+        (["without="], {}),
         (["spin_us=1", "spin_us=2"], {"spin_us": 2}),
         (["patch=off", "ring=4KiB", "patch=on"], {"ring_bytes": 4096}),
     ],

@@ -220,6 +220,7 @@ SETS = {
     "connections=x": "a whole number",
     "patch=1": "on or off",
     "strict=true": "on or off",
+    "without=short,sleep": "tokens, yield",
     "upgrade=\x1b[31m\n": "eager, never",
 }
 

@@ -2,12 +2,13 @@
  *
  * pair.c - round trips and streams between pairs of processes.
  *
- *   pair TRANSPORT MODE SIZE [-p PAIRS] [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-c CONGESTION] [-r RING_BYTES]
+ *   pair TRANSPORT MODE SIZE [-p PAIRS] [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-c CONGESTION] [-r RING_BYTES] [-m]
  *
  * TRANSPORT tcp, unix, pipe, ring, one-copy. MODE rtt: A sends SIZE bytes, B sends them back; stream: A sends without pause, B reads message by
- * message; batch: B reads what is there, up to 64 KiB. A and B of each pair are pinned to the CPUs given.
+ * message; batch: B reads what is there, up to 64 KiB. A and B of each pair are pinned to the CPUs given. -m: each has a second thread, which sleeps.
  */
 #include "link.h"
+#include <pthread.h>
 
 struct options {
     enum kind kind;
@@ -16,6 +17,7 @@ struct options {
     int pairs, cpu[2];
     unsigned warm_ms, ms;
     uint32_t ring_bytes;
+    bool threads;
 };
 
 #define BATCH 65536
@@ -76,6 +78,13 @@ static void gulp(struct link *l, struct worker *w, uint8_t *buffer, size_t size)
     }
 }
 
+static void *sleeper(void *nothing)
+{
+    for (;;)
+        pause();
+    return nothing;
+}
+
 static void work(struct shared *s, const struct options *o, const struct plan *plan, _Atomic uint32_t *port, int index)
 {
     int side = index & 1;
@@ -87,6 +96,9 @@ static void work(struct shared *s, const struct options *o, const struct plan *p
     if (buffer == MAP_FAILED)
         die("mmap");
     pin(o->cpu[side]);
+    pthread_t other;
+    if (o->threads && pthread_create(&other, NULL, sleeper, NULL))
+        die("pthread_create");
     l = open_link(plan, side, port, o->congestion);
     l.phase = &s->phase;
     l.peer = &s->worker[index ^ 1].pid;
@@ -111,7 +123,7 @@ static struct options parse(int argc, char **argv)
     struct options o = {.pairs = 1, .cpu = {-1, -1}, .warm_ms = 100, .ms = 500, .congestion = "", .ring_bytes = 256 * 1024};
     int c, kind = 0;
 
-    while ((c = getopt(argc, argv, "p:a:b:w:t:c:r:")) != -1) {
+    while ((c = getopt(argc, argv, "p:a:b:w:t:c:r:m")) != -1) {
         switch (c) {
         case 'p': o.pairs = atoi(optarg); break;
         case 'a': o.cpu[0] = atoi(optarg); break;
@@ -120,6 +132,7 @@ static struct options parse(int argc, char **argv)
         case 't': o.ms = (unsigned)atoi(optarg); break;
         case 'c': o.congestion = optarg; break;
         case 'r': o.ring_bytes = (uint32_t)atoi(optarg); break;
+        case 'm': o.threads = true; break;
         default: exit(2);
         }
     }

@@ -79,9 +79,9 @@ def pinned(place: Place) -> list[str]:
 
 
 def pair(prefix: Prefix, transport: str, mode: str, size: int, place: Place, plan: Plan,
-         congestion: str = "", pairs: int = 1) -> Ask:
-    """Round trips or a stream."""
-    own = [transport, mode, str(size), "-p", str(pairs), *pinned(place), *plan.timing]
+         congestion: str = "", pairs: int = 1, options: tuple[str, ...] = ()) -> Ask:
+    """Round trips or a stream; `options` are pair.c's."""
+    own = [transport, mode, str(size), "-p", str(pairs), *pinned(place), *plan.timing, *options]
     if congestion:
         own += ["-c", congestion]
 
@@ -244,29 +244,47 @@ def startup(_: Plan) -> list[Case]:
 
 
 SWITCHES = {
-    "sites not patched": ("patch=off",),
-    "never spinning": ("spin_us=0",),
-    "spinning 20 us": ("spin_us=20",),
-    "spinning 1 ms": ("spin_us=1000",),
-    "ring 16 KiB": ("ring=16KiB",),
-    "ring 64 KiB": ("ring=64KiB",),
-    "ring 4 MiB": ("ring=4MiB",),
-    "upgrade eager": ("upgrade=eager",),
-    "upgrade never": ("upgrade=never",),
+    "sites not patched": "patch=off",
+    "no short way": "without=short",
+    "always a doorbell": "without=arming",
+    "never yielding": "without=yield",
+    "whole ring in turn": "without=window",
+    "never spinning": "spin_us=0",
+    "spinning 20 us": "spin_us=20",
+    "spinning 1 ms": "spin_us=1000",
+    "ring 16 KiB": "ring=16KiB",
+    "ring 64 KiB": "ring=64KiB",
+    "ring 4 MiB": "ring=4MiB",
+    "upgrade eager": "upgrade=eager",
+    "upgrade never": "upgrade=never",
 }
+
+
+def switched(setting: str) -> Prefix:
+    """sdrun with one value changed."""
+    return under_sdrun("--set", setting)
 
 
 def techniques(plan: Plan) -> list[Case]:
     """Each technique switched off alone."""
     cases = []
     for mode, size in (("rtt", 8), ("stream", 8), ("stream", 65536)):
+        main = "p50_us" if mode == "rtt" else "rate"
         for name, place in plan.places.items():
             ways = {"sdrun": pair(under_sdrun(), "tcp", mode, size, place, plan)}
-            for switch, sets in SWITCHES.items():
-                options = [word for value in sets for word in ("--set", value)]
-                ways[switch] = pair(under_sdrun(*options), "tcp", mode, size, place, plan)
-            cases.append(Case("switch", {"mode": mode, "size": size_text(size), "placement": name},
-                              "p50_us" if mode == "rtt" else "rate", ways, rounds=3))
+            ways |= {switch: pair(switched(setting), "tcp", mode, size, place, plan)
+                     for switch, setting in SWITCHES.items()}
+            case = {"mode": mode, "size": size_text(size), "placement": name}
+            cases.append(Case("switch", case, main, ways, rounds=3))
+            if size == 8:
+                prefixes = {"sdrun": under_sdrun(), "a lock": switched("without=tokens")}
+                ways = {switch: pair(prefix, "tcp", mode, size, place, plan, options=("-m",))
+                        for switch, prefix in prefixes.items()}
+                cases.append(Case("tokens", case, main, ways, rounds=3))
+    cases += [Case("barriers", {"connections": "100", "active": "10 %", "placement": name}, "rate", {
+        switch: crowd(prefix, 100, 10, place, plan)
+        for switch, prefix in (("sdrun", under_sdrun()), ("one each", switched("without=batching")))}, rounds=3)
+        for name, place in plan.places.items()]
     return cases
 
 

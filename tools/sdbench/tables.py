@@ -17,11 +17,14 @@ TITLES = {
     "rtt": "Round trips", "stream": "Streams, read message by message", "batch": "Streams of 8 bytes, read in batches",
     "pairs": "Several pairs at the same time", "many": "Many connections", "idle": "Open connections that are silent",
     "setup": "Connections a second", "fork": "Children a second", "calls": "A call that is not a socket's",
-    "startup": "Start-up", "switch": "Each technique switched off alone", "command": "Own command",
+    "startup": "Start-up", "switch": "Each technique switched off alone",
+    "tokens": "A token of its owner against a lock, in programs with threads",
+    "barriers": "One membarrier for all connections of a wait against one for each", "command": "Own command",
     "redis": "redis", "nginx": "nginx", "proxy": "Reverse proxy", "haproxy": "HAProxy", "memcached": "memcached",
     "postgresql": "PostgreSQL", "go": "Go", "grpc": "gRPC", "node": "node",
 }  # fmt: skip
-MICRO = ("rtt", "stream", "batch", "pairs", "many", "idle", "setup", "fork", "calls", "startup", "switch")
+MICRO = ("rtt", "stream", "batch", "pairs", "many", "idle", "setup", "fork", "calls", "startup",
+         "switch", "tokens", "barriers")
 
 
 @dataclass

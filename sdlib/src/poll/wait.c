@@ -72,7 +72,7 @@ bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns, bool yiel
         us = limit;
     sp->learn = l;
     sp->preempted = false;
-    sp->yields = yields;
+    sp->yields = yields && !(g.cfg->without & SD_WITHOUT_yield);
     sp->start = sp->last = sd_tsc();
     sp->end = sp->start + min_u64(us, max_ns / 1000 + 1) * g.tsc_per_us;
     sp->next_kernel = sp->start + SPIN_KERNEL_US * g.tsc_per_us;
@@ -98,6 +98,8 @@ bool sd_yield(u32 *tries)
 {
     u64 from = sd_tsc();
 
+    if (unlikely(g.cfg->without & SD_WITHOUT_yield))
+        return false;
     SYS0(__NR_sched_yield);
     return ++*tries < YIELDS && sd_tsc() - from > YIELDED_US * g.tsc_per_us;
 }

@@ -17,6 +17,7 @@ struct sd_end {
     u64 tx_bytes; /* so many of ours may be unread: all of them, or less if the program has chosen a small buffer */
     u64 rx_tail_seen, tx_head_seen; /* last index read from the other side: avoids its cache line */
     u64 tx_base, tx_checked; /* of the producer: its own base, and where it last looked for an empty ring */
+    u64 tx_window;           /* SD_RING_WINDOW */
     u64 tx_from, tx_span; /* a message of SD_SMALL bytes at most may begin at each of the span counters from tx_from on, */
     u8 *tx_place;         /* the first of which lies here, without a look at the other side; span 0: look */
     u64 tx_room;          /* larger ones must end within so many bytes from there */

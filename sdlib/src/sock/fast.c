@@ -215,7 +215,7 @@ void sd_fast_on(struct sock *s, int fd)
     struct sd_block *b = s->b;
     bool ring = load_rlx(&b->rx_mode) == SD_MODE_RING || load_rlx(&b->tx_mode) == SD_MODE_RING;
 
-    if (!ring || g.mt || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
+    if (!ring || g.mt || (g.cfg->without & SD_WITHOUT_short) || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
         return;
     if (sd_fdkind[fd] != SD_KIND_FAST)
         s->e.tx_span = 0; /* another process may have sent meanwhile */

@@ -148,6 +148,8 @@ bool sd_map_segment(struct sock *s, int fd)
     }
     s->e = e;
     s->seg = seg;
+    if (unlikely(g.cfg->without & SD_WITHOUT_window))
+        s->e.tx_window = ~0ull;
     len = sizeof s->cookie;
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &s->cookie, &len);
     sd_tx_limit(s, fd);
@@ -314,6 +316,8 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
         return true;
     b->opt_saved |= 1u << 31;
     sd_sw_arrive(&s->e);
+    if (unlikely(g.cfg->without & SD_WITHOUT_arming))
+        sd_rx_arm(&s->e);
     COUNT(switches_rx);
     sd_ep_changed(s);
     return true;

@@ -126,6 +126,10 @@ u32 sd_arm(struct sock *s, u32 want)
     }
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)))
         armed |= arm_out(s);
+    if (unlikely(g.cfg->without & SD_WITHOUT_batching) && (armed & SD_ARM_BARRIER)) {
+        sd_membarrier();
+        armed &= ~SD_ARM_BARRIER;
+    }
     return armed;
 }
 

@@ -175,6 +175,12 @@ static void nested(struct sock *s, struct sd_part *p, u32 level, u64 key, u32 di
 
 static u32 now_units(void) { return (u32)(sd_tsc() >> 10); }
 
+/* The anonymous cannot be thrown out. */
+static bool may_bias(u32 me)
+{
+    return me && likely(!(g.cfg->without & SD_WITHOUT_tokens));
+}
+
 /* R3 and R4 from a token that is revoked from `p`. */
 static bool claim_revoked(struct sock *s, struct sd_hold *h, u64 tok, u64 key)
 {
@@ -188,7 +194,7 @@ static bool claim_revoked(struct sock *s, struct sd_hold *h, u64 tok, u64 key)
         for (u32 l = 0; p && l < SD_PART_LEVELS; l++)
             see_out(s, p, l, key, h->dir);
     }
-    bias = me && (u64)(now_units() - load_rlx(at)) << 10 > QUICK_NS * g.tsc_per_us / 1000;
+    bias = may_bias(me) && (u64)(now_units() - load_rlx(at)) << 10 > QUICK_NS * g.tsc_per_us / 1000;
     u64 want = sd_tok_next(tok, bias ? SD_TOK_BIASED : SD_TOK_HELD, me, 0);
     if (h->part)
         h->mark = sd_mark_set(&h->part->mark[h->level], key, h->as);
@@ -240,7 +246,7 @@ void sd_take_shared(struct sock *s, u32 dir, u32 as, struct sd_hold *h)
         if (likely(me && sd_tok_mine(tok, me)))
             return;
         if (sd_tok_kind(tok) == SD_TOK_FREE) {
-            h->tok = sd_tok_want(tok, me);
+            h->tok = may_bias(me) ? sd_tok_want(tok, me) : sd_tok_next(tok, SD_TOK_HELD, me, 0);
             if (sd_tok_cas(h->word, tok, h->tok)) {
                 if (sd_tok_kind(h->tok) == SD_TOK_BIASED)
                     store_rlx(&s->b->biased_at[dir], now_units());
