@@ -310,7 +310,8 @@ def _serve_metrics(where: str, server: Server) -> None:
     from monitor import metrics
 
     try:
-        server.metrics = metrics.Metrics(metrics.listen(where), server.selector, lambda: server.status(None))
+        listener = metrics.listen(where)
+        server.metrics = metrics.Metrics(listener, server.selector, lambda: server.status(None), server.gather)
     except (OSError, ValueError) as error:
         journal.warn("no-metrics", why=str(error))
     else:

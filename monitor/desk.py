@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions of sdctl, and what is collected from the other clients to answer them.
+"""Questions of sdctl and for our own metrics, and what is collected from the other clients to answer them.
 
-The monitor reads nothing of what clients tell: it hands their papers on to who asked. A user hears of its own
+What sdctl asks the monitor does not read: it hands clients' papers on to who asked. A user hears of its own
 clients, root of all. A client that does not tell within `_LIMIT_S` is left out, and counted.
 """
 
@@ -13,6 +13,8 @@ from typing import Final
 
 _LIMIT_S: Final = 1.0
 OPEN_MAX: Final = 64
+OURSELVES: Final = 0
+"""As an asker; clients' numbers begin with 1."""
 
 
 @dataclass

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prometheus metrics of the monitor itself (`--metrics [HOST:]PORT` or `/PATH`), answered by its own event loop.
+"""Prometheus metrics of the monitor and its clients' programs (`--metrics [HOST:]PORT` or `/PATH`), from its own loop.
 
 As much HTTP as a scrape needs: whatever is asked, the answer is the metrics. Who asks is a stranger: few at a time, a
-request of a few kilobytes, five seconds for all of it.
+request of a few kilobytes, five seconds for all of it. Supervisors are asked for their counters then (`gather`), once
+for all who wait; those that do not tell within a second are left out, and counted.
 """
 
 from __future__ import annotations
@@ -22,20 +23,35 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from monitor.answers import Told
+from monitor.programs import families
+from sdlib.wire import trees
+
 _CLIENTS_MAX: Final = 16
 _REQUEST_MAX: Final = 8192
 _PATIENCE_S: Final = 5.0
 
 
-class _Status(Collector):
-    """What `sdctl status` shows, as families."""
+Gather = Callable[[Callable[[list[Told], int], None]], None]
+
+
+class _Look(Collector):
+    """What `sdctl status` shows, and what the clients have told, as families."""
 
     def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
         self._status = status
+        self.told: list[Told] = []
+        self.missing = 0
 
     def collect(self) -> Iterator[Metric]:
         """From one look."""
-        now = self._status()
+        yield from self._of_monitor(self._status())
+        yield GaugeMetricFamily("sdmonitor_silent_clients", "Clients that did not tell of their programs in time",
+                                value=self.missing)
+        yield from families({**one.paper, "uid": one.uid} for one in self.told if trees.well_formed(one.paper))
+
+    @staticmethod
+    def _of_monitor(now: dict[str, Any]) -> Iterator[Metric]:
         yield GaugeMetricFamily("sdmonitor_start_time_seconds", "When it started", value=now["started"])
         clients = GaugeMetricFamily("sdmonitor_clients", "Supervisors that are connected, by user", labels=["uid"])
         users = [str(client["uid"]) for client in now["clients"]]
@@ -95,13 +111,17 @@ class Metrics:
     """The listening socket and those who are being answered, in the server's selector."""
 
     def __init__(self, listener: socket.socket, selector: selectors.BaseSelector,
-                 status: Callable[[], dict[str, Any]]) -> None:
-        """`status`: Server.status of all users."""
+                 status: Callable[[], dict[str, Any]], gather: Gather) -> None:
+        """`status`: Server.status of all users; `gather`: Answers.gather."""
         self._listener = listener
         self._selector = selector
         self._registry = CollectorRegistry()
-        self._registry.register(_Status(status))
+        self._look = _Look(status)
+        self._registry.register(self._look)
+        self._gather = gather
         self._visitors: list[_Visitor] = []
+        self._waiting: list[_Visitor] = []
+        self._gathering = False
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
@@ -123,7 +143,7 @@ class Metrics:
                 return
             visitor = _Visitor(sock, now)
             self._visitors.append(visitor)
-            self._selector.register(sock, selectors.EVENT_READ, lambda _mask: self._turn(visitor))
+            self._selector.register(sock, selectors.EVENT_READ, self._turn_of(visitor))
 
     def _turn(self, visitor: _Visitor) -> None:
         try:
@@ -143,11 +163,26 @@ class Metrics:
             return True
         if b"\r\n\r\n" not in visitor.request and b"\n\n" not in visitor.request:
             return False
+        self._selector.unregister(visitor.sock)
+        self._waiting.append(visitor)
+        if not self._gathering:
+            self._gathering = True
+            self._gather(self._answer)
+        return False
+
+    def _answer(self, told: list[Told], missing: int) -> None:
+        """To all who wait."""
+        self._gathering = False
+        self._look.told, self._look.missing = told, missing
         body = generate_latest(self._registry)
         head = f"HTTP/1.0 200 OK\r\nContent-Type: {CONTENT_TYPE_PLAIN_0_0_4}\r\nContent-Length: {len(body)}\r\n\r\n"
-        visitor.answer = head.encode() + body
-        self._selector.modify(visitor.sock, selectors.EVENT_WRITE, lambda _mask: self._turn(visitor))
-        return self._send(visitor)
+        waiting, self._waiting = self._waiting, []
+        for visitor in waiting:
+            visitor.answer = head.encode() + body
+            self._selector.register(visitor.sock, selectors.EVENT_WRITE, self._turn_of(visitor))
+
+    def _turn_of(self, visitor: _Visitor) -> Callable[[int], None]:
+        return lambda _mask: self._turn(visitor)
 
     @staticmethod
     def _send(visitor: _Visitor) -> bool:
@@ -156,7 +191,10 @@ class Metrics:
 
     def _drop(self, visitor: _Visitor) -> None:
         self._visitors.remove(visitor)
-        self._selector.unregister(visitor.sock)
+        if visitor in self._waiting:  # its answer comes to nobody; those behind it still wait for theirs
+            self._waiting.remove(visitor)
+        else:
+            self._selector.unregister(visitor.sock)
         visitor.sock.close()
 
     def close(self) -> None:

@@ -75,6 +75,7 @@ class Server:
         self.pairing = Pairing(self._clients, self._outbox, limits, pairs, self._networks)
         orders = {Query.RELOAD: self.reload, Query.DRAIN: self._drain_soon}
         self._answers = Answers(self._clients, self._outbox, self._drop, self.status, orders)
+        self.gather = self._answers.gather
         self._stop = ""
         self._accept_again: float | None = None
         self._idle_since = self._checked = time.monotonic()

@@ -19,12 +19,12 @@ import syslog
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from policies import Settings
 from sdlib import abi
 from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring, papers
-from sdlib.wire.messages import Bell
+from sdlib.wire.messages import Bell, Query
 from sdtrace import far
 from sdtrace.areas import Area
 from sdtrace.held import Held, Key, Origin, Quotas, as_paper, forbidden, reason_of
@@ -67,6 +67,8 @@ class Broker:
         self._swept = 0.0
         self.recall: Callable[[Key, Held], int] = lambda _key, _held: errno.ENOSYS
         """See sdtrace/recall.py; set where the image is known."""
+        self.summary: Callable[[], dict[str, Any]] = dict
+        """The tree's counters, for the monitor's metrics: see sdtrace/snapshot.py."""
         self.asked = Meter()
         """How long the monitor's answers took."""
 
@@ -389,9 +391,13 @@ class Broker:
     # --------------------------------------------------------------- questions
 
     def _tell(self, event: Asked) -> None:
-        """Answer sdctl."""
+        """Answer sdctl, or whoever reads the monitor's metrics."""
+        if event.what == Query.COUNTERS:
+            paper = self.summary()
+        else:
+            paper = as_paper(itertools.chain(self._held.items(), self._homeless.items()))
         with suppress(OSError):
-            memfd = papers.write(as_paper(itertools.chain(self._held.items(), self._homeless.items())))
+            memfd = papers.write(paper)
             try:
                 if self._client is not None:
                     self._client.tell(event.ask_id, memfd)

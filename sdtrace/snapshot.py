@@ -56,8 +56,14 @@ class Source:
 
 def build(source: Source, ended: Totals, errors: int) -> dict[str, Any]:
     """The whole document. `ended`: counters of processes that are gone."""
-    totals = ended.with_areas(source.areas)
     connections, left_out = _connections(source.areas, source.broker)
+    whole = {"processes": _processes(source), "connections": connections, "connections_left_out": left_out}
+    return summary(source, ended, errors) | whole
+
+
+def summary(source: Source, ended: Totals, errors: int) -> dict[str, Any]:
+    """The document without processes and connections: what the monitor is told for its metrics."""
+    totals = ended.with_areas(source.areas)
     return {
         "version": trees.VERSION,
         "supervisor": {
@@ -68,11 +74,20 @@ def build(source: Source, ended: Totals, errors: int) -> dict[str, Any]:
         "monitor": {"socket": source.broker.monitor_path, "offers": source.broker.asked.as_json()},
         "counters": {name: totals.counters[name] for name in abi.COUNTERS},
         "tcp_reasons": totals.reasons("tcp"),
-        "moved_back": totals.reasons("back"), "sizes": totals.sizes(),
-        "processes": _processes(source),
-        "connections": connections,
-        "connections_left_out": left_out,
+        "moved_back": totals.reasons("back"), "sizes": totals.sizes(), "open": _open(source.areas),
+        "processes": [], "connections": [], "connections_left_out": 0,
     }  # fmt: skip
+
+
+def _open(areas: Iterable[Area]) -> dict[str, int]:
+    """How many connections are open, by what carries at least one direction."""
+    found = {"shm": 0, "rdma": 0, "tcp": 0}
+    for area in areas:
+        for block in (area.view.block[index] for index in area.used()):
+            if block.established:
+                modes = {_mode(block, int(block.tx_mode)), _mode(block, int(block.rx_mode))}
+                found[next((ring for ring in ("shm", "rdma") if ring in modes), "tcp")] += 1
+    return found
 
 
 def _ring_of(block: abi.CData) -> str:

@@ -107,6 +107,7 @@ class Supervisor:
         self._image = image
         self._shrinker = Shrinker(self._broker.held, self._settings, image)
         self._broker.recall = Recaller(image)
+        self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters, self._drain)

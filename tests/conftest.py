@@ -8,10 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.guestbuild import Guests
 from tests.harness import Mode, Runner, end_monitor
+
+hypothesis.settings.register_profile("sdrun", deadline=None)  # nothing here is about how busy the machine is
+hypothesis.settings.load_profile("sdrun")
 
 
 @pytest.fixture(scope="session")

@@ -49,9 +49,10 @@ class Reload(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Somebody wants to know about our connections: `tell` it."""
+    """Somebody wants to know about our connections, or counters (`what`: messages.Query): `tell` it."""
 
     ask_id: int
+    what: int
 
 
 class Ring(NamedTuple):
@@ -87,7 +88,7 @@ def as_event(
 ) -> Event:
     """What is not about an offer."""
     if isinstance(message, messages.Ask):
-        return Asked(message.ask_id)
+        return Asked(message.ask_id, message.what)
     if isinstance(message, messages.Part):
         return Part(message.pid, message.uid, fd)
     if isinstance(message, messages.Answer):

@@ -16,7 +16,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
 TEXT_BYTES: Final = 104
 MAX_BYTES: Final = 128  # no message is longer
@@ -58,6 +58,7 @@ class Query(IntEnum):
     CONNECTIONS = 2  # of its clients
     RELOAD = 3  # as SIGHUP
     DRAIN = 4  # as SIGTERM
+    COUNTERS = 5  # of its clients' trees
 
 
 class Bell(IntEnum):
@@ -183,9 +184,11 @@ class Reload(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Monitor: tell somebody who may know about your connections."""
+    """Monitor: tell somebody who may know about your connections, or your counters: `what` is that Query."""
 
     ask_id: int
+    what: int
+    zero: int = 0
 
 
 class Tell(NamedTuple):
@@ -270,7 +273,7 @@ LAYOUTS: Final[dict[Type, Layout]] = {
     Type.HOLD: Layout(Hold, Struct("<QII"), 1),
     Type.RELEASE: Layout(Release, Struct("<Q"), 0),
     Type.RELOAD: Layout(Reload, Struct("<"), 0),
-    Type.ASK: Layout(Ask, Struct("<Q"), 0),
+    Type.ASK: Layout(Ask, Struct("<QII"), 0),
     Type.TELL: Layout(Tell, Struct("<Q"), 1),
     Type.QUERY: Layout(Question, Struct("<II"), 0),
     Type.PART: Layout(Part, Struct("<II"), 1),

@@ -29,12 +29,12 @@ def write(content: dict[str, Any]) -> int:
     return fd
 
 
-def read(fd: int) -> dict[str, Any]:
-    """The object in a memfd that somebody else has made; {} for anything that is none. Closes `fd`."""
+def read(fd: int, most: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in a memfd that somebody else has made; {} for anything that is none, or longer. Closes `fd`."""
     try:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             return {}  # only a memfd has seals: nothing that could block is read from
-        content = json.loads(os.pread(fd, MAX_BYTES, 0))
+        content = json.loads(os.pread(fd, most, 0))
     except (OSError, ValueError, RecursionError):
         return {}
     finally:

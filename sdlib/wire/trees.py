@@ -38,6 +38,7 @@ _CONNECTION: Final = {
     "inode": int | None, "pid": int, "state": str, "tx": str, "rx": str, "reason": str,
     "bytes_shm_tx": int, "bytes_shm_rx": int, "bytes_tcp": int, "ring": dict | None,
 }  # fmt: skip
+_NUMBER_MAX: Final = 1e30
 _NO_RING: Final = {"bytes": 0, "tx_queued": 0, "rx_queued": 0}
 
 
@@ -97,7 +98,7 @@ def ask(path: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
         raise Unreachable(f"{path}: {error}") from None
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise Unreachable(f"{path}: speaks another version")
-    if not _well_formed(document):
+    if not well_formed(document):
         raise Unreachable(f"{path}: not what a supervisor says")
     document["here"] = document["supervisor"]["pid"] == pid
     document["uid"] = uid
@@ -109,22 +110,25 @@ def _fits(value: object, shape: Mapping[str, type | UnionType]) -> bool:
 
 
 def _numbers(value: Mapping[str, object], names: Iterable[str] = ()) -> bool:
-    return all(isinstance(number, int | float) for number in value.values()) and set(names) <= value.keys()
+    sane = all(isinstance(number, int | float) and 0 <= number < _NUMBER_MAX for number in value.values())
+    return sane and set(names) <= value.keys()
 
 
 def _sizes(value: object) -> bool:
     """Members that came later may be missing."""
     return isinstance(value, dict) and all(
-        isinstance(counts, list) and len(counts) == len(abi.SIZES) + 1 and all(isinstance(one, int) for one in counts)
+        isinstance(counts, list) and len(counts) == len(abi.SIZES) + 1
+        and all(isinstance(one, int) and 0 <= one < _NUMBER_MAX for one in counts)
         for counts in value.values())
 
 
-def _well_formed(document: dict[str, Any]) -> bool:
+def well_formed(document: dict[str, Any]) -> bool:
     """Root asks other users' supervisors, or what pretends to be one: their words must not trip him up."""
     return (
         _fits(document, _DOCUMENT) and _fits(document["supervisor"], _SUPERVISOR)
         and _fits(document["monitor"], {"offers": dict}) and _numbers(document["counters"], abi.COUNTERS)
         and _numbers(document["tcp_reasons"]) and _numbers(document["moved_back"]) and _sizes(document.get("sizes", {}))
+        and isinstance(document.get("open", {}), dict) and _numbers(document.get("open", {}))
         and all(_numbers(meter, ("times", "seconds")) for meter in
                 (document["supervisor"]["notifications"], document["monitor"]["offers"]))
         and all(_fits(line, _PROCESS) and _numbers(line["counters"], abi.COUNTERS) and _numbers(line["moved_back"])

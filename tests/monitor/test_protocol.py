@@ -32,7 +32,7 @@ any_message: st.SearchStrategy[messages.Message] = st.one_of(
     st.builds(messages.Hold, u64, u32, u32),
     st.builds(messages.Release, u64),
     st.builds(messages.Reload),
-    st.builds(messages.Ask, u64),
+    st.builds(messages.Ask, u64, u32, u32),
     st.builds(messages.Tell, u64),
     st.builds(messages.Question, u32, u32),
     st.builds(messages.Part, u32, u32),

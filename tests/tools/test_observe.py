@@ -33,7 +33,7 @@ from tools.observe.view import Row, path_of
 BIN = SDRUN.parent
 MONITOR_METRICS = {"sdmonitor_clients", "sdmonitor_open_offers", "sdmonitor_segments", "sdmonitor_memory_bytes",
                    "sdmonitor_memory_limit_bytes", "sdmonitor_user_memory_bytes", "sdmonitor_events_total",
-                   "sdmonitor_start_time_seconds"}
+                   "sdmonitor_start_time_seconds", "sdmonitor_silent_clients"}
 """All of them: tests/monitor/test_metrics.py asks the monitor."""
 SIZE, UNREAD = 16, 1000
 
@@ -301,7 +301,7 @@ def test_a_document_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.
         "supervisor": {"pid": 1, "root_pid": 1, "command": "x", "errors": 0, "notifications": meter},
         "processes": [], "connections": [], "connections_left_out": 0,
     }  # fmt: skip
-    assert trees._well_formed(document)
+    assert trees.well_formed(document)
     monkeypatch.setattr(trees, "_read_all", lambda _: json.dumps(document | change).encode())
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
