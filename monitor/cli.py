@@ -295,10 +295,10 @@ def _hosts(file: str | None) -> Callable[[Server], Hub | None] | None:
 
 
 def _hub(read: Config, server: Server) -> Hub | None:
-    from monitor.hosts import config, hub, verbs
+    from monitor.hosts import config, hub
 
     try:
-        device = None if read.transport == config.FOR_TESTS else verbs.open_device(read)
+        device = None if read.transport == config.FOR_TESTS else hub.open_device(read)
         return hub.Hub(read, server.selector, server.pairing, device)
     except OSError as error:
         journal.warn("no-hosts", why=str(error))

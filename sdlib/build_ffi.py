@@ -30,7 +30,7 @@ PY_HEADER = INCLUDE / "sd_py.h"
 
 # The C functions that Python tests call live in the ring sources and in their Python shims; the rest of the
 # library (gate, start, arch assembly) makes no sense outside an injected process and is not compiled here.
-HOSTED_SOURCES = ("ring", "py")
+HOSTED_SOURCES = ("ring", "py", "verbs")
 
 # As in the image (build_image.py): ring memory is looked at as several types.
 CFLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DSD_HOSTED=1")

@@ -34,7 +34,7 @@ OUTPUT = HERE / "_image"
 PAGE = 4096
 
 # Sources that exist only for the hosted build (build_ffi.py).
-NOT_IN_IMAGE = ("py",)
+NOT_IN_IMAGE = ("py", "verbs")
 
 # Every flag and why. The library runs in the middle of other people's system calls, on any thread, on small stacks.
 CFLAGS = (

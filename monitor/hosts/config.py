@@ -9,6 +9,7 @@
         addresses: [10.1.0.2/32]         # its programs': it may speak of connections that end on these, no others
         key_file: b.key                  # beside this file; at least 16 bytes, readable by its owner only
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
+                                         # and timeout, retries (as verbs number them); loop: c or python
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
     dead_s: 5                            # silent for so long: the link is down
     back_s: 3                            # no RDMA for so long: connections go back to their own TCP, for good
@@ -35,6 +36,7 @@ SYSTEM_FILE: Final = "/etc/socksdirect/hosts.yaml"
 PORT: Final = 7471
 VERBS: Final = "verbs"
 FOR_TESTS: Final = "tcp-for-tests"
+LOOPS: Final = ("c", "python")
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -71,6 +73,7 @@ class Device:
     depth: int | None = None
     timeout: int | None = None
     retries: int | None = None
+    loop: str = "c"
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,10 @@ def _config(tree: Any, folder: str) -> Config:
     if name in peers:
         raise ValueError("a host is no peer of itself")
     device = _known(tree.get("device") or {}, "device", *Device.__dataclass_fields__)
-    if any(not isinstance(value, str if key == "name" else int) for key, value in device.items()):
+    if any(not isinstance(value, str if key in ("name", "loop") else int) for key, value in device.items()):
         raise ValueError("device: a name, and numbers")
+    if device.get("loop", "c") not in LOOPS:
+        raise ValueError(f"device: no loop {device['loop']!r}")
     transport = tree.get("transport", VERBS)
     if transport not in (VERBS, FOR_TESTS):
         raise ValueError(f"no transport {transport!r}")

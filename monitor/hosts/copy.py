@@ -42,6 +42,11 @@ class Copy:
         self._told: abi.CData = abi.ffi.new("struct sd_copy_words *")
 
     @property
+    def pointer(self) -> abi.CData:
+        """The mapping, for C."""
+        return self._at
+
+    @property
     def address(self) -> int:
         """Of the mapping."""
         return int(abi.ffi.cast("uintptr_t", self._whole))

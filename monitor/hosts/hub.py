@@ -30,6 +30,7 @@ from monitor.hosts.auth import Handshake
 from monitor.hosts.config import FOR_TESTS, Config
 from monitor.hosts.contact import HANDSHAKE_S, Caller, Contact
 from monitor.hosts.copy import Copy
+from monitor.hosts.discover import find
 from monitor.hosts.frames import Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.mirror import Mirror
@@ -58,9 +59,18 @@ class Device(Protocol):
 
     def port(self, contact: Contact) -> Port: ...
     def poll(self) -> bool: ...
+    def spin(self) -> bool: ...
     def arm(self) -> None: ...
     def fileno(self) -> int: ...
     def status(self) -> dict[str, Any]: ...
+
+
+def open_device(config: Config) -> Device:
+    """The device that the other hosts reach; OSError."""
+    from monitor.hosts import loop, verbs
+
+    found = find(config)
+    return loop.Device(found) if config.device.loop == "c" else verbs.Device(found)
 
 
 @dataclass
@@ -341,7 +351,8 @@ class Hub:
         """
         if conn.left or conn.lost or conn.waiting is not None or conn.client is None or not conn.mirror.copy.may_leave:
             return
-        conn.left = conn.mirror.dead = True
+        conn.left = True
+        conn.mirror.stop()
         self.left += 1
         journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
         self._local.ring(conn.client, conn.name, Bell.BACK)
@@ -352,7 +363,8 @@ class Hub:
     def _lose(self, conn: Conn) -> None:
         """The other host is not coming back, or our program has broken its own copy: the connection ends."""
         if not conn.lost:
-            conn.lost = conn.mirror.dead = True
+            conn.lost = True
+            conn.mirror.stop()
             conn.mirror.lose()
             journal.warn("connection-lost", host=conn.contact.peer.name, slot=conn.mirror.slot)
             if conn.client is not None:
@@ -389,6 +401,8 @@ class Hub:
                 self._wake()
             return 0.0
         if now < self._busy_until:
+            if self._device is not None and self._device.spin():
+                self._busy_until = time.monotonic() + SPIN_S
             return 0.0
         if not self._asleep and self._conns:
             self._asleep = True

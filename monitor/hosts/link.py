@@ -30,6 +30,7 @@ class Port(Protocol):
 
     def describe(self) -> frames.Port: ...
     def connect(self, far: frames.Port) -> None: ...
+    def live(self) -> None: ...
     def transport(self) -> Transport: ...
     def region(self, mirror: Mirror) -> tuple[int, int]: ...
     def flush(self) -> bool: ...
@@ -144,6 +145,18 @@ class Link:
         else:
             self._mirror(slot).on_landed(size)
 
+    def on_sleeper(self, slot: int) -> None:
+        """Bytes were published, and their program sleeps."""
+        mirror = self._mirrors.get(slot)
+        if mirror is not None:
+            mirror.ring()
+
+    def on_broken(self, slot: int) -> None:
+        """A program of ours has written nonsense into its own copy."""
+        mirror = self._mirrors.get(slot)
+        if mirror is not None:
+            mirror.on_broken()
+
     def on_message(self, body: bytes) -> None:
         """An RDMA SEND. Raises BadPeer."""
         if not self.switched_in:
@@ -209,6 +222,11 @@ class Link:
             raise BadPeer("READY out of turn")
         self.stream.send(frames.Switch())
         self.switched_out = True
+        self._live()
+
+    def _live(self) -> None:
+        if self.by_rdma and self.port is not None:
+            self.port.live()
 
     def _on_switch(self) -> None:
         if not self._connected:
@@ -220,6 +238,7 @@ class Link:
                 self.on_message(event)
             else:
                 self.on_written(*event)
+        self._live()
 
     # ------------------------------------------------------------------- sending
 

@@ -54,15 +54,32 @@ class Broken(Exception):
     """The program has written indices into its own copy that leave the ring. Only its own connection suffers."""
 
 
+class _Word:
+    """A counter that stands where C finds it, too (sdlib/include/sd_verbs.h)."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, mirror: Mirror, owner: type) -> int:
+        return int(getattr(mirror.state, self._name))
+
+    def __set__(self, mirror: Mirror, value: int) -> None:
+        setattr(mirror.state, self._name, value)
+
+
 class Mirror:
     """See above. `slot`: our name for it, `far_slot`: theirs."""
+
+    sent, landed, bytes_out, bytes_in = _Word(), _Word(), _Word(), _Word()
+    slot, far_slot, far_address, far_rkey = _Word(), _Word(), _Word(), _Word()
 
     def __init__(self, far_id: bytes, copy: Copy, slot: int) -> None:
         self.far_id = far_id
         self.copy = copy
+        self.state: abi.CData = abi.ffi.new("struct sd_mirrored *")
+        state: abi.CData = self.state
+        state.copy, state.ring_bytes, state.side = copy.pointer, copy.ring_bytes, copy.side
         self.slot = slot
-        self.far_slot = 0
-        self.far_address = self.far_rkey = 0
         self.linked = self.broken = self.dead = False
         self.sent = copy.credited()
         self.landed = copy.landed()
@@ -70,8 +87,7 @@ class Mirror:
         self.theirs: Words | None = None
         self._told: Words | None = None
         self._answer = self._question = 0
-        self._head = 0
-        self.bytes_out = self.bytes_in = self.resumes = 0
+        self._head = self.resumes = 0
 
     # ------------------------------------------------------------------ linking
 
@@ -93,10 +109,26 @@ class Mirror:
         self.linked = True
         self.resumes += 1
         self._told = None
+        self._judge()
 
     def unlink(self) -> None:
         """The conversation is over."""
         self.linked = False
+        self._judge()
+
+    def stop(self) -> None:
+        """Nothing more is sent."""
+        self.dead = True
+        self._judge()
+
+    def on_broken(self) -> None:
+        """Our program has written what no honest one can."""
+        self.broken = True
+        self._judge()
+
+    def _judge(self) -> None:
+        """Whether C may carry its bytes."""
+        self.state.live = self.linked and not self.dead and not self.broken
 
     # ------------------------------------------------------------------ sending
 
@@ -104,6 +136,7 @@ class Mirror:
         """Send what is new; `idle`: nothing else is going on, so small credits go out, too. True: something was."""
         if not self.linked or self.dead:
             return False
+        rest = abi.lib.sd_mirrored_rest(self.state)
         words = self.copy.read()
         self._head = words.head
         busy = self._send_bytes(words, transport)
@@ -114,6 +147,8 @@ class Mirror:
                     self.copy.told()
                 transport.send(now)
                 self._told, busy = now, True
+                self.state.head_said = now.head
+            self.state.rest_said = rest
         return busy
 
     def _send_bytes(self, words: Program, transport: Transport) -> bool:
@@ -168,7 +203,7 @@ class Mirror:
     def _check_room(self, size: int) -> None:
         unread = (self.landed - self.copy.head()) & _U64
         if unread > self.copy.ring_bytes:
-            self.broken = True  # our own program's lie: the other side is not to blame
+            self.on_broken()  # our own program's lie: the other side is not to blame
         elif unread + size > self.copy.ring_bytes:
             raise BadPeer("more bytes than the ring holds")
 

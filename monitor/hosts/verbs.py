@@ -12,6 +12,8 @@ Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and 
 has a completion, which tells of all before it.  Receives are posted anew when their completion has been taken; who
 sends faster waits in the queue pair (RNR), for how long is told by the silence of the TCP connection (contact.py).
 
+This is what `loop: python` uses; loop.py does the same in C.
+
 Nothing here is tuned to the soft device of the tests: port, GID, MTU, inline size and depth are found out
 (discover.py).
 """
@@ -20,19 +22,17 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections import deque
 from typing import Any, Final
 
 from monitor import journal
 from monitor.hosts import frames
-from monitor.hosts.config import Config
+from monitor.hosts.batch import MESSAGE_BYTES, Batch
 from monitor.hosts.contact import Contact
-from monitor.hosts.discover import Found, find, pyverbs
+from monitor.hosts.discover import Found, pyverbs
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
 
-MESSAGE_BYTES: Final = 1024
 SIGNAL_EVERY: Final = 16
 _CQ_ENTRIES: Final = 8192
 _RECEIVE: Final = 1 << 62
@@ -102,6 +102,10 @@ class Device:
             if count < _POLL:
                 return busy
 
+    def spin(self) -> bool:
+        """`poll` does it all."""
+        return False
+
     def status(self) -> dict[str, Any]:
         """For sdctl."""
         found = {**self.found._asdict(), "gid": self.found.gid.hex()}
@@ -132,8 +136,7 @@ class QueuePair:
         self._regions: dict[int, tuple[Any, Any]] = {}
         self._posted: int = 0
         self._done: int = 0
-        self._waiting = bytearray()
-        self._outbox: deque[bytes] = deque()
+        self._batch = Batch()
         self.failed = ""
         self.writes = self.sends = self.received = 0
         self._sge = v.wr.SGE(0, 0, 0)
@@ -175,6 +178,9 @@ class QueuePair:
             raise VerbsError(f"queue pair: {error}") from None
         journal.detail("queue-pair", host=self._contact.peer.name, number=self.number, far=far.number)
 
+    def live(self) -> None:
+        """Both directions go by it."""
+
     def region(self, mirror: Mirror) -> tuple[int, int]:
         """Where the other side writes: address and key. OSError."""
         copy, v = mirror.copy, self._v
@@ -197,7 +203,7 @@ class QueuePair:
 
     def room(self) -> bool:
         """Whether one more write may be posted: one for what waits, one for itself."""
-        return not self._outbox and self._under_way < self._depth - 4
+        return not self._batch.behind and self._under_way < self._depth - 4
 
     @property
     def _under_way(self) -> int:
@@ -219,22 +225,11 @@ class QueuePair:
 
     def send(self, record: Record) -> None:
         """A record, behind the writes before it; with others that are said at the same time."""
-        data = frames.encode(record)
-        if len(self._waiting) + len(data) > MESSAGE_BYTES:
-            self._outbox.append(bytes(self._waiting))
-            self._waiting.clear()
-        self._waiting += data
+        self._batch.add(record)
 
     def flush(self) -> bool:
         """Post the records that wait. True: there were some."""
-        if self._waiting:
-            self._outbox.append(bytes(self._waiting))
-            self._waiting.clear()
-        busy = False
-        while self._outbox and self._posted - self._done < self._depth - 2:
-            self._send(self._outbox.popleft())
-            busy = True
-        return busy
+        return self._batch.flush(lambda: self._under_way < self._depth - 2, self._send)
 
     def _send(self, body: bytes) -> None:
         v, e = self._v, self._v.enums
@@ -304,11 +299,6 @@ class QueuePair:
             "number": self.number, "depth": self._depth, "under_way": self._posted - self._done, "writes": self.writes,
             "sends": self.sends, "received": self.received, "inline": self._inline,
         }  # fmt: skip
-
-
-def open_device(config: Config) -> Device:
-    """The device that the other hosts reach; OSError."""
-    return Device(find(config))
 
 
 def _swap(number: int) -> int:

@@ -149,4 +149,6 @@ enum sd_pump sd_pump_step(void *segment, uint64_t ring_bytes, uint32_t side, int
 bool sd_pump_arm(void *segment, uint32_t side);
 bool sd_pump_ended(void *segment, uint32_t side);
 
+#include "sd_verbs.h"
+
 #endif

@@ -62,6 +62,8 @@ class Pipe:
     def connect(self, far: frames.Port) -> None:
         assert far.depth == self.depth
 
+    def live(self) -> None: ...
+
     def transport(self) -> Pipe:
         return self
 

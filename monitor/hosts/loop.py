@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RDMA by the C loop over libibverbs (sdlib/include/sd_verbs.h). verbs.py says how queue pairs are used.
+
+Bytes of connections that are linked never come here: C posts their writes, and publishes what has arrived.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any, Final
+
+from monitor import journal
+from monitor.hosts import frames
+from monitor.hosts.batch import Batch
+from monitor.hosts.contact import Contact
+from monitor.hosts.discover import Found
+from monitor.hosts.frames import BadPeer, Record
+from monitor.hosts.link import Link
+from monitor.hosts.mirror import Mirror, Transport
+from sdlib import abi
+
+_CQ_ENTRIES: Final = 8192
+_EVENTS: Final = 32
+_SPIN_NS: Final = 300_000
+_SPARE: Final = 4
+"""Requests left for records."""
+
+
+class VerbsError(OSError):
+    """The device or a queue pair has failed."""
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        raise VerbsError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+class Device:
+    """The device that is used, with its completion queue."""
+
+    def __init__(self, found: Found) -> None:
+        """OSError."""
+        self.found = found
+        self._device = abi.lib.sd_device_open(abi.ffi.new("char[]", found.device.encode()), found.port, _CQ_ENTRIES)
+        if not self._device:
+            number = abi.lib.sd_device_errno()
+            raise VerbsError(number, f"{found.device}: {os.strerror(number)} (it takes libibverbs)")
+        self._taken: abi.CData = abi.ffi.new("struct sd_loop_event[]", _EVENTS)
+        self._busy: abi.CData = abi.ffi.new("bool *")
+        self.ports: dict[int, QueuePair] = {}
+        self.events = self.turns = 0
+
+    @property
+    def handle(self) -> abi.CData:
+        """For C."""
+        return self._device
+
+    def fileno(self) -> int:
+        """Readable when a completion has come after `arm`."""
+        return abi.lib.sd_device_fd(self._device)
+
+    def port(self, contact: Contact) -> QueuePair:
+        """A queue pair for a new conversation; OSError."""
+        made = QueuePair(self, contact)
+        self.ports[made.number] = made
+        return made
+
+    def arm(self) -> None:
+        """Have the channel tell of the next completion."""
+        self.events += _checked(abi.lib.sd_device_arm(self._device), "arming")
+
+    def poll(self) -> bool:
+        """Take completions and give them to whom they are for. True: there were some."""
+        return self._turn(0)
+
+    def spin(self) -> bool:
+        """Carry bytes for a while. True: there were some."""
+        return self._turn(_SPIN_NS)
+
+    def _turn(self, nanoseconds: int) -> bool:
+        self.turns += 1
+        count = abi.lib.sd_device_turn(self._device, self._taken, _EVENTS, nanoseconds, self._busy)
+        for event in self._taken[0:count]:
+            port = self.ports.get(int(event.queue))
+            if port is not None:
+                port.happened(event)
+        return bool(self._busy[0])
+
+    def status(self) -> dict[str, Any]:
+        """For sdctl."""
+        found = {**self.found._asdict(), "gid": self.found.gid.hex()}
+        return {**found, "queue_pairs": len(self.ports), "turns": self.turns, "events": self.events}
+
+
+class QueuePair:
+    """Our half of one conversation."""
+
+    def __init__(self, device: Device, contact: Contact) -> None:
+        found = device.found
+        self._device, self._contact = device, contact
+        self._queue = abi.lib.sd_queue_open(device.handle, found.depth, found.inline)
+        if not self._queue:
+            raise VerbsError(abi.lib.sd_device_errno(), f"queue pair: {os.strerror(abi.lib.sd_device_errno())}")
+        self.number = abi.lib.sd_queue_number(self._queue)
+        self._sequence = secrets.randbits(24)
+        self._regions: dict[int, tuple[abi.CData, abi.CData]] = {}
+        self._batch = Batch()
+        self._counts: abi.CData = abi.ffi.new("struct sd_queue_counts *")
+
+    # -------------------------------------------------------------------- connecting
+
+    def describe(self) -> frames.Port:
+        """For the other side."""
+        found = self._device.found
+        return frames.Port(self.number, self._sequence, found.mtu, found.depth, found.gid)
+
+    def connect(self, far: frames.Port) -> None:
+        """To the other side's. Raises BadPeer, OSError."""
+        if not far.depth > 0 or not 1 <= far.mtu <= 5:
+            raise BadPeer("a queue pair that cannot be")
+        found = self._device.found
+        route: abi.CData = abi.ffi.new("struct sd_route *")
+        abi.ffi.memmove(route.gid, far.gid, 16)
+        route.number, route.far_sequence, route.own_sequence = far.number, far.sequence & 0xFFFFFF, self._sequence
+        route.mtu, route.gid_index = min(far.mtu, found.mtu), found.gid_index
+        route.timeout, route.retries = found.timeout, found.retries
+        _checked(abi.lib.sd_queue_connect(self._queue, route), "queue pair")
+        journal.detail("queue-pair", host=self._contact.peer.name, number=self.number, far=far.number)
+
+    def live(self) -> None:
+        """Both directions go by it."""
+        abi.lib.sd_queue_live(self._queue)
+
+    def region(self, mirror: Mirror) -> tuple[int, int]:
+        """Where the other side writes: address and key. OSError."""
+        copy = mirror.copy
+        address = copy.address + copy.ring_at(False)
+        if mirror.slot not in self._regions:
+            into = self._register(address, copy.ring_bytes, remote=True)
+            out = self._register(copy.address + copy.ring_at(True), copy.ring_bytes, remote=False)
+            self._regions[mirror.slot] = (into, out)
+            mirror.state.lkey = out.lkey
+            _checked(abi.lib.sd_queue_carry(self._queue, mirror.state), "carrying")
+        return address, int(self._regions[mirror.slot][0].rkey)
+
+    def _register(self, address: int, size: int, *, remote: bool) -> abi.CData:
+        region: abi.CData = abi.ffi.new("struct sd_region *")
+        at = abi.ffi.cast("void *", address)
+        _checked(abi.lib.sd_queue_register(self._queue, at, size, remote, region), "registering a ring")
+        return region
+
+    # ------------------------------------------------------------------------ sending
+
+    def transport(self) -> Transport:
+        """Ourselves."""
+        return self
+
+    def room(self) -> bool:
+        """Whether one more write may be posted: one for what waits, one for itself."""
+        return not self._batch.behind and abi.lib.sd_queue_room(self._queue, _SPARE)
+
+    def write(self, mirror: Mirror, at: int, base: int, size: int) -> None:
+        """Bytes of our program's ring into the other copy. OSError."""
+        self.flush()
+        _checked(abi.lib.sd_queue_write(self._queue, mirror.state, at, base, size), "posting")
+
+    def send(self, record: Record) -> None:
+        """A record, behind the writes before it; with others that are said at the same time."""
+        self._batch.add(record)
+
+    def flush(self) -> bool:
+        """Post the records that wait. True: there were some."""
+        return self._batch.flush(lambda: abi.lib.sd_queue_room(self._queue, 2), self._post)
+
+    def _post(self, body: bytes) -> None:
+        _checked(abi.lib.sd_queue_send(self._queue, body, len(body)), "posting")
+
+    # ---------------------------------------------------------------------- receiving
+
+    def happened(self, event: abi.CData) -> None:
+        """One event of ours. What is wrong with it is the end of the link."""
+        self._contact.guard(lambda link: self._take(link, event))
+
+    def _take(self, link: Link, event: abi.CData) -> None:
+        lib, slot = abi.lib, int(event.slot)
+        match int(event.kind):
+            case lib.SD_LOOP_MESSAGE:
+                link.on_message(bytes(abi.ffi.buffer(event.body, event.size)))
+            case lib.SD_LOOP_WRITTEN:
+                link.on_written(slot, int(event.size))
+            case lib.SD_LOOP_SLEEPS:
+                link.on_sleeper(slot)
+            case lib.SD_LOOP_BROKEN:
+                link.on_broken(slot)
+            case lib.SD_LOOP_LIES:
+                raise BadPeer("more bytes than the ring holds")
+            case lib.SD_LOOP_FAILED:
+                raise VerbsError(f"completion status {event.status}, {self.status()['under_way']} under way")
+
+    # ---------------------------------------------------------------------------- end
+
+    def forget(self, mirror: Mirror) -> None:
+        """A connection is over."""
+        abi.lib.sd_queue_drop(self._queue, mirror.slot)
+        for region in self._regions.pop(mirror.slot, ()):
+            abi.lib.sd_region_close(region)
+
+    def close(self) -> None:
+        """Nothing more arrives. What waits in the completion queue is of nobody then."""
+        self._device.ports.pop(self.number, None)
+        for regions in self._regions.values():
+            for region in regions:
+                abi.lib.sd_region_close(region)
+        self._regions.clear()
+        abi.lib.sd_queue_close(self._queue)
+
+    def status(self) -> dict[str, Any]:
+        """For sdctl."""
+        counts = self._counts
+        abi.lib.sd_queue_count(self._queue, counts)
+        return {
+            "number": self.number, "depth": self._device.found.depth, "under_way": int(counts.posted - counts.done),
+            "writes": int(counts.writes), "sends": int(counts.sends), "received": int(counts.received),
+        }  # fmt: skip

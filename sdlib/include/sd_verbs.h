@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sd_verbs.h - the monitor's mirroring loop in C over libibverbs, for Python (monitor/hosts/loop.py; src/verbs/).
+ *
+ * The loop carries bytes: it posts writes for what programs have put into their copies, and publishes what has arrived. All else (records, doorbells,
+ * words, failures) it hands to Python as events. The counters of a connection stand in struct sd_mirrored, which both use, never at the same time.
+ *
+ * libibverbs is opened when the first device is: nothing links with it. Functions return -errno where they can fail.
+ */
+#ifndef SD_VERBS_H
+#define SD_VERBS_H
+
+#define SD_VERBS_MESSAGE 1024 /* bytes of one SEND, at most */
+#define SD_VERBS_WRITE 65536  /* of one WRITE */
+
+struct sd_device;
+struct sd_queue; /* one queue pair, its protection domain and its messages */
+
+/* One connection; monitor/hosts/mirror.py says what the counters mean. */
+struct sd_mirrored {
+    uint64_t sent, landed;
+    uint64_t bytes_out, bytes_in;
+    uint64_t head_said;   /* head in the last words that were sent; */
+    uint64_t rest_said;   /* the other words in those, and what else is of interest, as sd_mirrored_rest() sums it up */
+    uint64_t far_address;
+    void *copy;           /* mapped */
+    uint64_t ring_bytes;
+    uint32_t far_rkey, far_slot, lkey, slot, side;
+    uint32_t live;        /* the loop may carry its bytes */
+};
+
+struct sd_region {
+    void *mr;
+    uint32_t lkey, rkey;
+};
+
+struct sd_route {
+    uint8_t gid[16];
+    uint32_t number, far_sequence, own_sequence, mtu, gid_index, timeout, retries;
+};
+
+enum sd_loop_kind {
+    SD_LOOP_MESSAGE = 1, /* a SEND has come: `body` */
+    SD_LOOP_WRITTEN,     /* bytes have come for a connection that the loop does not carry */
+    SD_LOOP_SLEEPS,      /* bytes have been published, and the program sleeps */
+    SD_LOOP_NEWS,        /* the program has said something, or read much */
+    SD_LOOP_BROKEN,      /* the program has written an index that leaves the ring */
+    SD_LOOP_LIES,        /* the other monitor has written what does not fit */
+    SD_LOOP_FAILED,      /* a request has: `status` is verbs' */
+};
+
+struct sd_loop_event {
+    uint32_t kind, queue, slot, size, status;
+    uint8_t body[SD_VERBS_MESSAGE];
+};
+
+struct sd_queue_counts {
+    uint64_t posted, done, writes, sends, received;
+};
+
+struct sd_device *sd_device_open(const char *name, uint32_t port, uint32_t entries);
+int sd_device_errno(void); /* of the last sd_device_open or sd_queue_open that returned NULL */
+int sd_device_fd(struct sd_device *device);
+int sd_device_arm(struct sd_device *device);
+void sd_device_close(struct sd_device *device);
+
+struct sd_queue *sd_queue_open(struct sd_device *device, uint32_t depth, uint32_t inline_bytes);
+uint32_t sd_queue_number(struct sd_queue *queue);
+int sd_queue_connect(struct sd_queue *queue, const struct sd_route *route);
+void sd_queue_close(struct sd_queue *queue);
+void sd_queue_count(struct sd_queue *queue, struct sd_queue_counts *counts);
+/* Both directions go by it: arrivals are published by the loop, and live connections carried. */
+void sd_queue_live(struct sd_queue *queue);
+int sd_queue_carry(struct sd_queue *queue, struct sd_mirrored *m);
+void sd_queue_drop(struct sd_queue *queue, uint32_t slot);
+int sd_queue_register(struct sd_queue *queue, void *at, uint64_t bytes, bool remote, struct sd_region *region);
+void sd_region_close(struct sd_region *region);
+bool sd_queue_room(struct sd_queue *queue, uint32_t spare);
+int sd_queue_send(struct sd_queue *queue, const uint8_t *body, uint32_t size);
+int sd_queue_write(struct sd_queue *queue, const struct sd_mirrored *m, uint64_t at, uint64_t base, uint32_t size);
+
+/* What the program says beside its counters, in one number: another one is news. */
+uint64_t sd_mirrored_rest(const struct sd_mirrored *m);
+
+/* Takes completions and carries bytes, until there is an event or nothing has happened for `ns`. How many events; *busy: anything has happened. */
+int sd_device_turn(struct sd_device *device, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy);
+
+#endif

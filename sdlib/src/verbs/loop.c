@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * loop.c - bytes between copies and queue pairs (sd_verbs.h): what monitor/hosts/mirror.py and verbs.py do for one connection after the other in Python.
+ *
+ * Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and each that fills half of what may be, has a completion, which
+ * tells of all before it. A receive is posted anew before its event is handed out.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "verbs/verbs.h"
+
+#define SPARE 4 /* requests left for records */
+#define BATCH 32
+#define CREDIT_PART 4
+
+static struct sd_dir *out_of(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[m->side & 1]; }
+static struct sd_dir *into(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[!(m->side & 1)]; }
+
+/* -------------------------------------------------------------------- connections */
+
+/* Where `slot` is, or would be. */
+static u32 place_of(const struct sd_queue *q, u32 slot)
+{
+    u32 low = 0, high = q->count;
+
+    while (low < high) {
+        u32 mid = (low + high) / 2;
+        if (q->carried[mid]->slot < slot)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static struct sd_mirrored *find(const struct sd_queue *q, u32 slot)
+{
+    u32 at = place_of(q, slot);
+
+    return at < q->count && q->carried[at]->slot == slot ? q->carried[at] : NULL;
+}
+
+int sd_queue_carry(struct sd_queue *q, struct sd_mirrored *m)
+{
+    u32 at = place_of(q, m->slot);
+
+    if (at < q->count && q->carried[at]->slot == m->slot)
+        return 0;
+    if (q->count == q->size) {
+        u32 size = q->size ? 2 * q->size : 16;
+        void *more = realloc(q->carried, size * sizeof *q->carried);
+        if (!more)
+            return -ENOMEM;
+        q->carried = more;
+        q->size = size;
+    }
+    memmove(q->carried + at + 1, q->carried + at, (q->count - at) * sizeof *q->carried);
+    q->carried[at] = m;
+    q->count++;
+    return 0;
+}
+
+void sd_queue_drop(struct sd_queue *q, uint32_t slot)
+{
+    u32 at = place_of(q, slot);
+
+    if (at < q->count && q->carried[at]->slot == slot)
+        memmove(q->carried + at, q->carried + at + 1, (--q->count - at) * sizeof *q->carried);
+}
+
+void sd_queue_live(struct sd_queue *q) { q->live = true; }
+
+/* ----------------------------------------------------------------------- sending */
+
+bool sd_queue_room(struct sd_queue *q, uint32_t spare) { return q->posted - q->done + spare < q->depth; }
+
+static int post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size)
+{
+    struct ibv_send_wr *bad;
+    int r;
+
+    wr->wr_id = q->posted;
+    if (q->posted % SIGNAL_EVERY == 0 || q->posted - q->done >= q->depth / 2)
+        wr->send_flags |= IBV_SEND_SIGNALED;
+    if (size <= q->inline_bytes)
+        wr->send_flags |= IBV_SEND_INLINE;
+    r = ibv_post_send(q->qp, wr, &bad);
+    if (r)
+        return -r;
+    q->posted++;
+    return 0;
+}
+
+int sd_queue_send(struct sd_queue *q, const uint8_t *body, uint32_t size)
+{
+    u8 *message = q->messages + (u64)(q->depth + q->posted % q->depth) * SD_VERBS_MESSAGE;
+    struct ibv_sge sge = {(uintptr_t)message, size, q->pool->lkey};
+    struct ibv_send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND};
+
+    if (size > SD_VERBS_MESSAGE)
+        return -EMSGSIZE;
+    memcpy(message, body, size);
+    q->sends++;
+    return post(q, &wr, size);
+}
+
+int sd_queue_write(struct sd_queue *q, const struct sd_mirrored *m, uint64_t at, uint64_t base, uint32_t size)
+{
+    u64 mask = m->ring_bytes - 1;
+    u8 *ring = (u8 *)m->copy + SD_SEG_HDR_BYTES + (m->side & 1) * m->ring_bytes;
+    struct ibv_sge sge = {(uintptr_t)ring + ((at - base) & mask), size, m->lkey};
+    struct ibv_send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE_WITH_IMM, .imm_data = htonl(m->far_slot)};
+
+    wr.wr.rdma.remote_addr = m->far_address + (at & mask);
+    wr.wr.rdma.rkey = m->far_rkey;
+    q->writes++;
+    return post(q, &wr, size);
+}
+
+/* What is new of one program's bytes. 1: something, 0: nothing, -errno; -EPROTO: it writes nonsense. */
+static int carry(struct sd_queue *q, struct sd_mirrored *m)
+{
+    struct sd_dir *out = out_of(m);
+    u64 tail = load_acq(&out->tail), mask = m->ring_bytes - 1; /* [R1] */
+    u64 base = load_acq(&out->base), left = tail - m->sent;     /* [R3] */
+    int r = 0;
+
+    if (!left)
+        return 0;
+    if (left > m->ring_bytes || tail - load_rlx(&out->head) > m->ring_bytes)
+        return -EPROTO;
+    while (left && sd_queue_room(q, SPARE)) {
+        u64 here = m->ring_bytes - ((m->sent - base) & mask), there = m->ring_bytes - (m->sent & mask);
+        u64 n = min_u64(min_u64(left, SD_VERBS_WRITE), min_u64(here, there));
+        if ((r = sd_queue_write(q, m, m->sent, base, (u32)n)) < 0)
+            return r;
+        m->sent += n;
+        m->bytes_out += n;
+        left -= n;
+        r = 1;
+    }
+    return r;
+}
+
+/* -------------------------------------------------------------------------- news */
+
+uint64_t sd_mirrored_rest(const struct sd_mirrored *m)
+{
+    const struct sd_seg *seg = m->copy;
+    u64 sum = load_acq(&out_of(m)->prod_hint) | (u64)load_acq(&into(m)->go_back) << 8 | (u64)load_acq(&seg->attached[m->side & 1]) << 16 |
+              (u64)(load_acq(&into(m)->sw_ring) != 0) << 17 | (u64)(load_acq(&out_of(m)->sw_ring) != 0) << 18 |
+              (u64)(load_acq(&seg->frozen) | load_acq(&seg->pumped)) << 19;
+
+    return sum | (u64)load_acq(&seg->settle_ask) << 32;
+}
+
+/* Something to be said at once; small credits wait until nothing else is going on. */
+static bool has_news(const struct sd_mirrored *m)
+{
+    return load_acq(&into(m)->head) - m->head_said >= m->ring_bytes / CREDIT_PART || sd_mirrored_rest(m) != m->rest_said;
+}
+
+/* --------------------------------------------------------------------- receiving */
+
+static void event(struct sd_loop_event *e, u32 kind, const struct sd_queue *q, u32 slot)
+{
+    e->kind = kind;
+    e->queue = q->qp->qp_num;
+    e->slot = slot;
+    e->size = e->status = 0;
+}
+
+/* Bytes stand in a copy. How many events: 0 or 1. */
+static int landed(const struct sd_queue *q, struct sd_loop_event *e, u32 slot, u32 size)
+{
+    struct sd_mirrored *m = q->live ? find(q, slot) : NULL;
+    u64 unread;
+
+    if (!m || !m->live) {
+        event(e, SD_LOOP_WRITTEN, q, slot);
+        e->size = size;
+        return 1;
+    }
+    unread = m->landed - load_acq(&into(m)->head);
+    if (unread <= m->ring_bytes && unread + size > m->ring_bytes) {
+        event(e, SD_LOOP_LIES, q, slot);
+        return 1;
+    }
+    m->landed += size;
+    m->bytes_in += size;
+    if (unread > m->ring_bytes) { /* our own program's lie: the other side is not to blame */
+        event(e, SD_LOOP_BROKEN, q, slot);
+        return 1;
+    }
+    if (!sd_copy_land(m->copy, m->side, m->landed))
+        return 0;
+    event(e, SD_LOOP_SLEEPS, q, slot);
+    return 1;
+}
+
+static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ibv_wc *wc)
+{
+    u32 index = (u32)(wc->wr_id & 0xffff), size = wc->byte_len;
+
+    q->received++;
+    if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
+        if (sd_queue_receive(q, index)) {
+            event(e, SD_LOOP_FAILED, q, 0);
+            return 1;
+        }
+        return landed(q, e, ntohl(wc->imm_data), size);
+    }
+    event(e, SD_LOOP_MESSAGE, q, 0);
+    e->size = (u32)min_u64(size, SD_VERBS_MESSAGE);
+    memcpy(e->body, q->messages + (u64)index * SD_VERBS_MESSAGE, e->size);
+    if (sd_queue_receive(q, index))
+        e->kind = SD_LOOP_FAILED;
+    return 1;
+}
+
+static int completed(struct sd_device *d, struct sd_loop_event *e, const struct ibv_wc *wc)
+{
+    struct sd_queue *q = d->queues;
+
+    while (q && q->qp->qp_num != wc->qp_num)
+        q = q->next;
+    if (!q)
+        return 0; /* of one that is closed */
+    if (wc->status != IBV_WC_SUCCESS) {
+        event(e, SD_LOOP_FAILED, q, 0);
+        e->status = wc->status;
+        return 1;
+    }
+    if (wc->wr_id & RECEIVE)
+        return received(q, e, wc);
+    if (wc->wr_id >= q->done)
+        q->done = wc->wr_id + 1;
+    return 0;
+}
+
+/* -------------------------------------------------------------------------- loop */
+
+static int carry_all(struct sd_queue *q, struct sd_loop_event *events, u32 most, bool *busy)
+{
+    u32 n = 0;
+
+    for (u32 i = 0; q->live && i < q->count && n < most; i++) {
+        struct sd_mirrored *m = q->carried[i];
+        if (!m->live)
+            continue;
+        int r = carry(q, m);
+        *busy |= r > 0;
+        if (r < 0) {
+            event(&events[n], r == -EPROTO ? SD_LOOP_BROKEN : SD_LOOP_FAILED, q, m->slot);
+            events[n++].status = (u32)-r;
+        } else if (has_news(m)) {
+            event(&events[n++], SD_LOOP_NEWS, q, m->slot);
+        }
+    }
+    return (int)n;
+}
+
+static u64 now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
+}
+
+int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy)
+{
+    struct ibv_wc wc[BATCH];
+    u64 until = now_ns() + ns;
+    int n = 0;
+
+    *busy = false;
+    do {
+        int count = ibv_poll_cq(d->cq, (int)min_u64(BATCH, most), wc);
+        bool did = count > 0;
+        for (int i = 0; i < count; i++)
+            n += completed(d, &events[n], &wc[i]);
+        for (struct sd_queue *q = d->queues; q && (u32)n < most; q = q->next)
+            n += carry_all(q, events + n, most - (u32)n, &did);
+        *busy |= did;
+        if (did && !n)
+            until = now_ns() + ns;
+    } while (!n && now_ns() < until);
+    return n;
+}
