@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of the ways between two hosts, in the same guest: only good for comparing these ways with each other.
+
+    bash tests/vm/run.sh --figures        # in the guest; `make figures-rdma` starts it
+
+Plain TCP, TCP under sdrun (`transport=shm` keeps it off RDMA), and rings mirrored by each loop.  A round trip is 64 bytes
+and back; redis is redis-benchmark with one client.  One JSON document on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.guestbuild import Guests
+from tests.hosts.world import VERBS, Mode, World
+
+COUNT, STREAM = ("300", str(4 << 20)) if VERBS else ("2000", str(64 << 20))
+REQUESTS = "150" if VERBS else "2000"
+LIMIT_S = 200.0
+
+
+def measure(world: World, guest: Path, mode: Mode, carried: bool, *options: str) -> dict[str, Any]:
+    """One way."""
+    folder = world.a.folder / f"{len(world.a.runners)}"
+    go = folder.with_suffix(".go")
+    server = world.b.runner(mode, *options).start(guest, "server", world.b.address, "7100")
+    world.b.listens(7100)
+    client = world.a.runner(mode, *options).start(guest, "client", world.b.address, "7100", go, "64", COUNT, STREAM)
+    if carried:
+        world.a.carried(1)
+    go.touch()
+    client.ok(LIMIT_S)
+    server.ok(LIMIT_S)
+    found: dict[str, Any] = {}
+    for line in client.stdout.decode().splitlines():
+        name, *values = line.split()
+        found[name] = [float(value) for value in values]
+    server = world.b.runner(mode, *options).start(
+        "redis-server", "--port", "7101", "--bind", world.b.address, "--save", "", "--dir", world.b.folder,
+        "--protected-mode", "no")
+    server.until(lambda: b"Ready to accept" in server.stdout, "listens", LIMIT_S)
+    done = world.a.runner(mode, *options).run(
+        "redis-benchmark", "-h", world.b.address, "-p", "7101", "-t", "get", "-c", "1", "-n", REQUESTS, "-d", "64",
+        "--csv", timeout=LIMIT_S)
+    found["redis_get_per_s"] = float(done.stdout.decode().splitlines()[-1].split(",")[1].strip('"'))
+    server.stop(signal.SIGTERM)
+    return found
+
+
+def main() -> int:
+    """All ways."""
+    ways: dict[str, Any] = {}
+    for loop in ("c", "python") if VERBS else ("c",):
+        with tempfile.TemporaryDirectory(prefix="sdhosts-") as name:
+            guest = Guests(Path(name))("rounds")
+            world = World(Path(name))
+            try:
+                world.start(**({"device": {"loop": loop}} if VERBS else {}))
+                if "tcp" not in ways:
+                    ways["tcp"] = measure(world, guest, Mode.NATIVE, False)
+                    ways["tcp under sdrun"] = measure(world, guest, Mode.NO_ACCEL, False)
+                ways[f"rdma, loop in {loop}" if VERBS else "test transport"] = measure(world, guest, Mode.SHM, True)
+            finally:
+                world.close()
+    json.dump({"processors": os.cpu_count(), "ways": ways}, sys.stdout, indent=1)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
