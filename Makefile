@@ -42,7 +42,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: faults package build test examples test-rdma fuzz suites ltp matrix soak model table demo lint bench baseline clean ffi image filter filters
+.PHONY: faults package build test examples test-rdma figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -108,6 +108,10 @@ test: build $(STAMPS)/packages-test
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 840 -- bash tests/vm/run.sh $(PYTEST_ARGS)
+
+# The ways between two hosts, compared with each other in the same guest; no figures of any network.
+figures-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
+	@$(PY) -m tests.vm.guest --limit 840 -- bash tests/vm/run.sh --figures
 
 examples: build $(STAMPS)/packages-examples $(STAMPS)/packages-test $(STAMPS)/requirements-bench
 	@SDRUN_EXAMPLES=1 $(PY) -m pytest --reruns 2 --timeout 300 tests/examples $(PYTEST_ARGS)

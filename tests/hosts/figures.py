@@ -3,8 +3,9 @@
 
     bash tests/vm/run.sh --figures        # in the guest; `make figures-rdma` starts it
 
-Plain TCP, TCP under sdrun (`transport=shm` keeps it off RDMA), and rings mirrored by each loop.  A round trip is 64 bytes
-and back; redis is redis-benchmark with one client.  One JSON document on standard output.
+Plain TCP, TCP under sdrun without acceleration, and rings mirrored by each loop.  A round trip is 64 bytes and back;
+redis is redis-benchmark with one client; monitors_cpu_s is what both monitors have used meanwhile, per round trip and
+MiB of the first two together.  One JSON document on standard output.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ REQUESTS = "150" if VERBS else "2000"
 LIMIT_S = 200.0
 
 
+def monitors_s(world: World) -> float:
+    """Processor time of both monitors so far, in seconds."""
+    stats = (Path(f"/proc/{host.monitor_pid()}/stat").read_text() for host in (world.a, world.b))
+    fields = [stat.rsplit(")", 1)[1].split() for stat in stats]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(world: World, guest: Path, mode: Mode, carried: bool, *options: str) -> dict[str, Any]:
     """One way."""
     folder = world.a.folder / f"{len(world.a.runners)}"
@@ -34,10 +42,11 @@ def measure(world: World, guest: Path, mode: Mode, carried: bool, *options: str)
     client = world.a.runner(mode, *options).start(guest, "client", world.b.address, "7100", go, "64", COUNT, STREAM)
     if carried:
         world.a.carried(1)
+    before = monitors_s(world)
     go.touch()
     client.ok(LIMIT_S)
     server.ok(LIMIT_S)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"monitors_cpu_s": round(monitors_s(world) - before, 3)}
     for line in client.stdout.decode().splitlines():
         name, *values = line.split()
         found[name] = [float(value) for value in values]

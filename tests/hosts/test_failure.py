@@ -11,13 +11,13 @@ import time
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import LONG_S, assert_whole, quick_only
+from tests.hosts.test_between import LONG_S, assert_whole
 from tests.hosts.world import VERBS, World
 
 FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
 
 
-@pytest.mark.parametrize("what", [pytest.param("monitors", marks=quick_only), "link"])
+@pytest.mark.parametrize("what", ["monitors", "link"])
 def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> None:
     world.start(dead_s=5 if VERBS else 0.8, back_s=600)
     dice = random.Random(os.environ.get("SDRUN_HOSTS_SEED", what))

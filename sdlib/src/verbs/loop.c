@@ -7,6 +7,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -15,6 +16,7 @@
 #define SPARE 4 /* requests left for records */
 #define BATCH 32
 #define CREDIT_PART 4
+#define TURN_MOST 10
 
 static struct sd_dir *out_of(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[m->side & 1]; }
 static struct sd_dir *into(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[!(m->side & 1)]; }
@@ -274,7 +276,7 @@ static u64 now_ns(void)
 int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy)
 {
     struct ibv_wc wc[BATCH];
-    u64 until = now_ns() + ns;
+    u64 now = now_ns(), until = now + ns, last = now + TURN_MOST * ns; /* others have something to say, too */
     int n = 0;
 
     *busy = false;
@@ -286,8 +288,11 @@ int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t m
         for (struct sd_queue *q = d->queues; q && (u32)n < most; q = q->next)
             n += carry_all(q, events + n, most - (u32)n, &did);
         *busy |= did;
-        if (did && !n)
-            until = now_ns() + ns;
-    } while (!n && now_ns() < until);
+        now = now_ns();
+        if (did)
+            until = now + ns;
+        else if (ns)
+            sched_yield(); /* whoever has the next byte may wait for this CPU */
+    } while (!n && now < until && now < last);
     return n;
 }
