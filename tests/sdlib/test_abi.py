@@ -17,7 +17,7 @@ INCLUDE = Path(__file__).resolve().parents[2] / "sdlib" / "include"
 def struct_names() -> list[str]:
     """Every struct of ours whose members cffi knows."""
     _typedefs, structs, _unions = abi.ffi.list_types()
-    opaque = {"sd_py_end"}
+    opaque = {"sd_py_end", "sd_device", "sd_queue"}
     return [name for name in structs if name.startswith("sd_") and name not in opaque]
 
 
