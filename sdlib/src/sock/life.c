@@ -278,7 +278,7 @@ bool sd_try_switch_tx(struct sock *s, int fd)
 
     if ((mode != SD_MODE_TCP && (mode & 0xff) != SD_MODE_SWITCH) || !sd_attached_said(s->seg, !b->side) || !sd_attached_said(s->seg, b->side))
         return false;
-    if (b->tx_shut || sd_back_asked(&s->e) || (load_rlx(&b->latched) & LATCH_FIN))
+    if (b->tx_shut || sd_back_asked(&s->e) || sd_tx_over(s))
         return false;
     sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
     done = switch_tx(s, fd, &h);
@@ -459,6 +459,8 @@ void sd_ring_bell(struct sock *s, int fd)
 {
     struct sd_hold h;
 
+    if (s->b->tx_shut)
+        return; /* who waits for room knows that nobody can ring: sd_no_bells() */
     if (load_rlx(&s->b->tx_mode) == SD_MODE_TCP)
         sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
     if (!sd_bell_enter(s, &h))

@@ -64,6 +64,12 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     return out;
 }
 
+/* A peer that reads no more, and cannot say so: where it is gone, the next send tells. */
+static bool peer_died(struct sock *s, int fd)
+{
+    return sd_tsc() - s->asked_tsc > SD_LOOK_US * g.tsc_per_us && sd_peer_died(s, fd);
+}
+
 static u32 tx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
@@ -71,7 +77,7 @@ static u32 tx_ready(struct sock *s, int fd, u32 kev)
 
     if (load_rlx(&b->tx_mode) != SD_MODE_RING)
         return kev & (POLLOUT | POLLWRNORM);
-    if (load_rlx(&b->latched) & LATCH_FIN)
+    if (sd_tx_over(s) || (kev & (POLLERR | POLLHUP)))
         return POLLOUT | POLLWRNORM;
     room = sd_tx_look(&s->e);
     if (room < 0) {
@@ -80,7 +86,7 @@ static u32 tx_ready(struct sock *s, int fd, u32 kev)
     }
     /* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
     if ((u64)room * 4 < s->e.tx_bytes)
-        return 0;
+        return (load_rlx(&b->latched) & LATCH_FIN) && peer_died(s, fd) ? POLLOUT | POLLWRNORM : 0;
     sd_tx_disarm(&s->e, &b->tx_wait);
     return POLLOUT | POLLWRNORM;
 }
@@ -95,12 +101,13 @@ u32 sd_ready(struct sock *s, int fd, u32 kev)
 u32 sd_kernel_want(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
+    bool over = load_rlx(&b->latched) & LATCH_FIN; /* the kernel would always have something to say, and no doorbell comes */
 
-    if (load_rlx(&b->rx_mode) == SD_MODE_RING && want)
+    if (load_rlx(&b->rx_mode) == SD_MODE_RING && want && !over)
         want |= POLLRDHUP; /* tells whether a doorbell was all that has come */
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM | POLLWRBAND))) {
         want &= ~(u32)(POLLOUT | POLLWRNORM | POLLWRBAND);
-        want |= POLLIN; /* room comes as a doorbell */
+        want |= over ? 0 : POLLIN; /* room comes as a doorbell */
     }
     return want;
 }
@@ -148,8 +155,7 @@ bool sd_needs_timer(const struct sock *s, u32 want)
     /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. */
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
         return true;
-    return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) &&
-           (load_rlx(&b->rx_mode) != SD_MODE_RING || sd_bells_over(&s->e));
+    return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);
 }
 
 bool sd_spin_pays(const struct sock *s)

@@ -164,6 +164,25 @@ void sd_tx_plain_leave(struct sock *s, long r);
 bool sd_rx_plain_enter(struct sock *s);
 void sd_rx_plain_leave(struct sock *s, long r);
 
+/* The stream that we read is over, and nobody reads what we send any more, as far as is known. A peer that has shut its sending side alone reads on; so
+ * does one of which we only do not want to hear any more. */
+static inline bool sd_tx_over(const struct sock *s)
+{
+    u32 latched = load_rlx(&s->b->latched), hint;
+
+    if (likely(!(latched & LATCH_FIN)))
+        return false;
+    hint = load_rlx(&s->e.rx->prod_hint);
+    return (latched & POLLERR) || s->b->far || (hint & SD_HINT_CLOSED) || !(hint & SD_HINT_SHUT_WR || load_rlx(&s->b->rx_shut));
+}
+/* Nobody can ring when there is room for what we send. */
+static inline bool sd_no_bells(const struct sock *s)
+{
+    return load_rlx(&s->b->rx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN) || sd_bells_over(&s->e);
+}
+#define SD_LOOK_US 10000 /* so often is asked whether a peer that does not make room is still there */
+bool sd_peer_died(struct sock *s, int fd); /* of a peer that cannot send any more: asked for by a doorbell */
+
 /* After bytes were put into the ring. Not for others: they may sleep in some poll, and wait for more room than there was. */
 static inline void sd_posted(struct sock *s, int fd)
 {

@@ -116,11 +116,10 @@ static inline u64 room_needed(const struct sock *s, u64 want, bool nb)
 /* Armed. 0: look again; LOOK: something has come; -EINTR or -EAGAIN (SO_SNDTIMEO) for the program. */
 static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
 {
-    struct sd_block *b = s->b;
     struct timespec64 ms = {0, 1000000};
     long r;
 
-    if (deadline == (u64)-1 && load_rlx(&b->rx_mode) == SD_MODE_RING && !sd_bells_over(&s->e) && !(load_rlx(&b->latched) & LATCH_FIN)) {
+    if (deadline == (u64)-1 && !sd_no_bells(s)) {
         /* Restarts and cancellation come from the kernel; the only bytes that can arrive are doorbells and the FIN. */
         r = sd_park(s, fd, sleeper);
         if (r == -EINTR)
@@ -236,19 +235,36 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need
     }
 }
 
-#define LOOK_US 10000
 #define PLAN_MESSAGES 32
 
+/* The peer's FIN has come long ago, so its kernel has nothing more to say of it by itself. It answers a doorbell with a reset if the peer is gone. */
+bool sd_peer_died(struct sock *s, int fd)
+{
+    struct pollfd p = {fd, 0, 0};
+    struct timespec64 zero = {0, 0};
+
+    s->asked_tsc = sd_tsc();
+    COUNT(calls_kernel);
+    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 1)
+        return true;
+    s->probed = !s->probed; /* the next send looks for the answer */
+    if (s->probed)
+        sd_ring_bell(s, fd);
+    return false;
+}
+
 /* Nobody reads the ring of a peer that has gone, so bytes put there would be taken as sent for as long as they fit, where TCP says so with
- * the second send. A peer that closes leaves a hint; that it was killed only the kernel knows, which is asked every LOOK_US. */
+ * the second send. A peer that closes leaves a hint; that it was killed only the kernel knows, which is asked every SD_LOOK_US. */
 static bool peer_left(struct sock *s, int fd)
 {
     struct pollfd p = {fd, POLLRDHUP, 0};
     struct timespec64 zero = {0, 0};
     u64 now = sd_tsc();
 
-    if (!(load_rlx(&s->e.rx->prod_hint) & SD_HINT_CLOSED) && now - s->asked_tsc < LOOK_US * g.tsc_per_us)
+    if (!(load_rlx(&s->e.rx->prod_hint) & SD_HINT_CLOSED) && !s->probed && now - s->asked_tsc < SD_LOOK_US * g.tsc_per_us)
         return false;
+    if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) && !sd_is_far(s))
+        return sd_peer_died(s, fd);
     s->asked_tsc = now;
     COUNT(calls_kernel);
     if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) != 1)
@@ -330,7 +346,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
                 sd_look_at_kernel(s, fd); /* a dead peer never makes room */
                 COUNT(calls_kernel);
-                if ((load_rlx(&s->b->latched) & LATCH_FIN) && !sd_far_busy(s))
+                if (sd_tx_over(s) && !sd_far_busy(s))
                     continue;
             }
             return -EAGAIN;

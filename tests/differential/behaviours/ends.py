@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import struct
+import time
 
 from tests.differential.linux import (
     DONTWAIT,
@@ -23,6 +24,7 @@ from tests.differential.linux import (
     SO_LINGER,
     SOL_SOCKET,
 )
+from tests.differential.behaviours.transmit import fill
 from tests.differential.side import Side, settle
 from tests.differential.worlds import Stage, behaviour
 
@@ -78,6 +80,65 @@ def half_close(stage: Stage) -> None:
     drain(a, x)
     drain(b, y)
     use(a, x)
+    use(b, y)
+
+
+@behaviour("shutdown SHUT_WR, the other direction goes on")
+def half_close_goes_on(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    b.send(y, b"request")
+    b.shutdown(y, SHUT_WR)
+    a.recv(x, 20)
+    a.recv(x, 20)
+    for _ in range(3):
+        waits = b.start.recv(y, 20).asleep()
+        a.send(x, b"still here")
+        waits.end()
+    data = bytes(range(256)) * 6000
+    sends = a.start.send(x, data)
+    b.recv_all(y, len(data))
+    sends.end()
+    file = a.file(data)
+    sends = a.start.sendfile(x, file, len(data))
+    b.recv_all(y, len(data))
+    sends.end()
+    a.close(x)
+    b.recv(y, 10)
+
+
+@behaviour("poll OUT of a full stream whose other direction is over", "epoll OUT of a full stream whose other direction is over",
+           only=("before", "tight", "after", "accepting"))
+def half_close_writable(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for how in ("poll", "epoll"):
+        x, y = stage.connection()
+        b.shutdown(y, SHUT_WR)
+        a.recv(x, 20)
+        ep = a.epoll()
+        a.ctl(ep, "add", x, OUT)
+        full = fill(stage, x)
+        a.poll([(x, IN | OUT | RDHUP)])
+        a.wait(ep)
+        waits = (a.start.poll([(x, OUT)], 5000) if how == "poll" else a.start.wait(ep, timeout=5000)).asleep()
+        b.recv_all_quietly(y, full)
+        waits.end()
+        look(a, x)
+        a.wait(ep)
+
+
+@behaviour("shutdown SHUT_WR of a process that is killed then", carried=False)
+def half_close_killed(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.shutdown(x, SHUT_WR)
+    drain(b, y)
+    b.send(y, b"is read")
+    a.recv(x, 20)
+    a.sys("kill", a.link.pid, signal.SIGKILL, text="self, SIGKILL")
+    time.sleep(0.03)  # as long as a sender on the ring believes that its peer is there
+    b.send(y, b"x", NOSIGNAL)
+    settle()
     use(b, y)
 
 
