@@ -46,10 +46,9 @@ _WAITS: Final = frozenset({
 })  # fmt: skip
 _LEVEL_AT: Final = 8  # offsetof(struct sd_tcb, level), sd.h
 _HEADER_BYTES: Final = abi.sizeof("struct sd_seg")
-_TAIL = [abi.offsetof("struct sd_seg", "dir") + side * abi.sizeof("struct sd_dir")
-         + abi.offsetof("struct sd_dir", "tail") for side in (0, 1)]  # fmt: skip
-_HEAD = [abi.offsetof("struct sd_seg", "dir") + side * abi.sizeof("struct sd_dir")
-         + abi.offsetof("struct sd_dir", "head") for side in (0, 1)]  # fmt: skip
+_TAIL, _HEAD, _HELD = ([abi.offsetof("struct sd_seg", "dir") + side * abi.sizeof("struct sd_dir")
+                        + abi.offsetof("struct sd_dir", word) for side in (0, 1)] for word in ("tail", "head", "held"))
+_MOST: Final = abi.const.SD_RING_MAX
 _WORD: Final = struct.Struct("=Q")
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -152,8 +151,8 @@ def _producer(segment: int, side: int) -> tuple[int, bool]:
     header = os.pread(segment, _HEADER_BYTES, 0)
     if side not in (0, 1) or len(header) < _HEADER_BYTES:
         return 0, False
-    (tail,), (head,) = _WORD.unpack_from(header, _TAIL[side]), _WORD.unpack_from(header, _HEAD[side])
-    return tail, tail == head
+    tail, head, held = (_WORD.unpack_from(header, at[side])[0] for at in (_TAIL, _HEAD, _HELD))
+    return tail, tail == head and (held - tail - 1) % (1 << 64) >= _MOST  # none held back: ring/cork.h
 
 
 def punch(segment: int, side: int) -> int:

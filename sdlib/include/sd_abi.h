@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 6
+#define SD_ABI_VERSION 7
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -258,7 +258,8 @@ struct sd_area {
 /* One direction. "producer" writes bytes into its ring, "consumer" reads them. Counters run free (u64, never wrapped);
  * the place in the ring is (counter - base) & (ring_bytes - 1). */
 struct sd_dir {
-    /* line 0, producer. Release by the producer after the bytes are stored; acquire by the consumer before it reads them. */
+    /* line 0, producer. Release by the producer after the bytes are stored; acquire by the consumer before it reads them. (The consumer moves tail, too,
+     * when bytes have been held back for long enough.) */
     SD_ATOMIC uint64_t tail;
     SD_ATOMIC uint32_t prod_fenced; /* 1: a full fence stands between each store of tail and the load of rx_armed behind it ([W3], bell.h) */
     uint32_t pad7;
@@ -270,7 +271,9 @@ struct sd_dir {
     SD_ATOMIC uint64_t sw_back_at;  /* ring counter behind the last byte in the ring; stored before sw_back */
     SD_ATOMIC uint32_t prod_hint;   /* SD_HINT_*: makes the end of life fast and exact, never the truth */
     uint32_t pad1;
-    uint64_t pad2[4];
+    SD_ATOMIC uint64_t held;        /* counter behind the bytes that are held back behind the tail (ring/cork.h); not ahead of tail: none are */
+    SD_ATOMIC uint64_t held_since;  /* TSC; stored before held */
+    uint64_t pad2[2];
     /* line 2, consumer. Release after the bytes are copied out; acquire by the producer before it overwrites them. */
     SD_ATOMIC uint64_t head;
     uint64_t pad3[7];

@@ -167,6 +167,7 @@ struct sock {
     u64 woken_tsc;      /* when the reader was last rung for */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
+    u32 mss;            /* TCP_MAXSEG, once it was needed */
     u32 probed;         /* ... and has rung so that the peer's kernel says so */
     u64 cookie;         /* SO_COOKIE, once attached */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */

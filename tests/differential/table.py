@@ -50,7 +50,7 @@ def carried(behaviour: Behaviour, ends: Ends, sent: int) -> str:
 
 
 def _as_expected(runs: Runs, behaviour: Behaviour) -> bool:
-    """Is it as natively, or differs if it is known to? A busy machine gets some more tries: packets come late there, natively too."""
+    """Is it as natively, or differs if it is known to? A busy machine gets more tries: packets come late there."""
     broken = _WORLD in behaviour.broken or "all" in behaviour.broken
     for attempt in range(_TRIES):
         native, shared = (runs.outcome(world, behaviour.name, anew=attempt > 0) for world in ("native", _WORLD))

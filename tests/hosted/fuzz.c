@@ -147,7 +147,7 @@ static bool in_seg(const volatile void *p)
 static void check_ours(const volatile void *p)
 {
     struct sd_dir *tx = &seg->dir[0], *rx = &seg->dir[1];
-    const volatile void *ours[] = {&tx->tail, &tx->base, &tx->prod_fenced, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->tx_armed, &tx->prod_cpu,
+    const volatile void *ours[] = {&tx->tail, &rx->tail /* [C2] */, &tx->held, &tx->held_since, &tx->base, &tx->prod_fenced, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->tx_armed, &tx->prod_cpu,
                                    &tx->bell, &tx->go_back /* [S5]: TAKEN */, &rx->head, &rx->rx_armed, &rx->go_back, &rx->cons_cpu, &rx->bell, &seg->attached[0]};
 
     if (!inside || !in_seg(p))
@@ -514,7 +514,7 @@ static void connect_again(void)
     sd_seg_init(seg, RING);
     memset(&net, 0, sizeof net);
     for (u32 i = 0; i < 2; i++) {
-        *(u64 *)&seg->dir[i].head = *(u64 *)&seg->dir[i].tail = start;
+        *(u64 *)&seg->dir[i].head = *(u64 *)&seg->dir[i].tail = *(u64 *)&seg->dir[i].held = start;
         *(u32 *)&seg->attached[i] = 1;
     }
     block = (struct sd_block){.state = SD_BLOCK_ATTACHED, .users = one_in(8) ? 2 : 1, .role = 1, .established = 1};

@@ -27,7 +27,7 @@ void world_init(u32 start, u32 ring_bytes)
     for (u32 i = 0; i < SIDES; i++) {
         struct sock *s = &w.sock[i];
         w.net.dir[i].cap = STREAM_BYTES;
-        *(u64 *)&w.seg.dir[i].tail = *(u64 *)&w.seg.dir[i].head = (u64)0 - start;
+        *(u64 *)&w.seg.dir[i].tail = *(u64 *)&w.seg.dir[i].head = *(u64 *)&w.seg.dir[i].held = (u64)0 - start;
         *(u32 *)&w.seg.dir[i].rx_armed = 1;
         *(u32 *)&w.seg.attached[i] = 1;
         w.block[i] = (struct sd_block){.state = SD_BLOCK_ATTACHED, .users = 1, .side = i, .role = (u8)(1 + i), .established = 1};

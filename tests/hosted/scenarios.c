@@ -235,6 +235,24 @@ static void both_have(void) { expect(1, "a"), expect(0, "b"); }
 
 static void b_goes_back_and_gets_6(void) { back(1), get(1, 6); }
 
+/* --------------------------------------------------------------- held bytes */
+
+/* Segments of two bytes; and the time to hold them is always over. */
+static void corking(void)
+{
+    on_ring();
+    g.tsc_per_us = 0;
+    w.sock[0].mss = w.sock[1].mss = 2;
+    for (u32 i = 0; i < SIDES; i++)
+        mc_name(&w.seg.dir[i].held, i ? "1.held" : "0.held");
+}
+
+static void a_holds(void) { put(0, "a", MSG_MORE); }
+static void a_holds_and_sends(void) { put(0, "a", MSG_MORE), put(0, "bc", 0), put(0, "d", MSG_MORE); }
+static void a_holds_and_goes_back(void) { put(0, "a", 0), put(0, "b", MSG_MORE), back(0), put(0, "cd", 0); }
+static void b_gets_1(void) { get(1, 1); }
+static void b_has_a(void) { expect(1, "a"); }
+
 /* ------------------------------------------------------------------ the end */
 
 static void a_sends_and_closes(void)
@@ -336,6 +354,10 @@ const struct scenario scenarios[] = {
     {"back", on_ring, {a_goes_back, b_gets_4}, b_has_abcd},
     {"back-poll", on_ring, {a_goes_back, b_polls_4}, b_has_abcd},
     {"back-while-other-waits", on_ring, {a_sends_6, b_goes_back_and_gets_6}, b_has_6},
+    {"cork-alone", corking, {a_holds, b_gets_1}, b_has_a},
+    {"cork", corking, {a_holds_and_sends, b_gets_4}, b_has_abcd},
+    {"cork-poll", corking, {a_holds_and_sends, b_polls_4}, b_has_abcd},
+    {"cork-back", corking, {a_holds_and_goes_back, b_gets_4}, b_has_abcd},
     {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
     {"half-close", on_ring, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
     {"half-close-poll", on_ring, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},

@@ -64,6 +64,8 @@ MUTANTS = [
            "sd_cas_local(index, from, to); /*"),
     Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "bool ring = sd_back_announce(&s->e),",
            "bool ring = sd_back_announce(&s->e) && false,"),
+    Mutant("cork-alone", "a lost wake-up", "sock/cork.c", "        sd_ring_bell_late(s, fd);", "        (void)fd;"),
+    Mutant("cork-back", "", "sock/life.c", "    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);\n", ""),
 ]
 
 

@@ -41,6 +41,7 @@
 #define FIOASYNC 0x5452
 #define SIOCATMARK 0x8905
 #define TIOCOUTQ 0x5411 /* SIOCOUTQ */
+#define SIOCOUTQNSD 0x894B
 
 /* sockets */
 #define AF_INET 2
@@ -66,6 +67,7 @@
 #define SO_SNDTIMEO_NEW 67
 #define SO_COOKIE 57
 #define TCP_NODELAY 1
+#define TCP_MAXSEG 2
 #define TCP_CORK 3
 #define TCP_INFO 11
 #define TCP_ULP 31

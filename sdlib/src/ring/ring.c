@@ -45,7 +45,7 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_head_seen = 0;
     e->tx_base = load_rlx(&e->tx->base);
     e->tx_checked = 0;
-    e->tx_span = 0;
+    sd_tx_unplan(e);
     e->tx_window = SD_RING_WINDOW;
     store_rlx(&e->tx_fence, 0);
     if (load_rlx(&e->tx->prod_fenced)) { /* an earlier image of this process has left it */
@@ -137,7 +137,7 @@ void sd_tx_begin(struct sd_end *e)
 {
     u64 tail = load_rlx(&e->tx->tail);
 
-    e->tx_span = 0;
+    sd_tx_unplan(e);
     e->tx_base = load_rlx(&e->tx->base); /* who shares this end may have moved it */
     if (likely(tail - e->tx_base < e->tx_window || tail - e->tx_checked < e->tx_window))
         return;

@@ -45,6 +45,7 @@ void sd_tx_begin(struct sd_end *e);
 #define SD_SMALL 256u
 /* Lets n bytes of messages go behind the tail, of small ones less, as far as there is contiguous room. sd_tx_begin ends it. */
 void sd_tx_plan(struct sd_end *e, u64 n);
+static inline void sd_tx_unplan(struct sd_end *e) { e->tx_span = e->tx_room = 0; }
 /* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count, SD_BROKEN or SD_FAULT. */
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);
 bool sd_tx_commit(struct sd_end *e, u64 from, u64 n);

@@ -3,6 +3,7 @@
  * switch.c - the decisions of the switch (switch.h). Every word of the peer is loaded once and checked or compared, never trusted twice.
  */
 #include <linux/errno.h>
+#include "ring/cork.h"
 #include "ring/switch.h"
 
 void sd_sw_publish(const struct sd_end *e, u64 tcp_pos)
@@ -37,12 +38,14 @@ void sd_back_publish(const struct sd_end *e, u64 tcp_pos)
 
 bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n)
 {
+    sd_cork_uncover(tx, ring_bytes, ring_bytes);
     *n = load_rlx(&tx->tail) - load_acq(&tx->head); /* [R2] */
     return *n <= ring_bytes && cas_u32(&tx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_TAKEN); /* [S5] */
 }
 
 void sd_recall_sent(struct sd_dir *tx)
 {
+    store_rlx(&tx->held, load_rlx(&tx->head));
     store_rel(&tx->tail, load_rlx(&tx->head)); /* [S5] before sw_back_at and sw_back, which say that the ring ends there */
 }
 

@@ -3,7 +3,7 @@
  * vec.h - between a ring and the buffers of one vectored call. Nothing is committed: the caller does that, or tries again.
  *
  * `skip` bytes of the buffers are done with already. Both return the count of this attempt, SD_BROKEN or SD_FAULT.
- * A receive that consumes nothing takes from `behind` bytes after the head.
+ * A receive that consumes nothing takes from `behind` bytes after the head; a send that is held back goes `behind` bytes after the tail.
  */
 #ifndef SD_VEC_H
 #define SD_VEC_H
@@ -31,7 +31,7 @@ static inline i64 sd_rx_scatter(struct sd_end *e, const struct iovec *iov, u64 n
     return got;
 }
 
-static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n, u64 skip)
+static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n, u64 skip, u64 behind)
 {
     i64 put = 0;
 
@@ -40,7 +40,7 @@ static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n,
             skip -= iov[i].len;
             continue;
         }
-        i64 r = sd_tx_copy(e, iov[i].base + skip, iov[i].len - skip, (u64)put);
+        i64 r = sd_tx_copy(e, iov[i].base + skip, iov[i].len - skip, behind + (u64)put);
         if (r < 0)
             return r;
         put += r;

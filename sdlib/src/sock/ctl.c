@@ -3,6 +3,7 @@
  * ctl.c - death, names and options of a socket.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "sock/far.h"
 #include "sock/rx.h"
 #include "sock/sock.h"
@@ -170,7 +171,7 @@ SD_CALL(sd_ioctl)
             r = 0;
         }
     } else if (f->rsi == TIOCOUTQ && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
-        u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head);
+        u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head) + sd_cork_held(s->e.tx, s->e.bytes);
         *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
         r = 0;
     }
@@ -195,6 +196,8 @@ SD_CALL(sd_shutdown)
     if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
         struct sd_hold h;
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
+        if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+            sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
         sd_hint_say(&s->e, SD_HINT_SHUT_WR | (f->rsi == SHUT_RDWR ? SD_HINT_CLOSED : 0));
         s->b->tx_shut = 1;
         if (likely(!sd_is_far(s)) || !sd_far_shut(s))
@@ -248,7 +251,12 @@ SD_CALL(sd_setsockopt)
     if (!s)
         return SD_PASS;
     if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (u32)f->r8 >= 4 && f->r10) {
-        s->b->opt_saved = *(i32 *)f->r10 ? s->b->opt_saved | bit : s->b->opt_saved & ~bit;
+        bool on = *(i32 *)f->r10;
+        s->b->opt_saved = on ? s->b->opt_saved | bit : s->b->opt_saved & ~bit;
+        if (bit == SD_SAVED_CORK)
+            sd_tx_unplan(&s->e); /* the short way knows nothing of it */
+        if (on == (bit == SD_SAVED_NODELAY))
+            sd_uncork(s, (int)f->rdi); /* TCP_NODELAY pushes once, also what is corked */
         r = 0;
     } else if (sd_attached(s) && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
         r = set_lowat(s, f);

@@ -218,7 +218,7 @@ void sd_fast_on(struct sock *s, int fd)
     if (!ring || g.mt || (g.cfg->without & SD_WITHOUT_short) || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
         return;
     if (sd_fdkind[fd] != SD_KIND_FAST)
-        s->e.tx_span = 0; /* another process may have sent meanwhile */
+        sd_tx_unplan(&s->e); /* another process may have sent meanwhile */
     s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */
     sd_fast_sock[fd] = s;
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_FAST;

@@ -6,6 +6,7 @@
  * passed on to it as it is: it moves no byte. What it would carry and the ring cannot does not exist.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "sock/far.h"
 #include "sock/sock.h"
 
@@ -13,6 +14,7 @@
 #define S_IFMT 0170000u
 #define S_IFIFO 0010000u
 #define RWF_NOWAIT 8
+#define SPLICE_F_MORE 4
 
 static bool is_pipe(int fd)
 {
@@ -26,20 +28,32 @@ static bool is_pipe(int fd)
 #define FULL (-ENOBUFS)
 static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
 {
+    bool hold = sd_corked(s, 0);
+    _Atomic u64 *index = hold ? &s->e.tx->held : &s->e.tx->tail;
     struct sd_hold h;
+    u64 from = 0;
     i64 room = 0;
     long r = -ERANGE;
 
     sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
-    u64 from = load_rlx(&s->e.tx->tail);
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
-        sd_tx_begin(&s->e);
+        u64 behind = 0;
+        if (hold) {
+            behind = sd_cork_begin(&s->e);
+        } else {
+            sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
+            sd_tx_begin(&s->e);
+        }
+        from = load_rlx(index);
         u64 at = (from - s->e.tx_base) & (s->e.bytes - 1);
         room = sd_tx_look(&s->e);
+        room = room > 0 && (u64)room <= behind ? 0 : room - (room > 0 ? (i64)behind : 0);
         r = room <= 0 ? FULL : SYS4(__NR_pread64, in, s->e.tx_ring + at, min_u64(min_u64((u64)room, s->e.bytes - at), most), off);
     }
-    if (r > 0 && !sd_commit_index(&h, &s->e.tx->tail, from, from + (u64)r)) /* [R1] */
+    if (r > 0 && !sd_commit_index(&h, index, from, from + (u64)r)) /* [R1] [C1] */
         r = -ERANGE;
+    if (r > 0 && hold)
+        sd_cork_put(s, fd);
     if (r > 0) {
         s->b->bytes_shm_tx += (u64)r;
         struct iovec here = {s->e.tx_ring + ((from - s->e.tx_base) & (s->e.bytes - 1)), (u64)r};
@@ -81,8 +95,10 @@ static long from_file(struct sock *s, int fd, int in, i64 *off, u64 count, bool 
     long r = 0;
 
     while (sent < count && !(r = ring_open(s, fd))) {
+        u64 tail = load_rlx(&s->e.tx->tail);
         r = piece(s, fd, in, *off, count - sent);
         if (r == FULL) {
+            sd_uncork(s, fd);
             if ((r = no_room(s, fd, nb, &deadline)))
                 break;
             continue;
@@ -92,7 +108,7 @@ static long from_file(struct sock *s, int fd, int in, i64 *off, u64 count, bool 
         if (r > 0) {
             *off += r;
             sent += (u64)r;
-            sd_posted(s, fd);
+            sd_cork_posted(s, fd, tail);
         }
     }
     return sent ? (long)sent : r;
@@ -108,7 +124,7 @@ static long wait_pipe(int in)
 }
 
 /* All of the bounce buffer: its bytes are no longer in the pipe. */
-static long put_all(struct sock *s, int fd, u8 *data, u64 n)
+static long put_all(struct sock *s, int fd, u8 *data, u64 n, u32 flags)
 {
     u64 done = 0;
 
@@ -116,7 +132,7 @@ static long put_all(struct sock *s, int fd, u8 *data, u64 n)
         struct iovec v = {data + done, n - done};
         struct pollfd p = {fd, POLLOUT, 0};
         struct timespec64 ms = {0, 1000000};
-        long r = sd_tx(s, fd, &v, 1, 0);
+        long r = sd_tx(s, fd, &v, 1, flags);
         if (r == -EAGAIN || r == -EINTR)
             SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
         else if (r < 0)
@@ -127,7 +143,7 @@ static long put_all(struct sock *s, int fd, u8 *data, u64 n)
     return 0;
 }
 
-static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb)
+static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 flags)
 {
     bool full_nb = nb || load_rlx(&s->b->nonblock);
     u8 bounce[BOUNCE];
@@ -156,7 +172,7 @@ static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb)
         if (r <= 0)
             break;
         u64 n = (u64)r;
-        if ((r = put_all(s, fd, bounce, n)))
+        if ((r = put_all(s, fd, bounce, n, flags)))
             break;
         sent += n;
     }
@@ -277,7 +293,7 @@ static long splice_out(struct sock *s, struct sd_frame *f)
         if (!to_ring(s, (int)f->rdx))
             r = plain_call(s, f);
         else
-            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2);
+            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2, f->r9 & SPLICE_F_MORE ? MSG_MORE : 0);
     } while (r == -ERANGE);
     return r;
 }

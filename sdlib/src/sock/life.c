@@ -7,6 +7,7 @@
  * by marks (token.h, BELL), those who eat by the receiving token.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "sock/far.h"
 #include "sock/sock.h"
 
@@ -119,7 +120,7 @@ void sd_tx_limit(struct sock *s, int fd)
         most = min_u64(most, get_int(fd, SOL_SOCKET, SO_SNDBUF) / 2 + (u64)w.snd_wnd);
     }
     s->e.tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
-    s->e.tx_span = 0;
+    sd_tx_unplan(&s->e);
 }
 
 bool sd_map_segment(struct sock *s, int fd)
@@ -233,14 +234,20 @@ bool sd_attached(const struct sock *s)
 /* ------------------------------------------------------------------- switch */
 
 #define UNKNOWN (~0ull) /* no stream position: the connection is in no state to tell */
-#define SAVED_NODELAY 1u
-#define SAVED_CORK 2u
 
 void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos)
 {
     sd_sw_publish(&s->e, tcp_pos); /* [S1] */
     if (cas_u32(&s->b->tx_mode, mode, SD_MODE_RING))
         COUNT(switches_tx);
+}
+
+/* Bytes of a corked socket, which the switch would let go. */
+static bool kernel_holds(int fd)
+{
+    i32 unsent = 0;
+
+    return get_int(fd, SOL_TCP, TCP_CORK) && SYS3(__NR_ioctl, fd, SIOCOUTQNSD, &unsent) == 0 && unsent;
 }
 
 /* Inside. Kernel sends of other threads raise tx_plain before they look at the mode [K1], so either we see them or they see SWITCH. */
@@ -254,8 +261,8 @@ static bool switch_tx(struct sock *s, int fd, struct sd_hold *h)
         cas_u32(&b->tx_mode, mode, SD_MODE_TCP);
     if (!cas_u32(&b->tx_mode, SD_MODE_TCP, mine)) /* [K1] */
         return false;
-    if (load_acq(&b->tx_plain) == 0 && (pos = sd_tx_pos(s, fd)) >= 0) {
-        b->opt_saved = (get_int(fd, SOL_TCP, TCP_NODELAY) ? SAVED_NODELAY : 0) | (get_int(fd, SOL_TCP, TCP_CORK) ? SAVED_CORK : 0) |
+    if (load_acq(&b->tx_plain) == 0 && !kernel_holds(fd) && (pos = sd_tx_pos(s, fd)) >= 0) {
+        b->opt_saved = (get_int(fd, SOL_TCP, TCP_NODELAY) ? SD_SAVED_NODELAY : 0) | (get_int(fd, SOL_TCP, TCP_CORK) ? SD_SAVED_CORK : 0) |
                        (1u << 31);
         /* Nagle with a delayed ACK would hold a doorbell for 40 ms. */
         set_int(fd, SOL_TCP, TCP_CORK, 0);
@@ -324,7 +331,7 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
 }
 
 /* In a direction that is on the ring. */
-static void send_bell(struct sock *s, int fd, struct sd_hold *h)
+static void send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
 {
     u8 byte = 0;
     long r;
@@ -334,10 +341,10 @@ static void send_bell(struct sock *s, int fd, struct sd_hold *h)
         return;
     }
     if (!sd_bell_take(&s->e)) {
-        s->e.tx_span = 0; /* a sleeper that has not heard the last bell may be dead: see peer_left() */
+        sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
     }
-    r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL | more);
     if (r == 1) {
         COUNT(bells_tx);
         return;
@@ -359,11 +366,13 @@ void sd_back_finish(struct sock *s, u64 tcp_pos)
 static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
 {
     struct sd_block *b = s->b;
-    bool ring = sd_back_announce(&s->e), unsure = false;
+    bool ring, unsure = false;
     u8 byte = 0;
     i64 pos;
     u64 to;
 
+    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
+    ring = sd_back_announce(&s->e);
     if (h->word) {
         sd_membarrier(); /* no bell begins any more */
         unsure = sd_bells_out(s);
@@ -375,7 +384,7 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
             return;
         }
     } else if (ring) {
-        send_bell(s, fd, h);
+        send_bell(s, fd, h, 0);
     }
     /* Of a bell that was thrown out nobody knows whether its byte was sent. A peer that has seen the word at 1 eats one byte: there has to be
      * one that is not the program's. One too many is eaten by position. */
@@ -391,8 +400,8 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     }
     if (!sd_commit_rare(h, to))
         return; /* thrown out: somebody else does it */
-    set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SAVED_NODELAY ? 1 : 0);
-    if (b->opt_saved & SAVED_CORK)
+    set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SD_SAVED_NODELAY ? 1 : 0);
+    if (b->opt_saved & SD_SAVED_CORK)
         set_int(fd, SOL_TCP, TCP_CORK, 1);
     sd_back_finish(s, to);
     if (sd_is_far(s))
@@ -455,7 +464,7 @@ bool sd_rx_back(struct sock *s, int fd)
 
 /* ----------------------------------------------------------------- doorbell */
 
-void sd_ring_bell(struct sock *s, int fd)
+static void ring_bell(struct sock *s, int fd, u32 more)
 {
     struct sd_hold h;
 
@@ -465,9 +474,12 @@ void sd_ring_bell(struct sock *s, int fd)
         sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
     if (!sd_bell_enter(s, &h))
         return;
-    send_bell(s, fd, &h);
+    send_bell(s, fd, &h, more);
     sd_leave(&h);
 }
+
+void sd_ring_bell(struct sock *s, int fd) { ring_bell(s, fd, 0); }
+void sd_ring_bell_late(struct sock *s, int fd) { ring_bell(s, fd, MSG_MORE); }
 
 #define OFTEN_US 1000
 
@@ -498,6 +510,8 @@ void sd_latch_end(struct sock *s, int fd, u32 err)
         err = err ? err : ECONNRESET;
     else if (!own)
         err = sd_end_error(&s->e, err);
+    if (!own)
+        sd_cork_uncover(s->e.rx, s->e.bytes, s->e.bytes); /* nothing is held behind its end */
     if (err && !said) /* dead, though its kernel could not know of the bytes in the ring: ours shall know that it is over */
         SYS2(__NR_shutdown, fd, SHUT_RDWR);
     if (err)
@@ -520,7 +534,7 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
         r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
         return r == -EINTR ? r : 1;
     }
-    if (sleeper == SD_PARK_UNKNOWN) { /* nobody knows that we sleep, so the bell may be eaten before we see it */
+    if (sleeper == SD_PARK_UNKNOWN || sd_cork_pending(&s->e)) { /* nobody knows that we sleep, so the bell may be eaten before we see it */
         r = SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
         return r < 0 ? r : 1;
     }

@@ -2,6 +2,7 @@
  *
  * ready.c - readiness of an attached socket, and what it takes to sleep on it.
  */
+#include "ring/cork.h"
 #include "sock/sock.h"
 
 /* SO_RCVLOWAT. What was seen last may be old: sd_rx_avail() only looks again when there is nothing. */
@@ -33,6 +34,8 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
         sd_drop(s, fd);
         n = 0;
     }
+    if (unlikely(n == 0 && sd_cork_pending(&s->e)) && sd_cork_over(s))
+        n = sd_rx_avail(&s->e);
     if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1))) {
         sd_look_at_kernel(s, fd);
         if (kev && !(kev & (POLLRDHUP | POLLHUP | POLLERR)))
@@ -152,6 +155,8 @@ bool sd_needs_timer(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
 
+    if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))
+        return true;
     /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. */
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
         return true;

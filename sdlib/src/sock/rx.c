@@ -3,6 +3,7 @@
  * rx.c - receiving: from the ring, and who else is asked.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "ring/vec.h"
 #include "sock/rx.h"
 
@@ -39,16 +40,20 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w, u64 sle
 {
     struct pollfd p = {fd, POLLIN, 0};
     struct timespec64 ts;
+    bool held = sd_cork_pending(&s->e);
     u8 byte;
     long r;
 
     if (!again || !time_left(fd, w, &ts))
         return sd_park(s, fd, sleeper);
+    held &= ts.sec || ts.nsec > 1000000;
+    if (held)
+        ts = (struct timespec64){0, 1000000};
     COUNT(parks);
     COUNT(calls_kernel);
     r = SYS5(__NR_ppoll, &p, 1, &ts, 0, 8);
     if (r == 0)
-        return -EAGAIN;
+        return held ? 1 : -EAGAIN;
     return r < 0 ? r : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT, 0, 0) == -EAGAIN ? 1 : r;
 }
 
@@ -200,6 +205,8 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
             w->got = 0;
             continue;
         }
+        if (unlikely(!r && sd_cork_pending(&s->e)) && sd_cork_over(s))
+            continue;
         w->got += (u64)r;
         if (r > 0 && !w->peek && sd_room_wanted(&s->e))
             sd_ring_bell(s, fd);

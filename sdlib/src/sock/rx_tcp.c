@@ -2,6 +2,7 @@
  *
  * rx_tcp.c - receiving what is still, or again, on TCP.
  */
+#include "ring/cork.h"
 #include "sock/far.h"
 #include "sock/rx.h"
 
@@ -106,6 +107,8 @@ i64 sd_rx_bytes(struct sock *s, int fd)
     }
     if (load_rlx(&s->b->rx_mode) == SD_MODE_BACK)
         return -1;
+    if (sd_cork_pending(&s->e))
+        sd_cork_over(s);
     ring = load_acq(&s->e.rx->tail) - load_rlx(&s->e.rx->head);
     if (ring > s->e.bytes)
         return 0; /* no honest peer: the next read ends the connection */

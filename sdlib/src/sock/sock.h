@@ -52,6 +52,7 @@ static inline u32 sd_back_why(const struct sock *s, u32 other)
 }
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 void sd_ring_bell(struct sock *s, int fd);
+void sd_ring_bell_late(struct sock *s, int fd); /* the kernel holds it back as it would hold bytes back; sd_uncork() */
 void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
 i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
@@ -198,6 +199,17 @@ u64 sd_iov_bytes(const struct iovec *iov, u64 n);
 long sd_pass_send(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t);
 i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
+
+/* sock/cork.c */
+#define SD_SAVED_NODELAY 1u /* in opt_saved */
+#define SD_SAVED_CORK 2u
+bool sd_corked(const struct sock *s, u32 flags);         /* what is sent now is held back until a segment is full */
+void sd_cork_put(struct sock *s, int fd);                /* inside, after bytes were held: uncovers full segments */
+void sd_cork_posted(struct sock *s, int fd, u64 tail);   /* afterwards; `tail` as it was before */
+void sd_uncork(struct sock *s, int fd);                  /* nothing is held any more */
+bool sd_uncover_all(struct sock *s);                     /* its parts */
+void sd_uncork_late(struct sock *s, int fd);
+bool sd_cork_over(struct sock *s);
 
 /* sock/recall.c */
 bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what is in the ring stays there */

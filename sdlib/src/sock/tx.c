@@ -3,6 +3,7 @@
  * tx.c - sending: to the kernel, through the switch, into the ring.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "ring/vec.h"
 #include "sock/far.h"
 #include "sock/sock.h"
@@ -197,18 +198,21 @@ static NOINLINE void tx_nested(struct sock *s)
 
 /* Alone, a handler may still come in between and send on the same socket; when it is done, the tail is not where we have copied to, or the
  * ring is not used any more (tx_nested). */
-static bool put_commit(struct sock *s, struct sd_hold *h, u64 from, u64 n)
+static bool put_commit(struct sock *s, struct sd_hold *h, _Atomic u64 *index, u64 from, u64 n)
 {
     if (!h->word && !sd_cas_local(&s->tx_in, (u64)h, 0))
         return false;
-    return sd_commit_index(h, &s->e.tx->tail, from, from + n); /* [R1] */
+    return sd_commit_index(h, index, from, from + n); /* [R1] [C1] */
 }
 
-static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need)
+/* hold: what is put there is held back (cork.h). Else nothing is, any more: *late is what sd_uncork_late() has to know. */
+static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, bool hold, bool *late)
 {
+    _Atomic u64 *index = hold ? &s->e.tx->held : &s->e.tx->tail;
     struct sd_block *b = s->b;
     struct sd_hold h;
-    i64 put;
+    u64 behind = 0;
+    i64 took;
 
     for (;;) {
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
@@ -218,21 +222,42 @@ static i64 ring_put(struct sock *s, struct iovec *iov, u64 n, u64 skip, u64 need
             store_rlx(&s->tx_in, (u64)&h);
             atomic_signal_fence(memory_order_seq_cst); /* before the tail is read: a handler that comes in between sees it */
         }
-        u64 from = load_rlx(&s->e.tx->tail);
-        put = 0;
-        if (load_rlx(&b->tx_mode) == SD_MODE_RING && room_for(s, need)) /* or a broken ring, which the gathering tells */
-            put = sd_tx_gather(&s->e, iov, n, skip);
-        bool done = put <= 0 || put_commit(s, &h, from, (u64)put);
-        if (done && put > 0)
-            b->bytes_shm_tx += (u64)put;
+        if (unlikely(hold))
+            behind = sd_cork_begin(&s->e);
+        else if (unlikely(sd_cork_held(s->e.tx, s->e.bytes)))
+            *late = sd_uncover_all(s);
+        u64 from = load_rlx(index);
+        took = 0;
+        if (load_rlx(&b->tx_mode) == SD_MODE_RING && room_for(s, need + behind)) /* or a broken ring, which the gathering tells */
+            took = sd_tx_gather(&s->e, iov, n, skip, behind);
+        bool done = took <= 0 || put_commit(s, &h, index, from, (u64)took);
+        if (unlikely(hold) && done && took > 0)
+            sd_cork_put(s, fd);
+        if (done && took > 0)
+            b->bytes_shm_tx += (u64)took;
         if (!h.word)
             store_rlx(&s->tx_in, 0);
         sd_leave(&h);
-        if (sd_tracing(SD_TRACE_BYTES) && done && put > 0)
-            sd_saw_ring(s, 0, from, iov, skip, (u64)put);
+        if (sd_tracing(SD_TRACE_BYTES) && done && took > 0)
+            sd_saw_ring(s, 0, from, iov, skip, (u64)took);
         if (done)
-            return put;
+            return took;
     }
+}
+
+static i64 ring_put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, bool *late)
+{
+    return put(s, fd, iov, n, skip, need, false, late);
+}
+
+static NOINLINE i64 ring_hold(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need)
+{
+    u64 tail = load_rlx(&s->e.tx->tail);
+    bool late;
+    i64 r = put(s, fd, iov, n, skip, need, true, &late);
+
+    sd_cork_posted(s, fd, tail);
+    return r;
 }
 
 #define PLAN_MESSAGES 32
@@ -242,14 +267,16 @@ bool sd_peer_died(struct sock *s, int fd)
 {
     struct pollfd p = {fd, 0, 0};
     struct timespec64 zero = {0, 0};
+    u64 now = sd_tsc();
 
-    s->asked_tsc = sd_tsc();
     COUNT(calls_kernel);
     if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 1)
         return true;
-    s->probed = !s->probed; /* the next send looks for the answer */
-    if (s->probed)
+    s->probed = !s->probed || now - s->asked_tsc >= SD_LOOK_US * g.tsc_per_us; /* the next send looks for the answer */
+    if (s->probed) {
+        s->asked_tsc = now;
         sd_ring_bell(s, fd);
+    }
     return false;
 }
 
@@ -306,6 +333,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
 {
     u64 want = sd_iov_bytes(iov, n), sent = 0, deadline = 0;
     u64 calls = g.proc->ctr[SD_CTR_calls_kernel];
+    bool hold = unlikely((s->b->opt_saved & SD_SAVED_CORK) | (flags & MSG_MORE)) && sd_corked(s, flags), late = false;
 
     for (;;) {
         if (s->b->tx_shut)
@@ -319,7 +347,11 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             return -ERANGE;
         }
         u64 need = room_needed(s, want - sent, nb);
-        i64 r = ring_put(s, iov, n, sent, need);
+        i64 r = unlikely(hold) ? ring_hold(s, fd, iov, n, sent, need) : ring_put(s, fd, iov, n, sent, need, &late);
+        if (unlikely(late)) {
+            late = false;
+            sd_uncork_late(s, fd);
+        }
         if (unlikely(r < 0)) {
             if (r == SD_FAULT)
                 return sent ? (long)sent : -EFAULT;
@@ -327,13 +359,15 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             return sent ? (long)sent : -ECONNRESET;
         }
         sent += (u64)r;
-        if (r > 0) {
+        if (r > 0 && likely(!hold)) {
             if (!sd_shared(s)) /* so much may go the short way before peer_left() is asked again; a bell that is not heard takes it back */
                 sd_tx_plan(&s->e, want * PLAN_MESSAGES);
             sd_posted(s, fd);
         }
         if (sent == want)
             break;
+        if (unlikely(hold))
+            sd_uncork(s, fd); /* or there will never be room */
         if (load_rlx(&s->b->tx_mode) != SD_MODE_RING)
             return sent ? (long)sent : -ERANGE;
         if (nb) {
@@ -360,8 +394,6 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     return (long)sent;
 }
 
-/* Not MSG_MORE: it allows TCP to wait for a fuller segment, and a ring has none. (TCP itself may send at once, and does when one is full.)
- * What the kernel still holds back because of it goes out at the switch, which takes the cork away. */
 #define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
 
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)

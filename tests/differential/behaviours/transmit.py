@@ -6,12 +6,14 @@ from __future__ import annotations
 import signal
 import struct
 import time
+from collections.abc import Callable
 
 from tests.differential.linux import (
     CONFIRM,
     DONTWAIT,
     EOR,
     FASTOPEN,
+    IN,
     MORE,
     NOSIGNAL,
     OOB,
@@ -25,9 +27,10 @@ from tests.differential.linux import (
     SO_ZEROCOPY,
     SOL_SOCKET,
     TCP_CORK,
+    TCP_NODELAY,
     ZEROCOPY,
 )
-from tests.differential.side import MINUS_ONE, settle
+from tests.differential.side import MINUS_ONE, Call, settle
 from tests.differential.worlds import Stage, behaviour
 
 CHUNK = 1000
@@ -84,16 +87,35 @@ def send_waits(stage: Stage) -> None:
     b.recv(y, 10, DONTWAIT)
 
 
-@behaviour("send MSG_MORE")
+@behaviour("send MSG_MORE", "sendmsg MSG_MORE", "splice SPLICE_F_MORE")
 def send_more(stage: Stage) -> None:
-    """How long TCP holds it back (until a segment is full, for 200 ms) is a matter of the clock; a ring does not."""
     a, b = stage.a, stage.b
     x, y = stage.connection()
+    ep = b.epoll()
+    b.ctl(ep, "add", y, IN)
     a.send(x, b"abc", MORE)
+    settle()
+    b.recv(y, 10, DONTWAIT)
+    b.poll([(y, IN)])
+    b.wait(ep)
     a.send(x, b"def")
     b.recv_all(y, 6)
+    a.sendmsg(x, [b"gh", b"i"], MORE)
+    b.recv(y, 10, DONTWAIT)
+    a.write(x, b"jkl")
+    b.wait(ep)
+    b.recv_all(y, 6)
+    out, into = a.pipe()
+    a.write(into, b"piped")
+    a.sent -= 5
+    a.splice(out, x, 100, 4)
+    b.recv(y, 10, DONTWAIT)
+    waits = b.start.recv(y, 10).asleep()
+    a.write(x, b" and more")
+    waits.end()
+    b.recv(y, 10)
     a.send(x, b"no more comes", MORE)
-    b.recv_all(y, 13)  # after 200 ms natively
+    b.recv_all(y, 13)  # after 200 ms
 
 
 @behaviour("send MSG_EOR", "send MSG_CONFIRM", carried=False)
@@ -387,16 +409,109 @@ def send_large(stage: Stage) -> None:
     a.recv(x, 1, DONTWAIT)
 
 
-@behaviour("setsockopt TCP_CORK", carried=False)
+@behaviour("setsockopt TCP_CORK")
 def cork(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection(nodelay=False)
+    ep = b.epoll()
+    b.ctl(ep, "add", y, IN)
     a.setsockopt(x, 6, TCP_CORK, 1)
     a.send(x, b"abc")
     a.send(x, b"def")
+    settle()
+    b.recv(y, 10, DONTWAIT)
+    b.poll([(y, IN)])
+    b.select([y])
+    b.wait(ep)
     a.option(x, 6, TCP_CORK)
     a.setsockopt(x, 6, TCP_CORK, 0)
     a.option(x, 6, TCP_CORK)
     b.recv_all(y, 6)
     a.send(x, b"ghijkl")
     b.recv_all(y, 6)
+    later = b.start
+    ways: tuple[Callable[[], Call], ...] = (
+        lambda: later.recv(y, 100), lambda: later.poll([(y, IN)], 5000),
+        lambda: later.wait(ep, timeout=5000), lambda: later.select([y], seconds=5))  # fmt: skip
+    for way in ways:
+        a.setsockopt(x, 6, TCP_CORK, 1)
+        waits = way().asleep()
+        a.send(x, b"a line")
+        a.write(x, b" and another")
+        waits.asleep()
+        a.setsockopt(x, 6, TCP_CORK, 0)
+        waits.end()
+        b.recv(y, 100, DONTWAIT)
+
+
+@behaviour("setsockopt TCP_CORK for longer than 200 ms")
+def cork_long(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection(nodelay=False)
+    a.setsockopt(x, 6, TCP_CORK, 1)
+    for waiting in (True, False):
+        waits = b.start.recv(y, 100).asleep() if waiting else None
+        a.send(x, b"held for a while")
+        waits = waits or b.start.recv(y, 100)
+        waits.end()
+        b.recv(y, 10, DONTWAIT)
+    ep = b.epoll()
+    b.ctl(ep, "add", y, IN)
+    waits = b.start.wait(ep, timeout=5000).asleep()
+    a.send(x, b"and this")
+    waits.end()
+    b.recv(y, 10)
+    a.send(x, b"and that")
+    b.poll([(y, IN)], 5000)
+    b.recv(y, 10)
+
+
+@behaviour("setsockopt TCP_CORK, then sendfile", "setsockopt TCP_CORK, then TCP_NODELAY",
+           "setsockopt TCP_CORK, then shutdown", "setsockopt TCP_CORK and full segments", carried=False)
+def cork_pushed(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection(nodelay=False)
+    file = a.file(bytes(range(200)))
+    a.setsockopt(x, 6, TCP_CORK, 1)
+    a.send(x, b"header")
+    a.sendfile(x, file, 100)
+    settle()
+    b.recv(y, 10, DONTWAIT)
+    a.setsockopt(x, 6, TCP_NODELAY, 1)
+    b.recv_all(y, 106)
+    a.setsockopt(x, 6, TCP_NODELAY, 0)
+    data = bytes(range(256)) * 400
+    sends = a.start.send(x, data)
+    b.recv_all(y, 60_000)  # the rest may be no full segment
+    sends.end()
+    a.setsockopt(x, 6, TCP_CORK, 0)
+    b.recv_all(y, len(data) - 60_000)
+    child = a.fork("c")
+    child.setsockopt(x, 6, TCP_CORK, 1)
+    child.send(x, b"of the child,")
+    a.send(x, b" of the parent")
+    settle()
+    b.recv(y, 10, DONTWAIT)
+    a.setsockopt(x, 6, TCP_CORK, 0)
+    b.recv_all(y, 27)
+    a.setsockopt(x, 6, TCP_CORK, 1)
+    a.send(x, b"last words")
+    a.shutdown(x, 1)
+    b.recv_all(y, 10)
+    b.recv(y, 10)
+
+
+@behaviour("close while TCP_CORK holds bytes", carried=False)
+def cork_closed(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for how in ("close", "kill"):
+        x, y = stage.connection(nodelay=False)
+        a.setsockopt(x, 6, TCP_CORK, 1)
+        waits = b.start.recv(y, 100).asleep()
+        a.send(x, b"last words")
+        if how == "close":
+            a.close(x)
+        else:
+            a.sys("kill", a.link.pid, signal.SIGKILL, text="self, SIGKILL")
+        waits.end()
+        b.recv(y, 100)
