@@ -21,8 +21,10 @@ from sdtrace.hypercalls import Hypercalls
 from sdtrace.learning import Learner
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes
+from sdtrace.vault import Vault
 
 _EXIT_PATIENCE_MS: Final = 2000
+_INCOMPLETE: Final = "the supervisor ended before the program; of what it alone knew nothing is told"
 
 
 class Accounts:
@@ -30,7 +32,7 @@ class Accounts:
 
     def __init__(self, options: cli.Options, processes: Processes, broker: Broker, hypercalls: Hypercalls,
                  enforcer: Enforcer, learner: Learner | None, guard: Callable[..., bool],
-                 ended: Callable[[int], None]) -> None:
+                 ended: Callable[[int], None], vault: Vault) -> None:
         """`guard` runs what must not end us, `ended` takes note of a process by its pidfd."""
         self._options = options
         self._processes = processes
@@ -40,6 +42,7 @@ class Accounts:
         self._learner = learner
         self._guard = guard
         self._ended = ended
+        self._vault = vault
         self._written: dict[str, object] | None = None
         self.ledger = report.Totals()
         self.errors = 0
@@ -84,6 +87,7 @@ class Accounts:
             self._broker.forget_area(area)
             self.ledger.add_area(area)
             self._hypercalls.areas.remove(area)
+            self._vault.drop_area(area)
             area.close()
 
     def _free_slots(self, area: Area) -> None:
@@ -111,6 +115,8 @@ class Accounts:
         totals = self.ledger.with_areas(self._hypercalls.areas)
         programs, unlisted = self._processes.programs, self._processes.unlisted
         content = report.build(programs, unlisted, totals, exit_status, self.errors, self._enforcer.denials)
+        if self._options.successor is not None:
+            content["error"] = _INCOMPLETE
         if content == self._written:
             return
         self._written = content

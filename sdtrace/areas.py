@@ -17,7 +17,7 @@ import itertools
 import mmap
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
 from policies import Settings
 from sdlib import abi
@@ -41,10 +41,24 @@ _ACQ_REL, _RELAXED = 4, 0
 class Area:
     """One area, mapped."""
 
-    def __init__(self, index: int, exe: str, uid: int, settings: Settings, *, accelerate: bool) -> None:
+    @classmethod
+    def make(cls, index: int, exe: str, uid: int, settings: Settings, *, accelerate: bool) -> Self:
         """Make area number `index` of a process of user `uid` that runs `exe`; OSError: no memory, no descriptor."""
+        fd = os.memfd_create(f"sd-area-{index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, BYTES)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+            area = cls(fd, index, exe, uid)
+        except OSError:
+            os.close(fd)
+            raise
+        area._fill(settings, accelerate)
+        return area
+
+    def __init__(self, fd: int, index: int, exe: str, uid: int) -> None:
+        """Take over the descriptor of an area that is there; OSError: it stays the caller's."""
+        self.fd = fd
         self.index = index
-        self.ring_bytes = settings.ring_bytes
         self.exe = exe
         self.uid = uid
         self.serial = next(_serials)
@@ -53,16 +67,8 @@ class Area:
         """Pids in it are of our own PID namespace."""
         self.sockets: dict[int, tuple[int, int]] = {}
         """Generation and socket's inode of blocks that were offered: what sdss finds the addresses by."""
-        self.fd = os.memfd_create(f"sd-area-{index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self.fd, BYTES)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
-            self._map()
-        except OSError:
-            os.close(self.fd)
-            raise
+        self._map()
         self.inode = os.fstat(self.fd).st_ino
-        self._fill(settings, accelerate)
 
     def _map(self) -> None:
         self._memory = mmap.mmap(self.fd, BYTES)
@@ -103,6 +109,11 @@ class Area:
         """Which side of the segment this end is, and if the other is on another host; written before the state is."""
         self.view.block[block].side = side
         self.view.block[block].far = int(far)
+
+    def offer_again(self) -> None:
+        """Offers that were open with a supervisor that is no more: the library makes them anew."""
+        for block in self.used():
+            self.exchange_state(block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_TCP)
 
     def exchange_state(self, block: int, expected: int, desired: int) -> bool:
         """Compare and swap; release, so that the side is visible to whom acquires the state."""

@@ -35,6 +35,8 @@ class Options:
     verdict: bool
     attach: str
     """The root process has been running: it "alone", or its "family"; "": it is about to start."""
+    successor: int | None
+    """VERDICT_* bits of the tree's filter, for who comes after a supervisor that died."""
 
 
 def parse(argv: list[str]) -> Options:
@@ -42,6 +44,7 @@ def parse(argv: list[str]) -> Options:
     parser = argparse.ArgumentParser(prog="sdtrace.supervisor", description="Started by sdrun; run that instead.")
     for descriptor in ("--control", "--keepsake", "--root-pidfd", "--root-pid"):
         parser.add_argument(descriptor, type=int, required=True)
+    parser.add_argument("--successor", type=int)
     parser.add_argument("--command", required=True)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--policy")

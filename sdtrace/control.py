@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
-
-from sdtrace.keepsake import NOTIF_BYTES
+from typing import Any, Final
 
 _HEADER: Final = struct.Struct("=IIII")
-TEXT_BYTES: Final = 1024
+TEXT_BYTES: Final = 2048
 MESSAGE_BYTES: Final = _HEADER.size + TEXT_BYTES
 
 
@@ -26,6 +25,9 @@ class Kind(enum.IntEnum):
     READY = 3
     NOTIF = 4
     GO = 5
+    KEEP = 6
+    DROP = 7
+    CLEAR = 8
 
 
 VERDICT_URING_ALLOWED: Final = 1
@@ -38,6 +40,19 @@ class KeeperGone(Exception):
 
 
 @dataclass(frozen=True)
+class Record:
+    """What a supervisor has put into keeping (vault.py); `fd` -1: none."""
+
+    what: dict[str, Any]
+    fd: int
+
+    def close(self) -> None:
+        """It is of no use."""
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+@dataclass(frozen=True)
 class Message:
     """One datagram; `fd` is the caller's to close."""
 
@@ -45,6 +60,10 @@ class Message:
     flags: int
     payload: bytes
     fd: int | None
+
+    def record(self) -> Record:
+        """Of KEEP."""
+        return Record(json.loads(self.payload.rstrip(b"\0")), -1 if self.fd is None else self.fd)
 
 
 class Control:
@@ -78,10 +97,27 @@ class Control:
         """From now on the keeper may hand over."""
         self._send(Kind.READY)
 
+    def keep(self, number: int, text: bytes, fd: int, pid: int) -> None:
+        """Have the keeper keep this; a duplicate of `fd` (-1: none). `pid`: see vault.c. OSError: it does not read."""
+        header = _HEADER.pack(Kind.KEEP, number, pid, 0)
+        data, fds = header + text.ljust(TEXT_BYTES, b"\0"), [fd] if fd >= 0 else []
+        socket.send_fds(self._socket, [data], fds, socket.MSG_DONTWAIT)
+
+    def drop(self, number: int) -> None:
+        """It need not keep that any more. OSError: it does not read."""
+        self._send_now(Kind.DROP, number)
+
+    def clear(self) -> None:
+        """Nor anything else. OSError: it does not read."""
+        self._send_now(Kind.CLEAR, 0)
+
+    def _send_now(self, kind: Kind, number: int) -> None:
+        self._socket.send(_HEADER.pack(kind, number, 0, 0), socket.MSG_DONTWAIT)
+
     def receive(self) -> Message:
         """Wait for the next datagram; KeeperGone at the end of the channel."""
         data, fds, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
         if len(data) < _HEADER.size:
             raise KeeperGone
         kind, _, flags, _ = _HEADER.unpack_from(data)
-        return Message(kind, flags, data[_HEADER.size:_HEADER.size + NOTIF_BYTES], fds[0] if fds else None)
+        return Message(kind, flags, data[_HEADER.size:], fds[0] if fds else None)

@@ -31,5 +31,7 @@ def show(report: dict[str, Any]) -> None:
     console.print(f"bytes: shared memory {size['shm']}, TCP {size['tcp']}")
     for line in report["denied"]:
         console.print(f"denied: {line['times']} x {line['what']} of {line['exe']} ({line['rule']})", markup=False)
+    if "error" in report:
+        console.print(f"incomplete: {report['error']}", markup=False)
     if report["supervisor_errors"]:
         console.print(f"errors inside sdrun (see the system log): {report['supervisor_errors']}")

@@ -26,6 +26,7 @@ from sdtrace.offers import Broker, Key, Origin
 from sdtrace.processes import Process
 from sdtrace.segments import cookie_of
 from sdtrace.trace.drain import Drain
+from sdtrace.vault import Vault
 
 _CARRY: Final = struct.Struct("=iI")
 _INVALID: Final = -errno.EINVAL
@@ -36,7 +37,8 @@ class Hypercalls:
     """Answers for all processes of one supervisor."""
 
     def __init__(self, broker: Broker, settings: Callable[[str, int], Settings], *, accelerate: bool,
-                 reporting_pid: int, leaving: Callable[[int, Process], None], drain: Drain | None = None) -> None:
+                 reporting_pid: int, leaving: Callable[[int, Process], None], drain: Drain | None = None,
+                 vault: Vault | None = None) -> None:
         """`settings` gives the policy's values for a program by its path and user.
 
         `leaving` is told when the process `reporting_pid` (0: none) is about to end, with its exit status.
@@ -47,6 +49,7 @@ class Hypercalls:
         self._settings = settings
         self._accelerate = accelerate
         self.drain = drain
+        self._vault = vault or Vault(None)
         self.areas: list[Area] = []
         self._perform = False
         self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
@@ -63,7 +66,7 @@ class Hypercalls:
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
         """Answer one request."""
         handler = self._handlers.get(notif.args[0])
-        process.carry = None  # whatever it asks for, the exec that it announced has failed
+        self.no_exec(process)
         try:
             result = _INVALID if handler is None else handler(listener, notif, process)
         except OSError as error:
@@ -89,7 +92,7 @@ class Hypercalls:
         area = self._known_area(process, index)
         if area is None:
             exe, uid = process.program.exe, _uid(process)
-            area = Area(index, exe, uid, self._settings(exe, uid), accelerate=self._accelerate)
+            area = Area.make(index, exe, uid, self._settings(exe, uid), accelerate=self._accelerate)
             if self._perform:
                 area.perform()
             area.host_pids = process.pid == process.ns_pid
@@ -97,9 +100,16 @@ class Hypercalls:
                 area.view.cfg.root_pid = process.ns_pid
             process.areas[index] = area
             self.areas.append(area)
+            self._vault.area(area)
         if area not in process.program.areas:
             process.program.areas.append(area)
         return _give(listener, notif, area.fd)
+
+    def inherit(self, area: Area) -> None:
+        """An area of the supervisor before us."""
+        area.configure(self._settings(area.exe, area.uid), accelerate=self._accelerate)
+        area.offer_again()
+        self.areas.append(area)
 
     def _key(self, process: Process, block_id: int) -> Key | None:
         """The block that an id names; None for ids that are out of range, stale, or another family's."""
@@ -203,6 +213,12 @@ class Hypercalls:
 
     # ------------------------------------------------------------------- exec
 
+    def no_exec(self, process: Process) -> None:
+        """It goes on here, whatever it asks for: the exec that it has announced has failed."""
+        if process.carry is not None:
+            process.carry = None
+            self._vault.drop_carry(process)
+
     def _exec(self, _listener: Listener, notif: Notification, process: Process) -> int:
         address, count = notif.args[1], notif.args[2]
         if count > abi.const.SD_CARRY_MAX:
@@ -216,6 +232,7 @@ class Hypercalls:
             if fd < 0 or area is None or block & 0xFFFF >= abi.const.SD_AREA_BLOCKS:
                 return _INVALID
         process.carry = carry
+        self._vault.carry(process)  # before it goes on
         return 0
 
 

@@ -84,8 +84,11 @@ def _check_threads(pid: int) -> None:
         raise RemoteError("stopped by job control", transient=True)
 
 
-def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int) -> None:
-    """All that can be known without touching the process; RemoteError with the reason it stays on the kernel."""
+def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int, *, birth: bool = False) -> None:
+    """All that can be known without touching the process; RemoteError with the reason it stays on the kernel.
+
+    At a program's birth only an injection of which the supervisor has died can have left something there.
+    """
     if not procfs.has_fsgsbase():
         raise RemoteError("no-fsgsbase")
     if status.tracer:
@@ -97,7 +100,7 @@ def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int) -> 
         raise RemoteError("not-dumpable")
     if procfs.shares_memory(status.tgid, status.ppid):
         raise RemoteError("shares memory with its parent (vfork)", transient=True)
-    if library_present(status.tgid, image):
+    if library_present(status.tgid, image) and not birth:
         raise RemoteError("library is there, task is not armed", transient=True)
     _check_threads(status.tgid)
 
@@ -137,6 +140,11 @@ class _Mappings:
         self._stopped = stopped
         self._done: list[tuple[int, int]] = []
 
+    def make_room(self, image: Image) -> None:
+        """Take away what is there already (see check())."""
+        end = max(segment.vaddr + segment.memsz for segment in image.segments)
+        self._stopped.call(_MUNMAP, image.base, -(-(end - image.base) // PAGE) * PAGE)
+
     def add(self, segment: Segment, fd: int) -> None:
         """Map one segment, its file part and the zeroes behind."""
         from_file = -(-segment.filesz // PAGE) * PAGE
@@ -170,10 +178,12 @@ def start_library(stopped: Stopped, image: Image, boot: bytes) -> None:
     stopped.dispatch_everywhere(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"])
 
 
-def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes) -> None:
+def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes, *, birth: bool) -> None:
     mappings = _Mappings(stopped)
     try:
         try:
+            if birth:
+                mappings.make_room(image)
             for segment in image.segments:
                 mappings.add(segment, remote_fd)
         finally:
@@ -209,7 +219,8 @@ def inject(
             except RemoteError:
                 stopped.call(_CLOSE, remote_fd)
                 raise
-            _map_and_start(stopped, image, remote_fd, boot_bytes(stopped.thread_count, carry, patch, trace))
+            boot = boot_bytes(stopped.thread_count, carry, patch, trace)
+            _map_and_start(stopped, image, remote_fd, boot, birth=bool(carry))
             stopped.commit()
     except OSError as error:
         raise RemoteError(f"process does not obey: {os.strerror(error.errno or 0)}", transient=True) from error

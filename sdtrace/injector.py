@@ -21,6 +21,7 @@ from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.syscalls import ARCH_PRCTL, SOCKET_NUMBERS
 from sdtrace.trace.drain import Drain
+from sdtrace.vault import Vault
 
 _STOPS_MAX: Final = 5
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
@@ -31,7 +32,7 @@ class Injector:
 
     def __init__(self, options: cli.Options, image: Image | str, keepsake: Keepsake, processes: Processes,
                  broker: Broker, settings: Callable[[str, int], Settings], filters: int,
-                 drain: Drain | None) -> None:
+                 drain: Drain | None, vault: Vault) -> None:
         """`image` is text when there is none: why every process stays on the kernel."""
         self._options = options
         self._image = image
@@ -41,6 +42,7 @@ class Injector:
         self._settings = settings
         self._filters = filters
         self._drain = drain
+        self._vault = vault
         self._gate = range(0)
         if not isinstance(image, str):
             self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
@@ -67,7 +69,9 @@ class Injector:
         if not carry:
             process.areas = {}
             return False
-        return self._try(listener, notif, status, process, carry)
+        done = self._try(listener, notif, status, process, carry)
+        self._vault.carry(process)  # now, not before: a successor would do it again
+        return done
 
     def _first_use(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
         if process.program.refused or (SOCKET_NUMBERS[notif.nr] != "socket" and not _is_tcp(notif)):
@@ -84,7 +88,7 @@ class Injector:
                 raise RemoteError(self._image)
             if not settings.accelerate and not carry:  # a connection that is on its ring needs the library
                 raise RemoteError("policy")
-            inject.check(status, process.pidfd, self._image, self._filters)
+            inject.check(status, process.pidfd, self._image, self._filters, birth=bool(carry))
             program.stops += 1
             inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch,
                           trace=self._drain.what if self._drain is not None else 0)

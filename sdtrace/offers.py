@@ -32,6 +32,7 @@ from sdtrace.meter import Meter
 from sdtrace.opener import Opener
 from sdtrace.segments import same_socket, send_back
 from sdtrace.stuck import Stuck
+from sdtrace.vault import Vault
 
 OFFER_TIMEOUT_S: Final = 0.05
 RETRY_S: Final = 0.2
@@ -44,12 +45,13 @@ class Broker:
 
     def __init__(
         self, watch: Callable[[int], None], unwatch: Callable[[int], None], settings: Callable[[str, int], Settings],
-        reload: Callable[[], None],
+        reload: Callable[[], None], vault: Vault | None = None,
     ) -> None:  # fmt: skip
         """`watch`, `unwatch`: the monitor's descriptor in and out of the event loop; `reload`: policies changed."""
         self._watch, self._unwatch = watch, unwatch
         self._settings = settings
         self._reload = reload
+        self._vault = vault or Vault(None)
         self._client: MonitorClient | None = None
         self._opener = Opener()
         self._ids = itertools.count(1)
@@ -60,6 +62,8 @@ class Broker:
         self._homeless: dict[Key, Held] = {}
         """Offers that were open when the monitor went."""
         self._had_one = False
+        self._untold = False
+        """Of what we hold, no monitor knows yet."""
         self._stuck = Stuck()
         self._far = far.Far()
         self._gone_at = time.monotonic()
@@ -93,6 +97,7 @@ class Broker:
     def _introduce(self, client: MonitorClient) -> None:
         """Tell a new monitor what we hold, and offer again what waited."""
         self._stuck.clear()
+        self._untold = False
         for key, held in self._held.items():
             if held.paired and held.segment >= 0 and not held.left:
                 client.hold(held.name, held.segment, held.side, far=held.far)
@@ -156,7 +161,7 @@ class Broker:
     def _missed(self) -> bool:
         """Offers wait for a monitor, or connections to another host, whose bytes it carries."""
         mirrored = (held for held in self._held.values() if held.far and not held.left)
-        return bool(self._homeless) or (self._client is None and any(mirrored))
+        return bool(self._homeless) or self._untold or (self._client is None and any(mirrored))
 
     # ----------------------------------------------------------------- offers
 
@@ -216,6 +221,14 @@ class Broker:
         key.area.set_side(key.block, pair.side, far=pair.far)
         self._held[key] = held
         self._named[held.name] = key
+        self._quotas.add(held)
+        self._vault.segment(key, held)
+
+    def inherit(self, key: Key, held: Held) -> None:
+        """A connection of the supervisor before us, which the monitor is to be told of."""
+        self._ids = itertools.count(held.name + 1)
+        self._had_one = self._untold = True
+        self._held[key] = held
         self._quotas.add(held)
 
     @property
@@ -347,6 +360,7 @@ class Broker:
             self._named.pop(held.name, None)
             self._quotas.remove(held)
             self._far.forget(key)
+            self._vault.drop_segment(held)
             os.close(held.segment)
             if self._client is not None:
                 self._client.release(held.name)

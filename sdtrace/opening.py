@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import policies
 from policies import Policy
 from policies.model import Proto
 from sdtrace import cli
 from sdtrace.attach import AttachError
-from sdtrace.control import NOTIF_ANSWERED, Control, Kind
+from sdtrace.control import NOTIF_ANSWERED, VERDICT_DENY, Control, Kind, Record
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
 from sdtrace.syscalls import Deny
@@ -18,6 +19,9 @@ from sdtrace.syscalls import Deny
 
 def filtered(options: cli.Options, policy: Policy) -> frozenset[Proto]:
     """Protocols whose calls the filter holds. PolicyError."""
+    if options.successor is not None:
+        held: list[Proto] = [proto for proto in ("tcp", "udp") if options.successor & VERDICT_DENY[proto]]
+        return frozenset(held)
     denied = policies.denied_somewhere(policy, options.sets, options.rules)
     strict = policies.effective(policy, options.command, options.sets, rules=options.rules).strict
     if options.learn or strict or "udp" in denied:
@@ -36,6 +40,8 @@ def load_policy(options: cli.Options, control: Control) -> tuple[Policy, str]:
         denied = filtered(options, policy)
     except policies.PolicyError as error:
         wrong = str(error)
+    if wrong and options.successor is not None:
+        return policy, ""  # the files have been broken since; what is on rings shall not suffer
     if options.verdict:
         control.verdict(2 if wrong else 0, wrong, uring_allowed=uring_allowed, denied=denied)
     return policy, wrong
@@ -46,17 +52,32 @@ def strictest(protocols: frozenset[Proto]) -> Deny:
     return "udp" if "udp" in protocols else "tcp" if protocols else ""
 
 
+@dataclass
+class Received:
+    """What the keeper hands over."""
+
+    listeners: list[Listener] = field(default_factory=list)
+    """One; with --attach one for each process that was there."""
+    early: list[tuple[Notification, bool]] = field(default_factory=list)
+    """Notifications that came before us, of which some have been answered already."""
+    records: list[Record] = field(default_factory=list)
+    """What the supervisor before us has left."""
+
+    def listener_of(self, notif: Notification) -> Listener:
+        """Where it is to be answered: the numbers are random, so only one listener knows it."""
+        return next((listener for listener in self.listeners if listener.valid(notif)), self.listeners[0])
+
+
 def begin(options: cli.Options, control: Control, keepsake: Keepsake, wrong: str,
           take_over: Callable[[], tuple[list[Listener], str]],
-          filtered: frozenset[Proto]) -> tuple[list[Listener], list[tuple[Notification, bool]]]:
-    """Listeners, and what the keeper has received of the first; AttachError, KeeperGone.
+          filtered: frozenset[Proto]) -> Received:
+    """AttachError, KeeperGone.
 
     `wrong` with the policy: only looked at where nothing has been started yet. `take_over` a program that runs.
     """
     if not options.attach:
         control.ready()
-        listener, early = receive_listener(control, keepsake)
-        return [listener], early
+        return receive_listeners(control, keepsake)
     if wrong:
         raise AttachError(wrong)
     try:
@@ -67,18 +88,19 @@ def begin(options: cli.Options, control: Control, keepsake: Keepsake, wrong: str
     while control.receive().kind != Kind.GO:
         pass  # from then on all notifications are ours
     control.verdict(0, left, denied=filtered)
-    return listeners, []
+    return Received(listeners)
 
 
-def receive_listener(control: Control, keepsake: Keepsake) -> tuple[Listener, list[tuple[Notification, bool]]]:
-    """The listener, and what the keeper has received before us. KeeperGone when the command was never started."""
-    listener: Listener | None = None
-    early: list[tuple[Notification, bool]] = []
+def receive_listeners(control: Control, keepsake: Keepsake) -> Received:
+    """All that the keeper has for us. KeeperGone when the command was never started."""
+    received = Received()
     while True:
         message = control.receive()
         if message.kind == Kind.LISTENER and message.fd is not None:
-            listener = Listener(message.fd, keepsake)
+            received.listeners.append(Listener(message.fd, keepsake))
         elif message.kind == Kind.NOTIF:
-            early.append((Notification.parse(message.payload), bool(message.flags & NOTIF_ANSWERED)))
-        elif message.kind == Kind.GO and listener is not None:
-            return listener, early
+            received.early.append((Notification.parse(message.payload), bool(message.flags & NOTIF_ANSWERED)))
+        elif message.kind == Kind.KEEP:
+            received.records.append(message.record())
+        elif message.kind == Kind.GO and received.listeners:
+            return received

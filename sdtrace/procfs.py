@@ -134,6 +134,12 @@ def thread_states(pid: int) -> dict[int, str]:
     return states
 
 
+def start_time(pid: int) -> int:
+    """When it was started, in clock ticks since boot: tells a process from an earlier one with its pid; OSError."""
+    stat = _read(f"/proc/{pid}/stat")
+    return int(stat[stat.rindex(b")") + 2:].split()[19])
+
+
 def blocked_in(tid: int, number: int) -> bool:
     """Does the thread wait in this system call?"""
     return _read(f"/proc/{tid}/syscall").startswith(b"%d " % number)

@@ -41,7 +41,7 @@ from sdlib import abi
 from sdtrace import cli, opening, procfs, snapshot
 from sdtrace.accounts import Accounts
 from sdtrace.attach import Attacher, AttachError
-from sdtrace.control import Control, KeeperGone
+from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.family import Family
 from sdtrace.halted import release_lingering
@@ -59,8 +59,10 @@ from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
+from sdtrace.succession import answer_forgetful, inherit
 from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL, Variant
 from sdtrace.trace.drain import from_options
+from sdtrace.vault import Vault
 from sdtrace.workers import POLL_S, Workers
 
 _LINGERING_POLL_S: Final = 0.01
@@ -82,15 +84,19 @@ class Supervisor:
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._listeners: dict[int, Listener] = {}
-        self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload)
+        self._vault = Vault(control)
+        self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload, self._vault)
         reporting_pid = options.root_pid if options.told_at_the_end else 0
         self._drain = from_options(options.trace, options.pcap)
         self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
-                                      reporting_pid=reporting_pid, leaving=self._leaving, drain=self._drain)
+                                      reporting_pid=reporting_pid, leaving=self._leaving, drain=self._drain,
+                                      vault=self._vault)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
         self._filtered = opening.filtered(options, policy)
         self._strict = bool(self._filtered)
+        self._forgetful = self._strict and options.successor is not None
+        """Who started whom is not known any more, so all is denied that could be."""
         self._routed = False
         """Strict only since a reload."""
         self._learner = Learner() if options.learn else None
@@ -98,9 +104,11 @@ class Supervisor:
         self._enforcer = Enforcer(self._workers, self._learner)
         self._lineage = Lineage(self._processes, self._settings, options.root_pid, self._filters, _LAUNCHER)
         self.accounts = Accounts(options, self._processes, self._broker, self._hypercalls, self._enforcer,
-                                 self._learner, self._guard, self._ended)
+                                 self._learner, self._guard, self._ended, self._vault)
         command = policies.effective(policy, options.command, options.sets, rules=options.rules)
         self._uring_allowed = command.io_uring == "allow"  # the filter is the whole tree's
+        if options.successor is not None:
+            self._uring_allowed = bool(options.successor & VERDICT_URING_ALLOWED)
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
         self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
                               self._hypercalls.areas)
@@ -110,7 +118,7 @@ class Supervisor:
         self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
-                                  self._filters, self._drain)
+                                  self._filters, self._drain, self._vault)
 
     @property
     def filtered(self) -> frozenset[Proto]:
@@ -140,19 +148,18 @@ class Supervisor:
     def _unwatch(self, fd: int) -> None:
         self._epoll.unregister(fd)
 
-    def serve(self, listeners: list[Listener], early: list[tuple[Notification, bool]]) -> None:
-        """Answer until the last task is gone; first those in `early`, of which some have been answered already.
-
-        `early` are all of the first listener.
-        """
-        for listener in listeners:
+    def serve(self, received: opening.Received) -> None:
+        """Answer until the last task is gone."""
+        for listener in received.listeners:
             self._watch(listener.fd)
             self._listeners[listener.fd] = listener
+        if self._options.successor is not None:
+            self._guard(inherit, received.records, self._vault, self._hypercalls, self._broker, self._processes)
         self._inspection.open()
         self._watch(self._inspection.fileno())
-        for notif, answered in early:
+        for notif, answered in received.early:
             self._keepsake.beat()
-            self._one(listeners[0], notif, answered=answered)
+            self._one(received.listener_of(notif), notif, answered=answered)
         lingering = False
         while True:
             self._keepsake.beat()
@@ -243,6 +250,7 @@ class Supervisor:
         process = self._processes.ended(pidfd)
         if process is not None:
             self._lineage.forget(process)
+            self._vault.drop_carry(process)
 
     def _receive(self, listener: Listener) -> None:
         notif = listener.receive()
@@ -310,6 +318,9 @@ class Supervisor:
 
     def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
                          process: Process) -> None:
+        if self._forgetful:
+            answer_forgetful(self._injector, listener, notif, status, process)
+            return
         subject = self._lineage.subject(process, status, notif.tid, watched=self._learner is not None)
         if self._note(notif, process, subject):
             listener.let_through(notif)
@@ -325,7 +336,10 @@ class Supervisor:
         what = notif.args[0] & 0xFFFFFFFF
         if what not in (abi.const.SD_HC_PERFORM, abi.const.SD_HC_ADMIT):
             return False
-        process.carry = None
+        self._hypercalls.no_exec(process)
+        if self._forgetful:
+            listener.reply(notif, -errno.EACCES)
+            return True
         subject = self._lineage.subject(process, status, notif.tid)
         call = notif.as_routed()
         if what == abi.const.SD_HC_ADMIT:
@@ -390,7 +404,7 @@ def main(argv: list[str]) -> int:
         image = str(error)
     supervisor = Supervisor(options, policy, image, keepsake, control)
     try:
-        listeners, early = opening.begin(options, control, keepsake, wrong, supervisor.take_over, supervisor.filtered)
+        received = opening.begin(options, control, keepsake, wrong, supervisor.take_over, supervisor.filtered)
     except (KeeperGone, OSError):
         return 1  # the command was never started, or has ended already
     except AttachError as error:
@@ -398,7 +412,7 @@ def main(argv: list[str]) -> int:
         return 1
     if supervisor.strict:
         _out_of_reach()
-    supervisor.serve(listeners, early)
+    supervisor.serve(received)
     supervisor.close()  # first: its descriptors may be the last that we may have
     supervisor.accounts.write_policy()
     supervisor.accounts.write_report(supervisor.accounts.exit_status())

@@ -12,12 +12,14 @@
  *             The others are queued: they are what the supervisor is for.
  *   SERVING   the supervisor has said READY and got the queue; only it receives.
  *             It is looked after: one that makes no round of its loop for WATCH_MS, while a notification waits, is killed.
- *   ALONE     the supervisor is gone. Every call is let through, every request of the library gets ENOSYS, with which
+ *             If it dies, a successor is started, and it is STARTING again: what waited still waits, the successor is given what its
+ *             predecessor had put into keeping (vault.c), and serves on. Not for ever: see SUCCESSORS_MAX.
+ *   ALONE     no supervisor could be started, or kept alive. Every call is let through, every request of the library gets ENOSYS, with which
  *             it keeps new connections on TCP. Where something may be denied (strict), nobody is left to decide: calls
  *             that could make a connection fail with EACCES, so that killing the supervisor is no way around a policy.
  *
- * On the way to ALONE, whatever the dead one had received must be answered too: no other holder is shown it again, but any
- * holder may answer it. That is the queue as handed over, and `keepsake.notif`, which the kernel itself filled in.
+ * Whatever the dead one had received must be answered too: no other holder is shown it again, but any holder may answer it.
+ * That is the queue as handed over, and `keepsake.notif`, which the kernel itself filled in.
  */
 #include "keeper.h"
 
@@ -45,6 +47,9 @@
 #define WATCH_MS 10000
 #define LOOK_MS 2000
 #define LISTENERS_MAX 64
+/* How often a supervisor may die before we believe that it always will; ending it for its slowness counts several times. */
+#define SUCCESSORS_MAX 8
+#define COST_OF_HANGING 3
 
 enum state { STARTING, SERVING, ALONE };
 
@@ -63,7 +68,9 @@ static struct {
     bool began;         /* there was a listener */
     bool over;          /* the last task has gone */
     bool must_check;
-    bool strict;        /* the verdict had VERDICT_DENY_* */
+    uint32_t verdict;   /* VERDICT_* in force */
+    int successors;     /* supervisors after the first */
+    int deaths;         /* up to SUCCESSORS_MAX */
     int64_t deadline_ms; /* of being started, then of being ready */
     uint64_t beat;       /* the supervisor's, when it was last seen to move */
     int64_t moved_ms;
@@ -81,6 +88,8 @@ static int64_t now_ms(void)
 
 static void start_supervisor(void);
 
+static bool strict(void) { return g.verdict & (VERDICT_DENY_TCP | VERDICT_DENY_UDP); }
+
 static bool harmless(int nr)
 {
     return nr == SYS_arch_prctl || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat || nr == SYS_prctl ||
@@ -93,7 +102,7 @@ static void let_through(const struct seccomp_notif *n)
     struct seccomp_notif_resp r = {.id = n->id};
     if (n->data.nr == SD_HC_NR)
         r.error = -ENOSYS;
-    else if (g.strict && g.state == ALONE && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
+    else if (strict() && g.state == ALONE && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
         r.error = -EACCES;
     else
         r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
@@ -108,7 +117,8 @@ static void receive_notification(int listener)
     struct seccomp_notif n = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
         return; /* the task went away between poll and here */
-    bool at_once = g.state == ALONE || n.data.nr == SYS_arch_prctl || g.queued == QUEUE_MAX;
+    bool birth = n.data.nr == SYS_arch_prctl && !vault_expects((pid_t)n.pid);
+    bool at_once = g.state == ALONE || birth || g.queued == QUEUE_MAX;
     if (at_once)
         let_through(&n);
     if (g.state == STARTING && g.queued < QUEUE_MAX) {
@@ -119,6 +129,9 @@ static void receive_notification(int listener)
     }
 }
 
+/* Is the first supervisor taking over a program that runs? It receives from the beginning: what it holds is stopped. */
+static bool attaching(void) { return g.start->options->attach && !g.successors; }
+
 /* STARTING -> SERVING, as soon as there is both a listener and a supervisor to hand it to. */
 static void hand_over(void)
 {
@@ -127,8 +140,11 @@ static void hand_over(void)
     if (g.state != STARTING || !g.ready || !g.nlisteners)
         return;
     g.state = SERVING;
-    if (!g.start->options->attach) /* else it has them from itself */
-        error = channel_send(g.control, &m, g.listeners[0]);
+    if (!attaching()) /* else it has them from itself */
+        for (int i = 0; i < g.nlisteners && !error; i++)
+            error = channel_send(g.control, &m, g.listeners[i]);
+    if (!error)
+        error = vault_hand_over(g.control);
     m.kind = MSG_NOTIF;
     for (int i = 0; !error && i < g.queued; i++) {
         m.notif = g.queue[i].notif;
@@ -138,6 +154,24 @@ static void hand_over(void)
     m.kind = MSG_GO;
     if (!error)
         channel_send(g.control, &m, -1); /* an error is its death: seen by its pidfd */
+}
+
+static bool still_waits(uint64_t id)
+{
+    for (int i = 0; i < g.nlisteners; i++)
+        if (ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0)
+            return true;
+    return false;
+}
+
+/* Calls that threads of the dead one performed, of strict trees: nobody knows how far they had come. */
+static void answer_outstanding(void)
+{
+    for (int i = 0; i < KEEPSAKE_OUTSTANDING; i++) {
+        struct seccomp_notif_resp r = {.id = g.keepsake->outstanding[i], .error = -EACCES};
+        for (int k = 0; r.id && k < g.nlisteners && ioctl(g.listeners[k], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; k++)
+            ;
+    }
 }
 
 /* Nobody else answers any more: also what the supervisor left behind, or never got. */
@@ -156,39 +190,91 @@ static void go_alone(void)
     for (int i = 0; i < g.queued; i++)
         if (!(g.queue[i].flags & NOTIF_ANSWERED))
             let_through(&g.queue[i].notif);
-    for (int i = 0; i < KEEPSAKE_OUTSTANDING; i++)
-        if (g.keepsake->outstanding[i]) /* only strict trees have any */
-            let_through(&(struct seccomp_notif){.id = g.keepsake->outstanding[i], .data.nr = SYS_connect});
+    answer_outstanding();
 }
 
-static void supervisor_gone(void)
+/* What in the queue waits no more makes room; what the dead supervisor was working on comes in. */
+static void refill_queue(void)
 {
-    if (waitpid(g.supervisor, &g.supervisor_status, WNOHANG) != g.supervisor)
-        return; /* not yet */
-    close(g.control);
-    close(g.supervisor_fd);
-    g.control = g.supervisor_fd = -1;
-    go_alone();
+    int n = 0;
+    for (int i = 0; i < g.queued; i++)
+        if (!(g.queue[i].flags & NOTIF_ANSWERED) && still_waits(g.queue[i].notif.id))
+            g.queue[n++] = g.queue[i];
+    g.queued = n;
+    if (g.keepsake->notif.id && still_waits(g.keepsake->notif.id)) {
+        if (n == QUEUE_MAX) {
+            let_through(&g.keepsake->notif);
+            return;
+        }
+        g.queue[n].notif = g.keepsake->notif;
+        g.queue[g.queued++].flags = 0;
+    }
 }
 
-static void from_supervisor(void)
+/* Another supervisor, if there is a tree for it to serve: back to STARTING. */
+static bool succeed(void)
+{
+    bool never_served = g.state == STARTING && !g.successors; /* then nothing depends on it */
+    if (g.state == ALONE || never_served || !g.nlisteners || g.over || ++g.deaths > SUCCESSORS_MAX)
+        return false;
+    g.successors++;
+    g.nlisteners += keeper_rescue(g.keepsake, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
+    refill_queue();
+    answer_outstanding();
+    memset(g.keepsake, 0, KEEPSAKE_BYTES);
+    g.state = STARTING;
+    g.ready = false;
+    g.moved_ms = 0;
+    g.supervisor = 0;
+    start_supervisor();
+    return true;
+}
+
+static bool from_supervisor(void)
 {
     struct message m;
     int fd, got = channel_receive(g.control, &m, &fd);
-    if (got > 0 && m.kind == MSG_LISTENER && fd >= 0 && g.nlisteners < LISTENERS_MAX)
+    if (got <= 0)
+        return false; /* it ends; its pidfd tells when */
+    if (m.kind == MSG_LISTENER && fd >= 0 && g.nlisteners < LISTENERS_MAX)
         g.listeners[g.nlisteners++] = fd;
+    else if (m.kind == MSG_KEEP)
+        vault_keep(&m, fd);
     else if (fd >= 0)
         close(fd);
-    if (got <= 0)
-        return; /* it ends; its pidfd tells when */
+    if (m.kind == MSG_DROP)
+        vault_drop(m.status);
+    if (m.kind == MSG_CLEAR)
+        vault_clear();
     if (m.kind == MSG_VERDICT)
-        g.strict = m.flags & (VERDICT_DENY_TCP | VERDICT_DENY_UDP);
+        g.verdict = m.flags;
     if (m.kind == MSG_VERDICT && g.launcher >= 0)
         channel_send(g.launcher, &m, -1);
     if (m.kind == MSG_READY) {
         g.ready = true;
         hand_over();
     }
+    return true;
+}
+
+static void supervisor_gone(void)
+{
+    if (waitpid(g.supervisor, &g.supervisor_status, WNOHANG) != g.supervisor)
+        return; /* not yet */
+    struct pollfd last_words = {.fd = g.control, .events = POLLIN};
+    while (poll(&last_words, 1, 0) == 1 && last_words.revents & POLLIN && from_supervisor())
+        ;
+    close(g.control);
+    close(g.supervisor_fd);
+    g.control = g.supervisor_fd = -1;
+    if (!succeed())
+        go_alone();
+}
+
+static void end_supervisor(void)
+{
+    g.deaths += COST_OF_HANGING - 1;
+    kill(g.supervisor, SIGKILL); /* its pidfd tells when */
 }
 
 static void from_launcher(void)
@@ -217,7 +303,7 @@ static void watch_supervisor(void)
         g.moved_ms = now_ms();
     } else if (now_ms() - g.moved_ms >= WATCH_MS) {
         fprintf(stderr, "sdrun: keeper: the supervisor hangs, and is ended\n");
-        kill(g.supervisor, SIGKILL); /* its pidfd tells when */
+        end_supervisor();
     }
 }
 
@@ -226,18 +312,14 @@ static void watch_supervisor(void)
 static bool done(void)
 {
     const struct options *o = g.start->options;
-    if (g.launcher >= 0 || (o->attach && g.state == STARTING && g.supervisor_fd >= 0))
+    if (g.launcher >= 0 || (attaching() && g.state == STARTING && g.supervisor_fd >= 0))
         return false;
     if (g.nlisteners && !g.over)
         return false;
-    return !(g.over && told_at_the_end(o) && g.state == STARTING && g.supervisor_fd >= 0);
+    return !(g.over && g.nlisteners && told_at_the_end(o) && g.state == STARTING && g.supervisor_fd >= 0);
 }
 
-/* A supervisor that attaches receives from the beginning: what it holds is stopped. */
-static bool receives(void)
-{
-    return g.state == ALONE || (g.state == STARTING && !g.start->options->attach);
-}
+static bool receives(void) { return g.state == ALONE || (g.state == STARTING && !attaching()); }
 
 /* From one listener: notifications, or that the last task under it has gone. */
 static void from_listener(int i, short events)
@@ -262,7 +344,7 @@ static int64_t patience(void)
     if (g.state != STARTING || left > 0)
         return left;
     if (g.supervisor)
-        kill(g.supervisor, SIGKILL); /* its pidfd tells when */
+        end_supervisor();
     start_supervisor();
     return 100;
 }
@@ -295,26 +377,6 @@ static void serve(void)
     } while (!done());
 }
 
-/* Whoever waits for a report shall learn that none will come, and not take it for one. */
-static void write_obituary(const struct options *o)
-{
-    static const char text[] = "{\"version\": 1, \"exit_status\": null, \"error\": "
-                               "\"the supervisor ended before the program; nothing is known\"}\n";
-    char temporary[PATH_BYTES + 32];
-    if (o->explain)
-        complain("the supervisor ended before the program: new connections stayed on TCP since, and there is no report");
-    if (!o->report)
-        return;
-    snprintf(temporary, sizeof(temporary), "%s.%d", o->report, (int)getpid());
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd < 0)
-        return; /* it was writable when we started; nobody is left to tell */
-    bool whole = write(fd, text, sizeof(text) - 1) == (ssize_t)sizeof(text) - 1;
-    close(fd);
-    if (!whole || rename(temporary, o->report) < 0)
-        unlink(temporary);
-}
-
 /* The supervisor writes the report after the last task has gone: closing the channel tells it that no listener will come. */
 static void finish(void)
 {
@@ -327,7 +389,7 @@ static void finish(void)
             ;
     }
     if (g.began && (g.supervisor_status || g.supervisor <= 0))
-        write_obituary(o);
+        keeper_obituary(o);
 }
 
 /* ------------------------------------------------------------------ start */
@@ -344,10 +406,8 @@ static void start_supervisor(void)
     }
     g.supervisor = fork();
     if (g.supervisor == 0)
-        run_supervisor(g.start, pair[1], g.keepsake_fd);
+        run_supervisor(g.start, pair[1], g.keepsake_fd, g.successors ? (int)g.verdict : -1);
     close(pair[1]);
-    close(g.keepsake_fd);
-    close(g.start->root_pidfd);
     g.control = pair[0];
     g.deadline_ms = now_ms() + READY_TIMEOUT_MS;
     g.supervisor_fd = g.supervisor > 0 ? pidfd_open(g.supervisor, 0) : -1;

@@ -8,6 +8,7 @@
  *   filter.c    the kernel's abilities, loading and installing the seccomp filter
  *   channel.c   datagrams with a descriptor
  *   keeper.c    the process that holds the listener until the last task is gone
+ *   vault.c     what it keeps for the successor of a supervisor that dies
  *
  * Until execve this process is what the user started, so nothing may change that a program inherits: no
  * signal disposition, no mask, no descriptor without close-on-exec, no child that announces its end by SIGCHLD.
@@ -28,7 +29,7 @@
 enum { EXIT_USAGE = 2, EXIT_UNABLE = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
 
 #define SETS_MAX 64
-#define TEXT_MAX 1024
+#define TEXT_MAX 2048
 #define PATH_BYTES 4096
 
 struct options {
@@ -69,6 +70,9 @@ enum message_kind {
     MSG_READY = 3,    /* supervisor -> keeper: from now on I receive the notifications */
     MSG_NOTIF = 4,    /* keeper -> supervisor: received before you were ready */
     MSG_GO = 5,       /* keeper -> supervisor: that was the last of them */
+    MSG_KEEP = 6,     /* supervisor -> keeper -> its successor: a record for the successor, by number (status); see vault.c */
+    MSG_DROP = 7,     /* supervisor -> keeper: that record is of no more use */
+    MSG_CLEAR = 8,    /* supervisor -> keeper: none is */
 };
 
 /* Of MSG_VERDICT: which filter. DENY_*: some program of the tree may be denied something; see sdtrace/syscalls.py. */

@@ -119,7 +119,7 @@ int options_only(const struct options *o, const char *bin_dir, const char *comma
     return EXIT_UNABLE;
 }
 
-void run_supervisor(const struct keeper *k, int control, int keepsake)
+void run_supervisor(const struct keeper *k, int control, int keepsake, int verdict)
 {
     const struct options *o = k->options;
     char *args[2 * SETS_MAX + 20], *python = text("%s/python3", k->bin_dir);
@@ -137,17 +137,19 @@ void run_supervisor(const struct keeper *k, int control, int keepsake)
         args[n++] = text("--report=%s", o->report);
     if (o->explain)
         args[n++] = "--explain";
-    if (o->trace)
-        args[n++] = text("--trace=%s", o->trace);
-    if (o->pcap)
-        args[n++] = text("--pcap=%s", o->pcap);
     if (o->no_accel)
         args[n++] = "--no-accel";
-    if (o->attach)
+    if (verdict >= 0) /* what the first has written of these is all there is */
+        args[n++] = text("--successor=%d", verdict);
+    if (o->trace && verdict < 0)
+        args[n++] = text("--trace=%s", o->trace);
+    if (o->pcap && verdict < 0)
+        args[n++] = text("--pcap=%s", o->pcap);
+    if (o->attach && verdict < 0)
         args[n++] = o->no_children ? "--attach=alone" : "--attach=family";
-    else if (o->must_check)
+    else if (o->must_check && verdict < 0)
         args[n++] = "--verdict";
-    if (o->learn)
+    if (o->learn && verdict < 0)
         args[n++] = text("--learn=%s", o->learn);
     n = policy_options(o, args, n);
     args[n] = NULL;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 
 from sdtrace.keepsake import SIZE, Keepsake
 from tests.guestbuild import Guests
-from tests.harness import ROOT, SDRUN, Mode, Program, Runner, end_monitor
+from tests.harness import GUESTS, ROOT, SDRUN, Mode, Program, Runner, end_monitor
 from tests.sdtrace.support import supervisor_of
 
 
@@ -87,6 +88,7 @@ def test_kill_the_keeper(shm: Runner, guests: Guests) -> None:
     program = shm.start("sh", "-c", f"sleep 0.8 | {guests('first_socket')}")
     supervisor = supervisor_of(program)
     keeper = int(Path(f"/proc/{supervisor}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    program.until(lambda: os.readlink(f"/proc/{program.pid}/exe") != str(SDRUN), "execve")
     time.sleep(0.4)
     os.kill(keeper, signal.SIGKILL)
     finish(program)
@@ -112,6 +114,88 @@ def test_connections_go_on_and_a_new_sdrun_serves(victims: str, shm: Runner, gue
         if shm.run(guests("dup")).report().shm == 2:
             return
     raise AssertionError("no connection on shared memory after the kill")
+
+
+@pytest.mark.parametrize("moment", ["before the exec", "between exec and birth", "both"])
+def test_killed_around_an_exec(moment: str, shm: Runner, guests: Guests, born: Path, tmp_path: Path) -> None:
+    """A connection with unread bytes on its ring goes to the next program, though whoever has to give it is dead."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    os.mkfifo(first)
+    os.mkfifo(second)
+    program = shm.start(guests("handover"), first, born, second)
+    program.until(lambda: b"handover" in parts_of(program, first), "in the middle of a conversation")
+    if moment != "between exec and birth":
+        os.kill(supervisor_of(program), signal.SIGKILL)
+    let_go(first)
+    program.until(lambda: b"born" in parts_of(program, second), "the next program, before its birth")
+    if moment != "before the exec":
+        os.kill(supervisor_of(program), signal.SIGKILL)
+    let_go(second)
+    finish(program)
+    report = program.report()
+    assert "ended before" in report.raw["error"]
+    assert report.shm == 2 and report.shm_bytes > 4 * 5000
+
+
+def parts_of(program: Program, fifo: Path) -> bytes:
+    """Names of the processes of a program that wait for somebody to open `fifo` for writing."""
+    with subprocess.Popen(["pgrep", "-g", str(program.pid)], stdout=subprocess.PIPE) as found:
+        assert found.stdout
+        pids = found.stdout.read().split()
+    names = b""
+    for pid in map(int, pids):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("2", "257"):  # open, openat
+                names += Path(f"/proc/{pid}/comm").read_bytes()
+    return names
+
+
+def let_go(fifo: Path) -> None:
+    """Whoever waits for the other end of it goes on."""
+    fifo.open("wb").close()
+
+
+@pytest.fixture(scope="module")
+def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See tests/guests/born.c."""
+    made = tmp_path_factory.mktemp("born") / "born"
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-nostdlib", "-static", "-fno-stack-protector"]
+    subprocess.run(["gcc", *flags, "-o", made, GUESTS / "born.c"], check=True)
+    return made
+
+
+def test_killed_again_and_again_while_programs_hand_a_connection_on(shm: Runner, guests: Guests) -> None:
+    """Sixty programs, one after the other, have the same connection; supervisors, and those after them, are killed."""
+    kills = 0
+    for _ in range(4):
+        program = shm.start(guests("handover"), "chain", "60")
+        program.until(lambda: os.readlink(f"/proc/{program.pid}/exe") != str(SDRUN), "execve")  # noqa: B023
+        for _ in range(6):
+            time.sleep(random.random() * 0.15)
+            with contextlib.suppress(AssertionError, ProcessLookupError):  # it has come to its end
+                os.kill(supervisor_of(program, 0.5), signal.SIGKILL)
+                kills += 1
+        finish(program)
+        assert program.stdout == b"ok\n"
+    assert kills > 4
+
+
+def test_killed_where_something_may_be_denied(shm: Runner, guests: Guests, born: Path, tmp_path: Path) -> None:
+    """The successor knows no more who may do what: connections of before go on, new ones are denied."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    os.mkfifo(first)
+    os.mkfifo(second)
+    shm.options = ["-r", "out tcp *:25 deny"]
+    connect = "try: socket.create_connection(('127.0.0.1', 9))\nexcept PermissionError: print('denied')"
+    command = f'"$1" "$2" "$3" "$4"; python3 -c "import socket\n{connect}"'
+    program = shm.start("sh", "-c", command, "sh", guests("handover"), first, born, second)
+    program.until(lambda: b"handover" in parts_of(program, first), "in the middle of a conversation")
+    os.kill(supervisor_of(program), signal.SIGKILL)
+    let_go(first)
+    program.until(lambda: b"born" in parts_of(program, second), "the next program, before its birth")
+    let_go(second)
+    finish(program)
+    assert program.stdout == b"ok\ndenied\n"
 
 
 HALF_DONE = """

@@ -24,8 +24,8 @@ static NOINLINE long exec(struct sd_frame *f, struct sd_tcb *t)
                 carry[n++] = (struct sd_carry){.fd = (i32)fd, .block = SD_CARRY_EPOLL};
         }
     }
-    if (n)
-        sd_hypercall(SD_HC_EXEC, (u64)carry, n);
+    if (n) /* whatever we were answered before: without it the connection is lost */
+        SYS3(SD_HC_NR, SD_HC_EXEC, carry, n);
     if (!t->foreign)
         g.proc->execs = 1;
     sd_faults_own(true);

@@ -123,13 +123,14 @@ long sd_hypercall(u32 op, u64 a, u64 b)
  * interrupted): whoever believed that 0 closed the program's standard input. All that we are given are memfds with their size sealed. */
 long sd_hypercall_fd(u32 op, u64 a, u64 b)
 {
-    long fd = sd_hypercall(op, a, b);
-
-    if (fd != 0)
-        return fd;
-    long seals = SYS3(__NR_fcntl, 0, F_GET_SEALS, 0);
-    if (seals > 0 && (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) == (F_SEAL_SHRINK | F_SEAL_GROW))
-        return fd;
+    for (int attempt = 0; attempt < 4; attempt++) { /* it has a successor */
+        long fd = sd_hypercall(op, a, b);
+        if (fd != 0)
+            return fd;
+        long seals = SYS3(__NR_fcntl, 0, F_GET_SEALS, 0);
+        if (seals > 0 && (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) == (F_SEAL_SHRINK | F_SEAL_GROW))
+            return fd;
+    }
     g.no_supervisor = 1;
     return -ENOSYS;
 }
