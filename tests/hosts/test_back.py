@@ -49,7 +49,9 @@ def supervisor_as_well(world: World) -> None:
     forget(world)
 
 
-@pytest.mark.parametrize("lose", [forget, another_key, both, supervisor_as_well])
+@pytest.mark.parametrize("lose", [
+    forget, pytest.param(another_key, marks=quick_only), pytest.param(both, marks=quick_only), supervisor_as_well,
+])  # fmt: skip
 def test_a_link_that_is_lost_for_good(world: World, guests: Guests, lose: Callable[[World], None]) -> None:
     world.start(back_s=BACK_S, lost_s=300)
     guest, go, stay = guests("integrity"), world.a.folder / "go", world.a.folder / "stay"
