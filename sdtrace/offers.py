@@ -280,9 +280,17 @@ class Broker:
         if self._client is not None:
             self._client.rang(event.offer_id, result)
 
-    def nudge(self, key: Key) -> int:
-        """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno."""
+    def nudge(self, key: Key, *, leave: bool = False) -> int:
+        """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno.
+
+        `leave`: it cannot use a ring to another host any more, and both ends go back to TCP.
+        """
         held = self._held.get(key)
+        if held is not None and leave and held.far:
+            self._far.leave(key, held)
+            if self._client is not None:
+                self._client.nudge(held.name)  # it sees that we have taken the ring, and tells the other host
+            return 0
         if held is not None and held.left:
             self._far.nudge(key)
             return 0

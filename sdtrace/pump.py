@@ -87,6 +87,7 @@ class Pump:
                 return True
             except OSError:
                 self._mark.clear()
+            abi.lib.sd_pump_go(self._copy)
             step = abi.lib.sd_pump_step(self._copy, self._ring_bytes, self._side, fd)
             if step == abi.lib.SD_PUMP_LATER:
                 return True

@@ -11,6 +11,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import ipaddress
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,13 @@ def _mtu(device: str, port: int, wanted: int | None) -> int:
     interface = _text(_SYS / device / "ports" / str(port) / "gid_attrs/ndevs/0")
     room = int(_text(Path("/sys/class/net") / interface / "mtu") or 1500) - 100 if interface else 1024
     return max((number for size, number in _MTU.items() if size <= room), default=1)
+
+
+def counters(found: Found) -> dict[str, int]:
+    """What the device has counted of retries: requests sent again or given up, receivers that were not ready (rnr)."""
+    folder = _SYS / found.device / "ports" / str(found.port) / "hw_counters"
+    names = (entry.name for entry in folder.glob("*") if re.search("rnr|retry|timeout", entry.name))
+    return {name: int(value) for name in sorted(names) if (value := _text(folder / name)).isdigit()}
 
 
 def _text(path: Path) -> str:

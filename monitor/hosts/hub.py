@@ -107,8 +107,6 @@ class Hub:
         self._callers: set[Caller] = set()
         self._asleep = False
         self._busy_until = self._ticked = 0.0
-        self.left = 0
-        """Connections that have gone back to their own TCP."""
         self._ready: set[str] = set()
         self.contacts = {
             name: Contact(config, peer, selector, self._port, self._asked, self._down)
@@ -353,7 +351,7 @@ class Hub:
             return
         conn.left = True
         conn.mirror.stop()
-        self.left += 1
+        conn.contact.left += 1
         journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
         self._local.ring(conn.client, conn.name, Bell.BACK)
         self._say_gone(conn)
@@ -505,7 +503,7 @@ class Hub:
             "device": None if self._device is None else self._device.status(),
             "peers": [self._peer(contact) for contact in self.contacts.values()],
             "connections": [self._connection(conn) for conn in self._conns.values()],
-            "candidates": len(self._candidates), "left": self.left,
+            "candidates": len(self._candidates),
         }  # fmt: skip
 
     @staticmethod
@@ -513,7 +511,7 @@ class Hub:
         link = contact.link
         return {
             "name": contact.peer.name, "up": link is not None, "rdma": link is not None and link.by_rdma,
-            "links": contact.links, "queued": 0 if link is None else len(link.stream.out),
+            "links": contact.links, "left": contact.left, "queued": 0 if link is None else len(link.stream.out),
             "port": None if link is None or link.port is None else link.port.status(),
         }  # fmt: skip
 
@@ -522,7 +520,8 @@ class Hub:
         mirror = conn.mirror
         return {
             "peer": conn.contact.peer.name, "client": conn.client, "name": conn.name, "linked": mirror.linked,
-            "out": mirror.bytes_out, "in": mirror.bytes_in, "unread": mirror.unread(), "resumes": mirror.resumes,
+            "out": mirror.bytes_out, "in": mirror.bytes_in, "unread": mirror.unread(),
+            "credits": mirror.copy.ring_bytes - mirror.unread(), "resumes": mirror.resumes,
             "bells": list(mirror.copy.bells()), "lost": conn.lost,
         }  # fmt: skip
 

@@ -14,7 +14,7 @@ from monitor import journal
 from monitor.hosts import frames
 from monitor.hosts.batch import Batch
 from monitor.hosts.contact import Contact
-from monitor.hosts.discover import Found
+from monitor.hosts.discover import Found, counters
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
@@ -90,7 +90,7 @@ class Device:
 
     def status(self) -> dict[str, Any]:
         """For sdctl."""
-        found = {**self.found._asdict(), "gid": self.found.gid.hex()}
+        found = {**self.found._asdict(), "gid": self.found.gid.hex(), "counters": counters(self.found)}
         return {**found, "queue_pairs": len(self.ports), "turns": self.turns, "events": self.events}
 
 

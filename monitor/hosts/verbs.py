@@ -28,7 +28,7 @@ from monitor import journal
 from monitor.hosts import frames
 from monitor.hosts.batch import MESSAGE_BYTES, Batch
 from monitor.hosts.contact import Contact
-from monitor.hosts.discover import Found, pyverbs
+from monitor.hosts.discover import Found, counters, pyverbs
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
@@ -108,7 +108,7 @@ class Device:
 
     def status(self) -> dict[str, Any]:
         """For sdctl."""
-        found = {**self.found._asdict(), "gid": self.found.gid.hex()}
+        found = {**self.found._asdict(), "gid": self.found.gid.hex(), "counters": counters(self.found)}
         return {**found, "queue_pairs": len(self.ports), "completions": self.polled, "events": self.events}
 
 

@@ -333,12 +333,18 @@ struct sd_seg {
     SD_ATOMIC uint32_t heard;          /* monitor: the other host knows it, so a mark on TCP is understood there ([H3]) */
     SD_ATOMIC uint32_t moving;         /* monitor: it is about to store a tail or a head here; by exchange, before it looks at the next two ([H4]) */
     SD_ATOMIC uint32_t frozen;         /* library: no tail any more, it has read the other end's mark */
-    SD_ATOMIC uint32_t pumped;         /* supervisor: no head any more; 2: it takes our ring's bytes to TCP itself; 1: unless we are leaving */
+    SD_ATOMIC uint32_t pumped;         /* supervisor: enum sd_pumped; not 0: no head is stored any more */
     SD_ATOMIC uint32_t pump_end;       /* library: a FIN behind them */
     SD_ATOMIC uint64_t mark_from;      /* library: 1 + TCP position of our own mark; 0: none was begun */
     SD_ATOMIC uint64_t mark_at;        /* library: what it says; stored before */
     uint32_t pad[6];
     struct sd_dir dir[2];
+};
+
+enum sd_pumped {
+    SD_PUMPED_LOOKING = 1, /* unless the library is leaving by itself, */
+    SD_PUMPED_MARK = 2,    /* the supervisor's mark is on its way to the socket; behind it */
+    SD_PUMPED_BYTES = 3,   /* the supervisor takes what is in the ring to TCP */
 };
 
 /* Between hosts, in the TCP stream: what follows is the program's stream from ring counter `at` on ([H3]). Doorbells are zeros, so the first byte

@@ -144,6 +144,8 @@ enum sd_pump {
 /* The monitor gives the copy up: the program is asked to go on by TCP, and looks by itself where a doorbell would have woken it. */
 void sd_pump_leave(void *segment, uint32_t side);
 enum sd_pump sd_pump_begin(void *segment, uint32_t side, struct sd_mark *mark);
+/* The mark is sent: from now on the program may follow, once the ring is empty. */
+void sd_pump_go(void *segment);
 enum sd_pump sd_pump_step(void *segment, uint64_t ring_bytes, uint32_t side, int fd);
 /* Nothing is in the ring: be told of more. True: there is more by now, or the end. */
 bool sd_pump_arm(void *segment, uint32_t side);

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.guestbuild import Guests
+from tests.harness import SDRUN
 from tests.hosts.world import VERBS, Host, Mode, Program, World, assert_rdma, wait_for
 
 ECHO = """
@@ -44,7 +48,7 @@ def ping(n):
     s.sendall(m); got = b""
     while len(got) < len(m):
         part = s.recv(65536); assert part, (n, len(got), len(m)); got += part
-    assert got == m, n
+    assert got == m, (n, got[:80], m[:80])
 n = 0
 while not os.path.exists(go):
     ping(n); n += 1; time.sleep(0.01)
@@ -74,6 +78,25 @@ def ping(host: Host, server: Host, port: int, go: Path, how: str = "direct", mod
     return host.runner(mode, *options).start(sys.executable, "-c", PING, *words, env={"PING": PING})
 
 
+def assert_shown(world: World) -> None:
+    """sdss --hosts and sdstat --hosts say what the link carries."""
+    env = {**os.environ, "SOCKSDIRECT_MONITOR": world.a.socket}
+    shown = json.loads(tool("sdss", "--hosts", "--json", env=env))["hosts"]
+    assert len(shown) == 1 and shown[0] | {
+        "host": "b", "link": "rdma" if VERBS else "tcp", "connections": 1, "links": 1, "left": 0,
+    } == shown[0]  # fmt: skip
+    assert shown[0]["credits"] + shown[0]["unread"] > 0
+    if VERBS:
+        assert shown[0]["depth"] > shown[0]["under_way"] and shown[0]["writes"] and shown[0]["received"]
+    assert tool("sdss", "--hosts", env=env).splitlines()[1].split()[0] == "b"
+    assert "host b: " in tool("sdstat", "--hosts", env=env)
+
+
+def tool(*words: str, env: dict[str, str]) -> str:
+    return subprocess.run([SDRUN.parent / words[0], *words[1:]], env=env, check=True, stdout=subprocess.PIPE,
+                          text=True).stdout
+
+
 @pytest.mark.parametrize("how", [pytest.param("direct", marks=quick_only), "exec"])
 def test_fork_here_and_exec_there(world: World, how: str) -> None:
     world.start()
@@ -81,6 +104,7 @@ def test_fork_here_and_exec_there(world: World, how: str) -> None:
     server = echo(world.b, 7000, go)
     client = ping(world.a, world.b, 7000, go, how)
     world.a.carried(1)
+    assert_shown(world)
     go.touch()
     client.ok(LONG_S)
     server.ok(LONG_S)

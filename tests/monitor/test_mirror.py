@@ -371,7 +371,7 @@ def test_what_program_or_supervisor_have_taken_is_theirs() -> None:
         a.write(100)
         b.write(100)
         made.settle()
-        a.copy._seg.frozen, b.copy._seg.pumped = 1, 2
+        a.copy._seg.frozen, b.copy._seg.pumped = 1, abi.const.SD_PUMPED_BYTES
         a.write(50)
         b.write(70)
         for _, number in itertools.product(range(20), (0, 1)):

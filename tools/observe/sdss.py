@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import suppress
 
-from tools.observe import view
+from tools.observe import hosts, view
 from tools.observe.filters import FilterError, Test, compile_filter
 from tools.observe.sockets import Address, User
 from tools.observe.view import Row
@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("-6", "--ipv6", action="store_true", help="IPv6 only")
     result.add_argument("-H", "--no-header", action="store_true", help="no first line")
     result.add_argument("--rates", type=float, metavar="SECONDS", help="look twice, so far apart, and show bytes/s")
+    result.add_argument("--hosts", action="store_true",
+                        help="instead, links to other hosts: requests under way, bytes unread over there, credits "
+                        "(bytes that may be sent), retries and receivers that were not ready (RNR) of the RDMA device")
     result.add_argument("--json", action="store_true", help="one JSON document")
     result.add_argument("filter", nargs="*", metavar="FILTER", help="which of them")
     return result
@@ -105,6 +108,13 @@ def _print(lines: list[list[str]]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status: 0; 2 for a wrong filter."""
     options = parser().parse_args(argv)
+    if options.hosts:
+        links = hosts.look()
+        if options.json:
+            print(json.dumps({"version": 1, "hosts": links}, indent=1))
+        else:
+            _print(hosts.table(links)[options.no_header:] or [[]])
+        return 0
     try:
         test = compile_filter(options.filter)
     except FilterError as error:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from sdlib import abi
-from tools.observe import view
+from tools.observe import hosts, view
 from tools.observe.samples import Interval
 from tools.observe.sdss import printable
 from tools.observe.view import Moment
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("-c", "--count", type=int, default=0, metavar="N", help="with -i: end after N intervals")
     result.add_argument("-p", "--pid", type=int, action="append", default=[], help="this process; may be repeated")
     result.add_argument("--sizes", action="store_true", help="also how many messages there were of each size")
+    result.add_argument("--hosts", action="store_true", help="also a line per other host: queue, credits, retries")
     result.add_argument("--connections", action="store_true", help="also a line per connection")
     form = result.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document per line")
@@ -70,13 +71,15 @@ def intervals(seconds: float | None, count: int) -> Iterator[Interval]:
         before, done = now, done + 1
 
 
-def as_json(interval: Interval, pids: list[int], *, connections: bool) -> dict[str, Any]:
+def as_json(interval: Interval, pids: list[int], *, connections: bool, others: bool = False) -> dict[str, Any]:
     """One document."""
     programs = [line for line in interval.programs() if not pids or line["pid"] in pids]
     document: dict[str, Any] = {
         "version": 1, "seconds": interval.seconds if interval.before else None,
         "supervisors": interval.supervisors(), "programs": programs,
     }  # fmt: skip
+    if others:
+        document["hosts"] = hosts.look()
     if connections:
         rows = [row for row in interval.connections() if not pids or any(user.pid in pids for user in row.users)]
         document["connections"] = [row.as_json() for row in rows]
@@ -127,6 +130,10 @@ def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
         ends = f"{line['local']['host']}:{line['local']['port']} > {line['peer']['host']}:{line['peer']['port']}"
         rates = ", ".join(f"{name} {number(value)}B/s" for name, value in line["rates"].items())
         yield f"{'':>7} {ends:<44} {line['path']:<4} {printable(line['reason'])} {rates}".rstrip()
+    for line in document.get("hosts", ()):
+        yield (f"host {printable(line['host'])}: {line['link']}, {line['connections']} connections, "
+               f"queue {line['under_way']}/{line['depth']}, unread {number(line['unread'])}B, "
+               f"credits {number(line['credits'])}B, retries {line['retries']}, RNR {line['rnr']}")
     for line in document["supervisors"]:
         waited = microseconds(line["notification_mean_s"])
         yield (f"supervisor {line['pid']}: {line['notifications']} notifications, {waited}; "
@@ -135,7 +142,7 @@ def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
 
 def _watch(options: argparse.Namespace) -> int:
     for interval in intervals(options.interval, options.count):
-        document = as_json(interval, options.pid, connections=options.connections)
+        document = as_json(interval, options.pid, connections=options.connections, others=options.hosts)
         if options.json:
             print(json.dumps(document), flush=True)
         else:

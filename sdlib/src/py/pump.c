@@ -36,17 +36,19 @@ enum sd_pump sd_pump_begin(void *segment, uint32_t side, struct sd_mark *mark)
         return SD_PUMP_LATER;
     if (load_acq(&seg->told) && !load_acq(&seg->heard))
         return SD_PUMP_UNKNOWN;
-    atomic_exchange(&seg->pumped, 1); /* [H4] the program says LEAVING by a locked instruction, too: one of us sees the other */
+    atomic_exchange(&seg->pumped, SD_PUMPED_LOOKING); /* [H4] the program says LEAVING by a locked instruction, too: one of us sees the other */
     if (load_acq(&out->prod_hint) & SD_HINT_LEAVING) { /* it is on its way itself */
         store_rel(&seg->pumped, 0);
         return SD_PUMP_DONE;
     }
-    store_rel(&seg->pumped, 2);
+    store_rel(&seg->pumped, SD_PUMPED_MARK);
     for (u32 i = 0; i < MOVING_TRIES && load_acq(&seg->moving); i++)
         cpu_relax();
     *mark = (struct sd_mark){SD_MARK_MAGIC, {seg->far_id[0], seg->far_id[1]}, load_rlx(&out->head)};
     return load_acq(&seg->told) ? SD_PUMP_MARK : SD_PUMP_PLAIN;
 }
+
+void sd_pump_go(void *segment) { store_rel(&((struct sd_seg *)segment)->pumped, SD_PUMPED_BYTES); }
 
 enum sd_pump sd_pump_step(void *segment, uint64_t ring_bytes, uint32_t side, int fd)
 {

@@ -25,6 +25,8 @@ void sd_far_nudge(struct sock *s)
     COUNT(bells_tx);
 }
 
+void sd_far_leave(struct sock *s) { sd_hypercall(SD_HC_NUDGE, s->id, 1); }
+
 bool sd_far_settle(struct sock *s)
 {
     u32 ask = atomic_fetch_add(&s->seg->settle_ask, 1) + 1;
@@ -111,7 +113,7 @@ bool sd_far_back(struct sock *s, int fd, struct sd_hold *h)
 {
     for (u64 until = sd_now_ns() + SETTLE_NS; sd_now_ns() < until; sd_far_nap()) {
         u32 pumped = load_acq(&s->seg->pumped);
-        if (pumped == 2 && !sd_far_busy(s))
+        if (pumped == SD_PUMPED_BYTES && !sd_far_busy(s))
             return true; /* [H4] its mark is there already */
         if (!pumped && load_acq(&s->seg->heard)) {
             bells_out(s);
@@ -156,12 +158,17 @@ static u64 freeze(struct sock *s)
 /* The mark stays where it is: sd_rx_back() throws it away with the bytes that we have. */
 static bool heed(struct sock *s, int fd, u64 at)
 {
-    u64 tail, have;
+    u64 head = load_rlx(&s->e.rx->head), tail, have;
+    bool recall = load_rlx(&s->b->rx_mode) == SD_MODE_RETIRE && (i64)(head - at) >= 0;
     i64 pos;
 
-    if (!ring_reaches(s, at))
+    if (!recall && !ring_reaches(s, at))
         return false;
     tail = freeze(s);
+    if (recall) { /* [S5] what is unread comes by TCP, for somebody else to read */
+        tail = head;
+        store_rel(&s->e.rx->tail, tail);
+    }
     have = tail - at;
     pos = sd_rx_pos(s, fd);
     if (have > s->e.bytes || pos < 0)
@@ -249,4 +256,16 @@ i64 sd_far_closed_pos(u64 received, i32 unread, int fd)
     if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0 && (p.revents & POLLERR))
         return -1;
     return (i64)received - 1 - unread;
+}
+
+void sd_far_await(struct sock *s, int fd)
+{
+    struct sd_hold h;
+
+    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RETIRE && sd_far_look(s, fd, &h) <= 0)
+        sd_far_nap();
+    sd_leave(&h);
+    if (sd_back_published(&s->e) && !sd_back_reached(&s->e)) /* the peer has gone back by itself: what is in the ring stays there */
+        cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
 }

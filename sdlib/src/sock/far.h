@@ -30,7 +30,9 @@ static inline bool sd_is_far(const struct sock *s) { return unlikely(s->b->far);
 /* [H4] The supervisor has still bytes to take from the ring, so TCP is not ours yet. */
 static inline bool sd_far_busy(const struct sock *s)
 {
-    return sd_is_far(s) && load_acq(&s->seg->pumped) == 2 && load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head);
+    u32 pumped = likely(!sd_is_far(s)) ? 0 : load_acq(&s->seg->pumped);
+
+    return pumped == SD_PUMPED_MARK || (pumped == SD_PUMPED_BYTES && load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head));
 }
 
 /* Sending goes on by TCP: the peer asks for it or sends nothing any more. */
@@ -46,6 +48,8 @@ static inline bool sd_must_go_back(const struct sock *s)
 void sd_far_nudge(struct sock *s);
 bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
 void sd_far_nap(void);
+void sd_far_await(struct sock *s, int fd); /* [S5]: looks for the other end's mark, while nobody reads the ring */
+void sd_far_leave(struct sock *s); /* both directions, soon: their bytes in the rings are the supervisors' ([H4]) */
 bool sd_far_shut(struct sock *s);                                     /* true: the supervisor shuts our direction, behind what it takes there */
 /* Inside. Our direction's way to TCP; the ring is written no more. False: it cannot be told where the bytes go on. */
 bool sd_far_back(struct sock *s, int fd, struct sd_hold *h);

@@ -9,9 +9,11 @@
  *
  * A peer that does not answer within PATIENCE_MS does so with its next send, unless it was stopped in the middle of the last one.
  */
+#include "sock/far.h"
 #include "sock/sock.h"
 
 #define PATIENCE_MS 200
+#define FAR_PATIENCE_MS 5000
 
 static void nap(void)
 {
@@ -44,8 +46,10 @@ static void leave(struct sock *s, int fd)
     store_rel(&s->e.rx->go_back, SD_GO_BACK_CALL);
     if (rx == SD_MODE_RING)
         sd_ring_bell(s, fd); /* a peer that sleeps hears of it */
+    if (sd_is_far(s))
+        sd_far_leave(s);
     sd_tx_back(s, fd, SD_REASON_call);
-    for (u32 i = 0; i < PATIENCE_MS && load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e); i++) {
+    for (u32 i = 0; i < (sd_is_far(s) ? FAR_PATIENCE_MS : PATIENCE_MS) && load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e); i++) {
         sd_look_at_kernel(s, fd);
         if (load_rlx(&s->b->latched) & LATCH_FIN)
             break;

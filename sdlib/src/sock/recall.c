@@ -60,6 +60,11 @@ bool sd_recall_wait(struct sock *s, int fd)
     for (u32 i = 0; i < PATIENCE_MS + TAKEN_MS; i++) {
         if (is_home(s, fd))
             return true;
+        if (sd_is_far(s)) {
+            sd_far_await(s, fd);
+            nap();
+            continue;
+        }
         if (i == ASK_MS)
             asked = sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0;
         if ((i == PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || ended(fd)) && sd_recall_give_up(&s->e)) {
@@ -74,11 +79,15 @@ bool sd_recall_wait(struct sock *s, int fd)
 
 bool sd_recall(struct sock *s, int fd)
 {
-    if (sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !freeze(s))
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !freeze(s))
         return false;
-    sd_recall_ask(&s->e);
-    sd_membarrier(); /* whoever sends from here on sees it */
-    sd_ring_bell(s, fd);
+    if (sd_is_far(s)) {
+        sd_far_leave(s); /* the other supervisor sends what we have not acknowledged */
+    } else {
+        sd_recall_ask(&s->e);
+        sd_membarrier(); /* whoever sends from here on sees it */
+        sd_ring_bell(s, fd);
+    }
     return sd_recall_wait(s, fd);
 }
 
