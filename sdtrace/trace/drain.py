@@ -24,6 +24,7 @@ from sdlib import abi
 from sdtrace import procfs
 from sdtrace.trace import stream
 from sdtrace.trace.memory import Memory
+from sdtrace.trace.spool import SpoolSink
 from sdtrace.trace.stream import Kind
 
 _BUSY_S: Final = 0.002
@@ -33,6 +34,8 @@ _CLOCKS_APART_S: Final = 0.01
 _BACKLOG_MAX: Final = 256 << 20
 _SINK_PATIENCE_S: Final = 60.0
 MEMORIES_MAX: Final = 512
+RECORDS_SUFFIX: Final = ".sdtrace"
+"""Of a file that shall have the records themselves."""
 
 
 class Sink(Protocol):
@@ -42,7 +45,10 @@ class Sink(Protocol):
         """Take a chunk; never wait for long."""
 
     def flush(self) -> None:
-        """What was given is where others find it."""
+        """What was given is on its way to where others find it."""
+
+    def settle(self) -> None:
+        """Wait until it is there, if that can be known; not for long."""
 
     def close(self) -> None:
         """No more comes; wait until all has arrived."""
@@ -62,6 +68,8 @@ class FileSink:
     def flush(self) -> None:
         """For readers."""
         self._file.flush()
+
+    settle = flush
 
     def close(self) -> None:
         """Done."""
@@ -111,6 +119,8 @@ class ProcessSink:
 
     def flush(self) -> None:
         """The queue is on its way already."""
+
+    settle = flush
 
     def close(self) -> None:
         """Wait for its end, which is soon after it has written everything."""
@@ -201,7 +211,10 @@ class Drain:
         """Everything that was recorded until now is where others find it."""
         with self._lock:
             self._round()
-            self._flush()
+            for _ in range(2):  # readers keep what is not older than the one before
+                self._tell_time()
+            for sink in self._sinks:
+                self._attempt(sink, sink.settle)
 
     def finish(self) -> None:
         """The tree has ended. Once is enough."""
@@ -258,13 +271,20 @@ class Drain:
                 memory.close()
 
 
+def _trace_sink(trace: str) -> Sink:
+    """Lines on standard error, the records as they are, or lines in a file."""
+    if not trace:
+        return ProcessSink("lines")
+    return FileSink(Path(trace)) if trace.endswith(RECORDS_SUFFIX) else SpoolSink(Path(trace), "text")
+
+
 def from_options(trace: str | None, pcap: Path | None) -> Drain | None:
     """What `--trace` and `--pcap` ask for; None: nothing. A file that cannot be made is said in the log."""
     sinks: list[Sink] = []
     what = 0
     try:
         if trace is not None:
-            sinks.append(FileSink(Path(trace)) if trace else ProcessSink("lines"))
+            sinks.append(_trace_sink(trace))
             what |= abi.const.SD_TRACE_CALLS
         if pcap is not None:
             sinks.append(ProcessSink("pcap", str(pcap)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from functools import cache, lru_cache
 from typing import Final
 
 from sdlib import abi
@@ -37,10 +38,11 @@ PATHS: Final = {
     abi.const.SD_TRACE_PATH_NONE: "library", abi.const.SD_TRACE_PATH_RING: "ring",
     abi.const.SD_TRACE_PATH_KERNEL: "kernel", abi.const.SD_TRACE_PATH_BACK: "moved-back",
 }  # fmt: skip
-_EXTRAS: Final = ((abi.const.SD_TRACE_SPUN, "spun"), (abi.const.SD_TRACE_BELL, "bell"),
+PATH_NUMBERS: Final = {name: number for number, name in PATHS.items()}
+EXTRAS: Final = ((abi.const.SD_TRACE_SPUN, "spun"), (abi.const.SD_TRACE_BELL, "bell"),
                   (abi.const.SD_TRACE_PARKED, "parked"), (abi.const.SD_TRACE_KERNEL, "kernel"))
-_DIRECT: Final = ("kernel", "moved-back")
-_RESTARTS: Final = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
+DIRECT: Final = ("kernel", "moved-back")
+RESTARTS: Final = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
 
 
 def name_of(record: Record) -> str:
@@ -82,9 +84,12 @@ def has_result(record: Record) -> bool:
 def error_of(record: Record) -> str:
     """"EAGAIN", or "" when it has succeeded."""
     number = -record.result
-    if not has_result(record) or not 0 < number < 4096:
-        return ""
-    return _RESTARTS.get(number) or errno.errorcode.get(number, f"E{number}")
+    return _error(number) if 0 < number < 4096 and has_result(record) else ""
+
+
+@cache
+def _error(number: int) -> str:
+    return RESTARTS.get(number) or errno.errorcode.get(number, f"E{number}")
 
 
 def path_of(record: Record) -> str:
@@ -93,23 +98,37 @@ def path_of(record: Record) -> str:
 
 
 def _result(record: Record) -> str:
+    result = record.result
     if not has_result(record):
         return "?"
-    name = error_of(record)
-    if name:
-        return f"-1 {name} ({os.strerror(-record.result)})"
-    return hex(record.result) if record.result > 1 << 40 else str(record.result)
+    if -4096 < result < 0:
+        return _failure(-result)
+    return hex(result) if result > 1 << 40 else str(result)
+
+
+@cache
+def _failure(number: int) -> str:
+    return f"-1 {_error(number)} ({os.strerror(number)})"
+
+
+@lru_cache(maxsize=16)
+def _second(when_s: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(when_s))
+
+
+@cache
+def _where(path: int, bits: int) -> str:
+    name = PATHS.get(path, "?")
+    return " ".join([name, *(text for bit, text in EXTRAS
+                             if bits & bit and not (text == "kernel" and name in DIRECT))])  # fmt: skip
 
 
 def line(record: Record, clock: Clock) -> str:
-    """One call."""
-    name, forms = CALLS.get(record.nr, (name_of(record), "xxxx"))
+    """One call. This is what limits how many lines a second there can be."""
+    name, forms = CALLS.get(record.nr) or (name_of(record), "xxxx")
     args = ", ".join(map(_argument, forms, record.args))
-    when = clock.ns(record.tsc)
-    stamp = time.strftime("%H:%M:%S", time.localtime(when // 1_000_000_000))
-    who = f"[pid {record.pid}]" if record.pid == record.tid else f"[pid {record.pid}/{record.tid}]"
-    path = path_of(record)
-    more = [text for bit, text in _EXTRAS if record.bits & bit and not (text == "kernel" and path in _DIRECT)]
+    when_s, ns = divmod(clock.ns(record.tsc), 1_000_000_000)
+    who = f"{record.pid}" if record.pid == record.tid else f"{record.pid}/{record.tid}"
     took = f" <{clock.seconds(record.ticks):.9f}>" if has_result(record) else ""
-    where = " ".join([path, *more])
-    return f"{who} {stamp}.{when // 1000 % 1_000_000:06} {name}({args}) = {_result(record)}{took} {where}"
+    where = _where(record.path, record.bits)
+    return f"[pid {who}] {_second(when_s)}.{ns // 1000:06} {name}({args}) = {_result(record)}{took} {where}"

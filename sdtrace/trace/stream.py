@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import BinaryIO, Final
+from typing import Final, NamedTuple, Protocol
 
 from sdlib import abi
 
@@ -66,9 +66,8 @@ def program(pid: int, exe: str) -> bytes:
     return chunk(Kind.PROGRAM, pid, exe.encode(errors="surrogateescape"))
 
 
-@dataclass(frozen=True)
-class Record:
-    """struct sd_trace_record, and who wrote it."""
+class Record(NamedTuple):
+    """struct sd_trace_record, and who wrote it. A tuple, since there are millions."""
 
     tsc: int
     ticks: int
@@ -136,6 +135,13 @@ class Clock:
         return ticks * self.ns_per_tick / 1e9
 
 
+class Readable(Protocol):
+    """Where a stream is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """`size` bytes, fewer at the end only."""
+
+
 class Reader:
     """Events of a stream. Records come in the order in which they were completed, as far as anybody can tell.
 
@@ -143,7 +149,7 @@ class Reader:
     thread that was stopped in the middle of writing comes late.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         """NotATrace at once if it is none."""
         self._file = file
         self.clock = Clock()

@@ -54,7 +54,11 @@ def records(trace: Path, *options: str, status: int = 0) -> list[dict[str, Any]]
     return [json.loads(line) for line in sdtrace(trace, "--json", *options, status=status).splitlines()]
 
 
-def test_the_same_calls_as_strace(tmp_path: Path, sd_env: dict[str, str]) -> None:
+FORMS = pytest.mark.parametrize("form", ["trace", "trace.sdtrace"], ids=["lines", "records"])
+
+
+@FORMS
+def test_the_same_calls_as_strace(form: str, tmp_path: Path, sd_env: dict[str, str]) -> None:
     """Name, descriptor, length, flags and result of every data call, in the order of each process."""
     native = tmp_path / "strace"
     command = ("python3", "-c", ECHO)
@@ -66,7 +70,7 @@ def test_the_same_calls_as_strace(tmp_path: Path, sd_env: dict[str, str]) -> Non
         for name, fd, size, flags, result, error in pattern.findall(path.read_text())]))
     assert len(want) == 2
 
-    trace = tmp_path / "trace"
+    trace = tmp_path / form
     report = tmp_path / "report"
     sdrun = (SDRUN, "--set", "upgrade=eager", f"--trace={trace}", "--report", report, "--")
     subprocess.run([*sdrun, *command], env=sd_env, timeout=60, check=True)
@@ -94,13 +98,18 @@ def test_the_same_calls_as_strace(tmp_path: Path, sd_env: dict[str, str]) -> Non
     table = sdtrace(trace, "-c", "-S", "calls").splitlines()
     assert table[2].split()[-1] in DATA and table[-1].split()[-1] == "total"
     assert re.search(r"sendto\(\d+, 0x\w+, 1, 0\) = 1 <0\.\d{9}> \w", sdtrace(trace))
+    if form == "trace":  # it is what sdtrace shows, in between what is no call
+        assert [line for line in trace.read_text().splitlines() if line.startswith("[")] == sdtrace(trace).splitlines()
     assert len(sdtrace(trace, "-n", "3").splitlines()) == 3
 
 
+@FORMS
 @pytest.mark.parametrize("flavour", ["glibc", "glibc-static"])
-def test_threads_forks_and_execs(flavour: str, guests: Guests, tmp_path: Path, sd_env: dict[str, str]) -> None:
+def test_threads_forks_and_execs(
+    flavour: str, form: str, guests: Guests, tmp_path: Path, sd_env: dict[str, str]
+) -> None:
     """Every round trip of every one of them, under its own number."""
-    trace = tmp_path / "trace"
+    trace = tmp_path / form
     done = subprocess.run([SDRUN, "--set", "upgrade=eager", f"--trace={trace}", "--", guests("traced", flavour), "0",
                            str(TRIPS)], env=sd_env, timeout=60, check=True, capture_output=True, text=True)
     said = {name: (int(pid), int(tid)) for name, pid, tid in map(str.split, done.stdout.splitlines())}
@@ -113,9 +122,10 @@ def test_threads_forks_and_execs(flavour: str, guests: Guests, tmp_path: Path, s
     assert [call["pid"] for call in records(trace, "-e", "execve,execveat")] == [said["main"][0]]
 
 
-def test_losses_are_counted_to_the_last_one(guests: Guests, tmp_path: Path, sd_env: dict[str, str]) -> None:
+@FORMS
+def test_losses_are_counted_to_the_last_one(form: str, guests: Guests, tmp_path: Path, sd_env: dict[str, str]) -> None:
     """The supervisor is stopped while a hundred thousand calls are made: what it has not, it knows of."""
-    trace, count = tmp_path / "trace", 50_000
+    trace, count = tmp_path / form, 50_000
     burst(guests("traced"), f"--trace={trace}", count, sd_env)
     sums = json.loads(sdtrace(trace, "-c", "--json", status=3))
     data = {name: sums["calls"][name]["calls"] for name in DATA}

@@ -16,8 +16,9 @@ from sdtrace.trace import stream
 from sdtrace.trace.lines import CALLS, line
 from sdtrace.trace.memory import Memory
 from sdtrace.trace.pcap import Capture, Spans
-from sdtrace.trace.stream import RECORD, Kind, Lost, NotATrace, Reader, Record
+from sdtrace.trace.stream import RECORD, End, Kind, Lost, NotATrace, Program, Reader, Record
 from tests.harness import ROOT
+from tools.observe.sdtrace import open_trace
 
 SLOTS = abi.const.SD_TRACE_RECORDS
 OWNER = RECORD.pack(1, 0, 0, 10, 11, 0, 0, abi.const.SD_TRACE_OWNER, 0, 0, 0)
@@ -111,3 +112,36 @@ def test_spans() -> None:
         assert told == set(range(start, end)) - have
         have |= told
     assert spans.end == max(have) + 1
+
+
+LINES = """\
+sdrun: trace begun 2026-11-30T23:59:59.900000+01:00
+sdrun: [pid 7] runs /bin/x
+[pid 7] 23:59:59.950001 sendto(5, 0x7ffc01d0, 8, 0x4000) = 8 <0.000000214> ring
+something that the program has said itself
+[pid 7/8] 00:00:00.000002 recvfrom(-1, NULL, 8, 0) = -1 EBADF (Bad file descriptor) <0.000001000> kernel
+sdrun: 12 calls are missing here: the trace could not keep up
+[pid 7] 00:00:01.000000 syscall_999(0xa, 0xb, 0, 0x1) = 0x10000000001 <1.000000000> library spun parked kernel
+[pid 7] 00:00:01.000001 exit_group(3) = ? library
+sdrun: the trace is complete
+"""
+
+
+def test_lines_are_read_back(tmp_path: Path) -> None:
+    """Each says what it said, over midnight, too."""
+    file = tmp_path / "trace"
+    file.write_text(LINES)
+    with file.open("rb") as opened:
+        reader = open_trace(opened)
+        events = list(reader)
+    assert [type(event) for event in events] == [Program, Record, Record, Lost, Record, Record, End]
+    records = [event for event in events if isinstance(event, Record)]
+    said = [line(record, reader.clock) for record in records]
+    assert [one.partition("] ")[2].partition(" ")[2] for one in said] == [
+        text.partition("] ")[2].partition(" ")[2] for text in LINES.splitlines() if text.startswith("[")]
+    assert [record.tid for record in records] == [7, 8, 7, 7] and records[1].tsc - records[0].tsc == 50_001_000
+    assert records[1].result == -9 and records[0].args == (5, 0x7FFC01D0, 8, 0x4000)
+    for wrong in ("sdrun: trace begun yesterday\n", LINES.replace("sendto", "sendfrom"), "[pid 7]"):
+        file.write_text(wrong)
+        with file.open("rb") as opened, pytest.raises(NotATrace):
+            list(open_trace(opened))

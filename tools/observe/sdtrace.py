@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdtrace.trace import lines
+from sdtrace.trace import lines, text
 from sdtrace.trace.stream import Clock, End, Event, Lost, NotATrace, Program, Reader, Record
+from sdtrace.trace.text import TextReader
 
 _SORTS = ("time", "calls", "errors", "name")
 
@@ -91,7 +92,28 @@ def _wanted(record: Record, options: argparse.Namespace) -> bool:
     )
 
 
-def calls(reader: Reader, trace: Trace, options: argparse.Namespace) -> Iterator[Record]:
+def open_trace(file: BinaryIO) -> Reader | TextReader:
+    """Records or lines. NotATrace."""
+    head = file.read(len(text.BEGIN))
+    if head == text.BEGIN.encode():
+        return TextReader(head + file.readline(), file)
+    return Reader(_Behind(head, file))
+
+
+@dataclass
+class _Behind:
+    """A file of which the beginning was read."""
+
+    head: bytes
+    file: BinaryIO
+
+    def read(self, size: int, /) -> bytes:
+        """As a file's."""
+        head, self.head = self.head[:size], self.head[size:]
+        return head + self.file.read(size - len(head)) if len(head) < size else head
+
+
+def calls(reader: Reader | TextReader, trace: Trace, options: argparse.Namespace) -> Iterator[Record]:
     """Those that were asked for."""
     for event in reader:
         if not isinstance(event, Record):
@@ -160,7 +182,7 @@ def _sums_as_json(sums: dict[str, Sum], clock: Clock, trace: Trace) -> dict[str,
 
 
 def _show(file: BinaryIO, options: argparse.Namespace) -> Trace:
-    reader, trace = Reader(file), Trace()
+    reader, trace = open_trace(file), Trace()
     found = calls(reader, trace, options)
     if options.summary:
         sums = _sums(found)
