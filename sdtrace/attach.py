@@ -29,7 +29,7 @@ from typing import Final
 from policies import Settings
 from sdlib import abi
 from sdlib.wire import trees
-from sdtrace import build_filter, procfs
+from sdtrace import procfs
 from sdtrace.holders import adoptable
 from sdtrace.image import PAGE, Image
 from sdtrace.inject import boot_bytes, check_registers, library_present, start_library, write_memory
@@ -37,7 +37,7 @@ from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener
 from sdtrace.ptrace import RemoteError
 from sdtrace.seized import Seized
-from sdtrace.syscalls import Variant
+from sdtrace.syscalls import FILTERS, Variant
 
 _MMAP, _MUNMAP, _CLOSE, _PRCTL, _EVENTFD, _SECCOMP = 9, 11, 3, 157, 284, 317
 _MAP: Final = 2 | 0x20 | 0x100000
@@ -86,7 +86,7 @@ class Attacher:
                  settings: Callable[[str, int], Settings], give: Callable[[int], None], *, trace: int = 0) -> None:
         """`give` hands a listener to the keeper."""
         self._image, self._keepsake, self._settings, self._give = image, keepsake, settings, give
-        self._filter = (build_filter.default_output() / variant.file_name).read_bytes()
+        self._filter = (FILTERS / variant.file_name).read_bytes()
         self._trace = trace
 
     def process(self, pid: int) -> Taken:

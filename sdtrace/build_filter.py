@@ -31,7 +31,7 @@ from typing import Final
 import pyseccomp
 
 from sdlib import abi
-from sdtrace.syscalls import DENIED_ERRNO, I386_DENIED, I386_NOTIFIED, VARIANTS, X32_BIT, Match, Variant
+from sdtrace.syscalls import DENIED_ERRNO, FILTERS, I386_DENIED, I386_NOTIFIED, VARIANTS, X32_BIT, Match, Variant
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 LD_W_ABS: Final = 0x20
@@ -149,16 +149,11 @@ def write_if_changed(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def default_output() -> Path:
-    """Where the launcher looks: share/sdrun beside the bin directory of this environment."""
-    return Path(sys.prefix) / "share" / "sdrun"
-
-
 def main() -> int:
     """Command line. Exit 1 with one line when the filter cannot be built."""
     parser = argparse.ArgumentParser(prog="python -m sdtrace.build_filter", description="Compile the seccomp filters.")
     parser.add_argument("--image", type=Path, default=Path(abi.__file__).parent / "_image" / "sdlib.json")
-    parser.add_argument("--output", type=Path, default=default_output())
+    parser.add_argument("--output", type=Path, default=FILTERS)
     options = parser.parse_args()
     try:
         symbols = json.loads(options.image.read_text())["symbols"]
@@ -173,7 +168,7 @@ def main() -> int:
     return 0
 
 
-__all__ = ["FilterError", "compile_filter", "default_output", "main"]
+__all__ = ["FilterError", "compile_filter", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 ARCH_SET_FS: Final = 0x1002
@@ -125,6 +127,9 @@ SOCKET_NUMBERS: Final = {rule.number: rule.name for rule in RULES if rule.action
 
 DENIED_ERRNO: Final = errno.ENOSYS
 
+
+FILTERS: Final = Path(sys.prefix) / "share" / "sdrun"
+"""Where the launcher looks for the variants, too: beside the bin directory of this environment."""
 
 Deny = Literal["", "tcp", "udp"]
 
