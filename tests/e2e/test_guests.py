@@ -14,7 +14,7 @@ from tests.harness import GUESTS, Runner
 
 # Guest and arguments. Each runs its two sides in two processes, so a report has two ends of each connection.
 BEHAVIOURS = [
-    "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "epoll_shared", "half_close",
+    "blocking", "recv_flags", "lowat", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "epoll_shared", "half_close",
     "timeouts",
     "threads", "exec_keeps", "exec_epoll", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect",
     "waiters epoll",

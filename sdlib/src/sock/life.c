@@ -166,24 +166,31 @@ static void announce(struct sock *s)
         sd_far_nudge(s);
 }
 
+/* Doorbells are single bytes, so the kernel's low-water mark has to be 1. */
+static void lower_mark(struct sock *s, int fd)
+{
+    u32 lowat = get_int(fd, SOL_SOCKET, SO_RCVLOWAT);
+
+    if (lowat > 1) {
+        s->b->rcvlowat = lowat;
+        set_int(fd, SOL_SOCKET, SO_RCVLOWAT, 1);
+    }
+}
+
 /* Nobody but this process holds the socket, so threads only have to agree who does it; the others go on by TCP meanwhile. */
 static void attach(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
-    i32 lowat = 1;
-    u32 len = 4;
     bool done = false;
 
     if (!cas_u32(&s->attaching, 0, 1))
         return;
     if (load_acq(&b->state) == SD_BLOCK_PAIRED && load_rlx(&b->users) <= 1) {
-        SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, &len);
-        if (lowat != 1) {
-            sd_reason(s, SD_REASON_option);
-        } else if (!sd_map_segment(s, fd)) {
+        if (!sd_map_segment(s, fd)) {
             sd_reason(s, g.no_supervisor ? SD_REASON_no_supervisor : SD_REASON_no_memory);
         } else {
             COUNT(attaches);
+            lower_mark(s, fd);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
             announce(s);
             done = true;

@@ -3,7 +3,7 @@
  * ready.c - readiness of an attached socket, and what it takes to sleep on it.
  */
 #include "ring/cork.h"
-#include "sock/sock.h"
+#include "sock/rx.h"
 
 /* SO_RCVLOWAT. What was seen last may be old: sd_rx_avail() only looks again when there is nothing. */
 static bool enough(struct sock *s, u64 n)
@@ -16,6 +16,23 @@ static bool enough(struct sock *s, u64 n)
     return s->e.rx_tail_seen - load_rlx(&s->e.rx->head) >= low;
 }
 
+/* The kernel's low-water mark is 1, for the doorbells' sake: while the bytes still come by TCP, what it calls readable may be too little. */
+static bool low_on_tcp(const struct sock *s)
+{
+    return unlikely(s->b->rcvlowat > 1) && load_rlx(&s->b->rx_mode) == SD_MODE_TCP;
+}
+
+static u32 tcp_ready(struct sock *s, int fd, u32 kev)
+{
+    u32 end = kev & (POLLRDHUP | POLLHUP | POLLERR);
+    i32 q = 0;
+    i64 n = sd_rx_bytes(s, fd); /* those of the ring with them, if they are next */
+
+    if (n < 0 && SYS3(__NR_ioctl, fd, FIONREAD, &q) == 0)
+        n = q;
+    return (kev & ~(u32)(POLLIN | POLLRDNORM)) | (end || n >= (i64)s->b->rcvlowat ? POLLIN | POLLRDNORM : 0);
+}
+
 static u32 rx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
@@ -24,7 +41,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     i64 n;
 
     if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
-        return kev & mask;
+        return (low_on_tcp(s) ? tcp_ready(s, fd, kev) : kev) & mask;
     if (load_rlx(&b->rx_mode) == SD_MODE_RETIRE && !(sd_back_reached(&s->e) && sd_rx_back(s, fd)))
         return kev & (POLLRDHUP | POLLHUP | POLLERR); /* [S5] what is unread is on its way */
     if (load_rlx(&b->rx_mode) == SD_MODE_BACK)
@@ -106,6 +123,8 @@ u32 sd_kernel_want(const struct sock *s, u32 want)
     const struct sd_block *b = s->b;
     bool over = load_rlx(&b->latched) & LATCH_FIN; /* the kernel would always have something to say, and no doorbell comes */
 
+    if (low_on_tcp(s) && (want & (POLLIN | POLLRDNORM)))
+        want = (want & ~(u32)(POLLIN | POLLRDNORM)) | POLLRDHUP; /* see sd_needs_timer() */
     if (load_rlx(&b->rx_mode) == SD_MODE_RING && want && !over)
         want |= POLLRDHUP; /* tells whether a doorbell was all that has come */
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM | POLLWRBAND))) {
@@ -155,7 +174,7 @@ bool sd_needs_timer(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
 
-    if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))
+    if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
     /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. */
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
