@@ -142,6 +142,10 @@ soak: build $(STAMPS)/packages-test
 model: build
 	MODEL_EXAMPLES=$${MODEL_EXAMPLES:-3000} $(PY) -m pytest tests/differential/test_model.py
 
+# Thousands of mostly idle connections; more where a process may have more descriptors. Minutes.
+many: build
+	SDRUN_CONNECTIONS=$${SDRUN_CONNECTIONS:-9000} $(PY) -m pytest -s tests/tools/test_many_connections.py
+
 # docs/compatibility.md, from the results of tests/differential.
 table: build
 	@$(PY) -m tests.differential.table

@@ -177,16 +177,16 @@ class Stepper:
 
 
 @contextmanager
-def guest(variant: str) -> Iterator[tuple[Stepper, list[str]]]:
-    """fastpath.c under sdrun, injected and then traced; and the names of its probes."""
+def guest(variant: str, patience_s: float = 30) -> Iterator[tuple[Stepper, list[str]]]:
+    """fastpath.c under sdrun with the arguments `variant`, injected and then traced; and the names of its probes."""
     runtime = Path(tempfile.mkdtemp(prefix="sdcount-"))
     env = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "XDG_CONFIG_HOME": str(runtime)}
-    argv = [str(SDRUN), "--set", "upgrade=eager", "--", str(GUEST), variant]
+    argv = [str(SDRUN), "--set", "upgrade=eager", "--", str(GUEST), *variant.split()]
     program = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert program.stdin and program.stdout
     try:
-        if not select.select([program.stdout], [], [], 30)[0]:
-            raise CountError("fastpath did not start within 30 s")
+        if not select.select([program.stdout], [], [], patience_s)[0]:
+            raise CountError(f"fastpath did not start within {patience_s:g} s")
         names = program.stdout.readline().decode().split()
         if not names:
             raise CountError(f"fastpath ended with status {program.wait(10)}")

@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 /* Order and names: printed for the tracer. also_*: bring about the state for the next one. */
 #define PROBES(X) \
@@ -81,6 +82,36 @@ static void *sleeper(void *unused)
     return NULL;
 }
 
+static void exchange(int tx, int rx)
+{
+    char byte = 'x';
+
+    for (int i = 0; i < 4; i++) {
+        check(write(tx, &byte, 1) == 1 && read(rx, &byte, 1) == 1, "idle connection");
+        check(write(rx, &byte, 1) == 1 && read(tx, &byte, 1) == 1, "idle connection");
+    }
+}
+
+/* Connections in the same epoll set that have moved, and say nothing any more. */
+static void idle_connections(int listener, int epfd, int n)
+{
+    struct epoll_event event = {.events = EPOLLIN}, got;
+    struct rlimit files;
+
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    for (int i = 0; i < n; i++) {
+        int tx, rx;
+        connection(listener, &tx, &rx);
+        exchange(tx, rx);
+        check(epoll_ctl(epfd, EPOLL_CTL_ADD, rx, &event) == 0, "epoll_ctl");
+        event.data.u32++;
+    }
+    for (int i = 0; i < 8; i++)
+        check(epoll_wait(epfd, &got, 1, 1) == 0, "silence");
+}
+
 int main(int argc, char **argv)
 {
     struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -100,6 +131,8 @@ int main(int argc, char **argv)
     connection(listener, &etx, &erx);
     epfd = epoll_create1(0);
     check(epoll_ctl(epfd, EPOLL_CTL_ADD, erx, &event) == 0, "epoll_ctl");
+    if (argc > 2 && strcmp(argv[1], "idle") == 0)
+        idle_connections(listener, epfd, atoi(argv[2]));
     null = open("/dev/null", O_RDWR);
     ours.fd = rx;
     other.fd = null;

@@ -231,7 +231,7 @@ int main(int argc, char **argv)
             exit(0);
         }
     }
-    wait_ready(s, 2, 60000);
+    wait_ready(s, 2, 60000 + 60 * o.connections);
     struct measured m = measure(s, 2, CLIENT, 1, o.warm_ms, o.ms);
     printf("{\"seconds\": %.6f, \"cpu\": %.6f, \"count\": %lu, \"pss_kib\": %ld, \"p50_ns\": %.0f, \"p99_ns\": %.0f, \"p999_ns\": %.0f}\n",
            m.seconds, m.cpu, m.count, pss_kib(s->worker[0].pid) + pss_kib(s->worker[1].pid), hist_quantile(s->hist, 1, 0.5),
