@@ -42,7 +42,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: faults package build test examples test-rdma figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline clean ffi image filter filters
+.PHONY: faults package build test examples test-rdma figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.

@@ -14,12 +14,12 @@ from tests.harness import GUESTS, Runner
 
 # Guest and arguments. Each runs its two sides in two processes, so a report has two ends of each connection.
 BEHAVIOURS = [
-    "blocking", "recv_flags", "lowat", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "epoll_shared", "half_close",
+    "blocking", "recv_flags", "vectors", "sendfile", "dup", "nonblock", "epoll_edges", "epoll_shared", "half_close",
     "timeouts",
     "threads", "exec_keeps", "exec_epoll", "waiters poll", "waiters ppoll", "waiters select", "waiters pselect",
     "waiters epoll",
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
-    "gone close", "gone exit", "gone kill", "gone unread", "mid_switch",
+    "gone close", "gone exit", "gone kill", "gone unread", "mid_switch", "lowat",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
 

@@ -218,6 +218,11 @@ static bool arm(struct reg *r)
     return armed & SD_ARM_BARRIER;
 }
 
+static u32 waited_for(const struct reg *r)
+{
+    return reg_wanted(r) | (r->want & EPOLLEXCLUSIVE);
+}
+
 /* Arms the hot registrations (idle_only: those that were idle for long), all with one barrier. */
 static void arm_hot(struct ep *ep, bool idle_only)
 {
@@ -252,9 +257,9 @@ bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
             if (!idle_only)
                 return true; /* the caller scans; the others stay hot, what is armed costs one bell */
             r->idle = 0;
-        } else if (sd_needs_timer(r->s, reg_wanted(r))) {
+        } else if (sd_needs_timer(r->s, waited_for(r))) {
             *timer = true;
-        } else {
+        } else if (!(r->want & EPOLLEXCLUSIVE)) { /* another set may eat its doorbell, and does not tell */
             hot_del(ep, r);
             if (!idle_only && ep->nslept < WARM && r->naps < NAPS)
                 ep->slept[ep->nslept++] = r;
@@ -273,9 +278,9 @@ void ep_chill_all(struct ep *ep)
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;
-        if (reg_due(r) || sd_needs_timer(r->s, reg_wanted(r)))
+        if (reg_due(r) || sd_needs_timer(r->s, waited_for(r)))
             reg_kick(r);
-        else
+        else if (!(r->want & EPOLLEXCLUSIVE))
             hot_del(ep, r);
     }
 }

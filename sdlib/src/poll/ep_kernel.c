@@ -57,7 +57,10 @@ u32 reg_wanted(const struct reg *r)
 
 static u32 ring_mask(const struct reg *r, u32 want)
 {
-    return sd_kernel_want(r->s, sd_bits_fold(want & ~PRIVATE_BITS)) | (want & (EPOLLET | EPOLLWAKEUP));
+    u32 mask = sd_kernel_want(r->s, sd_bits_fold(want & ~PRIVATE_BITS)) | (want & (EPOLLET | EPOLLWAKEUP));
+
+    /* One doorbell wakes one of those that wait exclusively, as the bytes would. The kernel takes few other bits beside. */
+    return want & EPOLLEXCLUSIVE ? (mask & (POLLIN | POLLOUT | EPOLLET | EPOLLWAKEUP)) | EPOLLEXCLUSIVE : mask;
 }
 
 static u32 kernel_mask(const struct reg *r, bool ring)
@@ -92,7 +95,7 @@ static long kernel_mod(const struct reg *r, u32 mask, u64 data)
 {
     if (!(r->want & EPOLLEXCLUSIVE))
         return kernel_ctl(r, EPOLL_CTL_MOD, mask, data);
-    /* The kernel does not modify exclusive registrations. While we translate it is an ordinary one. */
+    /* The kernel does not modify exclusive registrations. */
     kernel_ctl(r, EPOLL_CTL_DEL, 0, 0);
     return kernel_ctl(r, EPOLL_CTL_ADD, mask, data);
 }

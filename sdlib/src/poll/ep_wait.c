@@ -28,6 +28,8 @@ static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
         reg_disarm(r);
         hot_add(ep, r);
     }
+    if ((r->want & EPOLLEXCLUSIVE) && (kev & POLLIN) && load_rlx(&r->s->b->rx_mode) == SD_MODE_RING)
+        kev |= POLLRDHUP; /* which could not be asked for: it may stand behind a doorbell */
     u32 out = reg_report(r, sd_bits_fold(kev));
     r->useless = out || r->kicked ? 0 : r->useless + 1;
     if (locked && (r->kicked || (!out && (r->off || r->useless == 2))))

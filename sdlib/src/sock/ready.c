@@ -176,8 +176,9 @@ bool sd_needs_timer(const struct sock *s, u32 want)
 
     if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
-    /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. */
-    if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
+    /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. (Who waits exclusively is woken by
+     * the next one, as by the next bytes.) */
+    if ((want & (POLLIN | POLLRDNORM)) && !(want & EPOLLEXCLUSIVE) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
         return true;
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);
 }

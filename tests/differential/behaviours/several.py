@@ -22,7 +22,7 @@ from tests.differential.linux import (
     SOL_SOCKET,
 )
 from tests.differential.side import Side, settle
-from tests.differential.worlds import Stage, behaviour, on_ring
+from tests.differential.worlds import Stage, behaviour
 
 LOOPBACK6: Final = bytes(15) + b"\1"
 MAPPED: Final = bytes(10) + b"\xff\xff\x7f\0\0\1"
@@ -181,7 +181,7 @@ def rights_named(stage: Stage) -> None:
 
 
 @behaviour("epoll EPOLLEXCLUSIVE in two processes", "epoll EPOLLEXCLUSIVE in two sets", carried=False,
-           broken=on_ring("all that wait are woken, not one"), only=("before", "tight", "after"))
+           only=("before", "tight", "after"))
 def exclusive(stage: Stage) -> None:
     a, b = stage.a, stage.b
     for forked in (True, False):
