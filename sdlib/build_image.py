@@ -58,7 +58,8 @@ LDFLAGS = (
     "-Wl,--no-warn-rwx-segments",  # checked below, with a better message
     "-Wl,--fatal-warnings",
 )
-SYMBOLS = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top", "sd_adopt")
+SYMBOLS = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top",
+           "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer")
 
 
 class ImageError(Exception):

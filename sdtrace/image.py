@@ -15,7 +15,8 @@ import sdlib
 PAGE: Final = 4096
 DIRECTORY: Final = Path(sdlib.__file__).parent / "_image"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top", "sd_adopt")
+_SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top",
+           "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer")
 
 
 class ImageError(Exception):

@@ -33,7 +33,7 @@ _SEND_S: Final = 2.0
 _TCP_INFO, _ACKED_AT = 11, 120
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
 _CONNECTED: Final = 1
-_NODELAY, _CORK = 1, 2
+NODELAY, CORK = 1, 2
 
 
 class Recaller:
@@ -71,8 +71,8 @@ class Recaller:
                 if int(block.users) != 1 or int(block.tx_mode) != abi.const.SD_MODE_RING:
                     return errno.EALREADY  # it has done so itself, or never was there
                 if resend(held.segment, held.side, sock, connected=block.role == _CONNECTED):
-                    sock.setsockopt(socket.SOL_TCP, socket.TCP_NODELAY, int(block.opt_saved) & _NODELAY)
-                    sock.setsockopt(socket.SOL_TCP, socket.TCP_CORK, int(bool(int(block.opt_saved) & _CORK)))
+                    sock.setsockopt(socket.SOL_TCP, socket.TCP_NODELAY, int(block.opt_saved) & NODELAY)
+                    sock.setsockopt(socket.SOL_TCP, socket.TCP_CORK, int(bool(int(block.opt_saved) & CORK)))
                     block.tx_mode = abi.const.SD_MODE_BACK
                     _count(key, int(block.owner_pid))
         except OSError as error:
@@ -94,17 +94,17 @@ def resend(segment: int, side: int, sock: socket.socket, *, connected: bool) -> 
     recalled: Any = abi.ffi.new("struct sd_recalled *")
     recalled.ring_bytes = ring = (size - abi.const.SD_SEG_HDR_BYTES) // 2
     with mmap.mmap(segment, size) as memory, abi.ffi.from_buffer(memory) as words:
-        position = _position(sock, connected=connected)
+        position = stream_position(sock, connected=connected)
         if position < 0 or not abi.lib.sd_recall_begin(words, side, recalled):
             return False
         try:
             if recalled.ring:
                 sock.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                position = _position(sock, connected=connected)
+                position = stream_position(sock, connected=connected)
             start = abi.const.SD_SEG_HDR_BYTES + side * ring
             first = min(recalled.bytes, ring - recalled.at)
-            _send(sock, memory[start + recalled.at : start + recalled.at + first])
-            _send(sock, memory[start : start + recalled.bytes - first])
+            send_all(sock, memory[start + recalled.at : start + recalled.at + first])
+            send_all(sock, memory[start : start + recalled.bytes - first])
         except OSError:
             sock.shutdown(socket.SHUT_RDWR)  # nobody can tell what has arrived
             raise
@@ -112,7 +112,8 @@ def resend(segment: int, side: int, sock: socket.socket, *, connected: bool) -> 
     return True
 
 
-def _send(sock: socket.socket, data: bytes) -> None:
+def send_all(sock: socket.socket, data: bytes) -> None:
+    """Behind what is queued; BlockingIOError when the peer reads nothing for seconds."""
     deadline = time.monotonic() + _SEND_S
     while data:
         try:
@@ -123,7 +124,7 @@ def _send(sock: socket.socket, data: bytes) -> None:
             time.sleep(0.001)
 
 
-def _position(sock: socket.socket, *, connected: bool) -> int:
+def stream_position(sock: socket.socket, *, connected: bool) -> int:
     """Bytes that this end has written to the stream; -1: the connection is in no state to tell. As in sock/life.c."""
     for _ in range(100):
         before = sock.getsockopt(socket.SOL_TCP, _TCP_INFO, 256)

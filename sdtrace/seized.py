@@ -18,6 +18,7 @@ import time
 from typing import Final
 
 from sdtrace import procfs
+from sdtrace.halted import Thread
 from sdtrace.inject import read_memory
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Notification
@@ -133,6 +134,21 @@ class Seized(Stopped):
     def dispatched_by_itself(self) -> bool:
         """Does it use Syscall User Dispatch?"""
         return any(get_dispatch(tid) for tid in self._threads)
+
+    def threads(self) -> list[Thread]:
+        """All of them."""
+        return list(self._threads.values())
+
+    @staticmethod
+    def as_found(registers: Registers) -> Registers:
+        """With which the kernel goes on as if nobody had come."""
+        return _as_found(registers)
+
+    def leave_at(self, thread: Thread, registers: Registers, mask: int) -> None:
+        """That thread shall go on elsewhere."""
+        thread.restore = registers
+        if mask != thread.mask_now:
+            self._set_mask(thread, mask)
 
     def write(self, address: int, data: bytes) -> None:
         """Into memory of any protection."""

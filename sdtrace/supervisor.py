@@ -31,7 +31,7 @@ import sys
 import syslog
 import time
 import traceback
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import policies
@@ -42,6 +42,7 @@ from sdtrace import cli, opening, procfs, snapshot
 from sdtrace.accounts import Accounts
 from sdtrace.attach import Attacher, AttachError
 from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
+from sdtrace.detach import EVERY_S, Detachment
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.family import Family
 from sdtrace.halted import release_lingering
@@ -57,6 +58,7 @@ from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
+from sdtrace.requests import Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.succession import answer_forgetful, inherit
@@ -117,8 +119,15 @@ class Supervisor:
         self._broker.recall = Recaller(image)
         self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
+        self._requests = Requests()
+        self._detachment: Detachment | None = None
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters, self._drain, self._vault)
+
+    @property
+    def given_back(self) -> bool:
+        """The programs live on without us."""
+        return self._detachment is not None
 
     @property
     def filtered(self) -> frozenset[Proto]:
@@ -155,8 +164,7 @@ class Supervisor:
             self._listeners[listener.fd] = listener
         if self._options.successor is not None:
             self._guard(inherit, received.records, self._vault, self._hypercalls, self._broker, self._processes)
-        self._inspection.open()
-        self._watch(self._inspection.fileno())
+        self._open_doors()
         for notif, answered in received.early:
             self._keepsake.beat()
             self._one(received.listener_of(notif), notif, answered=answered)
@@ -174,10 +182,43 @@ class Supervisor:
                 self._workers.sweep()
             if not ready:
                 self.accounts.sweep()
+            if self._given_back():
+                return
             lingering = release_lingering()
+
+    def _open_doors(self) -> None:
+        self._inspection.open()
+        self._watch(self._inspection.fileno())
+        self._requests.open()
+        if self._requests.fileno() >= 0:
+            self._watch(self._requests.fileno())
+
+    def _given_back(self) -> bool:
+        """Is everything the programs' own again?"""
+        if self._detachment is None:
+            return False
+        self._detachment.tick()
+        if self._detachment.failed:
+            self._detachment = None
+            self._hypercalls.reconfigure()
+        return self._detachment is not None and self._detachment.done
+
+    def _asked_to_detach(self) -> None:
+        client = self._requests.take()
+        if client is None:
+            return
+        if self._strict:
+            answer(client, "a policy denies something to its programs, which would be without it then")
+        elif self._detachment is not None or isinstance(self._image, str):
+            answer(client, "somebody else has asked" if self._detachment is not None else str(self._image))
+        else:
+            self._detachment = Detachment(self._image, self._keepsake, self._processes, self._broker,
+                                          self._hypercalls.areas, self._filters, partial(answer, client))
 
     def _patience(self, *, lingering: bool) -> float:
         """How long to wait for an event, in seconds."""
+        if self._detachment is not None:
+            return EVERY_S
         if lingering:
             return _LINGERING_POLL_S
         if self._workers:
@@ -242,6 +283,8 @@ class Supervisor:
             self._guard(self._broker.events)
         elif fd == self._inspection.fileno():
             self._guard(self._inspection.events)
+        elif fd == self._requests.fileno():
+            self._guard(self._asked_to_detach)
 
     def _leaving(self, status: int, process: Process) -> None:
         self.accounts.leaving(status, process)
@@ -380,6 +423,7 @@ class Supervisor:
         if self._drain is not None:
             self._drain.finish()
         self._inspection.close()
+        self._requests.close()
         self._broker.close()
 
 
@@ -415,7 +459,7 @@ def main(argv: list[str]) -> int:
     supervisor.serve(received)
     supervisor.close()  # first: its descriptors may be the last that we may have
     supervisor.accounts.write_policy()
-    supervisor.accounts.write_report(supervisor.accounts.exit_status())
+    supervisor.accounts.write_report(None if supervisor.given_back else supervisor.accounts.exit_status())
     return 0
 
 

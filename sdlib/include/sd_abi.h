@@ -110,7 +110,8 @@ enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUS
     X(position, "stream-position-unknown") \
     X(stalled, "stopped-while-sending") \
     X(link_lost, "host-link-lost") \
-    X(quota, "quota-exhausted")
+    X(quota, "quota-exhausted") \
+    X(detached, "detached")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,

@@ -100,6 +100,11 @@ struct sd_recalled {
 bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r);
 /* All of them are sent; they stand behind this position of the stream. */
 void sd_recall_end(void *segment, uint32_t side, uint64_t tcp_pos);
+/* The same for a way back that need not have been asked for: `bytes` are 0 where the peer reads the ring to its end, and then sd_back_end follows. */
+void sd_back_begin(void *segment, uint32_t side, struct sd_recalled *r);
+void sd_back_end(void *segment, uint32_t side, uint64_t tcp_pos);
+/* The consumer on `side` has waited for too long. True: nobody sends again, and it may read the ring. */
+bool sd_recall_drop(void *segment, uint32_t side);
 
 /* ---- the monitor as the other party in a host's copy of a segment (sock/far.h). `side` is the program's; the copy is mapped whole. */
 

@@ -51,6 +51,11 @@ def socket_name(pid: int) -> str:
     return f"tree-{pid}.sock"
 
 
+def request_name(pid: int) -> str:
+    """Of the one where it can be asked for something (sdtrace/requests.py)."""
+    return f"detach-{pid}.sock"
+
+
 def _folders(env: Mapping[str, str], uid: int) -> Iterator[str]:
     """Where supervisors of `uid` may listen; root sees those of all users."""
     xdg = env.get("XDG_RUNTIME_DIR", "")

@@ -19,6 +19,7 @@
 static const char HELP[] =
     "usage: sdrun [options] [--] CMD [ARG...]\n"
     "       sdrun [options] --attach PID\n"
+    "       sdrun --detach PID\n"
     "\n"
     "Run CMD; its TCP connections to other programs under sdrun on this host go through shared memory.\n"
     "\n"
@@ -36,6 +37,7 @@ static const char HELP[] =
     "  --print          print what holds for CMD and who said so, start nothing\n"
     "  --learn FILE     run CMD and write the smallest policy that allows what it did\n"
     "  --attach PID     take over a running program, its open connections and its child processes, without a restart\n"
+    "  --detach PID     give a program back that is under sdrun, with all that its sdrun has: its connections go back to TCP\n"
     "  --no-children    with --attach: not its child processes\n"
     "  --version        print the version\n"
     "  --help           print this\n"
@@ -55,7 +57,7 @@ static const struct choice CHOICES[] = {
     {"--help", false, 'h', false}, {"-h", false, 'h', false}, {"-r", true, 'R', false},
     {"--rule", true, 'R', false}, {"--check", false, 'c', false}, {"--print", false, 'P', false},
     {"--learn", true, 'l', false}, {"--pcap", true, 'C', false}, {"--trace", false, 't', true},
-    {"--attach", true, 'a', false}, {"--no-children", false, 'N', false},
+    {"--attach", true, 'a', false}, {"--no-children", false, 'N', false}, {"--detach", true, 'd', false},
 };
 
 static int usage(const char *what, const char *which)
@@ -145,6 +147,9 @@ static int apply(struct options *o, char letter, const char *value)
     case 'a':
         o->attach = value;
         return -1;
+    case 'd':
+        o->detach = value;
+        return -1;
     case 'N':
         o->no_children = true;
         return -1;
@@ -227,16 +232,17 @@ static int parse_one(struct options *o, char ***argv)
 }
 
 /* A program that is running: what only makes sense for one that is started is a mistake. */
-static int check_attach(struct options *o)
+static int check_running(struct options *o)
 {
-    if (!o->attach)
+    const char *option = o->attach ? "--attach" : "--detach", *pid = o->attach ? o->attach : o->detach;
+    if (!pid)
         return usage("--no-children needs --attach", "");
-    if (*o->command)
-        return usage("--attach takes no command", *o->command);
-    if (o->only || o->learn)
-        return usage("not with --attach", o->only ? o->only : "--learn");
-    if (strspn(o->attach, "0123456789") != strlen(o->attach) || strlen(o->attach) > 9 || atoi(o->attach) < 1)
-        return usage("--attach needs the number of a process", o->attach);
+    if (*o->command || o->only || o->learn || (o->attach && o->detach))
+        return usage(option, *o->command ? "takes no command" : o->only ? o->only : o->learn ? "not with --learn" : "not with --detach");
+    if (o->detach && (told_at_the_end(o) || o->must_check || o->no_accel || o->no_children))
+        return usage(option, "takes no other option");
+    if (strspn(pid, "0123456789") != strlen(pid) || strlen(pid) > 9 || atoi(pid) < 1)
+        return usage("not the number of a process", pid);
     o->must_check = true;
     return -1;
 }
@@ -253,8 +259,8 @@ int options_parse(struct options *o, char **argv)
             return status;
     }
     o->command = argv;
-    if (o->attach || o->no_children)
-        return check_attach(o);
+    if (o->attach || o->detach || o->no_children)
+        return check_running(o);
     if (!*argv && !o->only)
         return usage("no command given", "");
     if (!o->must_check)

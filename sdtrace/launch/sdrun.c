@@ -177,6 +177,8 @@ int main(int argc, char **argv)
         return status;
     if (o.only)
         return options_only(&o, bin_dir, path);
+    if (o.detach)
+        return options_detach(&o, bin_dir);
     if ((status = filter_check_kernel()))
         return status;
     error = channel_pair(channel);

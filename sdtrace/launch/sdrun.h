@@ -40,6 +40,7 @@ struct options {
     const char *pcap;
     const char *only; /* --check or --print: nothing is started */
     const char *attach; /* a pid: no command is started */
+    const char *detach; /* the same */
     const char *sets[SETS_MAX];
     int nsets;
     const char *rules[SETS_MAX];
@@ -121,6 +122,9 @@ int options_parse(struct options *o, char **argv);
 
 /* --check and --print: becomes `python -m policies`. Returns only on error, with the exit status. */
 int options_only(const struct options *o, const char *bin_dir, const char *command_path);
+
+/* --detach: becomes `python -m sdtrace.detaching`. Returns only on error, with the exit status. */
+int options_detach(const struct options *o, const char *bin_dir);
 
 /* Fills `path`; returns 0, or the exit status after one line on stderr. */
 int command_find(const char *name, char path[PATH_BYTES]);

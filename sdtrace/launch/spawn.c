@@ -119,6 +119,15 @@ int options_only(const struct options *o, const char *bin_dir, const char *comma
     return EXIT_UNABLE;
 }
 
+int options_detach(const struct options *o, const char *bin_dir)
+{
+    char *args[] = {text("%s/python3", bin_dir), text("-I"), text("-m"), text("sdtrace.detaching"), text("%s", o->detach), NULL};
+    clean_environment();
+    execv(args[0], args);
+    complain("cannot run %s; `make build` makes it", args[0]);
+    return EXIT_UNABLE;
+}
+
 void run_supervisor(const struct keeper *k, int control, int keepsake, int verdict)
 {
     const struct options *o = k->options;

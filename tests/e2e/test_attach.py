@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,109 @@ SERVERS = ("python", "go", "redis", "nginx")
 PROTOCOLS = {"redis": "resp", "nginx": "http"}
 
 
+def detach(pid: int, env: Mapping[str, str]) -> None:
+    """sdrun --detach."""
+    result = subprocess.run([SDRUN, "--detach", str(pid)], env=dict(env), stdin=subprocess.DEVNULL,
+                            capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result
+
+
+def caught(pid: int) -> str:
+    """Signals that it handles."""
+    return Path(f"/proc/{pid}/status").read_text().split("SigCgt:\t")[1].split()[0]
+
+
+def assert_own(pid: int, signals: str) -> None:
+    """Its code is that of its files again, byte for byte, and it handles the signals that it did before."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, rights, offset, _, inode, *name = line.split(None, 5)
+        if not rights.startswith("r-x") or inode == "0":
+            continue
+        start, end = (int(part, 16) for part in span.split("-"))
+        with Path(f"/proc/{pid}/mem").open("rb") as memory, Path(name[0]).open("rb") as file:
+            memory.seek(start)
+            file.seek(int(offset, 16))
+            wanted = file.read(end - start)
+            assert memory.read(len(wanted)) == wanted, line
+    assert caught(pid) == signals
+
+
+@pytest.mark.parametrize("name", ["threads", *SERVERS])
+def test_detach_under_load(native: Runner, shm: Runner, guests: Guests, tmp_path: Path, name: str) -> None:
+    """Attached, given back, and no byte is lost; nginx with its workers, redis, threads asleep in every way."""
+    port = free_port()
+    if name == "threads":
+        server = native.start(guests("waits"), str(port)).listening(port)
+    else:
+        server = start_server(name, native, guests, port, tmp_path)
+    client = start_client(shm, port, 5 if name != "threads" else KINDS, 0.0, PROTOCOLS.get(name, "echo"))
+    signals = {pid: caught(pid) for pid in family(server.pid)}
+    attached = Attached(server.pid, tmp_path, native.env).ok()
+    more_rounds()
+    detach(server.pid, native.env)
+    for pid, before in signals.items():
+        assert_own(pid, before)
+    more_rounds()
+    finish(client)
+    late = start_client(native, port, KINDS, 0.0, PROTOCOLS.get(name, "echo"))
+    finish(late, at_least=1)
+    report = attached.report(server)
+    assert report.shm >= 5, report
+    server.stop()
+
+
+def family(pid: int) -> list[int]:
+    """It and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def test_detach_with_unread_bytes(native: Runner, shm: Runner, tmp_path: Path) -> None:
+    """What is in the rings at that moment, in both directions, arrives."""
+    server = native.start(sys.executable, "-c", UNREAD, "server")
+    server.until(lambda: b"\n" in server.stdout, "its port")
+    client = shm.start(sys.executable, "-c", UNREAD, "client", server.stdout.split()[0].decode())
+    client.until(lambda: b"moved" in client.stdout, "exchanges before")
+    Attached(server.pid, tmp_path, native.env).ok()
+    client.send(signal.SIGUSR1)
+    client.until(lambda: b"full" in client.stdout, "bytes in the rings")
+    more_rounds(0.2)
+    detach(server.pid, native.env)
+    for program in (client, server):
+        program.send(signal.SIGUSR1)
+    assert client.wait() == 0, client.describe()
+    assert server.wait() == 0, server.describe()
+    assert client.report().shm == 1
+
+
+UNREAD = """
+import random, signal, socket, sys
+def ping(s, role, n):
+    for i in range(n):
+        if role == "client": s.sendall(b"x"); assert s.recv(1) == b"x"
+        else: assert s.recv(1) == b"x"; s.sendall(b"x")
+def pause(): signal.sigwait({signal.SIGUSR1})
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+role = sys.argv[1]
+if role == "server":
+    l = socket.create_server(("127.0.0.1", 0)); print(l.getsockname()[1], flush=True)
+    s, _ = l.accept()
+else:
+    s = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+mine, theirs = (random.Random(role == r).randbytes(50000) for r in ("client", "server"))
+ping(s, role, 50)
+if role == "client": print("moved", flush=True); pause()
+ping(s, role, 200)
+s.sendall(mine)
+print("full", flush=True)
+pause()
+got = b""
+while len(got) < len(theirs): got += s.recv(len(theirs) - len(got))
+assert got == theirs
+ping(s, role, 200)
+"""
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_real_programs_at_both_ends(native: Runner, guests: Guests, tmp_path: Path, name: str) -> None:
     """Server and client have been started natively; both are attached under load. nginx with its workers."""
@@ -154,8 +259,53 @@ def test_another_tracer_is_there_first(native: Runner, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [["--attach", "x"], ["--attach", "0"], ["--attach", "1", "true"], ["--no-children"],
-                                  ["--attach", "1", "--learn", "/tmp/x"], ["--attach"]])
+                                  ["--attach", "1", "--learn", "/tmp/x"], ["--attach"],
+                                  ["--detach", "1", "--explain"], ["--detach", "y"], ["--detach", "1", "true"]])
 def test_wrong_usage(line: list[str]) -> None:
     """One line, exit 2."""
     result = subprocess.run([SDRUN, *line], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result
+
+
+def tracer_of(pid: int) -> int:
+    """Who traces it at this moment; 0: nobody."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("TracerPid:\t")[1].split()[0])
+
+
+def catch(pid: int, attaching: subprocess.Popen[bytes]) -> int:
+    """The supervisor, as soon as it has stopped the program; 0: too late."""
+    while attaching.poll() is None:
+        tracer = tracer_of(pid)
+        if tracer:
+            return tracer
+    return 0
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_supervisor_killed_while_it_attaches(native: Runner, guests: Guests, part: int) -> None:
+    """At random moments of the stop: no byte is lost, new connections are made, and nothing of ours is left open."""
+    port = free_port()
+    server = native.start(guests("waits"), str(port)).listening(port)
+    client = start_client(native, port, KINDS, 0.01, "echo")
+    caught = 0
+    for _ in range(8):
+        with subprocess.Popen([SDRUN, "--set", "upgrade=eager", "--attach", str(server.pid)], env=native.env,
+                              stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as attaching:
+            supervisor = catch(server.pid, attaching)
+            if supervisor:
+                time.sleep(random.random() * 0.012 * (part + 1))
+                with suppress(ProcessLookupError):
+                    os.kill(supervisor, signal.SIGKILL)
+                    caught += 1
+            attaching.wait(30)
+        if "Seccomp_filters:\t0" not in Path(f"/proc/{server.pid}/status").read_text():
+            break  # from here on there is a filter, and a keeper that answers
+    more_rounds(0.3)
+    finish(client, at_least=1)
+    late = start_client(native, port, KINDS, 0.0, "echo")
+    finish(late, at_least=1)
+    assert caught
+    assert not [name for name in os.listdir(f"/proc/{server.pid}/fd")
+                if "seccomp" in os.readlink(f"/proc/{server.pid}/fd/{name}")]
+    assert server.process.poll() is None, server.describe()

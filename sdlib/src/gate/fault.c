@@ -71,9 +71,12 @@ void sd_faults_reset(void)
  * is ignored. Undone by sd_faults_back(). */
 void sd_faults_own(bool ignored_only)
 {
-    for (u32 i = 0; i < 2; i++)
-        if (!ignored_only || program[i].handler == SIG_IGN)
+    for (u32 i = 0; i < 2; i++) {
+        struct ksigaction now;
+        SYS4(__NR_rt_sigaction, i ? SIGBUS : SIGSEGV, 0, &now, 8);
+        if (now.handler == (u64)sd_signal_fault && (!ignored_only || program[i].handler == SIG_IGN)) /* else SA_RESETHAND was here */
             SYS4(__NR_rt_sigaction, i ? SIGBUS : SIGSEGV, &program[i], 0, 8);
+    }
 }
 
 void sd_faults_back(void)

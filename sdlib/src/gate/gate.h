@@ -20,6 +20,7 @@ void sd_signal_inside(int sig, struct siginfo_sys *si, struct ucontext *uc);
 /* A pointer that the kernel would not refuse at first sight. */
 static inline bool sd_plausible(const void *p) { return (u64)p >= 4096 && !((u64)p >> 47); }
 
+void sd_without_area(void); /* start/init.c: counters and configuration of our own */
 void sd_take_over(void); /* gate/dispatch.c: connections that lived through execve */
 long sd_call_handler(struct sd_frame *f, struct sd_tcb *t);
 long sd_call_traced(struct sd_frame *f, struct sd_tcb *t); /* gate/traced.c */
@@ -27,6 +28,8 @@ void sd_trace_fault(const struct sd_frame *f, struct sd_tcb *t); /* the same for
 void sd_patch_site(u32 slot, u64 ret, u32 nr); /* once for each site */
 void sd_patch_forbid(void);
 void sd_patch_after_fork(void);
+void sd_patch_undo(void);
+void sd_actions_own(void); /* signal.c: every action as the program means it */
 long sd_install_sigsys(void); /* gate/signal.c */
 long sd_adopt_handlers(void);
 /* gate/fault.c */

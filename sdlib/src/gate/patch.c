@@ -29,14 +29,30 @@ _Atomic u64 sd_slot_ret[SD_SLOTS];
 #define PAGE 4096ull
 #define AREA_BYTES (4 * PAGE)
 #define STUB_BYTES 32u
+
+/* sdtrace/release.py has the same two layouts. */
+struct stubs {
+    u64 base, used;
+};
+/* What the program had there. */
+struct undo {
+    u64 at, resume;  /* the second: where a thread that stands there goes on instead; 0: there */
+    u64 lo, hi;      /* of the vdso, which may not be split; 0: another mapping */
+    u8 n, bytes[15];
+};
+extern struct stubs sd_stubs[];
+extern struct undo sd_undo[];
+extern u32 sd_nundo;
+
 #define AREAS 32
+#define UNDO_MAX 1024
 #define OP_JMP 0xe9
 #define OP_JMP_SHORT 0xeb
 #define OP_MOV_EAX 0xb8
 
-static struct {
-    u64 base, used;
-} areas[AREAS];
+struct stubs sd_stubs[AREAS];
+struct undo sd_undo[UNDO_MAX];
+u32 sd_nundo;
 static _Atomic u32 lock; /* taken with all signals blocked, for the time of a few system calls */
 static _Atomic u16 traps[SD_SLOTS]; /* LOOKED_AT, or how many, and in which generation of forks */
 static u16 generation;
@@ -91,6 +107,29 @@ static bool poke(const struct sd_mapping *m, u64 at, const u8 *bytes, u64 n)
     return true;
 }
 
+/* Bytes of the program's, noted before they are changed. */
+static bool alter(const struct sd_mapping *m, u64 at, const u8 *bytes, u64 n, u64 resume)
+{
+    struct undo *u = &sd_undo[sd_nundo];
+
+    if (sd_nundo == UNDO_MAX)
+        return false;
+    *u = (struct undo){.at = at, .resume = resume, .lo = m->vdso ? m->lo : 0, .hi = m->vdso ? m->hi : 0, .n = (u8)n};
+    sd_copy(u->bytes, (const void *)at, n);
+    sd_nundo++;
+    return poke(m, at, bytes, n);
+}
+
+/* With all other threads stopped, and none of them in the middle of what goes. A mapping that is gone stays gone. */
+void sd_patch_undo(void)
+{
+    while (sd_nundo) {
+        const struct undo *u = &sd_undo[--sd_nundo];
+        struct sd_mapping vdso = {.lo = u->lo, .hi = u->hi, .vdso = true};
+        poke(u->hi ? &vdso : NULL, u->at, u->bytes, u->n);
+    }
+}
+
 static void put_jmp(u8 *out, u64 at, u64 to)
 {
     i32 distance = (i32)(to - (at + 5));
@@ -109,16 +148,16 @@ static bool reaches(u64 from, u64 to)
 static u64 stub_place(u64 site)
 {
     for (u32 i = 0; i < AREAS; i++) {
-        if (!areas[i].base) {
+        if (!sd_stubs[i].base) {
             u64 at = sd_find_gap(site, AREA_BYTES);
             if (!at || (u64)SYS6(__NR_mmap, at, AREA_BYTES, PROT_READ | PROT_EXEC,
                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at)
                 return 0;
-            areas[i].base = at;
+            sd_stubs[i].base = at;
         }
-        if (areas[i].used + STUB_BYTES <= AREA_BYTES && reaches(site, areas[i].base)) {
-            areas[i].used += STUB_BYTES;
-            return areas[i].base + areas[i].used - STUB_BYTES;
+        if (sd_stubs[i].used + STUB_BYTES <= AREA_BYTES && reaches(site, sd_stubs[i].base)) {
+            sd_stubs[i].used += STUB_BYTES;
+            return sd_stubs[i].base + sd_stubs[i].used - STUB_BYTES;
         }
     }
     return 0;
@@ -166,7 +205,7 @@ static bool patch_mov(u64 site, const struct sd_mapping *m, u64 slot, u32 nr)
         return false;
     u8 jump[5];
     put_jmp(jump, site - 5, stub);
-    return poke(m, site - 5, jump, 5);
+    return alter(m, site - 5, jump, 5, 0);
 }
 
 static bool is_run(const u8 *p, u8 byte, u32 n)
@@ -214,7 +253,7 @@ static bool patch_syscall(u64 site, const struct sd_mapping *m, u64 slot)
         return false;
     u8 jump[5], hop[2] = { OP_JMP_SHORT, (u8)(pad - (site + 2)) };
     put_jmp(jump, pad, stub);
-    return (!opens || poke(m, pad - 2, over, 2)) && poke(m, pad, jump, 5) && poke(m, site, hop, 2);
+    return (!opens || alter(m, pad - 2, over, 2, 0)) && alter(m, pad, jump, 5, site) && alter(m, site, hop, 2, 0);
 }
 
 static bool patch(u32 slot, u64 ret, u32 nr)

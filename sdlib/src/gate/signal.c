@@ -222,6 +222,23 @@ long sd_adopt_handlers(void)
     return sd_install_sigsys();
 }
 
+void sd_actions_own(void)
+{
+    for (u32 sig = 1; sig <= NSIG; sig++) {
+        struct ksigaction act;
+        if (sig == SIGKILL || sig == SIGSTOP || SYS4(__NR_rt_sigaction, sig, 0, &act, 8) < 0)
+            continue;
+        if (sig == SIGSYS)
+            act = program_sigsys;
+        else if (act.handler == (u64)sd_signal || (load_rlx(&masks_with_sigsys) & SIGBIT(sig)))
+            from_kernel(&act, load_rlx(&sd_signals[sig]), load_rlx(&flags_of[sig]), load_rlx(&masks_with_sigsys) & SIGBIT(sig));
+        else
+            continue;
+        SYS4(__NR_rt_sigaction, sig, &act, 0, 8);
+    }
+    sd_faults_own(false);
+}
+
 /* ------------------------------------------------------ the program's calls */
 
 SD_CALL(sd_rt_sigaction)

@@ -20,6 +20,30 @@ bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r)
     return true;
 }
 
+void sd_back_begin(void *segment, uint32_t side, struct sd_recalled *r)
+{
+    struct sd_dir *tx = tx_of(segment, side);
+
+    if (sd_recall_begin(segment, side, r))
+        return;
+    r->bytes = 0; /* the peer reads the ring to its end */
+    atomic_fetch_or(&tx->prod_hint, SD_HINT_LEAVING);
+    r->ring = atomic_exchange(&tx->bell, 1) == 0; /* whether it waits for room or for bytes, it shall hear of it */
+}
+
+void sd_back_end(void *segment, uint32_t side, uint64_t tcp_pos)
+{
+    struct sd_dir *tx = tx_of(segment, side);
+
+    store_rlx(&tx->sw_back_at, load_rlx(&tx->tail));
+    store_rel(&tx->sw_back, tcp_pos + 1); /* [S2] */
+}
+
+bool sd_recall_drop(void *segment, uint32_t side)
+{
+    return cas_u32(&tx_of(segment, !(side & 1))->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);
+}
+
 void sd_recall_end(void *segment, uint32_t side, uint64_t tcp_pos)
 {
     struct sd_dir *tx = tx_of(segment, side);

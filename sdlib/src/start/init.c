@@ -13,6 +13,13 @@ static struct sd_proc private_proc;
 static const struct sd_config private_config = { .accel = 0, .reason = SD_REASON_no_supervisor, .patch = 1 };
 struct sd_global g = { .proc = &private_proc, .cfg = &private_config };
 
+void sd_without_area(void)
+{
+    g.proc = &private_proc;
+    g.cfg = &private_config;
+    g.no_supervisor = 1;
+}
+
 long sd_slot_offsets_ok(void);
 
 /* TSC ticks in a microsecond, from 20 us of looking at the clock. */

@@ -374,7 +374,13 @@ sd_init:
     call    sd_init_c
     int3
 
-/* The supervisor runs sd_init_c on this stack. */
+    .globl sd_unhook
+sd_unhook:
+    cld
+    call    sd_unhook_c
+    int3
+
+/* The supervisor runs sd_init_c and sd_unhook_c on this stack. */
     .bss
     .balign 4096
     .space  16384

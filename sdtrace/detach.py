@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole tree is given back: `sdrun --detach PID`, from the request to the last word.
+
+No new connection goes to a ring from the request on.  Then, again and again until it can be done: all processes that
+have the library are stopped at once; each thread must be where it can be taken out (release.py); all connections go
+back to TCP (giveback.py); the library gives back call sites, signal actions and epoll sets.
+
+What remains in each process is the filter, which cannot be taken away, and the image, which costs nothing.  The keeper
+goes on and lets every call through that the filter still holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from sdlib import abi
+from sdtrace import procfs
+from sdtrace.areas import Area
+from sdtrace.giveback import give_back, warn
+from sdtrace.image import Image
+from sdtrace.inject import library_present
+from sdtrace.keepsake import Keepsake
+from sdtrace.offers import Broker
+from sdtrace.processes import Processes
+from sdtrace.ptrace import RemoteError
+from sdtrace.release import Release
+from sdtrace.seized import Seized
+
+EVERY_S: Final = 0.01
+_FIRST_S: Final = 0.1
+"""Sends that are about to go to a ring for the first time are over then."""
+_PATIENCE_S: Final = 10.0
+
+
+class Detachment:
+    """One request."""
+
+    def __init__(self, image: Image, keepsake: Keepsake, processes: Processes, broker: Broker, areas: list[Area],
+                 filters: int, answer: Callable[[str], None]) -> None:
+        """`answer` is told why it failed, or "" when it is done."""
+        self._image, self._keepsake, self._processes = image, keepsake, processes
+        self._broker, self._areas, self._filters, self._answer = broker, areas, filters, answer
+        self._begin = time.monotonic()
+        self.done = False
+        self.failed = False
+        for area in areas:
+            area.view.cfg.accel, area.view.cfg.reason = 0, abi.const.SD_REASON_detached
+        warn(broker)
+
+    def tick(self) -> None:
+        """Try, if it is time; `done` or `failed` afterwards, or neither yet."""
+        now = time.monotonic() - self._begin
+        if now < _FIRST_S:
+            return
+        try:
+            self._try()
+        except (RemoteError, OSError) as error:
+            transient = isinstance(error, RemoteError) and error.transient
+            if not transient or now > _PATIENCE_S:
+                self.failed = True
+                self._answer(str(error))
+            return
+        self.done = True
+        self._answer("")
+
+    def _try(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stopped: dict[int, Seized] = {}
+            while new := [pid for pid in self._tree() if pid not in stopped]:
+                for pid in new:
+                    stopped[pid] = stack.enter_context(Seized(pid, self._keepsake))
+            releases = [(seized, Release(seized, self._image)) for seized in stopped.values()]
+            plans = [(seized, release, release.plan()) for seized, release in releases]
+            give_back(self._broker)
+            for seized, release, plan in plans:
+                release.run(plan)
+                seized.commit()
+
+    def _tree(self) -> set[int]:
+        """Living processes that have the library."""
+        found: set[int] = set()
+        for process in self._processes:
+            found |= {process.pid, *_below(process.pid, self._filters)}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if self._areas and {area.inode for area in self._areas} & procfs.memfds_mapped(int(name)):
+                    found.add(int(name))
+        return {pid for pid in found - {os.getpid()} if procfs.running(pid) and library_present(pid, self._image)}
+
+
+def _below(pid: int, filters: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for child in procfs.children(pid):
+            if procfs.status(child).filters >= filters:
+                yield child
+                yield from _below(child, filters)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdrun --detach PID`: find the supervisor, ask it, and say how it went. The launcher becomes this."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Final
+
+from sdlib.wire import trees
+from sdtrace import procfs
+from sdtrace.requests import DETACH
+
+_UNABLE: Final = 125
+_TIMEOUT_S: Final = 30.0
+
+
+def supervisor_of(pid: int) -> str | None:
+    """Path of the socket of the supervisor that has the process, or one that started it."""
+    documents = {path: trees.ask(path) for path in _reachable()}
+    while pid > 1:
+        for path, document in documents.items():
+            pids = {int(line["pid"]) for line in document["processes"]} | {document["supervisor"]["root_pid"]}
+            if document["here"] and pid in pids:
+                return f"{os.path.dirname(path)}/{trees.request_name(document['supervisor']['pid'])}"
+        try:
+            pid = procfs.status(pid).ppid
+        except OSError:
+            return None
+    return None
+
+
+def _reachable() -> list[str]:
+    found = []
+    for path in trees.find(os.environ, os.geteuid()):
+        try:
+            trees.ask(path)
+        except trees.Unreachable:
+            continue
+        found.append(path)
+    return found
+
+
+def main(pid: int) -> int:
+    """Exit status."""
+    path = supervisor_of(pid)
+    if path is None:
+        gone = not procfs.running(pid)
+        return _say(pid, "there is no such process" if gone else "it is not under sdrun, or under one of another user")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(_TIMEOUT_S)
+            sock.connect(path)
+            sock.send(DETACH)
+            answer = sock.recv(4096).decode(errors="replace").strip()
+    except OSError as error:
+        return _say(pid, f"its supervisor does not answer: {error}")
+    return _say(pid, answer) if answer else 0
+
+
+def _say(pid: int, why: str) -> int:
+    print(f"sdrun: cannot detach from {pid}: {why}", file=sys.stderr)
+    return _UNABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

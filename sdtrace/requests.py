@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to a supervisor: `detach-PID.sock` beside the socket by which it is looked at.
+
+One word, and one line as the answer, "" for done, then the end.  Only the tree's user and root are heard.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import syslog
+from contextlib import suppress
+from typing import Final
+
+from sdlib.wire import paths, trees
+
+DETACH: Final = b"detach"
+_LONGEST: Final = 64
+
+
+class Requests:
+    """The listening socket."""
+
+    def __init__(self) -> None:
+        self._listener: socket.socket | None = None
+        self._path = ""
+
+    def fileno(self) -> int:
+        """Readable when somebody asks; -1: nobody can."""
+        return -1 if self._listener is None else self._listener.fileno()
+
+    def open(self) -> None:
+        """Listen, if there is a place for the socket."""
+        try:
+            folder = paths.runtime_dir(os.environ, os.geteuid())
+            path = paths.checked(f"{folder}/{trees.request_name(os.getpid())}")
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            listener.bind(path)  # umask is 077, the directory the user's own
+            listener.listen(1)
+        except (OSError, paths.UnsafePath) as error:
+            syslog.syslog(syslog.LOG_WARNING, f"cannot be asked: {error}")
+            return
+        self._listener, self._path = listener, path
+
+    def take(self) -> socket.socket | None:
+        """Who asks to be given back."""
+        if self._listener is None:
+            return None
+        with suppress(OSError):
+            client, _ = self._listener.accept()
+            client.settimeout(1.0)
+            if trees.peer_of(client)[1] in (0, os.geteuid()) and client.recv(_LONGEST) == DETACH:
+                return client
+            client.close()
+        return None
+
+    def close(self) -> None:
+        """The name goes."""
+        if self._listener is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
+            self._listener.close()
+            self._listener = None
+
+
+def answer(client: socket.socket, text: str) -> None:
+    """And the end."""
+    with client, suppress(OSError):
+        client.send(text.encode() or b"\n")
