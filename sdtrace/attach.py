@@ -35,6 +35,7 @@ from sdtrace.image import PAGE, Image
 from sdtrace.inject import boot_bytes, check_registers, library_present, start_library, write_memory
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener
+from sdtrace.opening import AttachError
 from sdtrace.ptrace import RemoteError
 from sdtrace.seized import Seized
 from sdtrace.syscalls import FILTERS, Variant
@@ -65,10 +66,6 @@ _WHY: Final = {
 _SETTLED: Final = {errno.EMFILE: "it has no free descriptor", errno.ENOMEM: "it has no memory left",
                    errno.ESRCH: "its threads have different seccomp filters",
                    errno.EBUSY: "it is under another supervisor's filter"}  # fmt: skip
-
-
-class AttachError(Exception):
-    """It cannot be attached, and nothing in it has changed; str() says why."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from sdtrace.ptrace import RemoteError
 from sdtrace.release import Release
 from sdtrace.seized import Seized
 
-EVERY_S: Final = 0.01
 _FIRST_S: Final = 0.1
 """Sends that are about to go to a ring for the first time are over then."""
 _PATIENCE_S: Final = 10.0

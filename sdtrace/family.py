@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from sdtrace import procfs
-from sdtrace.attach import Attacher, AttachError
+from sdtrace.attach import Attacher
 from sdtrace.injector import Injector
 from sdtrace.notify import Listener
+from sdtrace.opening import AttachError
 from sdtrace.processes import Processes
 
 FAMILY_MAX: Final = 64

@@ -10,11 +10,14 @@ import policies
 from policies import Policy
 from policies.model import Proto
 from sdtrace import cli
-from sdtrace.attach import AttachError
 from sdtrace.control import NOTIF_ANSWERED, VERDICT_DENY, Control, Kind, Record
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
 from sdtrace.syscalls import Deny
+
+
+class AttachError(Exception):
+    """It cannot be attached, and nothing in it has changed; str() says why."""
 
 
 def filtered(options: cli.Options, policy: Policy) -> frozenset[Proto]:

@@ -32,7 +32,7 @@ import syslog
 import time
 import traceback
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import policies
 from policies import Policy, Settings
@@ -40,11 +40,8 @@ from policies.model import Proto
 from sdlib import abi
 from sdtrace import cli, opening, procfs, snapshot
 from sdtrace.accounts import Accounts
-from sdtrace.attach import Attacher, AttachError
 from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
-from sdtrace.detach import EVERY_S, Detachment
 from sdtrace.enforce import PERFORMED, Enforcer
-from sdtrace.family import Family
 from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
@@ -67,8 +64,12 @@ from sdtrace.trace.drain import from_options
 from sdtrace.vault import Vault
 from sdtrace.workers import POLL_S, Workers
 
+if TYPE_CHECKING:
+    from sdtrace.detach import Detachment
+
 _LINGERING_POLL_S: Final = 0.01
 _ORPHAN_POLL_S: Final = 5.0
+_DETACHING_POLL_S: Final = 0.01
 _UNABLE: Final = 125
 _PR_SET_DUMPABLE: Final = 4
 _LAUNCHER: Final = os.path.realpath(os.path.join(sys.prefix, "bin", "sdrun"))
@@ -141,6 +142,9 @@ class Supervisor:
 
     def take_over(self) -> tuple[list[Listener], str]:
         """The root process has been running (family.py); AttachError."""
+        from sdtrace.attach import Attacher  # what few need is not to delay the start
+        from sdtrace.family import Family
+
         options = self._options
         variant = Variant(not self._uring_allowed, options.told_at_the_end, opening.strictest(self._filtered))
         attacher = Attacher(self._image, variant, self._keepsake, self._settings, self._control.give,
@@ -204,6 +208,8 @@ class Supervisor:
         return self._detachment is not None and self._detachment.done
 
     def _asked_to_detach(self) -> None:
+        from sdtrace.detach import Detachment
+
         client = self._requests.take()
         if client is None:
             return
@@ -218,7 +224,7 @@ class Supervisor:
     def _patience(self, *, lingering: bool) -> float:
         """How long to wait for an event, in seconds."""
         if self._detachment is not None:
-            return EVERY_S
+            return _DETACHING_POLL_S
         if lingering:
             return _LINGERING_POLL_S
         if self._workers:
@@ -451,7 +457,7 @@ def main(argv: list[str]) -> int:
         received = opening.begin(options, control, keepsake, wrong, supervisor.take_over, supervisor.filtered)
     except (KeeperGone, OSError):
         return 1  # the command was never started, or has ended already
-    except AttachError as error:
+    except opening.AttachError as error:
         control.verdict(2 if wrong else _UNABLE, str(error))
         return 1
     if supervisor.strict:
