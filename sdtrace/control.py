@@ -28,6 +28,7 @@ class Kind(enum.IntEnum):
     KEEP = 6
     DROP = 7
     CLEAR = 8
+    ALONE = 9
 
 
 VERDICT_URING_ALLOWED: Final = 1
@@ -92,6 +93,10 @@ class Control:
         """The keeper holds it as well, from now on."""
         body = _HEADER.pack(Kind.LISTENER, 0, 0, 0) + bytes(TEXT_BYTES)
         socket.send_fds(self._socket, [body], [listener])
+
+    def alone(self) -> None:
+        """We leave, and nobody is to come after us: the keeper answers from now on."""
+        self._send(Kind.ALONE)
 
     def ready(self) -> None:
         """From now on the keeper may hand over."""

@@ -163,11 +163,7 @@ class Supervisor:
 
     def serve(self, received: opening.Received) -> None:
         """Answer until the last task is gone."""
-        for listener in received.listeners:
-            self._watch(listener.fd)
-            self._listeners[listener.fd] = listener
-        if self._options.successor is not None:
-            self._guard(inherit, received.records, self._vault, self._hypercalls, self._broker, self._processes)
+        self._begin(received)
         self._open_doors()
         for notif, answered in received.early:
             self._keepsake.beat()
@@ -189,6 +185,13 @@ class Supervisor:
             if self._given_back():
                 return
             lingering = release_lingering()
+
+    def _begin(self, received: opening.Received) -> None:
+        for listener in received.listeners:
+            self._watch(listener.fd)
+            self._listeners[listener.fd] = listener
+        if self._options.successor is not None:
+            self._guard(inherit, received.records, self._vault, self._hypercalls, self._broker, self._processes)
 
     def _open_doors(self) -> None:
         self._inspection.open()
@@ -463,6 +466,8 @@ def main(argv: list[str]) -> int:
     if supervisor.strict:
         _out_of_reach()
     supervisor.serve(received)
+    if supervisor.given_back:
+        control.alone()
     supervisor.close()  # first: its descriptors may be the last that we may have
     supervisor.accounts.write_policy()
     supervisor.accounts.write_report(None if supervisor.given_back else supervisor.accounts.exit_status())

@@ -14,7 +14,7 @@
  *             It is looked after: one that makes no round of its loop for WATCH_MS, while a notification waits, is killed.
  *             If it dies, a successor is started, and it is STARTING again: what waited still waits, the successor is given what its
  *             predecessor had put into keeping (vault.c), and serves on. Not for ever: see SUCCESSORS_MAX.
- *   ALONE     no supervisor could be started, or kept alive. Every call is let through, every request of the library gets ENOSYS, with which
+ *   ALONE     no supervisor could be started, or kept alive, or it has given everything back (--detach). Every call is let through, every request of the library gets ENOSYS, with which
  *             it keeps new connections on TCP. Where something may be denied (strict), nobody is left to decide: calls
  *             that could make a connection fail with EACCES, so that killing the supervisor is no way around a policy.
  *
@@ -244,8 +244,10 @@ static bool from_supervisor(void)
         close(fd);
     if (m.kind == MSG_DROP)
         vault_drop(m.status);
-    if (m.kind == MSG_CLEAR)
+    if (m.kind == MSG_CLEAR || m.kind == MSG_ALONE)
         vault_clear();
+    if (m.kind == MSG_ALONE)
+        g.state = ALONE;
     if (m.kind == MSG_VERDICT)
         g.verdict = m.flags;
     if (m.kind == MSG_VERDICT && g.launcher >= 0)

@@ -74,6 +74,7 @@ enum message_kind {
     MSG_KEEP = 6,     /* supervisor -> keeper -> its successor: a record for the successor, by number (status); see vault.c */
     MSG_DROP = 7,     /* supervisor -> keeper: that record is of no more use */
     MSG_CLEAR = 8,    /* supervisor -> keeper: none is */
+    MSG_ALONE = 9,    /* supervisor -> keeper: I leave, the programs have been given back; nobody is to come after me */
 };
 
 /* Of MSG_VERDICT: which filter. DENY_*: some program of the tree may be denied something; see sdtrace/syscalls.py. */
