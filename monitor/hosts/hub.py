@@ -18,8 +18,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from errno import EAGAIN
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
@@ -28,30 +26,22 @@ from monitor.endpoint import Shape
 from monitor.hosts import frames
 from monitor.hosts.auth import Handshake
 from monitor.hosts.config import FOR_TESTS, Config
+from monitor.hosts.conns import Conn, Connections, Local
 from monitor.hosts.contact import HANDSHAKE_S, Caller, Contact
 from monitor.hosts.copy import Copy
 from monitor.hosts.discover import find
 from monitor.hosts.frames import Record
 from monitor.hosts.link import Link, Port
-from monitor.hosts.mirror import Mirror
 from monitor.hosts.pairs import Candidate, Candidates
 from monitor.match import Offer, side_of
 from sdlib import abi
-from sdlib.wire.messages import Bell, Nudge, Rang
+from sdlib.wire.messages import Nudge, Rang
 
 SPIN_S: Final = 0.001
 DEAF_S: Final = 0.002
 _CALLERS_MAX: Final = 64
 _UNKNOWN_MAX: Final = 65536
 _TICK_S: Final = 0.5
-
-
-class Local(Protocol):
-    """What the hub needs of the monitor."""
-
-    def is_open(self, offer: Offer) -> bool: ...
-    def paired(self, offer: Offer, side: int, ring_bytes: int, memfd: int) -> bool: ...
-    def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool: ...
 
 
 class Device(Protocol):
@@ -73,24 +63,6 @@ def open_device(config: Config) -> Device:
     return loop.Device(found) if config.device.loop == "c" else verbs.Device(found)
 
 
-@dataclass
-class Conn:
-    """One connection. `client`, `name`: whose it is on this host, None when its supervisor is gone."""
-
-    contact: Contact
-    mirror: Mirror
-    client: int | None
-    name: int
-    waiting: tuple[Candidate, int] | None = None
-    """The memfd, until the other side has said that it has it, too."""
-    ringing: bool = False
-    local_gone: float = 0.0
-    """Since when; 0: it is there."""
-    peer_gone: bool = False
-    said_gone: bool = False
-    lost: bool = False
-    left: bool = False
-    """It has gone back to TCP; until the other host has heard so, what that sends goes on arriving."""
 
 
 class Hub:
@@ -101,9 +73,7 @@ class Hub:
         assert device is not None or config.transport == FOR_TESTS
         self._config, self._selector, self._local, self._device = config, selector, local, device
         self._candidates = Candidates()
-        self._conns: dict[int, Conn] = {}
-        self._named: dict[tuple[int, int], Conn] = {}
-        self._slots = 0
+        self._conns = Connections(local, self._candidates, config.lost_s)
         self._callers: set[Caller] = set()
         self._asleep = False
         self._busy_until = self._ticked = 0.0
@@ -149,12 +119,9 @@ class Hub:
 
     def _down(self, contact: Contact) -> None:
         self._ready.discard(contact.peer.name)
-        for conn in self._of(contact):
+        for conn in self._conns.of(contact):
             if conn.waiting is not None or conn.left:
-                self._free(conn)
-
-    def _of(self, contact: Contact) -> list[Conn]:
-        return [conn for conn in self._conns.values() if conn.contact is contact]
+                self._conns.free(conn)
 
     # ----------------------------------------------------------------------- pairing
 
@@ -177,7 +144,7 @@ class Hub:
             case frames.Accept():
                 self._on_accept(contact, record)
             case frames.Gone():
-                self._on_gone(contact, record)
+                self._conns.on_gone(contact, record)
             case frames.Resume() if len(contact.unknown) < _UNKNOWN_MAX:
                 contact.unknown.setdefault(record.far_id, time.monotonic())
 
@@ -202,18 +169,13 @@ class Hub:
                 candidate.answered = True
                 contact.link.say(candidate.seek())
             return
-        name = (candidate.offer.client, candidate.offer.offer_id)
-        if name in self._named:
+        if self._conns.knows(candidate.offer.client, candidate.offer.offer_id):
             return  # the answer to its ACCEPT is on the way
         far_id = self._tag(contact) + os.urandom(8)
         conn = self._make(contact, far_id, candidate, min(candidate.offer.ring_bytes, said.ring_bytes))
         if conn is not None:
             key = candidate.offer.key
             contact.link.say(frames.Accept(far_id, key.local, key.peer, conn.mirror.copy.ring_bytes))
-
-    def _tag(self, contact: Contact) -> bytes:
-        """The first half of the names of all connections with that host."""
-        return sha256("\0".join(sorted((self._config.name, contact.peer.name))).encode()).digest()[:8]
 
     def _make(self, contact: Contact, far_id: bytes, candidate: Candidate, ring_bytes: int) -> Conn | None:
         """The copy of this host; it is told to nobody yet."""
@@ -229,91 +191,44 @@ class Hub:
             journal.warn("no-copy", why=error.strerror)
             return None
         copy.found(far_id)
-        conn = self._add(contact, far_id, copy, candidate.offer.client, candidate.offer.offer_id)
+        conn = self._conns.add(contact, far_id, copy, candidate.offer.client, candidate.offer.offer_id)
         conn.waiting = (candidate, memfd)
-        return conn
-
-    def _add(self, contact: Contact, far_id: bytes, copy: Copy, client: int, name: int) -> Conn:
-        self._slots += 1
-        mirror = Mirror(far_id, copy, self._slots)
-        conn = Conn(contact, mirror, client, name)
-        self._conns[mirror.slot] = conn
-        self._named[client, name] = conn
-        contact.mirrors[mirror.slot] = mirror
-        contact.by_id[far_id] = mirror
-        mirror.awake()
         return conn
 
     def _on_accept(self, contact: Contact, said: frames.Accept) -> None:
         assert contact.link is not None
         candidate = self._candidate(contact, said)
         name = (-1, -1) if candidate is None else (candidate.offer.client, candidate.offer.offer_id)
-        if (candidate is None or self._config.name < contact.peer.name or name in self._named
+        if (candidate is None or self._config.name < contact.peer.name or self._conns.knows(*name)
                 or said.far_id[:8] != self._tag(contact) or said.far_id in contact.by_id
                 or not abi.const.SD_RING_MIN <= said.ring_bytes <= candidate.offer.ring_bytes
                 or said.ring_bytes & (said.ring_bytes - 1)):
             contact.link.say(frames.Gone(said.far_id))
             return
         conn = self._make(contact, said.far_id, candidate, said.ring_bytes)
-        if conn is not None and not self._hand_over(conn):
-            self._free(conn)
+        if conn is not None and not self._conns.hand_over(conn):
+            self._conns.free(conn)
             conn = None
         if conn is None:
             contact.link.say(frames.Gone(said.far_id))
             return
         contact.link.introduce(conn.mirror, reply=1)
 
-    def _hand_over(self, conn: Conn) -> bool:
-        """Tell the program's supervisor. False: it does not want it any more; the connection is forgotten."""
-        assert conn.waiting is not None
-        candidate, memfd = conn.waiting
-        copy = conn.mirror.copy
-        self._candidates.drop(candidate.offer.client, candidate.offer.offer_id)
-        offer = candidate.offer
-        done = self._local.is_open(offer) and self._local.paired(offer, copy.side, copy.ring_bytes, memfd)
-        conn.waiting = None
-        os.close(memfd)
-        return done
+    def _tag(self, contact: Contact) -> bytes:
+        """The first half of the names of all connections with that host."""
+        return sha256("\0".join(sorted((self._config.name, contact.peer.name))).encode()).digest()[:8]
 
-    def _on_gone(self, contact: Contact, said: frames.Gone) -> None:
-        mirror = contact.by_id.get(said.far_id)
-        conn = None if mirror is None else self._conns.get(mirror.slot)
-        if conn is None:
-            return
-        if conn.waiting is not None:
-            self._free(conn)
-            return
-        if said.left:
-            self._leave(conn)
-            if not conn.left:
-                self._lose(conn)
-            self._say_gone(conn)
-            self._free(conn)
-            return
-        if conn.left:
-            self._free(conn)
-            return
-        conn.peer_gone = True
-        self._say_gone(conn)
-        conn.mirror.unlink()
-
-    # --------------------------------------------------------------------- its end
+    # ------------------------------------------------------------------ supervisors
 
     def closed(self, client: int, name: int) -> None:
         """The supervisor has released it, or withdrawn the offer."""
         self._candidates.drop(client, name)
-        conn = self._named.get((client, name))
-        if conn is not None:
-            conn.local_gone = conn.local_gone or time.monotonic()
+        self._conns.closed(client, name)
 
     def client_gone(self, client: int) -> None:
         """A supervisor is gone; its programs may live."""
         self._candidates.drop_client(client)
-        for key in [key for key in self._named if key[0] == client]:
-            conn = self._named.pop(key)
-            conn.client = None
-            if conn.waiting is not None:
-                conn.local_gone = time.monotonic()
+        self._conns.client_gone(client)
 
     def hold(self, client: int, name: int, memfd: int, ring_bytes: int, side: int) -> bool:
         """A supervisor has a copy that an earlier monitor made. False: of a host that we do not know. OSError."""
@@ -324,66 +239,16 @@ class Hub:
             copy.close()
             return contact is not None
         contact.unknown.pop(far_id, None)
-        conn = self._add(contact, far_id, copy, client, name)
+        conn = self._conns.add(contact, far_id, copy, client, name)
         contact.guard(lambda link: link.introduce(conn.mirror, reply=1))
         return True
-
-    def _free(self, conn: Conn) -> None:
-        if conn.waiting is not None:
-            os.close(conn.waiting[1])
-            conn.waiting = None
-        mirror = conn.mirror
-        del self._conns[mirror.slot]
-        del conn.contact.mirrors[mirror.slot]
-        del conn.contact.by_id[mirror.far_id]
-        if conn.client is not None:
-            self._named.pop((conn.client, conn.name), None)
-        if conn.contact.link is not None and conn.contact.link.port is not None:
-            conn.contact.link.port.forget(mirror)
-        mirror.copy.close()
-
-    def _leave(self, conn: Conn) -> None:
-        """Back to its own TCP connection: its supervisor takes there what the other host has not got of the ring.
-
-        Not without a supervisor, nor while nobody knows whether the other program has heard that ours has switched.
-        """
-        if conn.left or conn.lost or conn.waiting is not None or conn.client is None or not conn.mirror.copy.may_leave:
-            return
-        conn.left = True
-        conn.mirror.stop()
-        conn.contact.left += 1
-        journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
-        self._local.ring(conn.client, conn.name, Bell.BACK)
-        self._say_gone(conn)
-        if not conn.mirror.linked:
-            self._free(conn)
-
-    def _lose(self, conn: Conn) -> None:
-        """The other host is not coming back, or our program has broken its own copy: the connection ends."""
-        if not conn.lost:
-            conn.lost = True
-            conn.mirror.stop()
-            conn.mirror.lose()
-            journal.warn("connection-lost", host=conn.contact.peer.name, slot=conn.mirror.slot)
-            if conn.client is not None:
-                self._local.ring(conn.client, conn.name, Bell.BREAK)
-
-    # ------------------------------------------------------------------------- bells
 
     def heard(self, client: int, message: Nudge | Rang) -> None:
         """A program has news, which `turn` looks for; or a supervisor has rung, or not."""
         if isinstance(message, Nudge):
             self._busy_until = max(self._busy_until, time.monotonic() + SPIN_S)
-            return
-        conn = self._named.get((client, message.offer_id))
-        if conn is not None and conn.ringing:
-            conn.ringing = False
-            if message.result != EAGAIN:  # else there was no room for a byte: once more
-                conn.mirror.rang()
-
-    def _ring(self, conn: Conn) -> None:
-        if conn.mirror.owes_bell and not conn.ringing and conn.client is not None:
-            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.mirror.next_bell)
+        else:
+            self._conns.rang(client, message)
 
     # ------------------------------------------------------------------------- turns
 
@@ -404,7 +269,7 @@ class Hub:
             return 0.0
         if not self._asleep and self._conns:
             self._asleep = True
-            for conn in self._conns.values():
+            for conn in self._conns:
                 conn.mirror.sleep()
             abi.lib.sd_py_membarrier()  # [W1]
             if self._device is not None:
@@ -414,11 +279,11 @@ class Hub:
 
     def _wake(self) -> None:
         self._asleep = False
-        for conn in self._conns.values():
+        for conn in self._conns:
             conn.mirror.awake()
 
     def _nap(self) -> float:
-        if any(conn.client is None for conn in self._conns.values()):
+        if any(conn.client is None for conn in self._conns):
             return DEAF_S
         if any(one.link is None and one.dials for one in self.contacts.values()):
             return 0.05
@@ -429,8 +294,8 @@ class Hub:
         for contact in self.contacts.values():
             if contact.link is not None:
                 busy |= self._serve(contact, contact.link, idle)
-        for conn in list(self._conns.values()):
-            self._look_after(conn)
+        for conn in self._conns:
+            self._conns.look_after(conn)
         return busy
 
     def _serve(self, contact: Contact, link: Link, idle: bool) -> bool:
@@ -445,52 +310,26 @@ class Hub:
             nonlocal busy
             busy, broken = link.pump(list(contact.mirrors.values()), idle=idle)
             for mirror in broken:
-                self._lose(self._conns[mirror.slot])
-                self._say_gone(self._conns[mirror.slot])
+                self._conns.lose(self._conns.at(mirror.slot))
+                self._conns.say_gone(self._conns.at(mirror.slot))
 
         contact.guard(pump)
         return contact.flush() or busy
-
-    def _look_after(self, conn: Conn) -> None:
-        """What is due for one connection, apart from its bytes."""
-        mirror = conn.mirror
-        if conn.left:
-            return
-        if mirror.copy.taken:
-            self._leave(conn)
-            return
-        if conn.waiting is not None and mirror.linked and not self._hand_over(conn):
-            conn.local_gone = time.monotonic()
-        if mirror.linked or conn.peer_gone:
-            self._ring(conn)
-        if conn.peer_gone:
-            mirror.settle_alone()
-        if conn.local_gone and mirror.linked and mirror.all_told():
-            self._say_gone(conn)
-        late = conn.local_gone and not mirror.linked and time.monotonic() - conn.local_gone > self._config.lost_s
-        if late or (conn.peer_gone and (conn.local_gone or conn.client is None)):
-            self._free(conn)
-
-    def _say_gone(self, conn: Conn) -> None:
-        """We send nothing more for it. The other side answers with the same, and only then its memory may go."""
-        if not conn.said_gone and conn.mirror.linked and conn.contact.link is not None:
-            conn.said_gone = True
-            conn.contact.link.say(frames.Gone(conn.mirror.far_id, int(conn.left)))
 
     def _tick(self, now: float) -> None:
         self._ticked = now
         for contact in self.contacts.values():
             contact.tick(now)
             if contact.without_s > self._config.back_s:
-                for conn in self._of(contact):
-                    self._leave(conn)
+                for conn in self._conns.of(contact):
+                    self._conns.leave(conn)
             for far_id in [one for one, since in contact.unknown.items() if now - since > self._config.back_s]:
                 del contact.unknown[far_id]
                 contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, 1)))  # type: ignore[misc]
             if contact.link is None and now - contact.down_since > self._config.lost_s:
-                for conn in self._of(contact):
+                for conn in self._conns.of(contact):
                     if not conn.peer_gone:
-                        self._lose(conn)
+                        self._conns.lose(conn)
         for caller in [late for late in self._callers if now - late.since > HANDSHAKE_S]:
             caller.fail("does not say who it is")
 
@@ -502,7 +341,7 @@ class Hub:
             "name": self._config.name, "transport": self._config.transport,
             "device": None if self._device is None else self._device.status(),
             "peers": [self._peer(contact) for contact in self.contacts.values()],
-            "connections": [self._connection(conn) for conn in self._conns.values()],
+            "connections": [self._conns.status(conn) for conn in self._conns],
             "candidates": len(self._candidates),
         }  # fmt: skip
 
@@ -513,16 +352,6 @@ class Hub:
             "name": contact.peer.name, "up": link is not None, "rdma": link is not None and link.by_rdma,
             "links": contact.links, "left": contact.left, "queued": 0 if link is None else len(link.stream.out),
             "port": None if link is None or link.port is None else link.port.status(),
-        }  # fmt: skip
-
-    @staticmethod
-    def _connection(conn: Conn) -> dict[str, Any]:
-        mirror = conn.mirror
-        return {
-            "peer": conn.contact.peer.name, "client": conn.client, "name": conn.name, "linked": mirror.linked,
-            "out": mirror.bytes_out, "in": mirror.bytes_in, "unread": mirror.unread(),
-            "credits": mirror.copy.ring_bytes - mirror.unread(), "resumes": mirror.resumes,
-            "bells": list(mirror.copy.bells()), "lost": conn.lost,
         }  # fmt: skip
 
     def _sockets(self) -> Iterator[Callable[[], None]]:
@@ -537,5 +366,4 @@ class Hub:
         """We leave; copies stay as they are, for the next monitor."""
         for close in self._sockets():
             close()
-        for conn in list(self._conns.values()):
-            self._free(conn)
+        self._conns.close()

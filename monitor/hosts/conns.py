@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connections to other hosts that a monitor holds: whose they are, their bells, and their ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from errno import EAGAIN
+from typing import Any, Protocol
+
+from monitor import journal
+from monitor.hosts import frames
+from monitor.hosts.contact import Contact
+from monitor.hosts.copy import Copy
+from monitor.hosts.mirror import Mirror
+from monitor.hosts.pairs import Candidate, Candidates
+from monitor.match import Offer
+from sdlib.wire.messages import Bell, Rang
+
+
+class Local(Protocol):
+    """What is needed of the monitor."""
+
+    def is_open(self, offer: Offer) -> bool: ...
+    def paired(self, offer: Offer, side: int, ring_bytes: int, memfd: int) -> bool: ...
+    def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool: ...
+
+
+@dataclass
+class Conn:
+    """One connection. `client`, `name`: whose it is on this host, None when its supervisor is gone."""
+
+    contact: Contact
+    mirror: Mirror
+    client: int | None
+    name: int
+    waiting: tuple[Candidate, int] | None = None
+    """The memfd, until the other side has said that it has it, too."""
+    ringing: bool = False
+    local_gone: float = 0.0
+    """Since when; 0: it is there."""
+    peer_gone: bool = False
+    said_gone: bool = False
+    lost: bool = False
+    left: bool = False
+    """It has gone back to TCP; until the other host has heard so, what that sends goes on arriving."""
+
+
+class Connections:
+    """By slot, our name for each, and by the name that its supervisor knows."""
+
+    def __init__(self, local: Local, candidates: Candidates, lost_s: float) -> None:
+        self._local, self._candidates, self._lost_s = local, candidates, lost_s
+        self._conns: dict[int, Conn] = {}
+        self._named: dict[tuple[int, int], Conn] = {}
+        self._slots = 0
+
+    def __len__(self) -> int:
+        return len(self._conns)
+
+    def __iter__(self) -> Iterator[Conn]:
+        return iter(list(self._conns.values()))
+
+    def of(self, contact: Contact) -> list[Conn]:
+        """Those with that host."""
+        return [conn for conn in self if conn.contact is contact]
+
+    def at(self, slot: int) -> Conn:
+        """By slot."""
+        return self._conns[slot]
+
+    def knows(self, client: int, name: int) -> bool:
+        """Whether that offer is a connection already."""
+        return (client, name) in self._named
+
+    def add(self, contact: Contact, far_id: bytes, copy: Copy, client: int, name: int) -> Conn:
+        """A copy of this host."""
+        self._slots += 1
+        mirror = Mirror(far_id, copy, self._slots)
+        conn = Conn(contact, mirror, client, name)
+        self._conns[mirror.slot] = conn
+        self._named[client, name] = conn
+        contact.mirrors[mirror.slot] = mirror
+        contact.by_id[far_id] = mirror
+        mirror.awake()
+        return conn
+
+    def hand_over(self, conn: Conn) -> bool:
+        """Tell the program's supervisor. False: it does not want it any more; the connection is forgotten."""
+        assert conn.waiting is not None
+        candidate, memfd = conn.waiting
+        copy = conn.mirror.copy
+        self._candidates.drop(candidate.offer.client, candidate.offer.offer_id)
+        offer = candidate.offer
+        done = self._local.is_open(offer) and self._local.paired(offer, copy.side, copy.ring_bytes, memfd)
+        conn.waiting = None
+        os.close(memfd)
+        return done
+
+    # ------------------------------------------------------------------------- bells
+
+    def rang(self, client: int, message: Rang) -> None:
+        """A supervisor has rung, or not."""
+        conn = self._named.get((client, message.offer_id))
+        if conn is not None and conn.ringing:
+            conn.ringing = False
+            if message.result != EAGAIN:  # else there was no room for a byte: once more
+                conn.mirror.rang()
+
+    def _ring(self, conn: Conn) -> None:
+        if conn.mirror.owes_bell and not conn.ringing and conn.client is not None:
+            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.mirror.next_bell)
+
+    # --------------------------------------------------------------------- its end
+
+    def closed(self, client: int, name: int) -> None:
+        """The supervisor has released it."""
+        conn = self._named.get((client, name))
+        if conn is not None:
+            conn.local_gone = conn.local_gone or time.monotonic()
+
+    def client_gone(self, client: int) -> None:
+        """A supervisor is gone; its programs may live."""
+        for key in [key for key in self._named if key[0] == client]:
+            conn = self._named.pop(key)
+            conn.client = None
+            if conn.waiting is not None:
+                conn.local_gone = time.monotonic()
+
+    def on_gone(self, contact: Contact, said: frames.Gone) -> None:
+        """The other monitor sends nothing more for it."""
+        mirror = contact.by_id.get(said.far_id)
+        conn = None if mirror is None else self._conns.get(mirror.slot)
+        if conn is None:
+            return
+        if conn.waiting is not None:
+            self.free(conn)
+            return
+        if said.left:
+            self.leave(conn)
+            if not conn.left:
+                self.lose(conn)
+            self.say_gone(conn)
+            self.free(conn)
+            return
+        if conn.left:
+            self.free(conn)
+            return
+        conn.peer_gone = True
+        self.say_gone(conn)
+        conn.mirror.unlink()
+
+    def free(self, conn: Conn) -> None:
+        """Forget it."""
+        if conn.waiting is not None:
+            os.close(conn.waiting[1])
+            conn.waiting = None
+        mirror = conn.mirror
+        del self._conns[mirror.slot]
+        del conn.contact.mirrors[mirror.slot]
+        del conn.contact.by_id[mirror.far_id]
+        if conn.client is not None:
+            self._named.pop((conn.client, conn.name), None)
+        if conn.contact.link is not None and conn.contact.link.port is not None:
+            conn.contact.link.port.forget(mirror)
+        mirror.copy.close()
+
+    def leave(self, conn: Conn) -> None:
+        """Back to its own TCP connection: its supervisor takes there what the other host has not got of the ring.
+
+        Not without a supervisor, nor while nobody knows whether the other program has heard that ours has switched.
+        """
+        if conn.left or conn.lost or conn.waiting is not None or conn.client is None or not conn.mirror.copy.may_leave:
+            return
+        conn.left = True
+        conn.mirror.stop()
+        conn.contact.left += 1
+        journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
+        self._local.ring(conn.client, conn.name, Bell.BACK)
+        self.say_gone(conn)
+        if not conn.mirror.linked:
+            self.free(conn)
+
+    def lose(self, conn: Conn) -> None:
+        """The other host is not coming back, or our program has broken its own copy: the connection ends."""
+        if not conn.lost:
+            conn.lost = True
+            conn.mirror.stop()
+            conn.mirror.lose()
+            journal.warn("connection-lost", host=conn.contact.peer.name, slot=conn.mirror.slot)
+            if conn.client is not None:
+                self._local.ring(conn.client, conn.name, Bell.BREAK)
+
+    def look_after(self, conn: Conn) -> None:
+        """What is due for one connection, apart from its bytes."""
+        mirror = conn.mirror
+        if conn.left:
+            return
+        if mirror.copy.taken:
+            self.leave(conn)
+            return
+        if conn.waiting is not None and mirror.linked and not self.hand_over(conn):
+            conn.local_gone = time.monotonic()
+        if mirror.linked or conn.peer_gone:
+            self._ring(conn)
+        if conn.peer_gone:
+            mirror.settle_alone()
+        if conn.local_gone and mirror.linked and mirror.all_told():
+            self.say_gone(conn)
+        late = conn.local_gone and not mirror.linked and time.monotonic() - conn.local_gone > self._lost_s
+        if late or (conn.peer_gone and (conn.local_gone or conn.client is None)):
+            self.free(conn)
+
+    def say_gone(self, conn: Conn) -> None:
+        """We send nothing more for it. The other side answers with the same, and only then its memory may go."""
+        if not conn.said_gone and conn.mirror.linked and conn.contact.link is not None:
+            conn.said_gone = True
+            conn.contact.link.say(frames.Gone(conn.mirror.far_id, int(conn.left)))
+
+    @staticmethod
+    def status(conn: Conn) -> dict[str, Any]:
+        mirror = conn.mirror
+        return {
+            "peer": conn.contact.peer.name, "client": conn.client, "name": conn.name, "linked": mirror.linked,
+            "out": mirror.bytes_out, "in": mirror.bytes_in, "unread": mirror.unread(),
+            "credits": mirror.copy.ring_bytes - mirror.unread(), "resumes": mirror.resumes,
+            "bells": list(mirror.copy.bells()), "lost": conn.lost,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """We leave; copies stay as they are, for the next monitor."""
+        for conn in self:
+            self.free(conn)
