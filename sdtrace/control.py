@@ -44,6 +44,7 @@ class KeeperGone(Exception):
 class Record:
     """What a supervisor has put into keeping (vault.py); `fd` -1: none."""
 
+    number: int
     what: dict[str, Any]
     fd: int
 
@@ -58,13 +59,14 @@ class Message:
     """One datagram; `fd` is the caller's to close."""
 
     kind: int
+    status: int
     flags: int
     payload: bytes
     fd: int | None
 
     def record(self) -> Record:
         """Of KEEP."""
-        return Record(json.loads(self.payload.rstrip(b"\0")), -1 if self.fd is None else self.fd)
+        return Record(self.status, json.loads(self.payload.rstrip(b"\0")), -1 if self.fd is None else self.fd)
 
 
 class Control:
@@ -124,5 +126,5 @@ class Control:
         data, fds, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
         if len(data) < _HEADER.size:
             raise KeeperGone
-        kind, _, flags, _ = _HEADER.unpack_from(data)
-        return Message(kind, flags, data[_HEADER.size:], fds[0] if fds else None)
+        kind, status, flags, _ = _HEADER.unpack_from(data)
+        return Message(kind, status, flags, data[_HEADER.size:], fds[0] if fds else None)

@@ -36,7 +36,6 @@ def inherit(records: list[Record], vault: Vault, hypercalls: Hypercalls, broker:
         with contextlib.suppress(OSError):  # gone
             process = processes.find(procfs.status(pid))
             process.carry, process.areas = carry, {area.index: area for area in areas}
-            vault.carry(process)
     syslog.syslog(syslog.LOG_WARNING, f"the supervisor before us was killed; taken over: {len(left.areas)} areas, "
                   f"{len(left.segments)} connections, {len(left.carries)} programs that start")
 

@@ -88,8 +88,9 @@ class Vault:
         text = json.dumps({"kind": name[0], **what}, separators=(",", ":")).encode()
         if self._control is None or len(text) >= TEXT_BYTES:
             return
-        self._drop(*name)
-        number = self._free.pop() if self._free else self._top
+        number = self._numbers.get(name, -1)  # replaced in one step: we may die at any moment
+        if number < 0:
+            number = self._free.pop() if self._free else self._top
         if number >= _NUMBERS_MAX:
             return
         self._top = max(self._top, number + 1)
@@ -120,37 +121,46 @@ class Vault:
     # ------------------------------------------------------------- inheriting
 
     def inherit(self, records: Iterable[Record]) -> Inheritance:
-        """What a predecessor has left, as far as it fits together; it is kept on for the one that comes after us."""
+        """What a predecessor has left, as far as it fits together. The keeper keeps it, for who comes after us."""
         left = Inheritance()
         areas: dict[int, Area] = {}
-        self._void = True  # all numbers are ours again
-        for record in sorted(records, key=lambda record: _ORDER.index(record.what["kind"])):
+        records = sorted(records, key=lambda record: _ORDER.index(record.what["kind"]))
+        self._top = max((record.number + 1 for record in records), default=0)
+        self._free = list(set(range(self._top)) - {record.number for record in records})
+        for record in records:
             try:
-                self._take(left, areas, record)
+                name = self._take(left, areas, record)
             except (OSError, KeyError) as error:
                 syslog.syslog(syslog.LOG_WARNING, f"of the supervisor before us: {record.what}: {error!r}")
+                name = ("useless", record.number)
                 record.close()
+            self._numbers[name] = record.number
+            if name[0] == "useless":
+                self._drop(*name)
         return left
 
-    def _take(self, left: Inheritance, areas: dict[int, Area], record: Record) -> None:
+    def _take(self, left: Inheritance, areas: dict[int, Area], record: Record) -> tuple[str, int]:
+        """Add one to what is left; by which name we shall know it."""
         what = record.what
         if what["kind"] == "area":
             area = Area(record.fd, what["index"], what["exe"], what["uid"])
             area.host_pids = what["host_pids"]
             areas[area.inode] = area
             left.areas.append(area)
-            self.area(area)
-        elif what["kind"] == "segment":
+            return "area", area.serial
+        if what["kind"] == "segment":
             key = Key(areas[what["area"]], what["block"], what["generation"])
             key.area.sockets[key.block] = (key.generation, what["socket"])
             held = Held(len(left.segments) + 1, Origin(**_tuples(what["origin"])), record.fd, paired=True,
                         bytes=os.fstat(record.fd).st_size, side=what["side"], far=what["far"])  # fmt: skip
             held.attached = key.area.block_state(key.block) == abi.const.SD_BLOCK_ATTACHED
             left.segments.append((key, held))
-            self.segment(key, held)
-        elif procfs.start_time(what["pid"]) == what["started"]:
+            return "segment", held.name
+        if procfs.start_time(what["pid"]) == what["started"]:
             carry = None if what["carry"] is None else [(fd, block) for fd, block in what["carry"]]
             left.carries.append((what["pid"], carry, [areas[inode] for inode in what["areas"]]))
+            return "carry", what["pid"]
+        raise ProcessLookupError(f"process {what['pid']} has ended")
 
 
 def _tuples(origin: dict[str, Any]) -> dict[str, Any]:
