@@ -10,6 +10,8 @@ from pathlib import Path
 from tests.harness import GUESTS
 
 C_FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
+CXX_FLAGS = ("-std=gnu++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-rdynamic",
+             "-fnon-call-exceptions", "-fasynchronous-unwind-tables")
 
 # How each flavour is compiled. The guests know nothing of sdrun; only the libc and the linking differ.
 C_COMPILERS = {
@@ -27,12 +29,14 @@ class Guests:
         self._built: dict[tuple[str, str], Path] = {}
 
     def __call__(self, name: str, flavour: str = "glibc") -> Path:
-        """Path of the compiled guest; `name` without suffix, flavour one of C_COMPILERS or "go"."""
+        """Path of the compiled guest; `name` without suffix, flavour one of C_COMPILERS, "c++" or "go"."""
         key = (name, flavour)
         if key not in self._built:
             target = self._folder / f"{name}-{flavour}"
             if flavour == "go":
                 self._go(name, target)
+            elif flavour == "c++":
+                subprocess.run(["g++", *CXX_FLAGS, "-o", target, GUESTS / f"{name}.cpp"], check=True)
             else:
                 self._c(name, flavour, target)
             self._built[key] = target

@@ -217,6 +217,7 @@ SD_CALL(sd_poll); SD_CALL(sd_ppoll); SD_CALL(sd_select); SD_CALL(sd_pselect6);
 SD_CALL(sd_epoll_create); SD_CALL(sd_epoll_create1); SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(sd_epoll_pwait2);
 SD_CALL(sd_clone); SD_CALL(sd_clone3); SD_CALL(sd_fork); SD_CALL(sd_vfork); SD_CALL(sd_exit); SD_CALL(sd_exit_group);
 SD_CALL(sd_execve); SD_CALL(sd_execveat);
+SD_CALL(sd_tkill); SD_CALL(sd_tgkill);
 SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_sigaltstack);
 SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 

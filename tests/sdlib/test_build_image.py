@@ -21,7 +21,7 @@ sd_sys: mov %rdi, %rax
 LIBRARY = """
 #include "sd_abi.h"
 struct sd_boot sd_boot = { .version = SD_ABI_VERSION };
-char stack[4096] __attribute__((aligned(16)));
+char stack[4096] __attribute__((aligned(16))), sd_adopt[64];
 __asm__(".globl sd_boot_stack_top\\n.set sd_boot_stack_top, stack + 4096");
 static int value = 5;
 int *volatile pointer = &value;

@@ -176,11 +176,18 @@ struct __attribute__((packed)) epoll_event {
 };
 
 /* signals */
+#define SIGQUIT 3
+#define SIGILL 4
+#define SIGTRAP 5
+#define SIGABRT 6
 #define SIGBUS 7
+#define SIGFPE 8
 #define SIGKILL 9
 #define SIGSEGV 11
 #define SIGPIPE 13
 #define SIGSTOP 19
+#define SIGXCPU 24
+#define SIGXFSZ 25
 #define SIGSYS 31
 #define NSIG 64
 #define SIGBIT(s) (1ull << ((s)-1))

@@ -19,5 +19,6 @@
     X(epoll_pwait2, Q, sd_epoll_pwait2) \
     X(clone, F, sd_clone) X(clone3, F, sd_clone3) X(fork, F, sd_fork) X(vfork, F, sd_vfork) \
     X(exit, F, sd_exit) X(exit_group, F, sd_exit_group) X(execve, F, sd_execve) X(execveat, F, sd_execveat) \
+    X(tkill, F, sd_tkill) X(tgkill, F, sd_tgkill) \
     X(rt_sigaction, F, sd_rt_sigaction) X(rt_sigprocmask, F, sd_rt_sigprocmask) X(rt_sigsuspend, F, sd_rt_sigsuspend) \
     X(sigaltstack, F, sd_sigaltstack) X(arch_prctl, F, sd_arch_prctl) X(prctl, F, sd_prctl) X(seccomp, F, sd_seccomp)

@@ -15,7 +15,12 @@ void sd_restorer(void);
 void sd_signal(void);                 /* what the kernel knows as the handler of every signal that the program handles */
 extern _Atomic u64 sd_signals[NSIG + 1]; /* the program's own */
 void sd_signal_fault(void);           /* the same for SIGSEGV and SIGBUS, whether the program handles them or not */
-void sd_signal_inside(int sig, struct siginfo_sys *si, struct ucontext *uc);
+void sd_signal_inside(void); /* to jump to, as a handler of the kernel's */
+extern u8 sd_signal_returned[], sd_trap_done[];
+long sd_trap(u64 nr, u64 a, u64 b, u64 c, const struct sd_frame *f, struct sd_tcb *t);
+void sd_trapped(struct ucontext *uc);
+void sd_show_frame(struct ucontext *uc, const struct sd_frame *f); /* as if the call of that frame were about to be made */
+u64 sd_shown_end(struct ucontext *uc); /* the handler has come back: the context to restore */
 
 /* A pointer that the kernel would not refuse at first sight. */
 static inline bool sd_plausible(const void *p) { return (u64)p >= 4096 && !((u64)p >> 47); }

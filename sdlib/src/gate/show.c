@@ -12,12 +12,18 @@
  *                             answered EINTR
  *   on the way in or out, in the short way, on the program's sigaltstack: as it is. Nothing there sleeps.
  *
- * When the handler returns and has left program counter and stack as they were shown, our own context is put back. Has it changed them, then
- * it wants to be elsewhere: our operation is over, as it is after siglongjmp.
+ * It is shown a copy, in a frame of the same form as the kernel's and with nothing of ours between the handler and it: whoever unwinds (C++ exceptions,
+ * pthread_cancel, backtrace, debuggers) comes from the handler to the program's own call. When the handler returns and has left program counter
+ * and stack as they were shown, our own context goes on. Has it changed them, then it wants to be elsewhere: our operation is over, as it is after
+ * siglongjmp.
  */
 #include "gate/gate.h"
 
 extern u8 sd_sys_ret[]; /* behind the instruction of sd_sys */
+void sd_signal_return(void);
+void sd_signal_back(void);
+struct sd_shown;
+struct sd_handler sd_show(int sig, const struct siginfo_sys *si, struct ucontext *uc, struct sd_shown *s);
 _Atomic u64 sd_signals[NSIG + 1];
 
 #define REGS (UC_EFLAGS + 1)
@@ -54,14 +60,24 @@ static const struct sd_frame *frame_of(const struct sd_tcb *t, const struct ucon
 static bool show_call(const struct sd_tcb *t, struct ucontext *uc)
 {
     const struct sd_frame *f = frame_of(t, uc);
-    u64 *r = uc->reg, ret;
-    bool interrupted = r[UC_RIP] == (u64)sd_sys_ret && (long)r[UC_RAX] == -EINTR;
+    bool interrupted = uc->reg[UC_RIP] == (u64)sd_sys_ret && (long)uc->reg[UC_RAX] == -EINTR;
 
     if (!f)
         return false;
-    ret = load_rlx(&sd_slot_ret[(f->next - (u64)sd_slots) / SD_SLOT_BYTES]);
-    r[UC_RIP] = interrupted ? ret : ret - 2;
-    r[UC_RAX] = interrupted ? (u64)-EINTR : f->rax;
+    sd_show_frame(uc, f);
+    if (interrupted) {
+        uc->reg[UC_RIP] += 2;
+        uc->reg[UC_RAX] = (u64)-EINTR;
+    }
+    return true;
+}
+
+void sd_show_frame(struct ucontext *uc, const struct sd_frame *f)
+{
+    u64 *r = uc->reg;
+
+    r[UC_RIP] = load_rlx(&sd_slot_ret[(f->next - (u64)sd_slots) / SD_SLOT_BYTES]) - 2;
+    r[UC_RAX] = f->rax;
     r[UC_RSP] = (u64)(f + 1) + 128; /* the red zone */
     r[UC_RDI] = f->rdi;
     r[UC_RSI] = f->rsi;
@@ -76,29 +92,56 @@ static bool show_call(const struct sd_tcb *t, struct ucontext *uc)
     r[UC_R14] = f->r14;
     r[UC_R15] = f->r15;
     r[UC_EFLAGS] = f->flags;
-    return true;
 }
 
-/* From sd_signal, on the stack that the program has chosen for the signal. */
-void sd_signal_inside(int sig, struct siginfo_sys *si, struct ucontext *uc)
-{
-    void (*handler)(int, struct siginfo_sys *, struct ucontext *) = (void *)load_rlx(&sd_signals[sig]);
-    struct sd_tcb *t = sd_self();
-    u64 own[REGS], rip, rsp;
-    u32 level = t ? t->level : 0;
+/* Lies below the kernel's frame; begins like one. */
+struct sd_shown {
+    u64 back; /* return address */
+    struct ucontext uc;
+    struct ucontext *real;
+    u64 rip, rsp; /* as shown */
+    u64 level;    /* of the operation that was interrupted, 0: none, a bare call */
+};
+_Static_assert(sizeof(struct sd_shown) <= 352, "SHOWN_BYTES in gate.S");
 
-    for (u32 i = 0; i < REGS; i++)
-        own[i] = uc->reg[i];
-    bool slot = show_slot(uc), call = !slot && show_call(t, uc);
-    rip = uc->reg[UC_RIP];
-    rsp = uc->reg[UC_RSP];
-    handler(sig, si, uc);
-    if (!slot && !call)
-        return;
-    if (uc->reg[UC_RIP] == rip && uc->reg[UC_RSP] == rsp) {
-        for (u32 i = 0; i < REGS; i++)
-            uc->reg[i] = own[i];
-    } else if (call) {
-        t->level = level - 1;
+struct sd_handler {
+    u64 entry, frame;
+};
+
+/* From sd_signal_inside, on the stack that the program has chosen for the signal. */
+struct sd_handler sd_show(int sig, const struct siginfo_sys *si, struct ucontext *uc, struct sd_shown *s)
+{
+    struct sd_handler to = {load_rlx(&sd_signals[sig]), (u64)uc - 8};
+    struct sd_tcb *t = sd_self();
+    bool call;
+
+    (void)si;
+    sd_copy(&s->uc, uc, sizeof *uc);
+    call = !show_slot(&s->uc);
+    if (call && !show_call(t, &s->uc))
+        return to;
+    s->back = (u64)(g.boxed ? sd_signal_back : sd_signal_return);
+    s->real = uc;
+    s->rip = s->uc.reg[UC_RIP];
+    s->rsp = s->uc.reg[UC_RSP];
+    s->level = call ? t->level : 0;
+    to.frame = (u64)s;
+    return to;
+}
+
+u64 sd_shown_end(struct ucontext *uc)
+{
+    struct sd_shown *s = (struct sd_shown *)((u8 *)uc - offsetof(struct sd_shown, uc));
+    u64 own[REGS];
+
+    uc->sigmask &= ~SIGBIT(SIGSYS);
+    if (uc->reg[UC_RIP] != s->rip || uc->reg[UC_RSP] != s->rsp) {
+        if (s->level)
+            sd_self()->level = (u32)s->level - 1;
+        return (u64)uc;
     }
+    sd_copy(own, s->real->reg, sizeof own);
+    sd_copy(s->real, uc, sizeof *uc); /* the mask, and whatever else it has changed */
+    sd_copy(s->real->reg, own, sizeof own);
+    return (u64)s->real;
 }

@@ -137,6 +137,15 @@ void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
         hand_on(si, uc);
         return;
     }
+    if (ret == (u64)sd_signal_returned) {
+        uc->reg[UC_RSP] = sd_shown_end((struct ucontext *)uc->reg[UC_RSP]);
+        uc->reg[UC_RIP] = (u64)sd_restorer;
+        return;
+    }
+    if (ret == (u64)sd_trap_done) {
+        sd_trapped(uc);
+        return;
+    }
     COUNT(traps);
     if (si->arch != AUDIT_ARCH_X86_64) {
         uc->reg[UC_RAX] = (u64)-ENOSYS; /* int $0x80 in a 64-bit program */

@@ -29,6 +29,7 @@
 #define OFF_R 68
 #define OFF_D 73
 #define UC_RIP_AT 168         /* of the context, struct ucontext */
+#define SHOWN_BYTES 352       /* struct sd_shown; a multiple of 16 */
 #define SD_LIB_HIGH 0x2d00    /* SD_LIB_BASE >> 32 */
 
     .section .gate, "ax", @progbits
@@ -125,6 +126,64 @@ sd_signal:
     xor     %eax, %eax
     jmp     *%r11
 1:  jmp     sd_signal_inside
+
+/* The signal has interrupted us: the handler gets a context of its own (show.c), in a frame below the kernel's that looks like one of the kernel's. */
+    .globl sd_signal_inside
+    .hidden sd_signal_inside
+sd_signal_inside:
+    lea     -SHOWN_BYTES(%rsp), %rsp
+    mov     %rsp, %rcx
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    call    sd_show                          /* rax: the handler, rdx: its frame */
+    mov     %rax, %r11
+    mov     %rdx, %rcx
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    mov     %rcx, %rsp
+    lea     8(%rcx), %rdx                    /* in every frame the context follows the return address */
+    xor     %eax, %eax
+    jmp     *%r11
+
+/* Where such a handler returns to without dispatch: the context that it was shown is at rsp. */
+    .globl sd_signal_back
+    .hidden sd_signal_back
+sd_signal_back:
+    mov     %rsp, %rdi
+    call    sd_shown_end
+    mov     %rax, %rsp
+    jmp     sd_restorer
+
+/* Otherwise. By these bytes unwinders and debuggers know a signal's frame. Outside of the gate: the call traps, and the SIGSYS handler does the same. */
+    .text
+    .globl sd_signal_return
+    .hidden sd_signal_return
+sd_signal_return:
+    .byte   0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0  /* mov $15, %rax; not the short form */
+    syscall
+    .globl sd_signal_returned
+    .hidden sd_signal_returned
+sd_signal_returned:
+    hlt
+
+/* long sd_trap(nr, a, b, c, f, t): traps, too; raise.c */
+    .globl sd_trap
+    .hidden sd_trap
+sd_trap:
+    mov     %r8, %r10
+    mov     %r9, %r8
+    mov     %rdi, %rax
+    mov     %rsi, %rdi
+    mov     %rdx, %rsi
+    mov     %rcx, %rdx
+    syscall
+    .globl sd_trap_done
+    .hidden sd_trap_done
+sd_trap_done:
+    ret
+    .section .gate, "ax", @progbits
 
 /* SIGSEGV and SIGBUS, which may be our own: sd_fault_route() says who goes on, on that same frame. */
     .globl sd_signal_fault
