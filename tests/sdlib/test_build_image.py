@@ -21,7 +21,7 @@ sd_sys: mov %rdi, %rax
 LIBRARY = """
 #include "sd_abi.h"
 struct sd_boot sd_boot = { .version = SD_ABI_VERSION };
-char stack[4096] __attribute__((aligned(16))), sd_adopt[64];
+char stack[4096] __attribute__((aligned(16)));
 __asm__(".globl sd_boot_stack_top\\n.set sd_boot_stack_top, stack + 4096");
 static int value = 5;
 int *volatile pointer = &value;
@@ -29,6 +29,8 @@ long sd_sys(long nr);
 long sd_init(void);
 long sd_init(void) { %s return sd_sys(39) + *pointer; }
 """
+LIBRARY += "".join(f"char {name}[64];\n" for name in build_image.SYMBOLS
+                   if name not in LIBRARY + GATE and not name.startswith("sd_gate_"))
 
 
 @pytest.fixture
