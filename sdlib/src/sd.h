@@ -65,9 +65,11 @@ _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it"
 typedef long (*sd_handler)(struct sd_frame *f, struct sd_tcb *t);
 #define SD_CALL(name) long name(struct sd_frame *f, struct sd_tcb *t)
 
-extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code; SD_KIND_FAST: sock/fast.c first. Distances from P */
+extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code; SD_KIND_FAST and _SHARED: sock/fast.c first. Distances from P */
 #define SD_KIND_OURS 8
 #define SD_KIND_FAST 68
+#define SD_KIND_SHARED 85
+extern u32 sd_fdent[65536]; /* which socket: fd/fd.c */
 
 /* --------------------------------------------------------------- process */
 
@@ -161,6 +163,7 @@ struct sock {
     _Atomic u32 refs;  /* descriptors of this process */
     _Atomic u32 dead;  /* last descriptor closed */
     u32 id;            /* block id */
+    u32 ent;           /* what leads to it in sd_fdent[] */
     struct sd_block *b;
     struct sd_seg *seg; /* NULL until attached */
     struct sd_end e;    /* the two rings, as ring.h sees them */

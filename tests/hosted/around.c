@@ -8,6 +8,7 @@ static struct sd_config config = {.accel = 1, .upgrade = SD_UPGRADE_NEVER};
 static struct sd_proc proc;
 struct sd_global g = {.proc = &proc, .cfg = &config, .tsc_per_us = 1};
 u8 sd_fdkind[65536];
+u32 sd_fdent[65536];
 
 void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }
@@ -20,6 +21,7 @@ void sd_ep_touched(struct sock *s) { (void)s; }
 void sd_ep_full(struct sock *s) { (void)s; }
 struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }
 void sd_sock_put(struct sock *s) { (void)s; }
+void sd_sock_reap(struct sock *s) { (void)s; }
 void *sd_epoll_of(u64 fd) { return (void)fd, NULL; }
 bool sd_ep_peek(void *ep) { return (void)ep, false; }
 bool sd_ep_park(void *ep) { return (void)ep, false; }

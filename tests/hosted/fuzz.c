@@ -22,6 +22,8 @@
 
 long sd_fast_read(u64 fd, u8 *buf, u64 len);
 long sd_fast_write(u64 fd, const u8 *buf, u64 len);
+long sd_shared_read(u64 fd, u8 *buf, u64 len);
+long sd_shared_write(u64 fd, const u8 *buf, u64 len);
 
 static struct sd_seg *seg;
 static u8 *ring[2], shadow[RING];
@@ -387,11 +389,15 @@ static void call_fast(bool sending)
 
     sd_fdkind[FD] = SD_KIND_OURS;
     sd_fast_on(&sk, FD);
-    if (sd_fdkind[FD] != SD_KIND_FAST)
+    if (sd_fdkind[FD] == SD_KIND_OURS)
         return;
+    bool shared = sd_fdkind[FD] == SD_KIND_SHARED;
     make_iov(&v, 1);
     now = sending ? "fast send" : "fast receive";
-    r = sending ? sd_fast_write(FD, v.base, v.len) : sd_fast_read(FD, v.base, v.len);
+    if (shared)
+        r = sending ? sd_shared_write(FD, v.base, v.len) : sd_shared_read(FD, v.base, v.len);
+    else
+        r = sending ? sd_fast_write(FD, v.base, v.len) : sd_fast_read(FD, v.base, v.len);
     if (r != -4096)
         count(r, v.len, sending ? SENT : RECEIVED);
     free(v.base);

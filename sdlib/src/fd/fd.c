@@ -19,7 +19,7 @@
 #define ENT_EPOLL (1u << 31)
 
 u8 sd_fdkind[FD_MAX];
-static u32 fdent[FD_MAX];
+u32 sd_fdent[FD_MAX]; /* 1 + number of the socket, or ENT_EPOLL | number; 0: not ours */
 static u32 fd_top;
 
 #define CHUNK 256
@@ -42,7 +42,7 @@ struct sock *sd_sock_of(u64 fd)
 
     if (fd >= FD_MAX)
         return NULL;
-    ent = *(volatile u32 *)&fdent[fd];
+    ent = *(volatile u32 *)&sd_fdent[fd];
     return ent && !(ent & ENT_EPOLL) ? sock_at(ent - 1) : NULL;
 }
 
@@ -104,7 +104,7 @@ static bool in_use(const struct sock *s)
 }
 
 /* The table does not lead to s any more. Frees it unless some thread is inside: that one does it then. */
-static NOINLINE void reap(struct sock *s)
+NOINLINE void sd_sock_reap(struct sock *s)
 {
     u32 one = 1;
 
@@ -131,7 +131,7 @@ void sd_sock_put(struct sock *s)
     store_rel(use, NULL);
     atomic_signal_fence(memory_order_seq_cst);
     if (unlikely(load_rlx(&s->dead) == 1)) /* [F2] */
-        reap(s);
+        sd_sock_reap(s);
 }
 
 static struct sock *pool_get(void)
@@ -179,6 +179,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     store_rlx(&s->dead, 0);
     s->id = id;
     s->b = b;
+    s->ent = index_of(s) + 1;
     s->seg = NULL;
     s->kcheck = 0;
     s->checked_tsc = 0;
@@ -205,7 +206,7 @@ void sd_fd_install(int fd, struct sock *s)
     if ((u32)fd >= FD_MAX)
         return; /* stays on the kernel: the table does not reach that far */
     atomic_fetch_add(&s->refs, 1);
-    fdent[fd] = index_of(s) + 1;
+    sd_fdent[fd] = s->ent;
     if ((u32)fd >= fd_top)
         fd_top = (u32)fd + 1;
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_OURS;
@@ -215,7 +216,7 @@ void sd_fd_forget(u64 fd)
 {
     if (fd < FD_MAX) {
         *(volatile u8 *)&sd_fdkind[fd] = 0;
-        *(volatile u32 *)&fdent[fd] = 0;
+        *(volatile u32 *)&sd_fdent[fd] = 0;
     }
 }
 
@@ -227,16 +228,16 @@ void sd_fd_remove(u64 fd)
     if (fd >= FD_MAX)
         return;
     *(volatile u8 *)&sd_fdkind[fd] = 0;
-    *(volatile u32 *)&fdent[fd] = 0;
+    *(volatile u32 *)&sd_fdent[fd] = 0;
     if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     atomic_compare_exchange_strong(&s->dead, &zero, 1); /* [F1] */
-    reap(s);
+    sd_sock_reap(s);
 }
 
 void *sd_epoll_of(u64 fd)
 {
-    u32 ent = fd < FD_MAX ? *(volatile u32 *)&fdent[fd] : 0;
+    u32 ent = fd < FD_MAX ? *(volatile u32 *)&sd_fdent[fd] : 0;
 
     return ent & ENT_EPOLL ? ep_table[ent & ~ENT_EPOLL] : NULL;
 }
@@ -248,9 +249,9 @@ void sd_epoll_set(u64 fd, void *ep)
     if (fd >= FD_MAX)
         return;
     if (!ep) {
-        if (fdent[fd] & ENT_EPOLL) {
+        if (sd_fdent[fd] & ENT_EPOLL) {
             sd_fdkind[fd] = 0;
-            fdent[fd] = 0;
+            sd_fdent[fd] = 0;
         }
         return;
     }
@@ -259,7 +260,7 @@ void sd_epoll_set(u64 fd, void *ep)
     if (i == MAX_EP)
         return;
     ep_table[i] = ep;
-    fdent[fd] = ENT_EPOLL | i;
+    sd_fdent[fd] = ENT_EPOLL | i;
     if (fd >= fd_top)
         fd_top = (u32)fd + 1;
     sd_fdkind[fd] = SD_KIND_OURS;

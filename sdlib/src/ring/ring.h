@@ -42,9 +42,12 @@ i64 sd_tx_room(struct sd_end *e);
 i64 sd_tx_look(struct sd_end *e);
 /* Before the first byte of a message, holding the direction: chooses its place. sd_tx_copy does it when skip is 0. */
 void sd_tx_begin(struct sd_end *e);
+#ifndef SD_SMALL
 #define SD_SMALL 256u
+#endif
 /* Lets n bytes of messages go behind the tail, of small ones less, as far as there is contiguous room. sd_tx_begin ends it. */
 void sd_tx_plan(struct sd_end *e, u64 n);
+/* The next message is to go the ordinary way, which looks. */
 static inline void sd_tx_unplan(struct sd_end *e) { e->tx_span = e->tx_room = 0; }
 /* Stores up to n bytes `skip` behind the tail, unpublished. Returns the count, SD_BROKEN or SD_FAULT. */
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip);

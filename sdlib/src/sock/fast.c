@@ -3,7 +3,7 @@
  * fast.c - messages between two ends that are both awake, in as few instructions as it takes.
  *
  * A descriptor is *fast* (SD_KIND_FAST in sd_fdkind[]) while its connection is on the ring in a direction at least, nobody shares the socket and the
- * process has one thread. The gate then calls one of the four functions below with the call's own arguments. Each either does all of the call or
+ * process has one thread; or *shared* (SD_KIND_SHARED) where that is not so. The gate then calls one of the functions below with the call's own arguments. Each either does all of the call or
  * answers SD_SLOW having done nothing; the call then starts over on the ordinary way (calls.c), which knows all the rest. So the conditions here are
  * those under which tx.c and rx.c would do the same: keep them together.
  *
@@ -12,6 +12,7 @@
  * and if it has moved meanwhile the call starts over.
  */
 #include "base/user.h"
+#include "ring/cork.h"
 #include "sock/sock.h"
 
 #define SLOW (-4096l)      /* gate.S */
@@ -24,6 +25,10 @@ long sd_fast_read(u64 fd, u8 *buf, u64 len);
 long sd_fast_write(u64 fd, const u8 *buf, u64 len);
 long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr);
 long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr);
+long sd_shared_read(u64 fd, u8 *buf, u64 len);
+long sd_shared_write(u64 fd, const u8 *buf, u64 len);
+long sd_shared_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr);
+long sd_shared_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr);
 
 /* No string instruction: the program's direction flag stays as it is. False: the program's memory, be it here or there, is not there. */
 static inline __attribute__((always_inline)) bool copy_small(u8 *dst, const u8 *src, u64 n)
@@ -210,23 +215,144 @@ long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)
     return (flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL)) | addr ? SLOW : sd_fast_write(fd, buf, len);
 }
 
+/* ---- shared: the same between sd_take and sd_leave (token.h), and with the socket kept from being unmapped as sd_sock_enter does (fd.c [F1]) */
+
+static inline struct sd_tcb *enter(u64 fd, struct sock *s)
+{
+    struct sd_tcb *t = sd_self();
+
+    if (unlikely(!t->part || t->uses > 1 || t->marks > 1)) /* the gate has seen that the level is 1 */
+        return NULL;
+    t->uses = 1;
+    store_rel(&t->use[0], s); /* [F1] */
+    atomic_signal_fence(memory_order_seq_cst);
+    if (likely(*(volatile u32 *)&sd_fdent[fd] == s->ent))
+        return t;
+    store_rel(&t->use[0], NULL);
+    return NULL;
+}
+
+static inline long done(struct sd_tcb *t, struct sock *s, long r)
+{
+    store_rel(&t->use[0], NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (unlikely(load_rlx(&s->dead) == 1)) /* [F2] */
+        sd_sock_reap(s);
+    return r;
+}
+
+static long put_shared(struct sock *s, u64 fd, const u8 *buf, u64 len)
+{
+    struct sd_block *b = s->b;
+    struct sd_dir *d = s->e.tx;
+    struct sd_hold h;
+    bool sent = false;
+
+    if (unlikely(b->tx_shut || b->opt_saved & SD_SAVED_CORK || load_rlx(&b->latched) | load_rlx(&d->go_back) | load_rlx(&s->e.rx->prod_hint)))
+        return SLOW;
+    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+    u64 tail = load_rlx(&d->tail), at = tail - s->e.tx_from;
+    /* Base is where we have left it: nobody else has started over. If others have sent, there is less room behind them. */
+    if (likely(h.word && !sd_cork_held(d, s->e.bytes) && load_rlx(&b->tx_mode) == SD_MODE_RING && load_rlx(&d->base) == s->e.tx_base && planned(&s->e, at, len)) &&
+        likely(copy(s->e.tx_place + at, buf, len))) {
+        sent = sd_commit_index(&h, &d->tail, tail, tail + len); /* [R1] */
+        b->bytes_shm_tx += sent ? len : 0;
+    }
+    sd_leave(&h);
+    if (unlikely(!sent))
+        return SLOW;
+    count_fast(0, len);
+    return unlikely(load_rlx(&d->rx_armed) | load_rlx(&s->e.tx_fence)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
+}
+
+static long get_shared(struct sock *s, u64 fd, u8 *buf, u64 len)
+{
+    struct sd_block *b = s->b;
+    struct sd_dir *d = s->e.rx;
+    struct sd_hold h;
+    bool got = false;
+
+    if (unlikely(b->rcvlowat > 1) || load_rlx(&d->tail) == load_rlx(&d->head))
+        return SLOW; /* empty, most often: not worth the token */
+    sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+    u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head;
+    if (n < len || n > s->e.bytes) { /* or another process has read further than we have seen */
+        n = load_acq(&d->tail) - head; /* [R1] */
+        if (likely(n <= s->e.bytes))
+            s->e.rx_tail_seen = head + n;
+    }
+    u64 at = (head - load_rlx(&d->base)) & (s->e.bytes - 1); /* [R3]: after tail */
+    bool fits = n - 1 < s->e.bytes; /* neither empty nor broken */
+    n = min_u64(n, len);
+    if (likely(fits && h.word && n - 1 < LARGE && at + n <= s->e.bytes && load_rlx(&b->rx_mode) == SD_MODE_RING) &&
+        likely(copy(buf, s->e.rx_ring + at, n))) {
+        got = sd_commit_index(&h, &d->head, head, head + n); /* [R2] */
+        b->bytes_shm_rx += got ? n : 0;
+    }
+    sd_leave(&h);
+    if (unlikely(!got))
+        return SLOW;
+    count_fast(1, n);
+    return unlikely(load_rlx(&d->tx_armed)) ? taken_from_waiter(s, fd, n) : (long)n; /* [W2] */
+}
+
+long sd_shared_write(u64 fd, const u8 *buf, u64 len)
+{
+    if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || len - 1 >= LARGE || !plausible(buf)))
+        return SLOW;
+    struct sock *s = sd_fast_sock[fd];
+    struct sd_tcb *t = enter(fd, s);
+    return likely(t) ? done(t, s, put_shared(s, fd, buf, len)) : SLOW;
+}
+
+long sd_shared_read(u64 fd, u8 *buf, u64 len)
+{
+    if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || !plausible(buf)))
+        return SLOW;
+    struct sock *s = sd_fast_sock[fd];
+    struct sd_tcb *t = enter(fd, s);
+    return likely(t) ? done(t, s, get_shared(s, fd, buf, len)) : SLOW;
+}
+
+long sd_shared_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
+{
+    return (flags & ~(u32)MSG_DONTWAIT) | addr ? SLOW : sd_shared_read(fd, buf, len);
+}
+
+long sd_shared_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)
+{
+    return (flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL)) | addr ? SLOW : sd_shared_write(fd, buf, len);
+}
+
+/* ---- */
+
+static void set_kind(u32 fd, u8 from, u8 to)
+{
+    __atomic_compare_exchange_n(&sd_fdkind[fd], &from, to, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); /* a thread may close it meanwhile */
+}
+
 void sd_fast_on(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
     bool ring = load_rlx(&b->rx_mode) == SD_MODE_RING || load_rlx(&b->tx_mode) == SD_MODE_RING;
+    u8 kind = sd_shared(s) ? SD_KIND_SHARED : SD_KIND_FAST, was = *(volatile u8 *)&sd_fdkind[fd];
 
-    if (!ring || g.mt || (g.cfg->without & SD_WITHOUT_short) || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || load_rlx(&b->users) != 1 || b->rcvlowat > 1 || sd_sock_of((u32)fd) != s)
+    if (likely(was == kind) || !ring || !was || (g.cfg->without & SD_WITHOUT_short) || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || b->rcvlowat > 1 ||
+        (u32)fd >= ARRAY_LEN(sd_fast_sock) || sd_sock_of((u32)fd) != s)
         return;
-    if (sd_fdkind[fd] != SD_KIND_FAST)
-        sd_tx_unplan(&s->e); /* another process may have sent meanwhile */
-    s->e.rx_tail_seen = load_rlx(&s->e.rx->head); /* another process may have read past what we have seen */
+    if (kind == SD_KIND_FAST) { /* another process may have sent meanwhile, or read past what we have seen */
+        sd_tx_unplan(&s->e);
+        s->e.tx_base = load_rlx(&s->e.tx->base);
+        s->e.rx_tail_seen = load_rlx(&s->e.rx->head);
+    }
     sd_fast_sock[fd] = s;
-    *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_FAST;
+    set_kind((u32)fd, was, kind);
 }
 
 void sd_fast_off(void)
 {
-    for (u32 fd = 0; fd < sd_fd_top() && fd < ARRAY_LEN(sd_fast_sock); fd++)
-        if (sd_fdkind[fd] == SD_KIND_FAST)
-            *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_OURS;
+    for (u32 fd = 0; fd < sd_fd_top() && fd < ARRAY_LEN(sd_fast_sock); fd++) {
+        set_kind(fd, SD_KIND_FAST, SD_KIND_OURS);
+        set_kind(fd, SD_KIND_SHARED, SD_KIND_OURS);
+    }
 }

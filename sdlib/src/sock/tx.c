@@ -205,6 +205,8 @@ static bool put_commit(struct sock *s, struct sd_hold *h, _Atomic u64 *index, u6
     return sd_commit_index(h, index, from, from + n); /* [R1] [C1] */
 }
 
+#define PLAN_MESSAGES 32u
+
 /* hold: what is put there is held back (cork.h). Else nothing is, any more: *late is what sd_uncork_late() has to know. */
 static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, bool hold, bool *late)
 {
@@ -233,8 +235,11 @@ static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, str
         bool done = took <= 0 || put_commit(s, &h, index, from, (u64)took);
         if (unlikely(hold) && done && took > 0)
             sd_cork_put(s, fd);
-        if (done && took > 0)
+        if (done && took > 0) {
             b->bytes_shm_tx += (u64)took;
+            if (!hold) /* so much may go the short way before peer_left() is asked again */
+                sd_tx_plan(&s->e, (u64)took * PLAN_MESSAGES);
+        }
         if (!h.word)
             store_rlx(&s->tx_in, 0);
         sd_leave(&h);
@@ -259,8 +264,6 @@ static NOINLINE i64 ring_hold(struct sock *s, int fd, struct iovec *iov, u64 n, 
     sd_cork_posted(s, fd, tail);
     return r;
 }
-
-#define PLAN_MESSAGES 32
 
 /* The peer's FIN has come long ago, so its kernel has nothing more to say of it by itself. It answers a doorbell with a reset if the peer is gone. */
 bool sd_peer_died(struct sock *s, int fd)
@@ -359,11 +362,8 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             return sent ? (long)sent : -ECONNRESET;
         }
         sent += (u64)r;
-        if (r > 0 && likely(!hold)) {
-            if (!sd_shared(s)) /* so much may go the short way before peer_left() is asked again; a bell that is not heard takes it back */
-                sd_tx_plan(&s->e, want * PLAN_MESSAGES);
+        if (r > 0 && likely(!hold))
             sd_posted(s, fd);
-        }
         if (sent == want)
             break;
         if (unlikely(hold))

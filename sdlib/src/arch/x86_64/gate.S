@@ -16,7 +16,8 @@
  *   F  the C code, on the library's own stack.
  *   Q  looks the descriptor in rdi up in sd_fdkind[]: again P or F.
  *   C  bare like P, but the call may return twice: the child goes to sd_child before it goes back.
- *   R  what sd_fdkind[] says of a connection whose two directions are on the ring: sd_fast, which sends and receives small messages.
+ *   R  what sd_fdkind[] says of a connection that is on the ring: sd_fast, which sends and receives in few instructions.
+ *   S  the same where others share the connection: threads, or other processes.
  *   D  F for a stub that knows the number and comes here directly: rcx is not set yet.
  * Only lea, mov, movz and jmp are used up to here: none of them changes the flags. The number is cut to 16 bits and so
  * is the descriptor; where that cut lied (x32 numbers, descriptors above 65535), the C code finds out and sends it to P.
@@ -28,6 +29,7 @@
 #define OFF_C 43
 #define OFF_R 68
 #define OFF_D 73
+#define OFF_S 85
 #define UC_RIP_AT 168         /* of the context, struct ucontext */
 #define SHOWN_BYTES 352       /* struct sd_shown; a multiple of 16 */
 #define SD_LIB_HIGH 0x2d00    /* SD_LIB_BASE >> 32 */
@@ -64,6 +66,7 @@ sd_slots:
     jmp     sd_fast                          /* R = P + 68 */
     lea     1b(%rip), %rcx                   /* D = P + 73 */
     jmp     sd_entry
+    jmp     sd_shared                        /* S = P + 85 */
     .set i, i + 1
     .endr
     .balign 128, 0xcc
@@ -84,6 +87,8 @@ sd_slot_offsets_ok:
     cmpb    $0xe9, sd_slots + SLOT_P + OFF_R(%rip)
     jne     1f
     cmpw    $0x8d48, sd_slots + SLOT_P + OFF_D(%rip)
+    jne     1f
+    cmpb    $0xe9, sd_slots + SLOT_P + OFF_S(%rip)
     jne     1f
     inc     %eax
 1:  ret
@@ -297,13 +302,14 @@ sd_leave_c:                                  /* also from fault.c: rbx, rbp and 
     mov     %rax, %rsp
     jmp     .Lon_stack
 
-/* ---- small messages on the ring ----
- * rcx = P. read, write, sendto and recvfrom of sock/fast.c; whatever is unusual comes back as SD_SLOW with nothing done, and starts over at
+/* ---- messages on the ring ----
+ * rcx = P. read, write, sendto and recvfrom of sock/fast.c, sd_fast_* or sd_shared_*; whatever is unusual comes back as SD_SLOW with nothing done, and starts over at
  * sd_entry. Flags travel in ax (lahf, seto): pushfq and popfq cost more than the rest. Level and frame as in sd_entry, so that a handler
  * which comes in between is nested, and one that never returns is noticed. */
 #define SD_SLOW -4096
 
-sd_fast:
+.macro SHORT_WAY name
+\name:
     lea     -128(%rsp), %rsp
     push    %rax
     push    %rcx
@@ -318,12 +324,12 @@ sd_fast:
     push    %rax
     rdgsbase %r11
     test    %r11, %r11
-    jz      .Lslow
+    jz      .Lslow\@
     cmpl    $0, TCB_LEVEL(%r11)
-    jne     .Lslow
+    jne     .Lslow\@
     cmp     TCB_ALT_HI(%r11), %rsp
-    jb      .Lfast_alt
-.Lfast_on:
+    jb      .Lfast_alt\@
+.Lfast_on\@:
     lea     1(%rsp), %rax                    /* SD_FRAME_SHORT */
     mov     %rax, TCB_FRAME0(%r11)
     mov     64(%rsp), %rax                   /* its number */
@@ -331,18 +337,18 @@ sd_fast:
     mov     TCB_TOP(%r11), %rsp
     mov     %r10, %rcx
     sub     $44, %eax                        /* read 0, write 1, sendto 44, recvfrom 45 */
-    je      .Lfast_send
-    jb      .Lfast_plain
+    je      .Lfast_send\@
+    jb      .Lfast_plain\@
     dec     %eax
-    jnz     .Lfast_other
-    call    sd_fast_recv
-.Lfast_done:
+    jnz     .Lfast_other\@
+    call    \name\()_recv
+.Lfast_done\@:
     rdgsbase %r11
     mov     TCB_FRAME0(%r11), %rsp
     lea     -1(%rsp), %rsp
     movl    $0, TCB_LEVEL(%r11)
     cmp     $SD_SLOW, %rax
-    je      .Lslow
+    je      .Lslow\@
     mov     %rax, %r11
     pop     %rax
     add     $0x7f, %al                       /* OF again */
@@ -358,25 +364,25 @@ sd_fast:
     lea     136(%rsp), %rsp
     lea     2(%rcx), %rcx                    /* SD_SLOT_RET */
     jmp     *%rcx
-.Lfast_plain:
+.Lfast_plain\@:
     add     $43, %eax
-    jg      .Lfast_other
-    je      .Lfast_write
-    call    sd_fast_read
-    jmp     .Lfast_done
-.Lfast_write:
-    call    sd_fast_write
-    jmp     .Lfast_done
-.Lfast_send:
-    call    sd_fast_send
-    jmp     .Lfast_done
-.Lfast_other:
+    jg      .Lfast_other\@
+    je      .Lfast_write\@
+    call    \name\()_read
+    jmp     .Lfast_done\@
+.Lfast_write\@:
+    call    \name\()_write
+    jmp     .Lfast_done\@
+.Lfast_send\@:
+    call    \name\()_send
+    jmp     .Lfast_done\@
+.Lfast_other\@:
     mov     $SD_SLOW, %rax
-    jmp     .Lfast_done
-.Lfast_alt:
+    jmp     .Lfast_done\@
+.Lfast_alt\@:
     cmp     TCB_ALT_LO(%r11), %rsp           /* on the program's sigaltstack: sd_entry knows what to do */
-    jb      .Lfast_on
-.Lslow:
+    jb      .Lfast_on\@
+.Lslow\@:
     pop     %rax
     add     $0x7f, %al
     sahf
@@ -390,6 +396,10 @@ sd_fast:
     pop     %rax
     lea     128(%rsp), %rsp
     jmp     sd_entry
+.endm
+
+SHORT_WAY sd_fast
+SHORT_WAY sd_shared
 
 /* ---- the child of fork, vfork, clone ----
  * Runs on the child's stack, rcx = P. The kernel has cleared dispatch in it; gs is still the parent thread's. */
