@@ -22,6 +22,7 @@ LIBRARY = """
 #include "sd_abi.h"
 struct sd_boot sd_boot = { .version = SD_ABI_VERSION };
 char stack[4096] __attribute__((aligned(16)));
+unsigned sd_adopt[4];
 __asm__(".globl sd_boot_stack_top\\n.set sd_boot_stack_top, stack + 4096");
 static int value = 5;
 int *volatile pointer = &value;
