@@ -66,8 +66,8 @@ MUTANTS = [
            "h = (struct sd_hold){.word = &b->token[SD_DIR_TX]};"),
     Mutant("two-readers", "bytes are lost", "sock/fast.c", "sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);",
            "h = (struct sd_hold){.word = &b->token[SD_DIR_RX]};"),
-    Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "bool ring = sd_back_announce(&s->e),",
-           "bool ring = sd_back_announce(&s->e) && false,"),
+    Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "    ring = sd_back_announce(&s->e);",
+           "    ring = sd_back_announce(&s->e) && false;"),
     Mutant("cork-alone", "a lost wake-up", "sock/cork.c", "        sd_ring_bell_late(s, fd);", "        (void)fd;"),
     Mutant("cork-back", "", "sock/life.c", "    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);\n", ""),
 ]
