@@ -95,9 +95,22 @@ def _ring(key: Key, held: Held, copy: abi.CData) -> int:
         try:
             if not abi.lib.sd_copy_ring_enter(copy, held.side):
                 return errno.EALREADY
-            return _errno(lambda: sock.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL))
+            return _errno(lambda: _send(sock, abi.ffi.cast("struct sd_seg *", copy)))
         finally:
             abi.lib.sd_copy_ring_leave(copy)
+
+
+def _send(sock: socket.socket, header: abi.CData) -> None:
+    """A doorbell; the first one greets, by which the other end knows whose ring it is ([H3])."""
+    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    if header.greeted:
+        sock.send(b"\0", flags)
+        return
+    greeting: abi.CData = abi.ffi.new("struct sd_mark *")
+    greeting.magic, greeting.far_id = abi.const.SD_GREET_MAGIC, list(header.far_id)
+    if sock.send(bytes(abi.ffi.buffer(greeting)), flags) != abi.sizeof("struct sd_mark"):
+        sock.shutdown(socket.SHUT_RDWR)  # the kernel takes such a short message whole, or not at all
+    header.greeted = 1
 
 
 def _errno(call: Callable[[], object]) -> int:

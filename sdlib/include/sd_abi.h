@@ -338,7 +338,8 @@ struct sd_seg {
     SD_ATOMIC uint32_t pump_end;       /* library: a FIN behind them */
     SD_ATOMIC uint64_t mark_from;      /* library: 1 + TCP position of our own mark; 0: none was begun */
     SD_ATOMIC uint64_t mark_at;        /* library: what it says; stored before */
-    uint32_t pad[6];
+    SD_ATOMIC uint32_t greeted;        /* supervisor: the greeting of our direction is sent */
+    uint32_t pad[5];
     struct sd_dir dir[2];
 };
 
@@ -351,6 +352,7 @@ enum sd_pumped {
 /* Between hosts, in the TCP stream: what follows is the program's stream from ring counter `at` on ([H3]). Doorbells are zeros, so the first byte
  * tells the two apart. `far_id` is known to the two ends and their monitors alone. */
 #define SD_MARK_MAGIC 0x0a4b43414244535d
+#define SD_GREET_MAGIC 0x0a4c4c454844535d /* `at` 0: not a mark, but a direction's first doorbell, which proves that the ring is that of this connection */
 struct sd_mark {
     uint64_t magic;
     uint64_t far_id[2];

@@ -196,12 +196,39 @@ static bool is_over(int fd)
     return SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0;
 }
 
-static void look_at_mark(struct sock *s, int fd, const u8 *seen, u64 n)
+static bool is_mark(const struct sock *s, u64 magic, const u8 *seen, u64 n)
 {
-    struct sd_mark wanted, m;
+    struct sd_mark wanted;
 
     mark_of(s, 0, &wanted);
-    if (!same(seen, (u8 *)&wanted, min_u64(n, offsetof(struct sd_mark, at))) || (n < sizeof m && is_over(fd))) {
+    wanted.magic = magic;
+    return same(seen, (u8 *)&wanted, min_u64(n, offsetof(struct sd_mark, at)));
+}
+
+bool sd_far_greeted(struct sock *s, int fd)
+{
+    u8 seen[sizeof(struct sd_mark)];
+    long r = SYS6(__NR_recvfrom, fd, seen, sizeof seen, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+    bool ours = r > 0 && (is_mark(s, SD_GREET_MAGIC, seen, (u64)r) || is_mark(s, SD_MARK_MAGIC, seen, (u64)r));
+
+    if (r == -EAGAIN || r == -EINTR)
+        return false;
+    if (ours && r < (long)sizeof seen && !is_over(fd)) {
+        sd_far_nap(); /* the rest comes */
+        return false;
+    }
+    if (r > 0 && (!ours || r < (long)sizeof seen))
+        sd_drop(s, fd); /* of another connection, or no honest peer */
+    else if (r < 0)
+        sd_latch_end(s, fd, (u32)-r); /* the kernel says it once */
+    return true; /* without a byte it was over before anybody could greet */
+}
+
+static void look_at_mark(struct sock *s, int fd, const u8 *seen, u64 n)
+{
+    struct sd_mark m;
+
+    if (!is_mark(s, SD_MARK_MAGIC, seen, n) || (n < sizeof m && is_over(fd))) {
         sd_drop(s, fd); /* no honest peer */
     } else if (n < sizeof m) {
         sd_far_nap(); /* the rest comes */
@@ -222,6 +249,8 @@ long sd_far_look(struct sock *s, int fd, struct sd_hold *h)
         return r > 0 ? SD_FAR_BYTES : r;
     while (bells < (u64)r && !seen[bells])
         bells++;
+    if (!bells && r >= (long)sizeof(struct sd_mark) && is_mark(s, SD_GREET_MAGIC, seen, (u64)r))
+        bells = sizeof(struct sd_mark); /* as good as one */
     if (!bells) {
         look_at_mark(s, fd, seen, (u64)r);
         return SD_FAR_BYTES;

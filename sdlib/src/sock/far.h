@@ -15,6 +15,8 @@
  *        mark (struct sd_mark): behind it come the program's bytes from a counter of the ring on. Doorbells are zeros, a mark begins with
  *        another byte, and nothing else comes behind the switch: no byte has to be announced. The counter may lie before our tail; then what we
  *        have already is thrown away. Only who is `heard` to know of our switch understands a mark.
+ *        A direction's first doorbell, which every first byte in a ring asks for, is a greeting: a mark of another kind. Nobody reads a ring before
+ *        greeting or mark have shown that its TCP stream, at this very position, comes from the other end of the ring.
  *   [H4] a link that does not come back: the bytes in our ring go by TCP, too. The supervisor takes them there, as its consumer (`pumped`,
  *        sdtrace/pump.py), behind a mark at our head: what the other end had of them, it drops. We go on in the ring until it is empty at one of our sends.
  *        Who reads a mark freezes its ring. Neither `frozen` nor `pumped` may come between the monitor's look at them and its store: it says
@@ -46,6 +48,7 @@ static inline bool sd_must_go_back(const struct sock *s)
 #define SD_FAR_BYTES 2
 
 void sd_far_nudge(struct sock *s);
+bool sd_far_greeted(struct sock *s, int fd); /* our position is the switch: whether the ring is the one of this connection */
 bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
 void sd_far_nap(void);
 void sd_far_await(struct sock *s, int fd); /* [S5]: looks for the other end's mark, while nobody reads the ring */

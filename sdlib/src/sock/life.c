@@ -326,6 +326,8 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
     case SD_SW_RING:
         break;
     }
+    if (sd_is_far(s) && !sd_far_greeted(s, fd)) /* [H3] */
+        return load_rlx(&b->rx_mode) == SD_MODE_RING;
     if (!cas_u32(&b->rx_mode, SD_MODE_TCP, SD_MODE_RING))
         return true;
     b->opt_saved |= 1u << 31;
