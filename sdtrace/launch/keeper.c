@@ -39,7 +39,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define READY_TIMEOUT_MS 10000
 /* Python starts at the first call that needs it, or when the program has lived so long that it may come to one. */
 #define SUPERVISOR_DELAY_MS 30
 #define QUEUE_MAX 1024
@@ -411,7 +410,7 @@ static void start_supervisor(void)
         run_supervisor(g.start, pair[1], g.keepsake_fd, g.successors ? (int)g.verdict : -1);
     close(pair[1]);
     g.control = pair[0];
-    g.deadline_ms = now_ms() + READY_TIMEOUT_MS;
+    g.deadline_ms = now_ms() + start_limit_ms();
     g.supervisor_fd = g.supervisor > 0 ? pidfd_open(g.supervisor, 0) : -1;
     if (g.supervisor_fd < 0)
         go_alone();

@@ -117,6 +117,7 @@ struct keepsake {
 _Static_assert(offsetof(struct keepsake, outstanding) == 1024 && sizeof(struct keepsake) == KEEPSAKE_BYTES, "keepsake.py");
 
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+int start_limit_ms(void); /* how long the supervisor may take to start */
 
 /* Returns -1 to go on, else the exit status (--help, --version, an error that has been printed). */
 int options_parse(struct options *o, char **argv);

@@ -3,7 +3,7 @@
 # In the guest (tests/vm/guest.py), from the work tree: the tests of tests/hosts with real verbs. Arguments are pytest's; or --figures.
 set -euo pipefail
 bash tests/vm/rxe.sh
-export SDRUN_HOSTS_VERBS=1 SDRUN_HOSTS_LIMIT=${SDRUN_HOSTS_LIMIT:-180}
+export SDRUN_START_S=120 SDRUN_HOSTS_VERBS=1 SDRUN_HOSTS_LIMIT=${SDRUN_HOSTS_LIMIT:-180}
 counter=/sys/class/infiniband/rxa/ports/1/hw_counters/sent_pkts
 before=$(cat $counter)
 if [ "${1:-}" = --figures ]; then
