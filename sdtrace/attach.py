@@ -30,6 +30,7 @@ from policies import Settings
 from sdlib import abi
 from sdlib.wire import trees
 from sdtrace import procfs
+from sdtrace.dormant import Dormant, is_given_back, renew
 from sdtrace.holders import adoptable
 from sdtrace.image import PAGE, Image
 from sdtrace.inject import boot_bytes, check_registers, library_present, start_library, write_memory
@@ -72,7 +73,8 @@ _SETTLED: Final = {errno.EMFILE: "it has no free descriptor", errno.ENOMEM: "it 
 class Taken:
     """One process of ours."""
 
-    listener: Listener
+    listener: Listener | None
+    """None: it has been given back before, and its listener is among those of `Attacher.dormant`."""
     status: procfs.Status
 
 
@@ -85,6 +87,7 @@ class Attacher:
         self._image, self._keepsake, self._settings, self._give = image, keepsake, settings, give
         self._filter = (FILTERS / variant.file_name).read_bytes()
         self._trace = trace
+        self.dormant = Dormant(keepsake, give)
 
     def process(self, pid: int) -> Taken:
         """Take it over; AttachError."""
@@ -101,6 +104,14 @@ class Attacher:
             time.sleep(_TRY_S)
         raise AttachError(_WHY.get(why, why) if why != "ptrace-refused" else _ptrace_refused(pid))
 
+    def was_given_back(self, pid: int) -> bool:
+        """It has the filter and an image, and neither is in use."""
+        try:
+            return (not isinstance(self._image, str) and library_present(pid, self._image)
+                    and is_given_back(pid, self._image))
+        except (RemoteError, OSError):
+            return False
+
     def _try(self, pid: int) -> Taken:
         if isinstance(self._image, str):
             raise AttachError(self._image)
@@ -113,24 +124,38 @@ class Attacher:
             seized.commit()
         return Taken(listener, status)
 
-    def _take(self, seized: Seized, image: Image, settings: Settings) -> Listener:
+    def _take(self, seized: Seized, image: Image, settings: Settings) -> Listener | None:
         """RemoteError and AttachError: nothing has happened yet, or has been undone."""
         _refuse_files(seized.pid)
         check_registers(seized.registers())
         if seized.dispatched_by_itself():
             raise AttachError("it uses Syscall User Dispatch itself")
         seized.prepare_calls()
+        listener = None
+        if _has_image(seized.pid, image):
+            self._again(seized, image)
+        else:
+            listener = self._newly(seized, image)
+        words = adoptable(seized.pid)
+        write_memory(seized.pid, image.symbols["sd_adopt"], words.ljust(_FPROG.size + len(self._filter), b"\0"))
+        boot = boot_bytes(seized.thread_count, [], settings.patch, self._trace, adopt=True)
+        start_library(seized, image, boot)
+        return listener
+
+    def _newly(self, seized: Seized, image: Image) -> Listener:
         mapped = _map(seized, image)
         try:
             fd = self._install(seized, image)
         except (RemoteError, AttachError):
             _unmap(seized, mapped)
             raise
-        listener = Listener(self._fetch(seized, fd), self._keepsake)
-        write_memory(seized.pid, image.symbols["sd_adopt"], adoptable(seized.pid))
-        boot = boot_bytes(seized.thread_count, [], settings.patch, self._trace, adopt=True)
-        start_library(seized, image, boot)
-        return listener
+        return Listener(self._fetch(seized, fd), self._keepsake)
+
+    def _again(self, seized: Seized, image: Image) -> None:
+        """It has been given back before; its filter, and what was born under it, have one listener, in `dormant`."""
+        if not self.dormant.find(seized):
+            raise AttachError("it was given back, and the keeper that it was left with is not to be found")
+        renew(seized, image)
 
     def _install(self, seized: Seized, image: Image) -> int:
         """The filter; its listener's number among the program's descriptors."""
@@ -214,10 +239,15 @@ def _refuse(pid: int, image: Image) -> procfs.Status:
         ours = status.tracer == os.getpid()
         raise RemoteError("already-traced", transient=ours)
     _refuse_memory(pid, image)
-    if status.filters != procfs.status(os.getpid()).filters:
+    if status.filters != procfs.status(os.getpid()).filters + _has_image(pid, image):
         raise RemoteError("own-seccomp-filter")
     _refuse_threads(pid)
     return status
+
+
+def _has_image(pid: int, image: Image) -> bool:
+    """One that has let go of it, that is: others are refused."""
+    return library_present(pid, image)
 
 
 def _is_kernel(pid: int) -> bool:
@@ -241,7 +271,7 @@ def _refuse_memory(pid: int, image: Image) -> None:
             raise RemoteError("not-dumpable")
     finally:
         os.close(pidfd)
-    if library_present(pid, image):
+    if library_present(pid, image) and not is_given_back(pid, image):
         raise AttachError("it is under sdrun already")
 
 

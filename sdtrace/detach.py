@@ -60,11 +60,17 @@ class Detachment:
         except (RemoteError, OSError) as error:
             transient = isinstance(error, RemoteError) and error.transient
             if not transient or now > _PATIENCE_S:
-                self.failed = True
-                self._answer(str(error))
+                self._fail(str(error))
             return
+        except Exception as error:
+            self._fail(f"internal error: {error!r}")
+            raise
         self.done = True
         self._answer("")
+
+    def _fail(self, why: str) -> None:
+        self.failed = True
+        self._answer(why)
 
     def _try(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -74,7 +80,7 @@ class Detachment:
                     stopped[pid] = stack.enter_context(Seized(pid, self._keepsake))
             releases = [(seized, Release(seized, self._image)) for seized in stopped.values()]
             plans = [(seized, release, release.plan()) for seized, release in releases]
-            give_back(self._broker)
+            give_back(self._broker, stopped)
             for seized, release, plan in plans:
                 release.run(plan)
                 seized.commit()

@@ -53,10 +53,12 @@ def main(pid: int) -> int:
             sock.settimeout(_TIMEOUT_S)
             sock.connect(path)
             sock.send(DETACH)
-            answer = sock.recv(4096).decode(errors="replace").strip()
+            answer = sock.recv(4096).decode(errors="replace")
     except OSError as error:
         return _say(pid, f"its supervisor does not answer: {error}")
-    return _say(pid, answer) if answer else 0
+    if not answer:
+        return _say(pid, "its supervisor has ended meanwhile")
+    return _say(pid, answer) if answer.strip() else 0
 
 
 def _say(pid: int, why: str) -> int:

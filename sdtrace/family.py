@@ -26,7 +26,7 @@ class Family:
 
     def take_over(self, root: int, *, children: bool) -> tuple[list[Listener], str]:
         """Their listeners, and which of the children stay as they are, and why; AttachError if the root does."""
-        listeners, left = [self._one(root)], dict[int, str]()
+        listeners, left = self._one(root), dict[int, str]()
         seen = {root}
         while new := [pid for pid in _descendants(root) if children and pid not in seen]:
             seen.update(new)  # those that are not ours yet may have more meanwhile
@@ -36,19 +36,19 @@ class Family:
                 except AttachError as error:
                     left[pid] = str(error)
         told = (f"not its child {pid}: {why}" for pid, why in left.items() if procfs.running(pid))
-        return listeners, "; ".join(told)
+        return listeners + self._attacher.dormant.taken, "; ".join(told)
 
-    def _one(self, pid: int) -> Listener:
+    def _one(self, pid: int) -> list[Listener]:
         taken = self._attacher.process(pid)
         Injector.has_library(self._processes.find(taken.status).program)
-        return taken.listener
+        return [taken.listener] if taken.listener is not None else []
 
     def _child(self, pid: int, before: int) -> list[Listener]:
-        if self._born_ours(pid):
+        if self._born_ours(pid) and not self._attacher.was_given_back(pid):
             return []
         if before >= FAMILY_MAX:
             raise AttachError(f"more than {FAMILY_MAX} processes")
-        return [self._one(pid)]
+        return self._one(pid)
 
     def _born_ours(self, pid: int) -> bool:
         """Was it born under the filter of one that has been taken over?"""

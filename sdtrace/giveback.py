@@ -22,15 +22,17 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sdlib import abi
+from sdtrace import procfs
 from sdtrace.held import Held, Key
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
 from sdtrace.recall import CORK, NODELAY, send_all, stream_position
-from sdtrace.segments import find_socket
+from sdtrace.segments import taken
 
 _PEER_S: Final = 1.5
 _NUDGE_S: Final = 0.005
@@ -100,13 +102,14 @@ def warn(broker: Broker) -> None:
                     segment.dir[side].go_back = _C.SD_GO_BACK_POLICY
 
 
-def give_back(broker: Broker) -> None:
-    """All that the tree has; RemoteError, NotNow. All its threads stand still, outside of any operation."""
+def give_back(broker: Broker, pids: Iterable[int]) -> None:
+    """All that these processes have; RemoteError, NotNow. All threads stand still, outside of any operation."""
     ends: list[_End] = []
+    holders = {name: (pid, fd) for pid in pids for fd, name in procfs.files(pid).items() if name.startswith("socket:")}
     try:
         for key, held in broker.held():
             if held.attached and held.segment >= 0 and key.area.view.block[key.block].state == _C.SD_BLOCK_ATTACHED:
-                ends.append(_open(key, held))
+                ends.append(_open(key, held, holders))
             else:
                 broker.withdraw(key)
         for end in ends:
@@ -124,11 +127,13 @@ def give_back(broker: Broker) -> None:
             end.close()
 
 
-def _open(key: Key, held: Held) -> _End:
+def _open(key: Key, held: Held, holders: Mapping[str, tuple[int, int]]) -> _End:
     if held.far:
         raise RemoteError("a connection to another host cannot be given back")
+    _, inode = key.area.sockets.get(key.block, (0, -1))
+    holder = holders.get(f"socket:[{inode}]", (held.origin.tid, held.origin.fd))
     try:
-        fd = find_socket(key, held.origin)
+        fd = taken(*holder, held.origin.cookie)
     except OSError:
         raise NotNow(key, "nobody has its socket") from None
     memory = mmap.mmap(held.segment, os.fstat(held.segment).st_size)
@@ -171,10 +176,7 @@ def _producer_back(end: _End) -> None:
         recalled.ring_bytes = end.ring_bytes
         abi.lib.sd_back_begin(end.words, end.held.side, recalled)
         if recalled.ring:
-            try:
-                sock.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError:
-                end.tx.bell = 0  # unread bytes are in front: the peer is awake by them
+            _ring(end)
         _send_again(end, recalled)
     sock.setsockopt(socket.SOL_TCP, socket.TCP_NODELAY, int(block.opt_saved) & NODELAY)
     sock.setsockopt(socket.SOL_TCP, socket.TCP_CORK, int(bool(int(block.opt_saved) & CORK)))
@@ -182,9 +184,22 @@ def _producer_back(end: _End) -> None:
     _count(end)
 
 
+def _ring(end: _End) -> None:
+    """Unless it has shut its side: it may be gone, and would answer with a reset."""
+    try:
+        if not _over(end.sock):
+            end.sock.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return
+    except OSError:
+        pass  # unread bytes are in front: it is awake by them
+    end.tx.bell = 0
+
+
 def _send_again(end: _End, recalled: Any) -> None:
     sock, side, ring = end.sock, end.held.side, end.ring_bytes
     position = stream_position(sock, connected=end.connected)
+    if position < 0:
+        return  # reset meanwhile: the kernel will say so
     if not recalled.bytes:
         if end.tx.go_back == _C.SD_GO_BACK_TAKEN:
             abi.lib.sd_recall_end(end.words, side, position)

@@ -63,7 +63,7 @@ _LANDING: Final = (
     + b"\xeb\xfe"
 ).ljust(16, b"\x90")
 LANDING_BYTES: Final = len(_LANDING)
-_MARK: Final = 0x65746F6D65524453
+MARK: Final = 0x65746F6D65524453
 """In rbx, which calls preserve: tells a thread on our errand from one that comes by (launch/rescue.c has the same)."""
 _RETURN_AT: Final = 2
 _BLOCKED_AT: Final = 10
@@ -146,7 +146,7 @@ class Stopped(Halted):
         assert leader.restore is not None
         registers = leader.registers.copy()
         registers.rip = self._notif.ip - 2
-        registers.rbx = _MARK
+        registers.rbx = MARK
         registers.rax = number
         registers.orig_rax = ALL_SIGNALS
         for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), args, strict=False):
@@ -173,7 +173,7 @@ class Stopped(Halted):
         registers = leader.registers.copy()
         registers.rip = address + 6 + int.from_bytes(code[2:6], "little", signed=True)
         registers.rsp = stack_top - 8
-        registers.rbx = _MARK
+        registers.rbx = MARK
         registers.orig_rax = ALL_SIGNALS
         registers.eflags &= ~_DIRECTION_FLAG
         ask(POKETEXT, leader.tid, registers.rsp, self._notif.ip + _RETURN_AT)

@@ -19,7 +19,7 @@ from sdtrace.held import Key, Origin
 
 def same_socket(origin: Origin) -> int:
     """A duplicate of the descriptor, if it still is that socket; OSError."""
-    return _taken(origin.tid, origin.fd, origin.cookie)
+    return taken(origin.tid, origin.fd, origin.cookie)
 
 
 def find_socket(key: Key, origin: Origin) -> int:
@@ -33,13 +33,14 @@ def find_socket(key: Key, origin: Origin) -> int:
     _, inode = key.area.sockets.get(key.block, (0, -1))
     for pid, fd in _holders(key.area.inode, inode):
         with suppress(OSError):
-            found = _taken(pid, fd, origin.cookie)
+            found = taken(pid, fd, origin.cookie)
             origin.tid, origin.fd = pid, fd
             return found
     raise OSError("nobody has it")
 
 
-def _taken(tid: int, fd: int, cookie: int) -> int:
+def taken(tid: int, fd: int, cookie: int) -> int:
+    """A duplicate of a descriptor, if it is that socket; OSError."""
     pidfd = procfs.pidfd_open_thread(tid)
     try:
         taken = procfs.get_fd(pidfd, fd)
@@ -54,10 +55,10 @@ def _taken(tid: int, fd: int, cookie: int) -> int:
 def _holders(area: int, inode: int) -> Iterator[tuple[int, int]]:
     """Processes that have the area mapped, and their descriptors of that socket."""
     name = f"socket:[{inode}]"
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or area not in procfs.memfds_mapped(int(entry)):
-            continue
+    for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
+            if area not in procfs.memfds_mapped(int(entry)):
+                continue
             for fd in os.listdir(f"/proc/{entry}/fd"):
                 with suppress(OSError):
                     if os.readlink(f"/proc/{entry}/fd/{fd}") == name:

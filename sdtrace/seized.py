@@ -15,6 +15,7 @@ connections are on rings.  It is made anew, its time-out too.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from sdtrace import procfs
@@ -34,11 +35,12 @@ from sdtrace.ptrace import (
     ask,
     get_dispatch,
     made_anew,
+    set_registers,
     signed,
     spurious_eintr,
     wait,
 )
-from sdtrace.remote import LANDING_BYTES, Stopped
+from sdtrace.remote import LANDING_BYTES, MARK, Stopped
 
 _SYSCALL: Final = b"\x0f\x05"
 _POLL: Final = 7
@@ -128,6 +130,23 @@ class Seized(Stopped):
         if status is None or status >> 16 != EVENT_STOP:
             raise RemoteError("process has ended" if status is None else "it does not stop as it was")
         self._settled = True
+
+    def blocks_in(self, number: int, arrived: Callable[[], bool]) -> bool:
+        """Have the call made, and ask `arrived` while it is under way; then it is abandoned."""
+        leader = self._leader
+        assert leader.restore is not None
+        registers = leader.registers.copy()
+        registers.rip, registers.rax, registers.rbx = self._notif.ip - len(_SYSCALL), number, MARK
+        registers.orig_rax = ALL_SIGNALS
+        set_registers(leader.tid, registers)
+        ask(CONT, leader.tid)
+        found = arrived()
+        ask(INTERRUPT, leader.tid)
+        status = wait(leader.tid, time.monotonic() + _SETTLE_S)
+        if status is None or status >> 16 != EVENT_STOP:
+            raise RemoteError("process has ended")
+        set_registers(leader.tid, leader.restore)
+        return found
 
     # -------------------------------------------------------------- inspection
 

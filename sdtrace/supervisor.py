@@ -204,7 +204,7 @@ class Supervisor:
         """Is everything the programs' own again?"""
         if self._detachment is None:
             return False
-        self._detachment.tick()
+        self._guard(self._detachment.tick)
         if self._detachment.failed:
             self._detachment = None
             self._hypercalls.reconfigure()

@@ -456,7 +456,7 @@ struct sd_boot {
     uint32_t ncarry;   /* or SD_CARRY_ADOPT */
     uint32_t trace;    /* SD_TRACE_*; beside ncarry, so that one look tells that neither is there */
     uint32_t no_patch; /* leave all sites trapping */
-    uint32_t pad;
+    uint32_t unhooked; /* by the library: 1 once it has given everything back (sdrun --detach) */
     struct sd_carry carry[SD_CARRY_MAX];
 };
 

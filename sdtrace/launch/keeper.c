@@ -229,6 +229,15 @@ static bool succeed(void)
     return true;
 }
 
+/* Another sdrun attaches to what was given back, and has the listeners: we leave, but not between taking a notification and answering it. */
+static volatile sig_atomic_t leave;
+
+static void on_leave(int number)
+{
+    (void)number;
+    leave = 1;
+}
+
 static bool from_supervisor(void)
 {
     struct message m;
@@ -245,8 +254,10 @@ static bool from_supervisor(void)
         vault_drop(m.status);
     if (m.kind == MSG_CLEAR || m.kind == MSG_ALONE)
         vault_clear();
-    if (m.kind == MSG_ALONE)
+    if (m.kind == MSG_ALONE) {
         g.state = ALONE;
+        signal(SIGTERM, on_leave);
+    }
     if (m.kind == MSG_VERDICT)
         g.verdict = m.flags;
     if (m.kind == MSG_VERDICT && g.launcher >= 0)
@@ -350,6 +361,20 @@ static int64_t patience(void)
     return 100;
 }
 
+/* SIGTERM comes only here, if it has a handler. */
+static int wait_for_events(struct pollfd *p, nfds_t n, int64_t ms)
+{
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+    sigset_t term, before;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    if (g.state == ALONE)
+        sigprocmask(SIG_BLOCK, &term, NULL);
+    sigprocmask(SIG_SETMASK, NULL, &before);
+    sigdelset(&before, SIGTERM);
+    return ppoll(p, n, ms < 0 ? NULL : &t, &before);
+}
+
 static void serve(void)
 {
     do {
@@ -363,7 +388,7 @@ static void serve(void)
         g.began |= n > 0;
         for (int i = 0; i < n; i++)
             p[3 + i] = (struct pollfd){.fd = g.over ? -1 : g.listeners[i], .events = receives() ? POLLIN : 0};
-        if (poll(p, (nfds_t)(3 + n), (int)patience()) < 0)
+        if (wait_for_events(p, (nfds_t)(3 + n), patience()) < 0)
             continue;
         if (g.state == SERVING)
             watch_supervisor();
@@ -375,7 +400,7 @@ static void serve(void)
             supervisor_gone();
         while (n--)
             from_listener(n, p[3 + n].revents);
-    } while (!done());
+    } while (!done() && !leave);
 }
 
 /* The supervisor writes the report after the last task has gone: closing the channel tells it that no listener will come. */

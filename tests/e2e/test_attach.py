@@ -144,6 +144,14 @@ def test_detach_under_load(native: Runner, shm: Runner, guests: Guests, tmp_path
     finish(late, at_least=1)
     report = attached.report(server)
     assert report.shm >= 5, report
+    again = start_client(shm, port, 5, 0.0, PROTOCOLS.get(name, "echo"))
+    second = Attached(server.pid, tmp_path, native.env).ok()
+    more_rounds()
+    finish(again)
+    assert again.report().shm == 5
+    detach(server.pid, native.env)
+    assert second.report(server).shm >= 5
+    finish(start_client(native, port, KINDS, 0.0, PROTOCOLS.get(name, "echo")), at_least=1)
     server.stop()
 
 

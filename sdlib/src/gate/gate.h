@@ -46,6 +46,7 @@ void sd_faults_reset(void);
 void sd_faults_own(bool ignored_only);
 void sd_faults_back(void);
 void sd_tcbs_after_fork(struct sd_tcb *self); /* start/tcb.c */
+void sd_tcbs_unmap(void);                     /* no thread is in C any more */
 
 /* gate/maps.c, under the patch lock only: one static buffer. False, 0: /proc does not tell. */
 struct sd_mapping {

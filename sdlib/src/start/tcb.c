@@ -130,3 +130,15 @@ void sd_tcbs_after_fork(struct sd_tcb *self)
     self->tid = (u32)SYS0(__NR_gettid);
     self->foreign = 0;
 }
+
+void sd_tcbs_unmap(void)
+{
+    struct sd_tcb *t = load_rlx(&tcbs), *next;
+
+    store_rlx(&tcbs, NULL);
+    __asm__ volatile("wrgsbase %0" : : "r"(0ull) : "memory");
+    for (; t; t = next) {
+        next = t->next;
+        SYS2(__NR_munmap, (u64)t - STACKS - PAGE, MAPPING);
+    }
+}

@@ -29,5 +29,7 @@ long sd_unhook_c(void)
     for (u32 i = 0; i < SD_MAX_AREAS; i++)
         if (g.area[i])
             SYS2(__NR_munmap, g.area[i], sizeof(struct sd_area));
+    sd_tcbs_unmap();
+    sd_boot.unhooked = 1;
     return 0;
 }
