@@ -211,7 +211,7 @@ with remote.Stopped(pid, notif, keepsake) as stopped:
     leader = stopped._leader
     registers = leader.registers.copy()
     registers.rip, registers.rax, registers.orig_rax = notif.ip - 2, 39, ptrace.ALL_SIGNALS
-    registers.rbx = remote._MARK
+    registers.rbx = remote.MARK
     ptrace.set_registers(pid, registers)
     ptrace.ask(ptrace.CONT, pid)
     os._exit(0)
