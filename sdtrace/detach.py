@@ -33,6 +33,7 @@ from sdtrace.seized import Seized
 _FIRST_S: Final = 0.1
 """Sends that are about to go to a ring for the first time are over then."""
 _PATIENCE_S: Final = 10.0
+_WHY: Final = {"ptrace-refused": "a debugger or strace has one of its processes; end that first"}
 
 
 class Detachment:
@@ -60,7 +61,7 @@ class Detachment:
         except (RemoteError, OSError) as error:
             transient = isinstance(error, RemoteError) and error.transient
             if not transient or now > _PATIENCE_S:
-                self._fail(str(error))
+                self._fail(_WHY.get(str(error), str(error)))
             return
         except Exception as error:
             self._fail(f"internal error: {error!r}")

@@ -266,6 +266,28 @@ def test_another_tracer_is_there_first(native: Runner, tmp_path: Path) -> None:
     refused(sleeper.pid, tmp_path, native.env, "debugger")
 
 
+def test_strace_and_gdb_afterwards(native: Runner, shm: Runner, guests: Guests, tmp_path: Path) -> None:
+    """They may look at what was attached, under load, and go again; while they are there, nothing is given back."""
+    port = free_port()
+    server = native.start(guests("waits"), str(port)).listening(port)
+    client = start_client(shm, port, KINDS, 0.001, "echo")
+    attached = Attached(server.pid, tmp_path, native.env).ok()
+    strace = native.start("strace", "-f", "-o", tmp_path / "calls", "-p", str(server.pid))
+    strace.until(lambda: tracer_of(server.pid) == strace.pid, "attached")
+    more_rounds(0.3)
+    result = subprocess.run([SDRUN, "--detach", str(server.pid)], env=native.env, capture_output=True, text=True,
+                            timeout=60, check=False)
+    assert result.returncode == 125 and "debugger" in result.stderr, result
+    strace.stop(signal.SIGINT)
+    native.run("gdb", "-p", str(server.pid), "-batch", "-ex", "info threads")
+    more_rounds(0.3)
+    detach(server.pid, native.env)
+    native.run("gdb", "-p", str(server.pid), "-batch", "-ex", "info threads")
+    finish(client)
+    server.stop()
+    assert attached.report(server).shm == KINDS
+
+
 @pytest.mark.parametrize("line", [["--attach", "x"], ["--attach", "0"], ["--attach", "1", "true"], ["--no-children"],
                                   ["--attach", "1", "--learn", "/tmp/x"], ["--attach"],
                                   ["--detach", "1", "--explain"], ["--detach", "y"], ["--detach", "1", "true"]])
