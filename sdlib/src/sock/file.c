@@ -228,31 +228,39 @@ static bool to_ring(struct sock *s, int fd)
 SD_CALL(sd_sendfile)
 {
     struct sock *s = sd_sock_enter(f->rdi);
-    i64 *off = (i64 *)f->rdx, pos, own;
+    i64 *off = (i64 *)f->rdx, pos;
+    u64 sent = 0;
+    bool midway; /* through it, the connection has gone back to TCP */
     long r;
 
     (void)t;
     if (!s)
         return SD_PASS;
-    pos = own = SYS3(__NR_lseek, (int)f->rsi, 0, 1);
+    pos = SYS3(__NR_lseek, (int)f->rsi, 0, 1);
     if (pos < 0 || (off && sd_bad_ptr(off))) {
         sd_sock_put(s);
         return SD_PASS;
     }
     do {
         i64 at = off ? *off : pos;
+        struct sd_frame rest = *f;
+        rest.r10 -= sent;
+        midway = false;
         if (!to_ring(s, (int)f->rdi)) {
-            r = plain_call(s, f);
+            r = plain_call(s, &rest);
             if (sd_tracing(SD_TRACE_BYTES) && r > 0)
                 saw_file(s, (int)f->rdi, (int)f->rsi, at, (u64)r);
         } else {
-            r = from_file(s, (int)f->rdi, (int)f->rsi, &at, f->r10, load_rlx(&s->b->nonblock));
+            r = from_file(s, (int)f->rdi, (int)f->rsi, &at, rest.r10, load_rlx(&s->b->nonblock));
             if (off)
                 *off = at;
             else if (r > 0)
-                SYS3(__NR_lseek, (int)f->rsi, own + r, 0);
+                pos = SYS3(__NR_lseek, (int)f->rsi, pos + r, 0);
+            midway = r > 0 && (u64)r < rest.r10 && !load_rlx(&s->b->nonblock) && load_rlx(&s->b->tx_mode) != SD_MODE_RING;
         }
-    } while (r == -ERANGE);
+        sent += r > 0 ? (u64)r : 0;
+    } while (r == -ERANGE || midway);
+    r = sent ? (long)sent : r;
     if (r > 0)
         sd_sized(0, (u64)r);
     sd_sock_put(s);

@@ -332,9 +332,10 @@ long sd_after_reset(struct sock *s, u32 flags)
     return err ? -(long)err : sd_broken_pipe(flags);
 }
 
-static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb)
+/* Blocking: how much of the message the ring has taken before the direction went back is in *done, and the rest goes by TCP. */
+static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb, u64 *done)
 {
-    u64 want = sd_iov_bytes(iov, n), sent = 0, deadline = 0;
+    u64 want = sd_iov_bytes(iov, n), sent = *done, deadline = 0;
     u64 calls = g.proc->ctr[SD_CTR_calls_kernel];
     bool hold = unlikely((s->b->opt_saved & SD_SAVED_CORK) | (flags & MSG_MORE)) && sd_corked(s, flags), late = false;
 
@@ -342,10 +343,11 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         if (s->b->tx_shut)
             return sent ? (long)sent : sd_after_shutdown(fd, flags);
         if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_go_back(s) || (peer_left(s, fd) && !sd_far_busy(s))) {
-            if (sent)
+            if (sent && (nb || (load_rlx(&s->b->latched) & POLLERR)))
                 return (long)sent;
             if (load_rlx(&s->b->latched) & POLLERR)
                 return sd_after_reset(s, flags);
+            *done = sent;
             sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
             return -ERANGE;
         }
@@ -368,8 +370,10 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             break;
         if (unlikely(hold))
             sd_uncork(s, fd); /* or there will never be room */
-        if (load_rlx(&s->b->tx_mode) != SD_MODE_RING)
-            return sent ? (long)sent : -ERANGE;
+        if (load_rlx(&s->b->tx_mode) != SD_MODE_RING) {
+            *done = sent;
+            return sent && nb ? (long)sent : -ERANGE;
+        }
         if (nb) {
             if (sent) {
                 sd_ep_full(s); /* who waits for room now must be woken though nobody was told EAGAIN */
@@ -396,10 +400,39 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
 
 #define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
 
+/* The rest of a message that a ring has taken the first *done bytes of. It has begun, so nothing is an error of it any more. */
+static NOINLINE long kernel_rest(struct sock *s, int fd, struct msghdr *m, u32 flags, u64 *done)
+{
+    struct msghdr rest = {.iov = m->iov, .iovlen = m->iovlen};
+    u64 skip = *done, asked;
+    struct iovec first;
+    long r;
+
+    while (rest.iovlen && skip >= rest.iov->len) {
+        skip -= rest.iov->len;
+        rest.iov++;
+        rest.iovlen--;
+    }
+    if (!rest.iovlen)
+        return (long)*done;
+    if (skip) {
+        first = (struct iovec){rest.iov->base + skip, rest.iov->len - skip};
+        rest.iov = &first;
+        rest.iovlen = 1;
+    }
+    asked = sd_iov_bytes(rest.iov, rest.iovlen);
+    r = kernel_tx(s, fd, &rest, flags | MSG_NOSIGNAL);
+    if (r == -ERANGE)
+        return r;
+    *done += r > 0 ? (u64)r : 0;
+    return r == (long)asked ? -ERANGE : (long)*done; /* perhaps there is more */
+}
+
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     struct sd_block *b = s->b;
     bool nb = (flags & MSG_DONTWAIT) || load_rlx(&b->nonblock);
+    u64 done = 0;
     bool kernel = unlikely(flags & KERNEL_ONLY) || unlikely(m->controllen); /* timestamps and the like belong to the kernel's stream */
     long r;
 
@@ -412,9 +445,9 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
         if (unlikely(load_rlx(&b->tx_mode) == SD_MODE_RETIRE))
             sd_tx_back(s, fd, SD_REASON_stalled);
         if (load_rlx(&b->tx_mode) == SD_MODE_RING || (!kernel && sd_attached(s) && sd_try_switch_tx(s, fd)))
-            r = ring_tx(s, fd, m->iov, m->iovlen, flags, nb);
+            r = ring_tx(s, fd, m->iov, m->iovlen, flags, nb, &done);
         else
-            r = kernel_tx(s, fd, m, flags);
+            r = unlikely(done) ? kernel_rest(s, fd, m, flags, &done) : kernel_tx(s, fd, m, flags);
     } while (r == -ERANGE);
     if (r > 0)
         sd_sized(0, (u64)r);

@@ -12,10 +12,12 @@ from tests.differential.linux import (
     CONFIRM,
     DONTWAIT,
     EOR,
+    F_SETFL,
     FASTOPEN,
     IN,
     MORE,
     NOSIGNAL,
+    O_ASYNC,
     OOB,
     OUT,
     PEEK,
@@ -72,6 +74,27 @@ def send_dontwait(stage: Stage) -> None:
     a.poll([(x, OUT)])
     a.send(x, b"end", DONTWAIT)
     b.recv(y, 10)
+
+
+@behaviour("send whose connection moves back in the middle", "writev whose connection moves back in the middle",
+           "sendfile whose connection moves back in the middle", carried=False)
+def send_moves_back(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    data = bytes(range(256)) * 30_000
+    for call in ("send", "writev", "sendfile"):
+        x, y = stage.connection()
+        if call == "send":
+            begun = a.start.send(x, data).asleep()
+        elif call == "writev":
+            begun = a.start.writev(x, [data[:5000], data[5000:7000], data[7000:]]).asleep()
+        else:
+            file = a.file(data)
+            begun = a.start.sendfile(x, file, len(data)).asleep()
+        b.fcntl(y, F_SETFL, 2 | O_ASYNC)  # which wants its bytes from the kernel
+        b.recv_all(y, len(data))
+        begun.end()
+        b.close(y)
+        a.recv(x, 10)
 
 
 @behaviour("send waits for room")
