@@ -259,6 +259,40 @@ static void a_holds_and_goes_back(void) { put(0, "a", 0), put(0, "b", MSG_MORE),
 static void b_gets_1(void) { get(1, 1); }
 static void b_has_a(void) { expect(1, "a"); }
 
+/* ------------------------------------------------------------------- recall */
+
+static void recalling(void)
+{
+    on_ring();
+    for (u32 i = 0; i < SIDES; i++)
+        mc_name(&w.seg.dir[i].go_back, i ? "1.go_back" : "0.go_back");
+}
+
+static void a_sends_abcd(void) { put(0, "ab", 0), put(0, "cd", 0); }
+static void a_sends_and_waits(void) { put(0, "ab", 0), get(0, 1); }
+
+/* Its socket goes to somebody who cannot see the ring; that one's receive finds on TCP what was unread. Or nobody has sent it there, and the ring has it. */
+static void b_recalls_and_gets_4(void)
+{
+    if (sd_recall(&w.sock[1], FD_OF(1)) && w.block[1].rx_mode != SD_MODE_BACK)
+        host_fail("called back, and not there");
+    get(1, 4);
+}
+
+static void b_recalls_and_answers(void)
+{
+    get(1, 1);
+    sd_recall(&w.sock[1], FD_OF(1));
+    get(1, 2);
+    put(1, "x", 0);
+}
+
+static void recalled(void)
+{
+    expect(1, "ab");
+    expect(0, "x");
+}
+
 /* ------------------------------------------------------------------ the end */
 
 static void a_sends_and_closes(void)
@@ -402,6 +436,8 @@ const struct scenario scenarios[] = {
     {"cork", corking, {a_holds_and_sends, b_gets_4}, b_has_abcd},
     {"cork-poll", corking, {a_holds_and_sends, b_polls_4}, b_has_abcd},
     {"cork-back", corking, {a_holds_and_goes_back, b_gets_4}, b_has_abcd},
+    {"recall", recalling, {a_sends_abcd, b_recalls_and_gets_4}, b_has_abcd},
+    {"recall-asleep", recalling, {a_sends_and_waits, b_recalls_and_answers}, recalled},
     {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
     {"half-close", on_ring, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
     {"half-close-poll", on_ring, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},

@@ -68,6 +68,9 @@ MUTANTS = [
            "h = (struct sd_hold){.word = &b->token[SD_DIR_RX]};"),
     Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "    ring = sd_back_announce(&s->e);",
            "    ring = sd_back_announce(&s->e) && false;"),
+    Mutant("recall", "", "ring/switch.c", "    store_rel(&tx->tail, load_rlx(&tx->head)); /* [S5]", "    /*"),
+    Mutant("recall", "", "ring/switch.h", "    return cas_u32(&e->rx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);",
+           "    store_rlx(&e->rx->go_back, SD_GO_BACK_CALL);\n    return true;"),
     Mutant("cork-alone", "a lost wake-up", "sock/cork.c", "        sd_ring_bell_late(s, fd);", "        (void)fd;"),
     Mutant("cork-back", "", "sock/life.c", "    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);\n", ""),
 ]

@@ -10,8 +10,11 @@
 #include "sock/sock.h"
 
 #define ASK_MS 3
-#define PATIENCE_MS 1000
-#define TAKEN_MS 5000
+#ifndef SD_RECALL_MS
+#define SD_RECALL_MS 1000
+#endif
+#define PATIENCE_MS SD_RECALL_MS
+#define TAKEN_MS (5 * SD_RECALL_MS)
 #define FULL_MS 2000
 
 static void nap(void)
