@@ -264,7 +264,9 @@ SD_CALL(sd_setsockopt)
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         sd_tx_limit(s, (int)f->rdi);
     } else if (f->rsi == SOL_TCP && f->rdx == TCP_ULP) {
-        sd_go_back(s, (int)f->rdi, SD_REASON_option); /* the kernel's TLS sees the kernel's bytes */
+        r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+        if (r == 0)
+            sd_go_back(s, (int)f->rdi, SD_REASON_option); /* the kernel's TLS sees the kernel's bytes, once it has its keys */
     }
     sd_sock_put(s);
     return r;
