@@ -57,6 +57,7 @@
 #define SO_LINGER 13
 #define SO_SNDBUF 7
 #define SO_RCVLOWAT 18
+#define SO_ACCEPTCONN 30
 #define SO_PROTOCOL 38
 #define SO_DOMAIN 39
 #define IPPROTO_TCP 6

@@ -136,6 +136,14 @@ static long accepted(long fd, u32 flags, u64 listener, bool foreign)
     return fd;
 }
 
+/* A supervisor that is killed while it hands a connection over makes the kernel answer 0 and give none: 0 is what the program had there before. */
+static bool handed_over(u64 listener, long fd)
+{
+    return likely(fd != 0) || (!sd_sock_of(0) && sd_sockopt_int(0, SO_ACCEPTCONN) == 0 &&
+                               sd_sockopt_int(0, SO_PROTOCOL) == sd_sockopt_int((int)listener, SO_PROTOCOL) &&
+                               sd_sockopt_int(0, SO_DOMAIN) == sd_sockopt_int((int)listener, SO_DOMAIN));
+}
+
 /* Who sleeps in accept when the policy changes gets one connection more from the kernel: it is judged when it is there. */
 static long accept_by(u32 nr, struct sd_frame *f, struct sd_tcb *t, u32 flags)
 {
@@ -145,6 +153,8 @@ static long accept_by(u32 nr, struct sd_frame *f, struct sd_tcb *t, u32 flags)
         if (unlikely(performs(t)) && perform(nr, f, &fd))
             return fd;
         fd = SYS4(__NR_accept4, f->rdi, f->rsi, f->rdx, flags);
+        if (unlikely(!handed_over(f->rdi, fd)))
+            continue; /* the keeper answers now */
         if (likely(fd < 0 || !performs(t)) || sd_hypercall(SD_HC_ADMIT, (u64)fd, 0) == 0)
             return fd;
         SYS1(__NR_close, fd); /* the supervisor has made that a reset */
