@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tests.differential.linux import (
     DONTWAIT,
     ET,
+    EXCLUSIVE,
     FIONREAD,
     IN,
     NOSIGNAL,
@@ -56,7 +57,7 @@ slots = st.integers(0, SLOTS - 1)
 sizes = st.sampled_from([1, 2, 3, 7, 8, 9, 100, 256, 257, 900])
 receive_flags = st.sampled_from([0, DONTWAIT, PEEK, PEEK | DONTWAIT, WAITALL, WAITALL | DONTWAIT, TRUNC | DONTWAIT])
 masks = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | OUT | PRI | RDHUP])
-interests = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | ONESHOT, IN | ET, IN | OUT | RDHUP])
+interests = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | ONESHOT, IN | ET, IN | OUT | RDHUP, IN | EXCLUSIVE])
 
 operations = st.one_of(
     st.tuples(st.just("send"), slots, sizes, st.sampled_from([0, DONTWAIT])),
