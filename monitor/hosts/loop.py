@@ -114,7 +114,7 @@ class QueuePair:
     def describe(self) -> frames.Port:
         """For the other side."""
         found = self._device.found
-        return frames.Port(self.number, self._sequence, found.mtu, found.depth, found.gid)
+        return frames.Port(self.number, self._sequence, found.mtu, self.status()["depth"], found.gid)
 
     def connect(self, far: frames.Port) -> None:
         """To the other side's. Raises BadPeer, OSError."""
@@ -221,6 +221,7 @@ class QueuePair:
         counts = self._counts
         abi.lib.sd_queue_count(self._queue, counts)
         return {
-            "number": self.number, "depth": self._device.found.depth, "under_way": int(counts.posted - counts.done),
+            "number": self.number, "depth": int(counts.depth), "under_way": int(counts.posted - counts.done),
             "writes": int(counts.writes), "sends": int(counts.sends), "received": int(counts.received),
+            "inline": int(counts.inline_bytes),
         }  # fmt: skip

@@ -56,6 +56,7 @@ struct sd_loop_event {
 
 struct sd_queue_counts {
     uint64_t posted, done, writes, sends, received;
+    uint32_t depth, inline_bytes; /* as the device allows */
 };
 
 struct sd_device *sd_device_open(const char *name, uint32_t port, uint32_t entries);

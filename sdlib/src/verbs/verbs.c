@@ -19,7 +19,7 @@ int sd_device_errno(void) { return failed; }
 #define FUNCTIONS(X) \
     X(ibv_get_device_list) X(ibv_free_device_list) X(ibv_get_device_name) X(ibv_open_device) X(ibv_close_device) X(ibv_alloc_pd) \
     X(ibv_dealloc_pd) X(ibv_create_comp_channel) X(ibv_destroy_comp_channel) X(ibv_create_cq) X(ibv_destroy_cq) X(ibv_create_qp) \
-    X(ibv_modify_qp) X(ibv_destroy_qp) X(ibv_reg_mr) X(ibv_dereg_mr) X(ibv_get_cq_event) X(ibv_ack_cq_events)
+    X(ibv_modify_qp) X(ibv_destroy_qp) X(ibv_reg_mr) X(ibv_dereg_mr) X(ibv_get_cq_event) X(ibv_ack_cq_events) X(ibv_query_device)
 
 #define DECLARE(name) __typeof__(name) *name##_;
 static struct { FUNCTIONS(DECLARE) } lib;
@@ -66,6 +66,11 @@ struct sd_device *sd_device_open(const char *name, uint32_t port, uint32_t entri
     if (!(d->context = open_named(name)))
         goto no;
     failed = EIO;
+    struct ibv_device_attr attr;
+    if (lib.ibv_query_device_(d->context, &attr))
+        goto no;
+    d->most = (u32)attr.max_qp_wr;
+    entries = (u32)min_u64(entries, (u64)attr.max_cqe);
     if (!(d->channel = lib.ibv_create_comp_channel_(d->context)) ||
         !(d->cq = lib.ibv_create_cq_(d->context, (int)entries, NULL, d->channel, 0)))
         goto no;
@@ -112,6 +117,14 @@ int sd_queue_receive(struct sd_queue *q, u32 index)
     return -ibv_post_recv(q->qp, &wr, &bad);
 }
 
+/* How much a device takes inline nobody says before it has refused. */
+static bool make_pair(struct sd_queue *q, struct ibv_qp_init_attr *init)
+{
+    while (!(q->qp = lib.ibv_create_qp_(q->pd, init)) && init->cap.max_inline_data)
+        init->cap.max_inline_data /= 2;
+    return q->qp;
+}
+
 static bool make(struct sd_queue *q, struct sd_device *d, u32 inline_bytes)
 {
     struct ibv_qp_init_attr init = {
@@ -123,7 +136,7 @@ static bool make(struct sd_queue *q, struct sd_device *d, u32 inline_bytes)
     u64 bytes = 2ull * q->depth * SD_VERBS_MESSAGE;
 
     if (!(q->messages = calloc(1, bytes)) || !(q->pd = lib.ibv_alloc_pd_(d->context)) ||
-        !(q->pool = lib.ibv_reg_mr_(q->pd, q->messages, bytes, IBV_ACCESS_LOCAL_WRITE)) || !(q->qp = lib.ibv_create_qp_(q->pd, &init)))
+        !(q->pool = lib.ibv_reg_mr_(q->pd, q->messages, bytes, IBV_ACCESS_LOCAL_WRITE)) || !make_pair(q, &init))
         return false;
     q->inline_bytes = (u32)min_u64(init.cap.max_inline_data, inline_bytes);
     if (lib.ibv_modify_qp_(q->qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS))
@@ -142,7 +155,7 @@ struct sd_queue *sd_queue_open(struct sd_device *d, uint32_t depth, uint32_t inl
     if (!q)
         return NULL;
     q->device = d;
-    q->depth = depth;
+    q->depth = (u32)min_u64(depth, d->most);
     q->next = d->queues;
     d->queues = q;
     errno = 0;
@@ -195,7 +208,7 @@ void sd_queue_close(struct sd_queue *q)
 
 void sd_queue_count(struct sd_queue *q, struct sd_queue_counts *c)
 {
-    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received};
+    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->depth, q->inline_bytes};
 }
 
 int sd_queue_register(struct sd_queue *q, void *at, uint64_t bytes, bool remote, struct sd_region *region)

@@ -32,7 +32,7 @@ struct sd_device {
     struct ibv_comp_channel *channel;
     struct ibv_cq *cq;
     struct sd_queue *queues;
-    u32 port;
+    u32 port, most; /* requests in a queue pair */
 };
 
 int sd_queue_receive(struct sd_queue *q, u32 index);
