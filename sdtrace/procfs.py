@@ -146,11 +146,13 @@ def blocked_in(tid: int, number: int) -> bool:
 
 
 def running(pid: int) -> bool:
-    """Is there such a process, and not just its unreaped remains?"""
+    """Is there such a process, and not just its unreaped remains? True, too, if /proc cannot be looked at (EMFILE)."""
     try:
         return status(pid).state not in "ZX"
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    except OSError:
+        return True
 
 
 def thread_group(tid: int) -> int:

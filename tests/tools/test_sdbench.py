@@ -17,7 +17,7 @@ from tools.sdbench.results import Results, Row
 from tools.sdbench.runner import Case, Runner
 from tools.sdbench.stage import BenchError, NotHere, Stage
 
-SHORT = Plan(warm_ms=250, ms=60, sizes=(8,), places={"unpinned": None})
+SHORT = Plan(warm_ms=250, ms=200, sizes=(8,), places={"unpinned": None})
 
 
 @pytest.fixture(scope="module")
