@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from sdlib.wire import trees
 from tests.guestbuild import Guests
 from tests.harness import SDRUN
+from tests.monitor.support import wait_for
 from tests.trace.support import burst
 
 # tcp.analysis.flags: anything that Wireshark finds odd in a stream, from retransmissions to segments that are missing.
@@ -213,3 +216,66 @@ def test_a_connection_that_moves_there_and_back(tmp_path: Path, sd_env: dict[str
     assert not [packet for packet in found if packet.odd]
     carried = json.loads(report.read_text())
     assert carried["connections"]["moved_back"] or not carried["bytes"]["shm"], carried
+
+
+# All of it through pipes, in pieces of three sizes; the answer is what came. How many calls have sent, and received.
+SPLICE = """
+import os, random, socket, sys
+rng = random.Random(3)
+listener = socket.create_server(("127.0.0.1", 0))
+child = os.fork()
+out, into = os.pipe()
+calls = [0, 0]
+def counted(direction, moved):
+    calls[direction] += 1
+    return moved
+if child == 0:
+    conn, _ = listener.accept()
+    for left in SIZES:
+        while left:
+            left -= counted(1, os.splice(conn.fileno(), into, left))
+            data = os.read(out, 65536)
+            while data: data = data[counted(0, conn.send(data)):]
+else:
+    conn = socket.create_connection(listener.getsockname())
+    for size in SIZES:
+        os.write(into, rng.randbytes(size))
+        left = size
+        while left: left -= counted(0, os.splice(out, conn.fileno(), left))
+        while left < size: left += counted(1, len(conn.recv(70000)))
+os.write(1, b"%d %d\\n" % tuple(calls))
+sys.stdin.readline()
+""".replace("SIZES", str([10, 5000, 40_000] * 10))
+
+
+@pytest.mark.parametrize("options", [[], ["--pcap"]], ids=["plain", "pcap"])
+@pytest.mark.parametrize("upgrade", ["never", "eager"])
+def test_what_is_spliced(upgrade: str, options: list[str], tmp_path: Path, sd_env: dict[str, str]) -> None:
+    """The packets have its bytes, and the histogram counts each call once, whatever pieces it was carried in.
+
+    By the same pipe first on TCP, then on the ring: the kernel's own splice changes what a pipe can do.
+    """
+    pcap, report = tmp_path / "pcapng", tmp_path / "report"
+    words = [*options, str(pcap)] if options else []
+    sdrun = [str(SDRUN), "--report", str(report), "--set", f"upgrade={upgrade}", *words, "--", "python3", "-c", SPLICE]
+    with subprocess.Popen(sdrun, env=sd_env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        try:
+            assert program.stdout and program.stdin
+            calls = [[int(word) for word in program.stdout.readline().split()] for _ in range(2)]
+            [tree] = [tree for tree in trees.ask_all(sd_env) if tree["supervisor"]["root_pid"] == program.pid]
+            program.stdin.write(b"\n\n")
+            program.stdin.close()
+            assert program.wait(60) == 0
+        finally:
+            program.kill()
+    counted = [sum(tree["sizes"][name]) for name in ("sent", "received")]
+    assert counted == [sum(both) for both in zip(*calls, strict=True)]
+    wait_for(report.exists, "the report is written", 20)
+    assert bool(json.loads(report.read_text())["bytes"]["shm"]) == (upgrade == "eager")
+    if options:
+        rng = random.Random(3)
+        want = b"".join(rng.randbytes(size) for size in [10, 5000, 40_000] * 10)
+        found = packets(pcap)
+        client, server = found[0].port, found[1].port
+        assert stream(found, client) == want == stream(found, server)
+        assert not [packet for packet in found if packet.odd]

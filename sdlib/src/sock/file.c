@@ -123,6 +123,22 @@ static long wait_pipe(int in)
     return r < 0 ? r : 0;
 }
 
+/* Reads or writes without waiting. A pipe that the kernel has spliced once, while the connection was on TCP, says EOPNOTSUPP to RWF_NOWAIT from then on
+ * (pipe_clear_nowait(), fs/splice.c): there we look first. A piece is no longer than what a pipe that has room takes at once. */
+static long pipe_now(u32 nr, int fd, struct iovec *v, short events)
+{
+    struct pollfd p = {fd, events, 0};
+    struct timespec64 now = {0, 0};
+    long r = SYS6(nr, fd, v, 1, -1, -1, RWF_NOWAIT);
+
+    if (r != -EOPNOTSUPP)
+        return r;
+    return SYS5(__NR_ppoll, &p, 1, &now, 0, 8) == 0 ? -EAGAIN : SYS6(nr, fd, v, 1, -1, -1, 0);
+}
+
+/* A piece was counted as if it had been a call of its own. */
+static void unsized(u32 dir, u64 n) { g.proc->sizes[dir][sd_size_class(n)]--; }
+
 /* All of the bounce buffer: its bytes are no longer in the pipe. */
 static long put_all(struct sock *s, int fd, u8 *data, u64 n, u32 flags)
 {
@@ -137,21 +153,37 @@ static long put_all(struct sock *s, int fd, u8 *data, u64 n, u32 flags)
             SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
         else if (r < 0)
             return r;
-        else
+        else if (r > 0) {
             done += (u64)r;
+            unsized(0, (u64)r);
+        }
     }
     return 0;
 }
 
-static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 flags)
+/* May something be sent by TCP without waiting? Who may wait does so in the send. */
+static i64 tcp_room(int fd, bool nb)
+{
+    struct pollfd p = {fd, POLLOUT, 0};
+    struct timespec64 now = {0, 0};
+
+    return !nb || SYS5(__NR_ppoll, &p, 1, &now, 0, 8) != 0 ? BOUNCE : 0;
+}
+
+/* `tcp`: not into the ring, but by our hands all the same, since no pipe gives its bytes twice and the trace is to have them. */
+static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 flags, bool tcp)
 {
     bool full_nb = nb || load_rlx(&s->b->nonblock);
     u8 bounce[BOUNCE];
     u64 sent = 0, deadline = 0;
     long r = 0;
 
-    while (sent < count && !(r = ring_open(s, fd))) {
-        i64 room = sd_tx_look(&s->e);
+    while (sent < count && !(r = tcp ? 0 : ring_open(s, fd))) {
+        i64 room = tcp ? tcp_room(fd, full_nb) : sd_tx_look(&s->e);
+        if (!room && tcp) {
+            r = -EAGAIN;
+            break;
+        }
         if (room < 0) {
             sd_drop(s, fd);
             r = -ECONNRESET;
@@ -163,7 +195,7 @@ static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 fl
             continue;
         }
         struct iovec v = {bounce, min_u64(min_u64((u64)room, sizeof bounce), count - sent)};
-        r = SYS6(__NR_preadv2, in, &v, 1, -1, -1, RWF_NOWAIT);
+        r = pipe_now(__NR_preadv2, in, &v, POLLIN);
         if (r == -EAGAIN && !sent && !nb) {
             if ((r = wait_pipe(in)))
                 break;
@@ -188,8 +220,6 @@ static long plain_call(struct sock *s, const struct sd_frame *f)
         return -ERANGE;
     r = SYS6((u32)f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
     sd_tx_plain_leave(s, r);
-    if (sd_tracing(SD_TRACE_BYTES) && r > 0 && (u32)f->rax == __NR_splice)
-        sd_saw_tcp(s, (int)f->rdx, 0, NULL, 0, (u64)r); /* no pipe gives its bytes twice */
     return r;
 }
 
@@ -279,11 +309,13 @@ static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
         if (r <= 0)
             break;
         u64 had = v.len = (u64)r;
-        r = SYS6(__NR_pwritev2, out, &v, 1, -1, -1, nb || moved ? RWF_NOWAIT : 0);
+        r = nb || moved ? pipe_now(__NR_pwritev2, out, &v, POLLOUT) : SYS6(__NR_pwritev2, out, &v, 1, -1, -1, 0);
         if (r <= 0)
             break;
         v.len = (u64)r;
-        sd_rx(s, fd, &v, 1, MSG_TRUNC | MSG_DONTWAIT); /* what the pipe took is consumed */
+        r = sd_rx(s, fd, &v, 1, (sd_tracing(SD_TRACE_BYTES) ? 0 : MSG_TRUNC) | MSG_DONTWAIT); /* what the pipe took is consumed */
+        if (r > 0)
+            unsized(1, (u64)r);
         moved += v.len;
         if (v.len < had)
             break;
@@ -293,16 +325,20 @@ static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
 
 static long splice_out(struct sock *s, struct sd_frame *f)
 {
+    bool tcp;
     long r;
 
     if (f->rsi || f->r10 || !is_pipe((int)f->rdi))
         return SD_PASS;
     do {
-        if (!to_ring(s, (int)f->rdx))
+        tcp = !to_ring(s, (int)f->rdx);
+        if (tcp && !sd_tracing(SD_TRACE_BYTES))
             r = plain_call(s, f);
         else
-            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2, f->r9 & SPLICE_F_MORE ? MSG_MORE : 0);
+            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2, f->r9 & SPLICE_F_MORE ? MSG_MORE : 0, tcp);
     } while (r == -ERANGE);
+    if (r > 0)
+        sd_sized(0, (u64)r);
     return r;
 }
 
@@ -313,14 +349,12 @@ static long splice_in(struct sock *s, struct sd_frame *f)
     if (f->rsi || f->r10 || !is_pipe((int)f->rdx))
         return SD_PASS;
     sd_tick(s, (int)f->rdi);
-    if (sd_attached(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK)
+    if ((sd_attached(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) || sd_tracing(SD_TRACE_BYTES))
         return into_pipe(s, (int)f->rdi, (int)f->rdx, f->r8, f->r9 & 2);
     if (!sd_rx_plain_enter(s))
         return -ERANGE;
     r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
     sd_rx_plain_leave(s, r);
-    if (sd_tracing(SD_TRACE_BYTES) && r > 0)
-        sd_saw_tcp(s, (int)f->rdi, 1, NULL, 0, (u64)r);
     return r;
 }
 
@@ -337,6 +371,8 @@ SD_CALL(sd_splice)
         do
             r = splice_in(in, f);
         while (r == -ERANGE);
+    if (in && r > 0)
+        sd_sized(1, (u64)r);
     if (in)
         sd_sock_put(in);
     if (out)
