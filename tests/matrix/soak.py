@@ -30,6 +30,7 @@ from tests.sdtrace.support import supervisor_of
 
 VICTIMS: Final = ("", "", "", "supervisor", "monitor", "both")
 GONE_WITHIN_S: Final = 30.0
+HUNG_AFTER_S: Final = 120.0
 MONITOR_MAY_GROW: Final = 16 * 1024
 """KiB of resident memory, over the whole soak: Python's heap settles in the first minutes."""
 
@@ -72,7 +73,7 @@ class Soak:
             program = runner.start(*self.programs.command(column, state))
             if victims:
                 self._kill(program, victims, after_s)
-            program.ok(300)
+            self._finish(program, what)
             found = cells.parse(program.stdout, self._report(program, victims))
         finally:
             runner.close()
@@ -84,6 +85,13 @@ class Soak:
         self.done["cells"] += len(found)
         self.done["cells on shared memory"] += sum(cell.path.startswith("shm") for cell in found.values())
         shutil.rmtree(place)
+
+    def _finish(self, program: Program, what: str) -> None:
+        try:
+            program.ok(HUNG_AFTER_S)
+        except AssertionError as error:
+            states = "\n".join(f"{pid} {line}: {_where(pid)}" for pid, line in self.ours().items())
+            raise SoakError(f"{what}: {error}\n{states}") from None
 
     def _place(self, name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
@@ -147,6 +155,15 @@ def _memfds(pid: int) -> list[str]:
                 if "memfd:" in target:
                     found.append(target)
     return found
+
+
+def _where(pid: int) -> str:
+    """What the threads of a process are doing: system call and arguments, kernel function."""
+    places = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            places.append(f"{(thread / 'syscall').read_text().strip()} in {(thread / 'wchan').read_text()}")
+    return "; ".join(places)
 
 
 def _resident_kib(pid: int) -> int:
