@@ -238,7 +238,7 @@ def assert_tcp(report: Report, at_least: int = 1) -> None:
 
 def end_monitor(runtime_dir: Path, number: signal.Signals = signal.SIGTERM) -> None:
     """End the monitor that sdrun started under `runtime_dir`, found by asking its socket who listens there."""
-    for path in runtime_dir.glob("socksdirect/*.sock"):
+    for path in runtime_dir.glob("socksdirect/monitor*.sock"):  # others there are supervisors'
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
             probe.connect(str(path))
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
