@@ -86,7 +86,7 @@ class Injector:
         try:
             if isinstance(self._image, str):
                 raise RemoteError(self._image)
-            if not settings.accelerate and not carry:  # a connection that is on its ring needs the library
+            if not settings.accelerate and not any(process.on_ring(block) for _, block in carry):
                 raise RemoteError("policy")
             inject.check(status, process.pidfd, self._image, self._filters, birth=bool(carry))
             program.stops += 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
 
@@ -50,6 +51,13 @@ class Process:
     """Programs, by path and user, whose denials hold here (lineage.py)."""
     reaper: bool = False
     """Processes whose parent ended may have become its children."""
+
+    def on_ring(self, block: int) -> bool:
+        """Is this block's connection on shared memory? Then whoever has it needs the library, policy or not."""
+        area, place = self.areas.get(block >> 16), block & 0xFFFF
+        if area is None or place >= abi.const.SD_AREA_BLOCKS:
+            return False
+        return area.block_state(place) == abi.const.SD_BLOCK_ATTACHED
 
 
 class Processes:

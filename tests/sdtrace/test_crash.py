@@ -180,6 +180,15 @@ def test_killed_again_and_again_while_programs_hand_a_connection_on(shm: Runner,
     assert kills > 4
 
 
+def test_a_connection_on_tcp_moves_up_after_an_exec(shm: Runner, guests: Guests) -> None:
+    """The side that is handed on comes to its four hundredth operation only in a later program."""
+    shm.eager = False
+    shm.options = ["--set", "upgrade=after_ops:400"]
+    program = shm.run(guests("handover"), "chain", "60")
+    report = program.report()
+    assert (report.shm, report.total) == (2, 2), report
+
+
 def test_killed_where_something_may_be_denied(shm: Runner, guests: Guests, born: Path, tmp_path: Path) -> None:
     """The successor knows no more who may do what: connections of before go on, new ones are denied."""
     first, second = tmp_path / "first", tmp_path / "second"

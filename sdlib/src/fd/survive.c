@@ -67,6 +67,17 @@ static void hold(struct sock *s, const struct sd_carry *out, u32 n)
     atomic_fetch_add(&s->b->users, 1);
 }
 
+/* Connections that are not on a ring go on by TCP in any case; the new program's library may move them up later. Where our table is not the
+ * child's, nobody can tell for sure which socket such a one is. */
+static bool lives_on(const struct sock *s, const struct sd_tcb *t)
+{
+    u32 state = load_rlx(&s->b->state);
+
+    if (state == SD_BLOCK_ATTACHED)
+        return true;
+    return !t->foreign && s->b->established && state != SD_BLOCK_PINNED && state != SD_BLOCK_FREE;
+}
+
 u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t)
 {
     u32 n = 0, top = top_of(t);
@@ -77,7 +88,7 @@ u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t)
             continue;
         if (t->foreign)
             hold(s, out, n); /* if it cannot see the block, it is never switched */
-        if (load_rlx(&s->b->state) == SD_BLOCK_ATTACHED && n < max) {
+        if (n < max && lives_on(s, t)) {
             out[n].fd = (i32)fd;
             out[n++].block = s->id;
         } else if (!t->foreign) {

@@ -311,6 +311,13 @@ SD_CALL(sd_getsockopt)
     return r;
 }
 
+static bool carried_over(const struct sd_area *a, u32 index)
+{
+    u32 state = index < SD_AREA_BLOCKS ? load_acq(&a->block[index].state) : SD_BLOCK_FREE;
+
+    return state != SD_BLOCK_FREE && state != SD_BLOCK_PINNED;
+}
+
 void sd_socks_carried(const struct sd_carry *c, u32 n)
 {
     sd_area_get(0);
@@ -323,14 +330,19 @@ void sd_socks_carried(const struct sd_carry *c, u32 n)
         sd_fdkind[c[i].fd & 0xffff] = 0;
         if (c[i].block == SD_CARRY_EPOLL)
             continue;
-        if (a && index < SD_AREA_BLOCKS && load_rlx(&a->block[index].state) == SD_BLOCK_ATTACHED)
+        if (a && carried_over(a, index))
             for (u32 k = 0; k < i && !s; k++) /* a duplicate of one that is there already */
                 if (c[k].block == c[i].block)
                     s = sd_sock_of((u64)c[k].fd);
-        if (a && !s && index < SD_AREA_BLOCKS && load_rlx(&a->block[index].state) == SD_BLOCK_ATTACHED) {
+        if (a && !s && carried_over(a, index)) {
             s = sd_sock_carried(c[i].block, &a->block[index]);
-            if (s && !sd_map_segment(s, c[i].fd))
-                s = NULL;
+            if (s && load_rlx(&s->b->state) == SD_BLOCK_ATTACHED) {
+                if (!sd_map_segment(s, c[i].fd))
+                    s = NULL;
+            } else if (s && load_rlx(&s->b->users) <= 1) { /* threads that the exec has ended in a receive or send are in no other's way */
+                store_rlx(&s->b->rx_plain, 0);
+                store_rlx(&s->b->tx_plain, 0);
+            }
         }
         if (s)
             sd_fd_install(c[i].fd, s);
