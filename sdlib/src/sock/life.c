@@ -513,11 +513,13 @@ void sd_latch_end(struct sock *s, int fd, u32 err)
 {
     struct sd_block *b = s->b;
     bool own = !err && load_rlx(&b->rx_shut); /* the program's end, not the peer's */
+    /* What the peer has sent by TCP since is answered with a reset, of which both ends are told. */
+    bool answered = err == ECONNRESET && load_rlx(&b->rx_shut) && sd_back_published(&s->e);
     u32 said = err;
 
     if (!own && sd_is_far(s) && !sd_far_settle(s)) /* [H1] */
         err = err ? err : ECONNRESET;
-    else if (!own)
+    else if (!own && !answered)
         err = sd_end_error(&s->e, err);
     if (!own)
         sd_cork_uncover(s->e.rx, s->e.bytes, s->e.bytes); /* nothing is held behind its end */

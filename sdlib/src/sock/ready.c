@@ -33,6 +33,15 @@ static u32 tcp_ready(struct sock *s, int fd, u32 kev)
     return (kev & ~(u32)(POLLIN | POLLRDNORM)) | (end || n >= (i64)s->b->rcvlowat ? POLLIN | POLLRDNORM : 0);
 }
 
+/* The way back has ended, and what the kernel has said may have been of doorbells. */
+static u32 back_ready(int fd, u32 kev)
+{
+    i32 q = 0;
+
+    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    return (kev & ~(u32)(POLLIN | POLLRDNORM)) | (q > 0 || (kev & POLLRDHUP) ? POLLIN | POLLRDNORM : 0);
+}
+
 static u32 rx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
@@ -53,6 +62,8 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     }
     if (unlikely(n == 0 && sd_cork_pending(&s->e)) && sd_cork_over(s))
         n = sd_rx_avail(&s->e);
+    if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) /* before its errors are taken from the kernel, which tells them from here on */
+        return back_ready(fd, kev & mask);
     if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1))) {
         sd_look_at_kernel(s, fd);
         if (kev && !(kev & (POLLRDHUP | POLLHUP | POLLERR)))
@@ -66,11 +77,8 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     /* What is no end of the stream: urgent data, the error queue; and what came after its end, a reset for what we have sent since, which
      * may be seen together with the end. */
     out |= kev & (POLLPRI | POLLERR);
-    if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) {
-        i32 q = 0;
-        SYS3(__NR_ioctl, fd, FIONREAD, &q);
-        return (kev & (mask & ~(u32)(POLLIN | POLLRDNORM))) | (q > 0 || (kev & POLLRDHUP) ? POLLIN | POLLRDNORM : 0);
-    }
+    if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd))
+        return back_ready(fd, kev & mask);
     u32 latched = load_rlx(&b->latched);
     if (latched & LATCH_FIN) {
         out |= POLLIN | POLLRDNORM | POLLRDHUP;

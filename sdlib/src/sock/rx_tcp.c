@@ -64,7 +64,7 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
     sd_rx_plain_leave(s, w->peek ? 0 : r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0 && !w->peek)
         sd_saw_tcp(s, fd, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
-    if (unlikely(r == -ECONNRESET) && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (!sd_is_far(s) || sd_far_settle(s)))
+    if (unlikely(r == -ECONNRESET) && sd_attached(s) && !load_rlx(&s->b->rx_shut) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (!sd_is_far(s) || sd_far_settle(s)))
         r = -(long)sd_end_error(&s->e, ECONNRESET); /* what the peer has left unread on TCP were doorbells of ours */
     if (r > 0)
         w->got += (u64)r;

@@ -204,6 +204,22 @@ def send_to_shut(stage: Stage) -> None:
     use(b, y)
 
 
+@behaviour("recv after an own shutdown and what the peer has sent since (RST)", carried=False)
+def recv_after_own_shutdown(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for call in ("recv", "poll"):
+        x, y = stage.connection()
+        a.shutdown(x, SHUT_RDWR)
+        b.send(y, b"x", NOSIGNAL)
+        settle()
+        if call == "recv":
+            a.recv(x, 1)
+        else:
+            look(a, x)
+        a.recv(x, 1)
+        a.option(x, SOL_SOCKET, SO_ERROR)
+
+
 @behaviour("shutdown wakes a sleeping recv", carried=False)
 def shutdown_wakes(stage: Stage) -> None:
     a = stage.a
