@@ -17,9 +17,7 @@
 #include <unistd.h>
 
 static const char HELP[] =
-    "usage: sdrun [options] [--] CMD [ARG...]\n"
-    "       sdrun [options] --attach PID\n"
-    "       sdrun --detach PID\n"
+    "usage: sdrun [options] [--] CMD [ARG...], sdrun [options] --attach PID, sdrun --detach PID\n"
     "\n"
     "Run CMD; its TCP connections to other programs under sdrun on this host go through shared memory.\n"
     "\n"
