@@ -39,3 +39,11 @@ def test_calls_of_the_vdso_do_not_keep_trapping(shm: Runner, guests: Guests) -> 
     smaps = Path("/proc/self/smaps").read_text().partition("[vdso]")[2].partition("VmFlags:")[2].partition("\n")[0]
     traps = program.report().raw["counters"]["traps"]
     assert traps < 100 if "sl" not in smaps.split() else traps > 30_000
+
+
+@pytest.mark.parametrize("flavour", ["glibc", "musl-static"])
+def test_registers_vectors_and_generated_code(flavour: str, runner: Runner, guests: Guests) -> None:
+    """See tests/guests/hard.c."""
+    program = runner.run(guests("hard", flavour))
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2, of_bytes=1000)
