@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant("wake-up", "a lost wake-up", "ring/bell.h", "atomic_fetch_add(&e->rx->rx_armed, 1);", "(void)e;"),
     Mutant("wake-up", "a second doorbell", "ring/bell.h", "atomic_exchange(&e->tx->bell, 1) == 0",
            "atomic_exchange(&e->tx->bell, 1) <= 1"),
-    Mutant("wake-up", "a second doorbell", "sock/life.c", "    bool bell = sd_bell_due(&s->e) && !sd_is_far(s);",
+    Mutant("wake-up", "a second doorbell", "sock/doorbell.c", "    bool bell = sd_bell_due(&s->e) && !sd_is_far(s);",
            "    bool bell = sd_bell_due(&s->e); if (bell) sd_bell_eaten(&s->e);"),
     Mutant("wake-up-poll", "a lost wake-up", "poll/poll.c", "        sd_membarrier();\n", "        (void)0;\n"),
     Mutant("wake-up-poll", "a lost wake-up", "poll/poll.c", "return ready || any_ready(p);", "return ready;"),
@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("switch", "has reached the program", "sock/rx_tcp.c", "return q > 0 ? (u64)q : 0;", "return 8;"),
     Mutant("switch-poll", "a lost wake-up", "sock/ready.c", "load_rlx(&b->rx_mode) != SD_MODE_BACK && (want",
            "load_rlx(&b->rx_mode) == SD_MODE_RING && (want"),
-    Mutant("back", "has reached the program", "sock/life.c", "bells, left, MSG_DONTWAIT) != (long)left",
+    Mutant("back", "has reached the program", "sock/switch.c", "bells, left, MSG_DONTWAIT) != (long)left",
            "bells, left, MSG_DONTWAIT) > (long)left"),
     Mutant("token", "two have taken", "sock/token.c", "        barrier(s); /* R2 */\n", ""),
     Mutant("token", "two have taken", "sock/token.c", "            see_out(s, p, l, key, h->dir);",
@@ -66,13 +66,13 @@ MUTANTS = [
            "h = (struct sd_hold){.word = &b->token[SD_DIR_TX]};"),
     Mutant("two-readers", "bytes are lost", "sock/fast.c", "sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);",
            "h = (struct sd_hold){.word = &b->token[SD_DIR_RX]};"),
-    Mutant("back-while-other-waits", "a lost wake-up", "sock/life.c", "    ring = sd_back_announce(&s->e);",
+    Mutant("back-while-other-waits", "a lost wake-up", "sock/switch.c", "    ring = sd_back_announce(&s->e);",
            "    ring = sd_back_announce(&s->e) && false;"),
     Mutant("recall", "", "ring/switch.c", "    store_rel(&tx->tail, load_rlx(&tx->head)); /* [S5]", "    /*"),
     Mutant("recall", "", "ring/switch.h", "    return cas_u32(&e->rx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);",
            "    store_rlx(&e->rx->go_back, SD_GO_BACK_CALL);\n    return true;"),
     Mutant("cork-alone", "a lost wake-up", "sock/cork.c", "        sd_ring_bell_late(s, fd);", "        (void)fd;"),
-    Mutant("cork-back", "", "sock/life.c", "    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);\n", ""),
+    Mutant("cork-back", "", "sock/switch.c", "    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);\n", ""),
 ]
 
 

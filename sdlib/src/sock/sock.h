@@ -39,10 +39,30 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b);
 u32 sd_fd_top(void);                       /* one above the highest descriptor ever ours */
 void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached */
 
+/* Options of the kernel's socket. */
+static inline u32 sd_get_int(int fd, int level, int name)
+{
+    i32 v = 0;
+    u32 len = 4;
+
+    SYS5(__NR_getsockopt, fd, level, name, &v, &len);
+    return (u32)v;
+}
+
+static inline void sd_set_int(int fd, int level, int name, i32 v)
+{
+    SYS5(__NR_setsockopt, fd, level, name, &v, 4);
+}
+
 /* sock/life.c */
 void sd_tick(struct sock *s, int fd);      /* one operation: offer, attach when it is time */
 /* Eager: just accepted, offered at once, but attached by who uses it first: programs that accept for others pass it on as it is (pass.c). */
 void sd_born(struct sock *s, int fd);
+bool sd_map_segment(struct sock *s, int fd);
+void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
+void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
+
+/* sock/switch.c */
 bool sd_try_switch_tx(struct sock *s, int fd);
 bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now */
 void sd_tx_back(struct sock *s, int fd, u32 reason);
@@ -52,19 +72,20 @@ static inline u32 sd_back_why(const struct sock *s, u32 other)
     return load_rlx(&s->e.tx->go_back) == SD_GO_BACK_POLICY ? SD_REASON_policy : other;
 }
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
+i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
+i64 sd_rx_pos(const struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
+void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos); /* what a COMMIT of the switch or of the way back has decided: */
+void sd_back_finish(struct sock *s, u64 tcp_pos);             /* may run twice */
+
+/* sock/doorbell.c */
+struct sd_hold;
+void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more); /* inside, in a direction that is on the ring */
 void sd_ring_bell(struct sock *s, int fd);
 void sd_ring_bell_late(struct sock *s, int fd); /* the kernel holds it back as it would hold bytes back; sd_uncork() */
 void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
-i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
-i64 sd_rx_pos(const struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
-bool sd_map_segment(struct sock *s, int fd);
-void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
 long sd_park(struct sock *s, int fd, u64 sleeper); /* between sd_sleeper_enter and _leave */
-void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos); /* what a COMMIT of the switch or of the way back has decided: */
-void sd_back_finish(struct sock *s, u64 tcp_pos);             /* may run twice */
 void sd_latch_end(struct sock *s, int fd, u32 err); /* the kernel has said FIN (0) or an error, and will not say it again */
-void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
 
 /* sock/token.c: theory of operation in token.h. */
 struct sd_hold {

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * doorbell.c - bells are sent, slept for and eaten; the end of the stream, which the kernel tells (sock.h).
+ *
+ * The protocol is ring/bell.h. Those who eat exclude each other by the receiving token.
+ */
+#include "poll/poll.h"
+#include "ring/cork.h"
+#include "sock/far.h"
+#include "sock/sock.h"
+
+/* In a direction that is on the ring. */
+void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
+{
+    u8 byte = 0;
+    long r;
+
+    if (sd_is_far(s)) {
+        sd_far_nudge(s);
+        return;
+    }
+    if (!sd_bell_take(&s->e)) {
+        sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see peer_left() */
+        return;
+    }
+    r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL | more);
+    if (r == 1) {
+        COUNT(bells_tx);
+        return;
+    }
+    /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. EINTR: thrown out. Others: it is gone. */
+    sd_bell_give_back(&s->e);
+    if (r != -EAGAIN && r != -EINTR)
+        s->kcheck |= 1;
+}
+
+static void ring_bell(struct sock *s, int fd, u32 more)
+{
+    struct sd_hold h;
+
+    if (s->b->tx_shut)
+        return; /* who waits for room knows that nobody can ring: sd_no_bells() */
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_TCP)
+        sd_try_switch_tx(s, fd); /* a bell may only ring in a direction that has switched */
+    if (!sd_bell_enter(s, &h))
+        return;
+    sd_send_bell(s, fd, &h, more);
+    sd_leave(&h);
+}
+
+void sd_ring_bell(struct sock *s, int fd) { ring_bell(s, fd, 0); }
+void sd_ring_bell_late(struct sock *s, int fd) { ring_bell(s, fd, MSG_MORE); }
+
+#define OFTEN_US 1000
+
+/* The reader sleeps. If it does so often, it shall not need a membarrier for it [W3]. */
+void sd_wake_reader(struct sock *s, int fd)
+{
+    u64 now = sd_tsc(), before = s->woken_tsc;
+
+    s->woken_tsc = now;
+    if (now - before < OFTEN_US * g.tsc_per_us && load_rlx(&s->b->users) <= 1 && sd_fence_begin(&s->e)) {
+        if (g.mt)
+            sd_membarrier_threads(); /* those that have not seen yet that they have to fence */
+        sd_fence_say(&s->e);
+        sd_fence();
+        if (load_rlx(&s->b->users) > 1) /* somebody has come in who does not know */
+            sd_fence_end(&s->e);
+    }
+    sd_ring_bell(s, fd);
+}
+
+void sd_latch_end(struct sock *s, int fd, u32 err)
+{
+    struct sd_block *b = s->b;
+    bool own = !err && load_rlx(&b->rx_shut); /* the program's end, not the peer's */
+    /* What the peer has sent by TCP since is answered with a reset, of which both ends are told. */
+    bool answered = err == ECONNRESET && load_rlx(&b->rx_shut) && sd_back_published(&s->e);
+    u32 said = err;
+
+    if (!own && sd_is_far(s) && !sd_far_settle(s)) /* [H1] */
+        err = err ? err : ECONNRESET;
+    else if (!own && !answered)
+        err = sd_end_error(&s->e, err);
+    if (!own)
+        sd_cork_uncover(s->e.rx, s->e.bytes, s->e.bytes); /* nothing is held behind its end */
+    if (err && !said) /* dead, though its kernel could not know of the bytes in the ring: ours shall know that it is over */
+        SYS2(__NR_shutdown, fd, SHUT_RDWR);
+    if (err)
+        store_rel(&b->rx_err, err);
+    atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | (err ? POLLERR | POLLHUP : 0));
+}
+
+/* Sleeps in the kernel until something arrives on the descriptor (doorbell, FIN, error): recv's value for one peeked byte. */
+long sd_park(struct sock *s, int fd, u64 sleeper)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    struct timespec64 ms = {0, 1000000};
+    u8 byte;
+    long r;
+
+    COUNT(parks);
+    COUNT(calls_kernel);
+    if (sleeper != SD_NOT_PARKED && sd_bell_due(&s->e) && sd_sleepers(s)) {
+        /* The bell is an old one, left for sleepers that it has woken but who have not run yet (or are stopped). It would wake us at once. */
+        r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+        return r == -EINTR ? r : 1;
+    }
+    if (sleeper == SD_PARK_UNKNOWN || sd_cork_pending(&s->e)) { /* nobody knows that we sleep, so the bell may be eaten before we see it */
+        r = SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
+        return r < 0 ? r : 1;
+    }
+    return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+}
+
+/* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. */
+static bool look(struct sock *s, int fd, struct sd_hold *h)
+{
+    bool bell = sd_bell_due(&s->e) && !sd_is_far(s);
+    u8 byte;
+    long r;
+
+    if (bell && sd_back_published(&s->e))
+        bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
+    if (sd_is_far(s)) {
+        r = sd_far_look(s, fd, h);
+        bell = r == SD_FAR_BELL;
+    } else {
+        r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+        if (r == 1 && bell)
+            sd_bell_eaten(&s->e);
+        else if (r == 1 && !sd_back_published(&s->e) && !sd_bell_due(&s->e))
+            sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
+    }
+    if (r > 0 && bell) {
+        COUNT(bells_rx);
+        s->kcheck |= 1; /* a FIN may stand behind it */
+        return true;
+    }
+    if (r == 0)
+        sd_latch_end(s, fd, 0);
+    else if (r < 0 && r != -EAGAIN && r != -EINTR)
+        sd_latch_end(s, fd, (u32)-r);
+    return false;
+}
+
+void sd_look_at_kernel(struct sock *s, int fd)
+{
+    struct sd_hold h;
+    bool eaten = false;
+
+    /* A doorbell is for all who sleep here: whoever wakes up last eats it. Eaten earlier, the others would never see it. The end of the
+     * stream, which stands behind it, wakes everybody by itself. */
+    if (sd_bell_due(&s->e) && sd_shared(s) && sd_sleepers(s)) {
+        struct pollfd p = {fd, POLLRDHUP, 0};
+        struct timespec64 zero = {0, 0};
+        if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0)
+            return;
+    }
+    s->kcheck &= ~1u;
+    s->checked_tsc = sd_tsc();
+    if ((load_rlx(&s->b->latched) & LATCH_FIN) || load_rlx(&s->b->rx_mode) != SD_MODE_RING)
+        return;
+    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+        eaten = look(s, fd, &h);
+    sd_leave(&h);
+    if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e) && !sd_far_busy(s))
+        sd_tx_back(s, fd, SD_REASON_call); /* a peer that is about to stop using rings waits for this */
+    if (eaten && s->regs)
+        sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
+    if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && !sd_far_busy(s))
+        sd_tx_back(s, fd, SD_REASON_passed); /* the bell may have been for this */
+}
