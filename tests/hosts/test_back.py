@@ -54,13 +54,8 @@ def supervisor_as_well(world: World) -> None:
 ])  # fmt: skip
 def test_a_link_that_is_lost_for_good(world: World, guests: Guests, lose: Callable[[World], None]) -> None:
     world.start(back_s=BACK_S, lost_s=300)
-    guest, go, stay = guests("integrity"), world.a.folder / "go", world.a.folder / "stay"
-    env = {"ADDRESS": world.b.address, "GO": str(go), "STAY": str(stay)}
-    server = world.b.runner().start(guest, "server", "7020", str(SIZE), "5", env=env)
-    world.b.listens(7020)
-    client = world.a.runner().start(guest, "client", "7020", str(SIZE), "6", env=env)
-    world.a.carried(1)
-    go.touch()
+    stay = world.a.folder / "stay"
+    server, client = world.exchange(guests("integrity"), 7020, SIZE, STAY=str(stay))
     time.sleep(0.3)
     lose(world)
     time.sleep(2 * BACK_S)

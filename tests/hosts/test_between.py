@@ -154,13 +154,7 @@ def assert_whole(client: Program, server: Program, size: int) -> None:
 def test_integrity_both_ways(world: World, guests: Guests) -> None:
     world.start()
     size = (1 if VERBS else 8) << 20
-    guest, go = guests("integrity"), world.a.folder / "go"
-    env = {"ADDRESS": world.b.address, "GO": str(go)}
-    server = world.b.runner().start(guest, "server", "7002", str(size), "5", env=env)
-    world.b.listens(7002)
-    client = world.a.runner().start(guest, "client", "7002", str(size), "6", env=env)
-    world.a.carried(1)
-    go.touch()
+    server, client = world.exchange(guests("integrity"), 7002, size)
     client.ok(LONG_S)
     server.ok(LONG_S)
     assert_whole(client, server, size)
@@ -169,13 +163,7 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
 @quick_only
 def test_a_killed_sender_leaves_all_that_it_sent(world: World, guests: Guests) -> None:
     world.start()
-    guest, go = guests("integrity"), world.a.folder / "go"
-    env = {"ADDRESS": world.b.address, "ONE_WAY": "1", "GO": str(go)}
-    server = world.b.runner().start(guest, "server", "7003", str(1 << 30), "7", env=env)
-    world.b.listens(7003)
-    client = world.a.runner().start(guest, "client", "7003", str(1 << 30), "8", "1500000", env=env)
-    world.a.carried(1)
-    go.touch()
+    server, client = world.exchange(guests("integrity"), 7003, 1 << 30, "1500000", seeds=("7", "8"), ONE_WAY="1")
     assert client.wait(120) == -signal.SIGKILL
     server.ok(60)
     assert sums(client)["sent"] == sums(server)["received"]

@@ -22,14 +22,8 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
     world.start(dead_s=5 if VERBS else 0.8, back_s=600)
     dice = random.Random(os.environ.get("SDRUN_HOSTS_SEED", what))
     size = FAILURES * (1 << 20) // (2 if VERBS else 1)
-    guest, go = guests("integrity"), world.a.folder / "go"
     stay = world.a.folder / "stay"
-    env = {"ADDRESS": world.b.address, "GO": str(go), "STAY": str(stay)}
-    server = world.b.runner().start(guest, "server", "7010", str(size), "5", env=env)
-    world.b.listens(7010)
-    client = world.a.runner().start(guest, "client", "7010", str(size), "6", env=env)
-    world.a.carried(1)
-    go.touch()
+    server, client = world.exchange(guests("integrity"), 7010, size, STAY=str(stay))
     for _ in range(FAILURES):
         time.sleep(dice.uniform(0, 0.4))
         host = dice.choice((world.a, world.b))

@@ -235,6 +235,18 @@ class World:
         wait_for(lambda: self.a.peer("b").get(key) and self.b.peer("a").get(key),
                  lambda: f"they have a link\n{self.a.log}\n{self.b.log}")
 
+    def exchange(self, guest: Path, port: int, size: int, *more: str, seeds: tuple[str, str] = ("5", "6"),
+                 **env: str) -> tuple[Program, Program]:
+        """Server on b and client on a of the guest `integrity`, which begin once their connection is carried."""
+        go = self.a.folder / "go"
+        env |= {"ADDRESS": self.b.address, "GO": str(go)}
+        server = self.b.runner().start(guest, "server", str(port), str(size), seeds[0], env=env)
+        self.b.listens(port)
+        client = self.a.runner().start(guest, "client", str(port), str(size), seeds[1], *more, env=env)
+        self.a.carried(1)
+        go.touch()
+        return server, client
+
     def close(self) -> None:
         for host in self.hosts.values():
             host.close()

@@ -342,7 +342,6 @@ void sd_fast_on(struct sock *s, int fd)
         return;
     if (kind == SD_KIND_FAST) { /* another process may have sent meanwhile, or read past what we have seen */
         sd_tx_unplan(&s->e);
-        s->e.tx_base = load_rlx(&s->e.tx->base);
         s->e.rx_tail_seen = load_rlx(&s->e.rx->head);
     }
     sd_fast_sock[fd] = s;
