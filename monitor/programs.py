@@ -50,7 +50,8 @@ def families(documents: Iterable[dict[str, Any]]) -> Iterator[Metric]:
 
 def _counters(documents: list[dict[str, Any]]) -> Iterator[Metric]:
     for name in abi.COUNTERS:
-        family = CounterMetricFamily(f"sdrun_{name}", f"Counter {name} of sd_abi.h", labels=_LABELS)
+        make = GaugeMetricFamily if name in abi.GAUGES else CounterMetricFamily
+        family = make(f"sdrun_{name}", f"Counter {name} of sd_abi.h", labels=_LABELS)
         for document in documents:
             family.add_metric(_labels(document), document["counters"][name])
         yield family

@@ -34,6 +34,9 @@ def _names(array: CData, count: int) -> tuple[str, ...]:
 COUNTERS: Final = _names(lib.sd_counter_names, lib.SD_CTR_COUNT)
 """Names of the counters; the position is the index in `struct sd_proc.ctr`."""
 
+GAUGES: Final = frozenset({"sites_trapping"})
+"""Those of them that may become less: what is so now, not how often something has happened."""
+
 REASONS: Final = _names(lib.sd_reason_texts, lib.SD_REASON_COUNT)
 """Reasons as reports show them ("few-operations"); the position is `enum sd_reason`."""
 
@@ -67,4 +70,5 @@ def view(ctype: str, memory: Any) -> CData:
     _keep_alive[pointer] = buffer
     return pointer
 
-__all__ = ["COUNTERS", "REASONS", "REASON_NAMES", "SIZES", "CData", "const", "ffi", "lib", "offsetof", "sizeof", "view"]
+__all__ = ["COUNTERS", "GAUGES", "REASONS", "REASON_NAMES", "SIZES", "CData", "const", "ffi", "lib", "offsetof",
+           "sizeof", "view"]

@@ -72,7 +72,8 @@ def summary(source: Source, ended: Totals, errors: int) -> dict[str, Any]:
             "notifications": source.notifications.as_json(),
         },
         "monitor": {"socket": source.broker.monitor_path, "offers": source.broker.asked.as_json()},
-        "counters": {name: totals.counters[name] for name in abi.COUNTERS},
+        "counters": {name: totals.counters[name] - (ended.counters[name] if name in abi.GAUGES else 0)
+                     for name in abi.COUNTERS},
         "tcp_reasons": totals.reasons("tcp"),
         "moved_back": totals.reasons("back"), "sizes": totals.sizes(), "open": _open(source.areas),
         "processes": [], "connections": [], "connections_left_out": 0,

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.observe import view
+from sdlib import abi
+from tools.observe import sockets, view
 from tools.observe.view import Moment, Row
 
 
@@ -28,9 +30,10 @@ class Interval:
         earlier = _by_process(self.before) if self.before else {}
         return [
             {
-                "pid": line["pid"], "exe": line["exe"], "supervisor": key[0],
+                "pid": line["pid"], "name": line["name"], "exe": line["exe"], "supervisor": key[0],
                 "injected": line["injected"], "reason": line["reason"] or line["accelerate"],
-                "counters": _minus(line["counters"], earlier.get(key, {}).get("counters", {})),
+                "counters": _minus(line["counters"], earlier.get(key, {}).get("counters", {})) | {
+                    name: line["counters"][name] for name in abi.GAUGES},
                 "sizes": {name: _minus_all(counts, earlier.get(key, {}).get("sizes", {}).get(name, ()))
                           for name, counts in line.get("sizes", {}).items()},
                 "moved_back": _minus(line["moved_back"], earlier.get(key, {}).get("moved_back", {})),
@@ -52,8 +55,13 @@ class Interval:
 
 
 def _by_process(moment: Moment) -> dict[tuple[int, int], dict[str, Any]]:
-    return {(document["supervisor"]["pid"], line["pid"]): line
+    return {(document["supervisor"]["pid"], line["pid"]): line | {"name": _name(line, here=document["here"])}
             for document in moment.documents for line in document["processes"]}
+
+
+def _name(line: dict[str, Any], *, here: bool) -> str:
+    """What ps and ss call it; Debian's redis-server is a link to another name."""
+    return (sockets.name_of(line["pid"]) if here else "") or os.path.basename(line["exe"])
 
 
 def _minus(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
@@ -74,10 +82,16 @@ def _latency(now: dict[str, Any], before: dict[str, Any] | None) -> dict[str, An
         times = new["times"] - old["times"]
         return times, (new["seconds"] - old["seconds"]) / times if times else None
 
+    def longest(*path: str) -> float | None:
+        """Since the supervisor began; older ones do not say."""
+        found: float | None = now[path[0]][path[1]].get("longest_s")
+        return found
+
     notifications, waited = mean("supervisor", "notifications")
     offers, asked = mean("monitor", "offers")
     return {
         "pid": now["supervisor"]["pid"], "root_pid": now["supervisor"]["root_pid"],
         "command": now["supervisor"]["command"], "notifications": notifications, "notification_mean_s": waited,
-        "offers": offers, "offer_mean_s": asked, "errors": now["supervisor"]["errors"],
+        "notification_longest_s": longest("supervisor", "notifications"), "offers": offers, "offer_mean_s": asked,
+        "offer_longest_s": longest("monitor", "offers"), "errors": now["supervisor"]["errors"],
     }  # fmt: skip

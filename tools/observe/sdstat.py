@@ -14,16 +14,18 @@ from typing import Any, Final
 from sdlib import abi
 from tools.observe import hosts, view
 from tools.observe.samples import Interval
-from tools.observe.sdss import printable
+from tools.observe.sdss import printable, quiet_pipe
 from tools.observe.view import Moment
 
 _COLUMNS: Final = {
+    "msgs-tx": "sent", "msgs-rx": "received",
     "lib-calls": "calls_library", "krn-calls": "calls_kernel", "shm-tx": "bytes_shm_tx", "shm-rx": "bytes_shm_rx",
-    "rdma-tx": "bytes_rdma_tx", "rdma-rx": "bytes_rdma_rx",
+    "rdma-tx": "bytes_rdma_tx", "rdma-rx": "bytes_rdma_rx", "tcp": "tcp",
     "bells": "bells_tx", "parks": "parks", "spins": "spins", "won": "spins_won", "switches": "switches_tx",
-    "patched": "sites_patched", "traps": "traps",
+    "patched": "sites_patched", "trapping": "sites_trapping", "traps": "traps",
 }  # fmt: skip
-
+_IF_ANY: Final = {"rdma-tx", "rdma-rx"}
+"""Columns that are left out where they are all zero."""
 
 _BAR: Final = 30
 
@@ -39,9 +41,11 @@ def parser() -> argparse.ArgumentParser:
     """All options."""
     result = argparse.ArgumentParser(
         prog="sdstat",
-        description="Counters of programs under sdrun: calls answered by the library and by the kernel, bytes through "
-        "shared memory, doorbells, parks, spins and how many of them won, switches, patched and trapping call sites.",
-        epilog="Without -i: since each process began. With it, what came in each interval.",
+        description="Counters of programs under sdrun: messages, calls answered by the library and by the kernel, "
+        "bytes through shared memory and TCP, doorbells, parks, spins and how many of them won, switches, moves back "
+        "to TCP by reason, patched and trapping call sites; and how long programs waited for supervisor and monitor.",
+        epilog="Without -i: since each process began. With it, what came in each interval; `trapping` is what is so "
+        "now, and the longest waits are since the start.",
     )
     result.add_argument("-i", "--interval", type=_seconds, metavar="SECONDS", help="again and again, so far apart")
     result.add_argument("-c", "--count", type=int, default=0, metavar="N", help="with -i: end after N intervals")
@@ -114,30 +118,62 @@ def histogram(programs: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{label:>10} {number(sent):>10} {number(received):>10} {bars}".rstrip()
 
 
-def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
-    """Lines for people."""
-    yield f"{'pid':>7} {'program':<16}" + "".join(f"{name:>10}" for name in _COLUMNS) + "  not accelerated because"
-    for line in document["programs"]:
-        name = printable(line["exe"].rpartition("/")[2])[:16]
-        cells = "".join(f"{number(line['counters'][counter]):>10}" for counter in _COLUMNS.values())
+def _values(line: dict[str, Any]) -> dict[str, int]:
+    """A program's columns: its counters, its messages by direction, and all bytes that the kernel carried."""
+    counters = line["counters"]
+    return {**counters, "tcp": counters["bytes_tcp_tx"] + counters["bytes_tcp_rx"],
+            **{name: sum(line["sizes"].get(name, ())) for name in ("sent", "received")}}
+
+
+def _programs(lines: list[dict[str, Any]]) -> Iterator[str]:
+    values = [_values(line) for line in lines]
+    columns = {name: key for name, key in _COLUMNS.items()
+               if name not in _IF_ANY or any(one[key] for one in values)}  # fmt: skip
+    yield f"{'pid':>7} {'program':<16}" + "".join(f"{name:>10}" for name in columns) + "  not accelerated because"
+    for line, one in zip(lines, values, strict=True):
+        name = printable(line["name"])[:16]
+        cells = "".join(f"{number(one[key]):>10}" for key in columns.values())
         yield f"{line['pid']:>7} {name:<16}{cells}  {printable(line['reason'])}".rstrip()
         for reason, times in line["moved_back"].items():
             if times:
                 yield f"{'':>7} {'':<16}  moved back to TCP: {times} {reason}"
+
+
+_ENDS: Final = 48
+
+
+def _connections(lines: list[dict[str, Any]]) -> Iterator[str]:
+    yield (f"{'':>7} {'connection':<{_ENDS}} {'path':<4} {'shm-tx':>8} {'shm-rx':>8} {'tcp':>8} "
+           f"{'queued':>8} {'tx/s':>8} {'rx/s':>8}  reason")
+    for line in lines:
+        ends = f"{line['local']['host']}:{line['local']['port']} > {line['peer']['host']}:{line['peer']['port']}"
+        counts = (*(line["bytes"][name] for name in ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")),
+                  line["receive_queue"] + line["send_queue"], *(line["rates"].get(name) for name in ("tx", "rx")))
+        cells = " ".join(f"{'-' if one is None else number(one):>8}" for one in counts)
+        yield f"{'':>7} {ends:<{_ENDS}} {line['path']:<4} {cells}  {printable(line['reason'])}".rstrip()
+
+
+def waited(times: int, mean: float | None, longest: float | None) -> str:
+    """So often, so long on average, and at most since the supervisor began."""
+    return f"{times}, {microseconds(mean)} each, longest {microseconds(longest)}"
+
+
+def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
+    """Lines for people."""
+    yield from _programs(document["programs"])
     if sizes:
         yield from histogram(document["programs"])
-    for line in document.get("connections", ()):
-        ends = f"{line['local']['host']}:{line['local']['port']} > {line['peer']['host']}:{line['peer']['port']}"
-        rates = ", ".join(f"{name} {number(value)}B/s" for name, value in line["rates"].items())
-        yield f"{'':>7} {ends:<44} {line['path']:<4} {printable(line['reason'])} {rates}".rstrip()
+    if document.get("connections"):
+        yield from _connections(document["connections"])
     for line in document.get("hosts", ()):
         yield (f"host {printable(line['host'])}: {line['link']}, {line['connections']} connections, "
                f"queue {line['under_way']}/{line['depth']}, unread {number(line['unread'])}B, "
                f"credits {number(line['credits'])}B, retries {line['retries']}, RNR {line['rnr']}")
     for line in document["supervisors"]:
-        waited = microseconds(line["notification_mean_s"])
-        yield (f"supervisor {line['pid']}: {line['notifications']} notifications, {waited}; "
-               f"monitor: {line['offers']} offers, {microseconds(line['offer_mean_s'])}; errors {line['errors']}")
+        calls = waited(line["notifications"], line["notification_mean_s"], line["notification_longest_s"])
+        offers = waited(line["offers"], line["offer_mean_s"], line["offer_longest_s"])
+        yield (f"supervisor {line['pid']} of {printable(line['command'].rpartition('/')[2])}: notifications {calls}; "
+               f"offers to the monitor {offers}; errors {line['errors']}")
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -160,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
             return metrics.serve(options.listen)
         sys.stdout.write(metrics.text())
         return 0
-    with suppress(KeyboardInterrupt, BrokenPipeError):
+    with suppress(KeyboardInterrupt), quiet_pipe():
         return _watch(options)
     return 0
 

@@ -1,94 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sdtop`: programs under sdrun and their busiest connections, over the whole screen until Ctrl-C."""
+"""`sdtop`: programs under sdrun and their connections, until q or Ctrl-C (tools/observe/screen.py draws)."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
+import termios
+import time
+import tty
 from contextlib import suppress
+from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
+from tools.observe import view
+from tools.observe.filters import FilterError, Test, compile_filter
 from tools.observe.samples import Interval
-from tools.observe.sdss import printable
-from tools.observe.sdstat import intervals, microseconds, number
-from tools.observe.view import Row
+from tools.observe.screen import History, Wishes, screen
 
-_STYLE = {"shm": "green", "rdma": "cyan", "tcp": "yellow"}
+_SHORTEST_S = 0.1
+_PAUSED_S = 3600.0
 
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
     result = argparse.ArgumentParser(
-        prog="sdtop", description="Programs under sdrun and their busiest connections, live, until Ctrl-C.")
+        prog="sdtop",
+        description="Programs under sdrun and their connections, live: what carries them, how much, and what "
+        "somebody should look at.",
+        epilog="Keys: q quits, space pauses, s sorts connections by rate, queued bytes, program or reason, t shows all "
+        "of them or those of one path. Waits and moves back that call for attention are in red. FILTER is "
+        "that of sdss.",
+    )
     result.add_argument("-i", "--interval", type=float, default=2.0, metavar="SECONDS", help="from look to look (2)")
     result.add_argument("-n", "--count", type=int, default=0, metavar="N", help="end after N looks")
+    result.add_argument("filter", nargs="*", metavar="FILTER", help="which connections to list, as for sdss")
     return result
 
 
-def _programs(interval: Interval) -> Table:
-    table = Table(title="programs, per second", title_justify="left", expand=True)
-    table.add_column("pid", justify="right")
-    table.add_column("program")
-    for heading in ("lib calls", "kernel calls", "shm send B", "shm recv B", "bells", "parks", "spins won"):
-        table.add_column(heading, justify="right")
-    table.add_column("not accelerated because")
-    lines = interval.programs()
-    lines.sort(key=lambda line: -line["counters"]["calls_library"] - line["counters"]["calls_kernel"])
-    for line in lines:
-        count = line["counters"]
-        cells = [number(count[name] / interval.seconds) for name in
-                 ("calls_library", "calls_kernel", "bytes_shm_tx", "bytes_shm_rx", "bells_tx", "parks")]
-        won = f"{100 * count['spins_won'] // count['spins']} %" if count["spins"] else "-"
-        table.add_row(str(line["pid"]), Text(printable(line["exe"].rpartition("/")[2])), *cells, won,
-                      Text(printable(line["reason"])))
-    return table
+class Keys:
+    """Single keys of the terminal, if standard input is one."""
+
+    def __init__(self) -> None:
+        self._fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
+        self._before: list[object] = []
+
+    def __enter__(self) -> Keys:
+        if self._fd >= 0:
+            self._before = termios.tcgetattr(self._fd)
+            tty.setcbreak(self._fd)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._fd >= 0:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)  # type: ignore[arg-type]
+
+    def wait(self, seconds: float) -> str:
+        """A key that comes within so long, or ""."""
+        if self._fd < 0:
+            time.sleep(seconds)
+            return ""
+        ready, _, _ = select.select([self._fd], [], [], seconds)
+        return os.read(self._fd, 1).decode(errors="replace") if ready else ""
 
 
-def _weight(row: Row) -> float:
-    return -sum(row.rates.values())
+class Top:
+    """The loop: look, draw, wait for keys."""
 
+    def __init__(self, options: argparse.Namespace, test: Test, console: Console) -> None:
+        self._wishes = Wishes(interval=max(options.interval, _SHORTEST_S))
+        self._left = options.count
+        self._test, self._console = test, console
+        self._history = History()
+        self._before = view.look()
+        self._shown: Interval | None = None
 
-def _connections(interval: Interval, height: int) -> Table:
-    table = Table(title="busiest connections", title_justify="left", expand=True)
-    for heading in ("path", "local", "peer", "program", "peer's program"):
-        table.add_column(heading)
-    for heading in ("queued", "shm send B/s", "shm recv B/s"):
-        table.add_column(heading, justify="right")
-    table.add_column("reason")
-    for row in sorted(interval.connections(), key=_weight)[:height]:
-        users = [printable(found[0].name) if found else "-" for found in (row.users, row.peer_users)]
-        rates = [number(row.rates.get(name, 0.0)) for name in ("shm_tx", "shm_rx")]
-        table.add_row(Text(row.path, style=_STYLE.get(row.path, "")), f"{row.local.host}:{row.local.port}",
-                      f"{row.peer.host}:{row.peer.port}", *users, number(row.send_queue + row.receive_queue), *rates,
-                      Text(printable(row.reason)))
-    return table
+    def _look(self) -> None:
+        now = view.look()
+        self._shown = Interval(self._before, now)
+        self._shown.connections()  # gives the rows their rates
+        self._history.add(self._shown)
+        self._before = now
 
+    def _draw(self, live: Live) -> None:
+        if self._shown is not None:
+            rows = [row for row in self._shown.now.rows if self._test(row)]
+            size = self._console.size
+            live.update(screen(self._shown, self._history, self._wishes, rows, width=size.width, height=size.height),
+                        refresh=True)
 
-def screen(interval: Interval, height: int) -> RenderableType:
-    """Everything, for a terminal of so many lines."""
-    supervisors = [
-        f"{line['root_pid']} {printable(line['command'].rpartition('/')[2])}: notifications "
-        f"{microseconds(line['notification_mean_s'])}, monitor {microseconds(line['offer_mean_s'])}, "
-        f"errors {line['errors']}"
-        for line in interval.supervisors()
-    ]
-    head = Text("\n".join(supervisors) or "no program runs under sdrun")
-    busy = _programs(interval)
-    return Group(Panel(head, title="sdtop"), busy, _connections(interval, max(height - busy.row_count - 14, 3)))
+    def _until(self, deadline: float, keys: Keys, live: Live) -> bool:
+        """Obey keys until then, or as long as it is paused. False: leave."""
+        while self._wishes.paused or time.monotonic() < deadline:
+            left = max(deadline - time.monotonic(), 0.0)
+            key = keys.wait(_PAUSED_S if self._wishes.paused else left)
+            if key:
+                if not self._wishes.key(key):
+                    return False
+                self._draw(live)
+        return True
+
+    def run(self, keys: Keys, live: Live) -> None:
+        """Until its user has seen enough."""
+        while self._until(time.monotonic() + self._wishes.interval, keys, live):
+            self._look()
+            self._draw(live)
+            self._left -= 1
+            if self._left == 0:
+                return
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+    """Entry point. Exit status: 0; 2 for a wrong filter."""
     options = parser().parse_args(argv)
+    try:
+        test = compile_filter(options.filter)
+    except FilterError as error:
+        print(f"sdtop: {error}", file=sys.stderr)
+        return 2
     console = Console()
-    with suppress(KeyboardInterrupt), Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        for interval in intervals(max(options.interval, 0.1), options.count):
-            live.update(screen(interval, console.size.height), refresh=True)
+    with suppress(KeyboardInterrupt), Keys() as keys, \
+            Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        Top(options, test, console).run(keys, live)
     return 0
 
 

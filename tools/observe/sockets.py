@@ -79,10 +79,11 @@ def network_namespace(pid: int) -> str:
     return ""
 
 
-def _name(pid: int) -> str:
+def name_of(pid: int) -> str:
+    """As it calls itself; "" when it has gone."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
-    return "?"
+    return ""
 
 
 def all_pids() -> list[int]:
@@ -100,6 +101,6 @@ def users_of_sockets(pids: Iterable[int]) -> dict[int, list[User]]:
                 with suppress(OSError):
                     target = os.readlink(f"/proc/{pid}/fd/{fd}")
                     if target.startswith("socket:["):
-                        name = name or _name(pid)
+                        name = name or name_of(pid) or "?"
                         found.setdefault(int(target[8:-1]), []).append(User(name, pid, int(fd)))
     return found

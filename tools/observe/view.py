@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sdlib.wire import trees
-from tools.observe import sockets
+from tools.observe import diag, sockets
+from tools.observe.diag import Carried
 from tools.observe.sockets import Address, Socket, User
 
 _WAITING: Final = {"offered": "peer-not-under-sdrun", "paired": "not-switched-yet", "attached": "not-switched-yet"}
@@ -39,7 +40,7 @@ class Row:
     connection: dict[str, Any] | None = None
     """As the supervisor tells it; None when it was never offered."""
     rates: dict[str, float] = field(default_factory=dict)
-    """Bytes per second, when asked for."""
+    """Bytes per second, when asked for: `tx` and `rx`, whatever carries them, and the parts that the library counts."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -62,6 +63,8 @@ class Moment:
     documents: list[dict[str, Any]]
     rows: list[Row]
     at: float
+    kernel: dict[int, Carried] = field(default_factory=dict)
+    """Bytes of the kernel's TCP, by inode, of our network namespace."""
 
 
 def _unoffered(document: dict[str, Any]) -> dict[int, set[str]]:
@@ -127,7 +130,9 @@ class _Tree:
 def look() -> Moment:
     """Ask all supervisors and the kernel."""
     documents = trees.ask_all()
-    return Moment(documents, rows(documents) if documents else [], time.monotonic())
+    if not documents:
+        return Moment([], [], time.monotonic())
+    return Moment(documents, rows(documents), time.monotonic(), diag.carried())
 
 
 def rows(documents: list[dict[str, Any]]) -> list[Row]:
@@ -167,11 +172,20 @@ def _row(found: Socket, path: str, reason: str, line: dict[str, Any] | None, use
 def add_rates(before: Moment, now: Moment) -> None:
     """Bytes per second of the connections that were there at both times."""
     seconds = max(now.at - before.at, 1e-3)
-    earlier = {row.inode: row.connection for row in before.rows if row.connection}
+    earlier = {row.inode: row for row in before.rows}
     for row in now.rows:
-        old = earlier.get(row.inode)
-        if old and row.connection:
-            row.rates = {
-                name.removeprefix("bytes_"): max(row.connection[name] - old[name], 0) / seconds
-                for name in ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")
-            }
+        if row.inode in earlier:
+            row.rates = _rates(row, earlier[row.inode].connection, now, before, seconds)
+
+
+def _rates(row: Row, old: dict[str, Any] | None, now: Moment, before: Moment, seconds: float) -> dict[str, float]:
+    rates: dict[str, float] = {}
+    if old and row.connection:
+        rates = {name.removeprefix("bytes_"): max(row.connection[name] - old[name], 0) / seconds
+                 for name in ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")}
+    if row.path in RINGS:  # what the kernel still carries are doorbells
+        return rates | {"tx": rates.get("shm_tx", 0.0), "rx": rates.get("shm_rx", 0.0)}
+    new, then = now.kernel.get(row.inode), before.kernel.get(row.inode)
+    if new and then:
+        rates |= {"tx": max(new.sent - then.sent, 0) / seconds, "rx": max(new.received - then.received, 0) / seconds}
+    return rates
