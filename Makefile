@@ -107,11 +107,11 @@ test: build $(STAMPS)/packages-test
 
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
-	@$(PY) -m tests.vm.guest --limit 840 -- bash tests/vm/run.sh $(PYTEST_ARGS)
+	@$(PY) -m tests.vm.guest --limit 2400 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 # The ways between two hosts, compared with each other in the same guest; no figures of any network.
 figures-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
-	@$(PY) -m tests.vm.guest --limit 840 -- bash tests/vm/run.sh --figures
+	@$(PY) -m tests.vm.guest --limit 2400 -- bash tests/vm/run.sh --figures
 
 examples: build $(STAMPS)/packages-examples $(STAMPS)/packages-test $(STAMPS)/requirements-bench
 	@SDRUN_EXAMPLES=1 $(PY) -m pytest --reruns 2 --timeout 300 tests/examples $(PYTEST_ARGS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -20,8 +21,8 @@ from sdtrace.held import Held, Key
 from sdtrace.pump import Pumps
 from sdtrace.segments import find_socket
 
-LEAVE_S: Final = 10.0
-"""Without a monitor for so long, connections to other hosts go back to TCP."""
+LEAVE_S: Final = float(os.environ.get("SDRUN_LEAVE_S", "10"))
+"""Without a monitor for so long, connections to other hosts go back to TCP. An emulated machine starts one slowly."""
 
 
 class Far:

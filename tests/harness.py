@@ -33,8 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SDRUN = ROOT / ".venv" / "bin" / "sdrun"
 GUESTS = ROOT / "tests" / "guests"
 
+# How many times longer everything may take than on a development machine: an emulated one is told (tests/vm/run.sh).
+PATIENCE = float(os.environ.get("SDRUN_PATIENCE", "1"))
 # Reports are written after the last exit; two noisy cores and a Python start-up can take seconds, never this long.
-REPORT_WITHIN_S = 20.0
+REPORT_WITHIN_S = 20.0 * PATIENCE
 
 
 class Mode(Enum):
@@ -99,14 +101,14 @@ class Program:
         """What it has complained about so far."""
         return self._err.read_text(errors="replace")
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 60.0 * PATIENCE) -> int:
         """Exit status; AssertionError with the output if it takes longer than `timeout` seconds."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.describe()}\nstill runs after {timeout} s") from None
 
-    def ok(self, timeout: float = 60.0) -> Program:
+    def ok(self, timeout: float = 60.0 * PATIENCE) -> Program:
         """Wait and insist on exit status 0."""
         status = self.wait(timeout)
         assert status == 0, f"{self.describe()}\nexit status {status}"
@@ -116,13 +118,13 @@ class Program:
         """Signal the program itself."""
         self.process.send_signal(number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20.0 * PATIENCE) -> int:
         """Signal it and wait for its end."""
         if self.process.poll() is None:
             self.send(number)
         return self.wait(timeout)
 
-    def until(self, condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, timeout: float = 20.0 * PATIENCE) -> None:
         """Wait for `condition` while the program lives."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -130,7 +132,7 @@ class Program:
             assert time.monotonic() < deadline, f"{self.describe()}\nnot within {timeout} s: {what}"
             time.sleep(0.02)
 
-    def listening(self, port: int, timeout: float = 20.0) -> Program:
+    def listening(self, port: int, timeout: float = 20.0 * PATIENCE) -> Program:
         """Wait until something listens on `port`, by the kernel's table: a probing connection would be counted."""
         self.until(lambda: is_listening(port), f"listen on port {port}", timeout)
         return self
@@ -198,7 +200,7 @@ class Runner:
         self.programs.append(program)
         return program
 
-    def run(self, *argv: str | Path, timeout: float = 60.0, stdin: bytes | None = None,
+    def run(self, *argv: str | Path, timeout: float = 60.0 * PATIENCE, stdin: bytes | None = None,
             env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Program:
         """Run a command to its end and insist on exit status 0."""
         return self.start(*argv, stdin=stdin, env=env, cwd=cwd).ok(timeout)
@@ -245,5 +247,5 @@ def end_monitor(runtime_dir: Path, number: signal.Signals = signal.SIGTERM) -> N
             os.kill(struct.unpack("3i", credentials)[0], number)
 
 
-__all__ = ["GUESTS", "Mode", "Program", "Report", "Runner", "assert_shm", "assert_tcp", "end_monitor", "free_port",
-           "is_listening", "own_address"]
+__all__ = ["GUESTS", "PATIENCE", "Mode", "Program", "Report", "Runner", "assert_shm", "assert_tcp", "end_monitor",
+           "free_port", "is_listening", "own_address"]

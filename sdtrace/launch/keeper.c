@@ -11,7 +11,7 @@
  *             is injected yet, so nothing can depend on it): a program without sockets never waits for Python.
  *             The others are queued: they are what the supervisor is for.
  *   SERVING   the supervisor has said READY and got the queue; only it receives.
- *             It is looked after: one that makes no round of its loop for WATCH_MS, while a notification waits, is killed.
+ *             It is looked after: one that makes no round of its loop for start_limit_ms(), while a notification waits, is killed.
  *             If it dies, a successor is started, and it is STARTING again: what waited still waits, the successor is given what its
  *             predecessor had put into keeping (vault.c), and serves on. Not for ever: see SUCCESSORS_MAX.
  *   ALONE     no supervisor could be started, or kept alive, or it has given everything back (--detach). Every call is let through, every request of the library gets ENOSYS, with which
@@ -42,8 +42,7 @@
 /* Python starts at the first call that needs it, or when the program has lived so long that it may come to one. */
 #define SUPERVISOR_DELAY_MS 30
 #define QUEUE_MAX 1024
-/* Longer than all that it may wait for (the monitor's start, a program that does not stop), shorter than a person's patience. */
-#define WATCH_MS 10000
+/* How often a supervisor is looked at. It may hang for longer than all that it waits for: the monitor, a program that does not stop. */
 #define LOOK_MS 2000
 #define LISTENERS_MAX 64
 /* How often a supervisor may die before we believe that it always will; ending it for its slowness counts several times. */
@@ -313,7 +312,7 @@ static void watch_supervisor(void)
     if (!waiting || g.keepsake->beat != g.beat || !g.moved_ms) {
         g.beat = g.keepsake->beat;
         g.moved_ms = now_ms();
-    } else if (now_ms() - g.moved_ms >= WATCH_MS) {
+    } else if (now_ms() - g.moved_ms >= start_limit_ms()) {
         fprintf(stderr, "sdrun: keeper: the supervisor hangs, and is ended\n");
         end_supervisor();
     }

@@ -32,7 +32,7 @@
 #define START_MS 10000 /* Python on a loaded machine */
 #define MORE_MS 5000   /* the keeper gives up on it first */
 
-/* $SDRUN_START_S seconds where ten are not enough, as on an emulated machine. */
+/* Also how long a supervisor may hang. $SDRUN_START_S seconds where ten are not enough, as on an emulated machine. */
 int start_limit_ms(void)
 {
     const char *text = getenv("SDRUN_START_S");

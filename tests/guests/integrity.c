@@ -8,6 +8,7 @@
  * Prints `sent N HASH` and `received N HASH`, HASH being SHA-256 of the bytes in that direction; whoever drives both
  * sides compares them. With KILL_AFTER the client kills itself with SIGKILL once it has sent that many bytes and read
  * all that it asked the server for; the server's `received` line then says how far it came before EOF.
+ * $STAY names a file: until it exists, both send on however many BYTES it takes, and read until the other one's end.
  */
 #include "guest.h"
 #include "sha256.h"
@@ -35,10 +36,20 @@ static void maybe_pause(struct half *h)
     sleep_ms(prng_next(&pauses) % 32 == 0 ? 60 : (long)(prng_next(&pauses) % 4));
 }
 
+/* Whether bytes may end now. */
+static bool may_end(void)
+{
+    const char *stay = getenv("STAY");
+
+    return !stay || access(stay, F_OK) == 0;
+}
+
 static bool step_out(int fd)
 {
     struct half *h = &out;
     if (h->at == h->len) {
+        if (h->left <= CHUNK && !may_end())
+            h->left += 10 * CHUNK;
         /* Many small chunks, some of more than a ring. */
         uint64_t r = prng_next(&h->r), n = r % 4 == 0 ? (r >> 8) % CHUNK + 1 : (r >> 8) % 9000 + 1;
         h->len = n < h->left ? n : h->left;
@@ -85,10 +96,13 @@ static void transfer(int fd, uint64_t kill_after)
         if (kill_after && out.done >= kill_after && out.at == out.len)
             break;
         struct pollfd p = {fd, (short)((in.left ? POLLIN : 0) | (out.left ? POLLOUT : 0)), 0};
-        CHECK(poll(&p, 1, 60000) == 1);
+        CHECK(poll(&p, 1, 600000) == 1); /* a link may be down meanwhile, on a machine that has other things to do */
         bool progress = false;
-        if (out.left && (p.revents & POLLOUT))
+        if (out.left && (p.revents & POLLOUT)) {
             progress |= step_out(fd);
+            if (out.left == 0 && getenv("STAY"))
+                CHECK(shutdown(fd, SHUT_WR) == 0);
+        }
         if (in.left && (p.revents & (POLLIN | POLLHUP | POLLERR)))
             progress |= step_in(fd);
         CHECK(progress || (p.revents & (POLLIN | POLLOUT)));
@@ -137,15 +151,6 @@ static void until_go(int fd, bool server)
     }
 }
 
-/* Or $STAY, until which nobody ends. */
-static void until_stay(void)
-{
-    const char *stay = getenv("STAY");
-
-    while (stay && access(stay, F_OK) != 0)
-        usleep(5000);
-}
-
 int main(int argc, char **argv)
 {
     CHECK(argc >= 5);
@@ -164,12 +169,13 @@ int main(int argc, char **argv)
     set_nonblock(fd, true);
     if (argc > 5 || (server && argc == 5 && getenv("ONE_WAY")))
         *(server ? &out.left : &in.left) = 0;
+    if (getenv("STAY"))
+        in.left = UINT64_MAX;
     transfer(fd, kill_after);
     if (kill_after) {
         tell("sent", &out);
         kill(getpid(), SIGKILL);
     }
-    until_stay();
     if (in.left == 0 && in.done == bytes && shutdown(fd, SHUT_WR) == 0) {
         set_nonblock(fd, false);
         expect_eof(fd);

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import termios
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 from sdtrace import procfs
 from tests.guestbuild import Guests
 from tests.hosts.test_between import LONG_S, assert_whole, echo, ping, quick_only, sums
-from tests.hosts.world import VERBS, Program, World, wait_for
+from tests.hosts.world import LIMIT_S, VERBS, Program, World, wait_for
 from tests.sdtrace.support import supervisor_of
 
 BACK_S = 3.0 if VERBS else 0.6
@@ -45,7 +44,7 @@ def both(world: World) -> None:
 def supervisor_as_well(world: World) -> None:
     """Only the library is left on b to know of the rings."""
     (program,) = world.b.runners[0].programs
-    os.kill(supervisor_of(program), signal.SIGKILL)
+    os.kill(supervisor_of(program, LIMIT_S), signal.SIGKILL)
     forget(world)
 
 
@@ -56,17 +55,24 @@ def test_a_link_that_is_lost_for_good(world: World, guests: Guests, lose: Callab
     world.start(back_s=BACK_S, lost_s=300)
     stay = world.a.folder / "stay"
     server, client = world.exchange(guests("integrity"), 7020, SIZE, STAY=str(stay))
-    time.sleep(0.3)
+    world.a.carried(1, 100_000)
+    told = {client: world.a, server: world.b}
+    if lose is supervisor_as_well:  # no report
+        del told[server]
     lose(world)
-    time.sleep(2 * BACK_S)
+
+    def back(program: Program) -> bool:
+        return "host-link-lost" in told[program].tells(program).get("moved_back", {})
+
+    wait_for(lambda: all(map(back, told)), lambda: f"they go back\n{world.a.log}\n{world.b.log}")
     stay.touch()
     client.ok(LONG_S)
     server.ok(LONG_S)
-    if lose is supervisor_as_well:  # no report
+    if lose is supervisor_as_well:
         assert sums(client) == {"sent": sums(server)["received"], "received": sums(server)["sent"]}
     else:
         assert_whole(client, server, 1)
-    for program in (client,) if lose is supervisor_as_well else (client, server):
+    for program in told:
         assert program.report().raw["connections"]["moved_back"].get("host-link-lost"), program.report().raw
     assert wait_for(lambda: "hosts" in world.a.status(), "a monitor")
 

@@ -21,7 +21,7 @@ FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
 def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> None:
     world.start(dead_s=5 if VERBS else 0.8, back_s=600)
     dice = random.Random(os.environ.get("SDRUN_HOSTS_SEED", what))
-    size = FAILURES * (1 << 20) // (2 if VERBS else 1)
+    size = FAILURES * (1 << 20) // (2 if VERBS else 1)  # at least: they send until all failures are over
     stay = world.a.folder / "stay"
     server, client = world.exchange(guests("integrity"), 7010, size, STAY=str(stay))
     for _ in range(FAILURES):

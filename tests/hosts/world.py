@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdlib.wire import Answered, MonitorClient, Part, messages, papers
-from tests.harness import ROOT, Mode, Program, Report, Runner
+from sdlib.wire import Answered, MonitorClient, Part, messages, papers, trees
+from tests.harness import PATIENCE, ROOT, Mode, Program, Report, Runner
 
 MONITOR = ROOT / "monitor" / "__main__.py"
-LIMIT_S = float(os.environ.get("SDRUN_HOSTS_LIMIT", "30"))
+LIMIT_S = 60.0 * PATIENCE
 VERBS = "SDRUN_HOSTS_VERBS" in os.environ
-"""Set in the guest, by tests/vm/guest.sh: there are RDMA devices."""
+"""Set in the guest, by tests/vm/run.sh: there are RDMA devices."""
+PATIENT: dict[str, Any] = {"dead_s": 60, "back_s": 60}
+"""Of hosts.yaml: a busy machine says nothing for seconds, and that is no failure. Tests of failures say otherwise."""
 
 
 def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], limit_s: float = LIMIT_S) -> Any:
@@ -114,11 +116,12 @@ class Host:
         hosts = self.status().get("hosts") or {"peers": []}
         return next((peer for peer in hosts["peers"] if peer["name"] == name), {})
 
-    def carried(self, connections: int) -> None:
-        """Wait until so many have gone over to mirrored rings, in both directions."""
+    def carried(self, connections: int, of_bytes: int = 1) -> None:
+        """Wait until so many have gone over to mirrored rings, in both directions, and so many bytes went by each."""
         def moved() -> bool:
-            hosts = self.status().get("hosts") or {"connections": []}
-            return sum(1 for one in hosts["connections"] if one["out"] and one["in"]) >= connections
+            found = [one for one in (self.status().get("hosts") or {"connections": []})["connections"]
+                     if one["out"] and one["in"] and one["out"] + one["in"] >= of_bytes]
+            return len(found) >= connections
         wait_for(moved, lambda: f"{connections} connections are mirrored\n{self.log}\n{self.status()}")
 
     def listens(self, port: int) -> None:
@@ -130,6 +133,11 @@ class Host:
         """Of whoever serves the socket now: the monitor that we have started, or one that a supervisor has."""
         pid: int = wait_for(lambda: self.status().get("pid"), lambda: f"a monitor of {self.name}\n{self.log}")
         return pid
+
+    def tells(self, program: Program) -> dict[str, Any]:
+        """What the supervisor of a program of ours says now; {} without one."""
+        documents = trees.ask_all({"XDG_RUNTIME_DIR": str(self.folder)})
+        return next((one for one in documents if one["supervisor"]["root_pid"] == program.pid), {})
 
     def kill_monitor(self, number: int = signal.SIGKILL) -> None:
         """End it; no one starts another but `start_monitor`, or a supervisor."""
@@ -216,14 +224,16 @@ class World:
         """Take its link down, or up again."""
         if VERBS:
             _ip(f"link set {'va' if host is self.a else 'vb'} {'down' if down else 'up'}")
+            if not down:  # the kernel has forgotten them
+                subprocess.run(["bash", ROOT / "tests/vm/rxe.sh", "routes"], check=True)
         else:
             _ip(f"-n {self._tag}hub link set v{host.name} {'down' if down else 'up'}")
 
     def start(self, **more: Any) -> World:
         """Both monitors, with a key; until they have a link."""
         keys = {frozenset("ab"): secrets.token_hex(16)}
-        self.a.know([self.b], keys, **more)
-        self.b.know([self.a], keys, **more)
+        self.a.know([self.b], keys, **PATIENT | more)
+        self.b.know([self.a], keys, **PATIENT | more)
         self.a.start_monitor()
         self.b.start_monitor()
         self.linked()

@@ -22,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -34,6 +36,7 @@ META: Final = "linux-image-6.12-amd64"
 BOOT_MODULES: Final = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay")
 FAILED: Final = 125
 BOOTS: Final = 3
+BOOT_S: Final = 300.0
 _QEMU: Final = (
     "qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35,vmport=off,hpet=off "
     "-accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2G -device isa-debug-exit,iobase=0xf4,iosize=1 "
@@ -179,7 +182,7 @@ def run(command: list[str], limit_s: float) -> int:
 
 
 def _boot(command: list[str], limit_s: float) -> int | None:
-    """One machine. None: its kernel died before the command began; emulated, it may do so while it patches itself."""
+    """One machine. None: it died before the command's end; emulated, a kernel may do so while it patches itself."""
     with tempfile.TemporaryDirectory(prefix="sdvm-") as name:
         control = Path(name)
         script = f"export PATH={shlex.quote(os.environ['PATH'])}:/usr/sbin:/sbin HOME=/root TERM=dumb\n"
@@ -187,12 +190,8 @@ def _boot(command: list[str], limit_s: float) -> int | None:
         (control / "guest.sh").write_text(f"{script}cd {shlex.quote(str(ROOT))}\n{shlex.join(command)}\n")
         (control / "work").write_text(f"{ROOT}\n")
         pipes = [_pipe(control / "out", sys.stdout.buffer), _pipe(control / "err", sys.stderr.buffer)]
-        try:
-            status = subprocess.run(_qemu(control), stdin=subprocess.DEVNULL, timeout=limit_s, check=False).returncode
-            said = f"qemu ended with {status}"
-        except subprocess.TimeoutExpired:
-            said = f"not done within {limit_s:g} s"
-            (control / "begun").touch()  # or nearly so: no time is left for another
+        with subprocess.Popen(_qemu(control), stdin=subprocess.DEVNULL) as machine:
+            said, late = _end(machine, control / "begun", limit_s)
         for done in pipes:
             done()
         if (control / "rc").exists():
@@ -200,7 +199,20 @@ def _boot(command: list[str], limit_s: float) -> int | None:
         console = control / "console"
         tail = "\n".join(console.read_text(errors="replace").splitlines()[-30:]) if console.exists() else ""
         print(f"vm: {said}; its console:\n{tail}", file=sys.stderr)
-        return FAILED if (control / "begun").exists() else None
+        return FAILED if late else None
+
+
+def _end(machine: subprocess.Popen[bytes], begun: Path, limit_s: float) -> tuple[str, bool]:
+    """What became of it, and whether its command has had all the time that there is."""
+    since = time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return f"qemu ended with {machine.wait(1)}", False
+        spent_s, up = time.monotonic() - since, begun.exists()
+        if spent_s > (limit_s if up else BOOT_S):
+            machine.kill()
+            machine.wait()
+            return f"{'not done' if up else 'not up'} within {spent_s:.0f} s", up
 
 
 def _pipe(path: Path, target: BinaryIO) -> Callable[[], None]:
