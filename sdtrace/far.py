@@ -9,7 +9,6 @@ has bytes to send, so that a program's close() is never late.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import socket
 from collections.abc import Callable
@@ -76,42 +75,15 @@ def end(key: Key, held: Held) -> int:
 
 
 def _count(key: Key, held: Held, number: int) -> int:
-    """Ring, unless that one was rung before; but for EAGAIN it is done with, whatever came of it."""
-    with mmap.mmap(held.segment, abi.const.SD_SEG_HDR_BYTES) as memory, abi.ffi.from_buffer(memory) as copy:
-        header: abi.CData = abi.ffi.cast("struct sd_seg *", copy)
-        if header.bells_rung == number:
-            return 0
-        result = _ring(key, held, copy)
-        if result != errno.EAGAIN:
-            header.bells_rung = number
-        return result
-
-
-def _ring(key: Key, held: Held, copy: abi.CData) -> int:
+    """Ring (sdlib/src/py/bell.c)."""
     try:
         fd = find_socket(key, held.origin)
     except OSError:
-        return errno.ENOTCONN
-    with socket.socket(fileno=fd) as sock:
-        try:
-            if not abi.lib.sd_copy_ring_enter(copy, held.side):
-                return errno.EALREADY
-            return _errno(lambda: _send(sock, abi.ffi.cast("struct sd_seg *", copy)))
-        finally:
-            abi.lib.sd_copy_ring_leave(copy)
-
-
-def _send(sock: socket.socket, header: abi.CData) -> None:
-    """A doorbell; the first one greets, by which the other end knows whose ring it is ([H3])."""
-    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-    if header.greeted:
-        sock.send(b"\0", flags)
-        return
-    greeting: abi.CData = abi.ffi.new("struct sd_mark *")
-    greeting.magic, greeting.far_id = abi.const.SD_GREET_MAGIC, list(header.far_id)
-    if sock.send(bytes(abi.ffi.buffer(greeting)), flags) != abi.sizeof("struct sd_mark"):
-        sock.shutdown(socket.SHUT_RDWR)  # the kernel takes such a short message whole, or not at all
-    header.greeted = 1
+        fd = -1
+    result: int = abi.lib.sd_far_bell(held.segment, held.side, number, fd)
+    if fd >= 0:
+        os.close(fd)
+    return result
 
 
 def _errno(call: Callable[[], object]) -> int:

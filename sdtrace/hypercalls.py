@@ -183,6 +183,11 @@ class Hypercalls:
         finally:
             os.close(segment)
 
+    @staticmethod
+    def is_wakeup(notif: Notification) -> bool:
+        """A nudge that says no more than that there is news: whoever it is from, it does no harm."""
+        return notif.nr == abi.const.SD_HC_NR and notif.args[0] == abi.const.SD_HC_NUDGE and notif.args[2] == 0
+
     def _nudge(self, _listener: Listener, notif: Notification, process: Process) -> int:
         key = self._key(process, notif.args[1])
         return _INVALID if key is None else self._broker.nudge(key, leave=notif.args[2] == 1)

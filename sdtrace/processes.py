@@ -91,6 +91,10 @@ class Processes:
         self._watch(pidfd)
         return process
 
+    def leader(self, tid: int) -> Process | None:
+        """The process of that id, for what does no harm if it is another's by now; None of other threads."""
+        return self._living.get(tid)
+
     def _list(self, program: Program) -> None:
         if len(self.programs) < LISTED_MAX:
             self.programs.append(program)

@@ -41,15 +41,10 @@ def find_socket(key: Key, origin: Origin) -> int:
 
 def taken(tid: int, fd: int, cookie: int) -> int:
     """A duplicate of a descriptor, if it is that socket; OSError."""
-    pidfd = procfs.pidfd_open_thread(tid)
-    try:
-        taken = procfs.get_fd(pidfd, fd)
-    finally:
-        os.close(pidfd)
-    with socket.socket(fileno=taken) as sock:
-        if cookie_of(sock) != cookie:
-            raise OSError("another socket")
-        return os.dup(taken)
+    found: int = abi.lib.sd_far_take(tid, fd, cookie)
+    if found < 0:
+        raise OSError(-found, os.strerror(-found))
+    return found
 
 
 def _holders(area: int, inode: int) -> Iterator[tuple[int, int]]:

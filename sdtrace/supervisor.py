@@ -346,6 +346,13 @@ class Supervisor:
             self._processes.find(procfs.status(notif.tid))
 
     def _answer(self, listener: Listener, notif: Notification) -> None:
+        if self._hypercalls.is_wakeup(notif) and (sender := self._processes.leader(notif.tid)) is not None:
+            self._hypercalls.handle(listener, notif, sender)  # somebody on another host sleeps until this is done
+        else:
+            self._identify(listener, notif)
+
+    def _identify(self, listener: Listener, notif: Notification) -> None:
+        """Answer, once it is sure who asks."""
         try:
             status = procfs.status(notif.tid)
             if not listener.valid(notif):

@@ -8,6 +8,7 @@
         monitor: 10.1.0.2:7471
         addresses: [10.1.0.2/32]         # its programs': it may speak of connections that end on these, no others
         key_file: b.key                  # beside this file; at least 16 bytes, readable by its owner only
+    spin_us: 1000                        # look so long for more before going to sleep; as the processors suggest
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
                                          # and timeout, retries (as verbs number them); loop: c or python
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
@@ -37,6 +38,8 @@ PORT: Final = 7471
 VERBS: Final = "verbs"
 FOR_TESTS: Final = "tcp-for-tests"
 LOOPS: Final = ("c", "python")
+DEPTH_MIN: Final = 8
+"""Of a queue pair: records go beside bytes."""
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -88,6 +91,7 @@ class Config:
     dead_s: float = 5.0
     lost_s: float = 30.0
     back_s: float = 3.0
+    spin_us: float | None = None
 
 
 def path_of(env: Mapping[str, str], uid: int) -> str | None:
@@ -131,7 +135,8 @@ def _known(tree: Any, what: str, *keys: str) -> dict[str, Any]:
 
 
 def _config(tree: Any, folder: str) -> Config:
-    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "dead_s", "lost_s", "back_s")
+    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "dead_s", "lost_s", "back_s",
+                  "spin_us")
     name = _name(tree["name"])
     peers = {str(key): _peer(str(key), value, folder) for key, value in (tree.get("peers") or {}).items()}
     if name in peers:
@@ -139,6 +144,8 @@ def _config(tree: Any, folder: str) -> Config:
     device = _known(tree.get("device") or {}, "device", *Device.__dataclass_fields__)
     if any(not isinstance(value, str if key in ("name", "loop") else int) for key, value in device.items()):
         raise ValueError("device: a name, and numbers")
+    if device.get("depth", DEPTH_MIN) < DEPTH_MIN:
+        raise ValueError(f"device: a depth below {DEPTH_MIN}")
     if device.get("loop", "c") not in LOOPS:
         raise ValueError(f"device: no loop {device['loop']!r}")
     transport = tree.get("transport", VERBS)
@@ -146,7 +153,8 @@ def _config(tree: Any, folder: str) -> Config:
         raise ValueError(f"no transport {transport!r}")
     listen = _endpoint(tree["listen"]) if tree.get("listen") else None
     return Config(name, listen, peers, Device(**device), transport, float(tree.get("dead_s", 5.0)),
-                  float(tree.get("lost_s", 30.0)), float(tree.get("back_s", 3.0)))
+                  float(tree.get("lost_s", 30.0)), float(tree.get("back_s", 3.0)),
+                  None if tree.get("spin_us") is None else float(tree["spin_us"]))
 
 
 def _name(text: Any) -> str:

@@ -119,7 +119,12 @@ class Connections:
         """The supervisor has released it."""
         conn = self._named.get((client, name))
         if conn is not None:
-            conn.local_gone = conn.local_gone or time.monotonic()
+            self._ends(conn)
+
+    @staticmethod
+    def _ends(conn: Conn) -> None:
+        conn.local_gone = conn.local_gone or time.monotonic()
+        conn.mirror.ends = True
 
     def client_gone(self, client: int) -> None:
         """A supervisor is gone; its programs may live."""
@@ -127,7 +132,7 @@ class Connections:
             conn = self._named.pop(key)
             conn.client = None
             if conn.waiting is not None:
-                conn.local_gone = time.monotonic()
+                self._ends(conn)
 
     def on_gone(self, contact: Contact, said: frames.Gone) -> None:
         """The other monitor sends nothing more for it."""
@@ -202,7 +207,7 @@ class Connections:
             self.leave(conn)
             return
         if conn.waiting is not None and mirror.linked and not self.hand_over(conn):
-            conn.local_gone = time.monotonic()
+            self._ends(conn)
         if mirror.linked or conn.peer_gone:
             self._ring(conn)
         if conn.peer_gone:

@@ -126,6 +126,11 @@ class Copy:
         """The other program has gone back to TCP, and ours knows."""
         return bool(self._seg.dir[1 - self.side].sw_back)
 
+    @property
+    def switched(self) -> bool:
+        """Our program sends by its ring."""
+        return bool(self._seg.dir[self.side].sw_ring)
+
     def take_bell(self) -> bool:
         """True: the program has heard all doorbells so far, and one more is to be sent."""
         return abi.lib.sd_copy_bell_take(self._at, self.side)

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All connections to other hosts: pairing them, keeping their copies equal, and when to sleep.
+"""All connections to other hosts: pairing them, and keeping their copies equal.
 
-The monitor's loop calls `turn` before it waits.  While there is news we look again at once, for SPIN_S longer than
-that; then every copy is armed, as a reader arms its ring ([W1]: membarrier, look once more), and the loop may sleep:
-programs nudge, the other monitors' TCP connections and the completion channel are descriptors.  A copy whose
-supervisor is gone has nobody to nudge: then we look every DEAF_S.
+The monitor's loop calls `turn` before it waits (vigil.py).  A copy whose supervisor is gone has nobody to nudge: then
+we look every DEAF_S.
 
 Two hosts see each other's offers (SEEK).  The one whose name sorts first decides: it names the connection (ACCEPT),
 the other one tells its program and says RESUME, and only then the first tells its own.
@@ -33,11 +31,11 @@ from monitor.hosts.discover import find
 from monitor.hosts.frames import Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.pairs import Candidate, Candidates
+from monitor.hosts.vigil import Vigil, spin_s
 from monitor.match import Offer, side_of
 from sdlib import abi
 from sdlib.wire.messages import Nudge, Rang
 
-SPIN_S: Final = 0.001
 DEAF_S: Final = 0.002
 _CALLERS_MAX: Final = 64
 _UNKNOWN_MAX: Final = 65536
@@ -63,8 +61,6 @@ def open_device(config: Config) -> Device:
     return loop.Device(found) if config.device.loop == "c" else verbs.Device(found)
 
 
-
-
 class Hub:
     """See above."""
 
@@ -75,8 +71,9 @@ class Hub:
         self._candidates = Candidates()
         self._conns = Connections(local, self._candidates, config.lost_s)
         self._callers: set[Caller] = set()
-        self._asleep = False
-        self._busy_until = self._ticked = 0.0
+        self._vigil = Vigil(device, spin_s(config.spin_us))
+        self._ticked = 0.0
+        self._looks = 0
         self._ready: set[str] = set()
         self.contacts = {
             name: Contact(config, peer, selector, self._port, self._asked, self._down)
@@ -246,7 +243,7 @@ class Hub:
     def heard(self, client: int, message: Nudge | Rang) -> None:
         """A program has news, which `turn` looks for; or a supervisor has rung, or not."""
         if isinstance(message, Nudge):
-            self._busy_until = max(self._busy_until, time.monotonic() + SPIN_S)
+            self._vigil.stirred()
         else:
             self._conns.rang(client, message)
 
@@ -254,33 +251,14 @@ class Hub:
 
     def turn(self) -> float:
         """Everything that can be done now; how long the loop may sleep then, in seconds."""
+        self._looks += 1
         now = time.monotonic()
-        if now - self._ticked >= _TICK_S or any(one.link is None and one.dials for one in self.contacts.values()):
+        due = now - self._ticked >= _TICK_S
+        if due or any(one.link is None and one.dials for one in self.contacts.values()):
             self._tick(now)
-        progress = self._pass(idle=False) or self._pass(idle=True)
-        if progress:
-            self._busy_until = time.monotonic() + SPIN_S
-            if self._asleep:
-                self._wake()
+        if self._vigil.looked(self._pass(idle=due), (conn.mirror for conn in self._conns)):
             return 0.0
-        if now < self._busy_until:
-            if self._device is not None and self._device.spin():
-                self._busy_until = time.monotonic() + SPIN_S
-            return 0.0
-        if not self._asleep and self._conns:
-            self._asleep = True
-            for conn in self._conns:
-                conn.mirror.sleep()
-            abi.lib.sd_py_membarrier()  # [W1]
-            if self._device is not None:
-                self._device.arm()
-            return 0.0  # and look once more
         return self._nap()
-
-    def _wake(self) -> None:
-        self._asleep = False
-        for conn in self._conns:
-            conn.mirror.awake()
 
     def _nap(self) -> float:
         if any(conn.client is None for conn in self._conns):
@@ -342,7 +320,7 @@ class Hub:
             "device": None if self._device is None else self._device.status(),
             "peers": [self._peer(contact) for contact in self.contacts.values()],
             "connections": [self._conns.status(conn) for conn in self._conns],
-            "candidates": len(self._candidates),
+            "candidates": len(self._candidates), "looks": self._looks,
         }  # fmt: skip
 
     @staticmethod

@@ -81,6 +81,8 @@ class Mirror:
         state.copy, state.ring_bytes, state.side = copy.pointer, copy.ring_bytes, copy.side
         self.slot = slot
         self.linked = self.broken = self.dead = False
+        self.ends = False
+        """Its program has closed it: nothing waits any more for what comes after it."""
         self.sent = copy.credited()
         self.landed = copy.landed()
         self.asked, self.rung = copy.bells()
@@ -133,7 +135,7 @@ class Mirror:
     # ------------------------------------------------------------------ sending
 
     def pump(self, transport: Transport, *, idle: bool) -> bool:
-        """Send what is new; `idle`: nothing else is going on, so small credits go out, too. True: something was."""
+        """Send what is new; `idle`: small credits go out, too, for which nobody waits. True: something was."""
         if not self.linked or self.dead:
             return False
         rest = abi.lib.sd_mirrored_rest(self.state)
@@ -142,7 +144,7 @@ class Mirror:
         busy = self._send_bytes(words, transport)
         if self.sent == words.tail and transport.room():
             now = self._words(words)
-            if now != self._told and (idle or self._urgent(now)):
+            if now != self._told and (idle or self.ends or self._urgent(now)):
                 if now.sw_ring:
                     self.copy.told()
                 transport.send(now)
@@ -255,12 +257,17 @@ class Mirror:
         return (self.rung + 1) & 0xFFFFFFFF
 
     def sleep(self) -> None:
-        """We are about to sleep: the program has to say when there is news."""
-        self.copy.arm(data=True, room=True)
+        """We are about to sleep: the program has to say when there is news.
+
+        That it has read something is news only if the other one may soon wait for room, or as long as the program has
+        not switched: it is to do so at its first receive.
+        """
+        used = (self.landed - int(self.state.head_said)) & _U64
+        self.copy.arm(data=True, room=not self.copy.switched or used > self.copy.ring_bytes // 2)
 
     def awake(self) -> None:
-        """We look by ourselves. Until the program has switched, it is to do so at its first receive."""
-        self.copy.arm(data=False, room=not self.copy.read().sw_ring)
+        """We look by ourselves."""
+        self.copy.arm(data=False, room=not self.copy.switched)
 
     # ------------------------------------------------------------------ its end
 

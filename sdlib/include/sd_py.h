@@ -133,6 +133,11 @@ void sd_copy_arm(void *segment, uint32_t side, bool data, bool room);
 /* [H2] True: a byte may be sent on the program's socket, before sd_copy_ring_leave. */
 bool sd_copy_ring_enter(void *segment, uint32_t side);
 void sd_copy_ring_leave(void *segment);
+/* A duplicate of a task's descriptor, if that is the socket with this cookie; -errno. */
+int sd_far_take(int tid, int fd, uint64_t cookie);
+/* The doorbell of that number, if it was not rung before, on the program's socket (-1: it has none). 0 or an errno; but for EAGAIN it is done with,
+ * whatever came of it. */
+int sd_far_bell(int segment, uint32_t side, uint32_t number, int sock);
 
 /* ---- [H4] the supervisor as the consumer of its program's ring, whose bytes it takes to TCP (src/py/pump.c). `side` is the program's. */
 

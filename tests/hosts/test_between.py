@@ -140,6 +140,22 @@ def test_redis(world: World) -> None:
     assert_rdma(server.report(), 4, 60_000)
 
 
+@quick_only
+def test_a_round_trip_costs_few_looks(world: World) -> None:
+    """With programs that sleep between messages, a monitor that goes on looking takes their processor."""
+    world.start(spin_us=0)
+    go = world.a.folder / "go"
+    server = echo(world.b, 7006, world.b.folder / "never")
+    client = ping(world.a, world.b, 7006, go)
+    world.a.carried(1)
+    before = [host.status()["hosts"]["looks"] for host in (world.a, world.b)]
+    go.touch()
+    client.ok()
+    server.ok()
+    spent = [host.status()["hosts"]["looks"] - looks for host, looks in zip((world.a, world.b), before, strict=True)]
+    assert max(spent) < 20 * int(ROUNDS), spent
+
+
 def sums(program: Program) -> dict[str, tuple[int, str]]:
     """What one side says: {"sent": (bytes, sha256), "received": ...}."""
     words = (line.split() for line in program.stdout.decode().splitlines())

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the monitor's loop looks by itself for what programs and the device have, and when it has to be woken.
+
+While it looks by itself, nobody needs to say anything: that is what a stream wants.  But to look without being asked
+takes a processor from whoever has the next byte; with fewer than SPIN_CPUS, that is the program, its supervisor or the
+other monitor.  There we are to be woken from the first message on, unless news come several times in a row, and
+elsewhere we look for `spin_s` longer than there is news.
+
+To be woken: each copy is armed, as a reader arms its ring ([W1]: membarrier, look once more); programs nudge, and the
+completion channel and the other monitors' TCP connections are descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from monitor.hosts.mirror import Mirror
+from sdlib import abi
+
+SPIN_S: Final = 0.001
+SPIN_CPUS: Final = 4
+_STREAM: Final = 3
+"""News so many times in a row are a stream."""
+
+
+class Device(Protocol):
+    """The RDMA device."""
+
+    def spin(self) -> bool: ...
+    def arm(self) -> None: ...
+
+
+def spin_s(wanted_us: float | None) -> float:
+    """How long to look: what hosts.yaml says, or what the number of processors suggests; seconds."""
+    if wanted_us is not None:
+        return wanted_us / 1e6
+    return SPIN_S if len(os.sched_getaffinity(0)) >= SPIN_CPUS else 0.0
+
+
+class Vigil:
+    """See above. `armed`: whoever has something says so."""
+
+    def __init__(self, device: Device | None, seconds: float) -> None:
+        self._device, self._spin_s = device, seconds
+        self._until = 0.0
+        self._row = 0
+        self.armed = False
+
+    def stirred(self) -> None:
+        """Somebody says that there is news."""
+        self._until = max(self._until, time.monotonic() + self._spin_s)
+
+    def looked(self, found: bool, mirrors: Iterable[Mirror]) -> bool:
+        """Whether to look again, rather than sleep. `found`: there was something this time."""
+        if found:
+            self._until = time.monotonic() + self._spin_s
+            self._row += 1
+            if self._spin_s or self._row >= _STREAM:
+                self._disarm(mirrors)
+            else:
+                self._arm(mirrors)  # so that the next look may be the last
+            return True
+        if self._spin_s and time.monotonic() < self._until:
+            if self._device is not None and self._device.spin():
+                self.stirred()
+            return True
+        self._row = 0
+        if self.armed:
+            return False
+        self._arm(mirrors)
+        return True
+
+    def _arm(self, mirrors: Iterable[Mirror]) -> None:
+        self.armed = True
+        for mirror in mirrors:
+            mirror.sleep()
+        abi.lib.sd_py_membarrier()  # [W1]
+        if self._device is not None:
+            self._device.arm()
+
+    def _disarm(self, mirrors: Iterable[Mirror]) -> None:
+        if self.armed:
+            self.armed = False
+            for mirror in mirrors:
+                mirror.awake()
