@@ -8,9 +8,9 @@ Of a copy, the other host may write the ring that our program reads, and nothing
 that our program writes are in the region that it has the key of; and each conversation has a protection domain of its
 own, so a key is worth nothing to a third host.
 
-Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and each that fills half of what may be,
-has a completion, which tells of all before it.  Receives are posted anew when their completion has been taken; who
-sends faster waits in the queue pair (RNR), for how long is told by the silence of the TCP connection (contact.py).
+Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and each that fills half of what bytes may
+fill, has a completion, which tells of all before it.  Receives are posted anew when their completion has been taken;
+who sends faster waits in the queue pair (RNR), for how long is told by the silence of the TCP connection (contact.py).
 
 This is what `loop: python` uses; loop.py does the same in C.
 
@@ -34,6 +34,8 @@ from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
 
 SIGNAL_EVERY: Final = 16
+SPARE: Final = 4
+"""Requests left for records."""
 _CQ_ENTRIES: Final = 8192
 _RECEIVE: Final = 1 << 62
 _POLL: Final = 64
@@ -203,7 +205,7 @@ class QueuePair:
 
     def room(self) -> bool:
         """Whether one more write may be posted: one for what waits, one for itself."""
-        return not self._batch.behind and self._under_way < self._depth - 4
+        return not self._batch.behind and self._under_way < self._depth - SPARE
 
     @property
     def _under_way(self) -> int:
@@ -242,7 +244,7 @@ class QueuePair:
 
     def _flags(self, size: int) -> int:
         e, ahead = self._v.enums, self._posted - self._done
-        signal = self._posted % SIGNAL_EVERY == 0 or ahead >= self._depth // 2
+        signal = self._posted % SIGNAL_EVERY == 0 or ahead >= (self._depth - SPARE) // 2
         return (e.IBV_SEND_SIGNALED if signal else 0) | (e.IBV_SEND_INLINE if size <= self._inline else 0)
 
     def _post(self, request: Any) -> None:

@@ -13,7 +13,7 @@ import itertools
 import os
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,12 +194,15 @@ class Pair:
 
     def __init__(self, *, queue_pairs: bool, seed: int = 1) -> None:
         self.queue_pairs = queue_pairs
-        self.sides = (Side(0, seed), Side(1, seed + 1))
-        self.pipes: list[Pipe] = []
+        self.sides = self.make_sides(seed)
+        self.pipes: Sequence[Any] = []
         for side in self.sides:
             abi.lib.sd_py_attached_say(side.program)
             abi.lib.sd_py_sw_publish(side.program, 100 + side.number)
         self.connect()
+
+    def make_sides(self, seed: int) -> tuple[Side, Side]:
+        return Side(0, seed), Side(1, seed + 1)
 
     def connect(self) -> None:
         a, b = self.sides
@@ -294,8 +297,8 @@ class Pair:
 
 
 @contextmanager
-def pair(**how: Any) -> Iterator[Pair]:
-    made = Pair(**how)
+def pair(kind: type[Pair] = Pair, **how: Any) -> Iterator[Pair]:
+    made = kind(**how)
     try:
         yield made
     finally:
@@ -305,12 +308,11 @@ def pair(**how: Any) -> Iterator[Pair]:
 steps = st.lists(st.tuples(st.integers(0, 15), st.integers(1, 1500)), max_size=120)
 
 
-@pytest.mark.parametrize("queue_pairs", [False, True], ids=["tcp", "rdma"])
-def test_any_order(queue_pairs: bool) -> None:
+def in_any_order(**how: Any) -> None:
     @settings(max_examples=150, deadline=None)
     @given(steps)
     def run(actions: list[tuple[int, int]]) -> None:
-        with pair(queue_pairs=queue_pairs) as made:
+        with pair(**how) as made:
             for action, size in actions:
                 made.step(action, size)
             made.settle()
@@ -318,9 +320,12 @@ def test_any_order(queue_pairs: bool) -> None:
     run()
 
 
-@pytest.mark.parametrize("killed", [None, 0, 1], ids=["link", "a-killed", "b-killed"])
 @pytest.mark.parametrize("queue_pairs", [False, True], ids=["tcp", "rdma"])
-def test_loss_at_every_moment(queue_pairs: bool, killed: int | None) -> None:
+def test_any_order(queue_pairs: bool) -> None:
+    in_any_order(queue_pairs=queue_pairs)
+
+
+def lost_at_every_moment(killed: int | None, **how: Any) -> None:
     """The same exchange, cut once after each of its moves: bytes both ways, a full ring, credits, doorbells."""
     script = [(0, 900), (10, 1), (11, 1), (1, 700), (0, 4000), (3, 2000), (2, 3000), (1, 4000), (0, 3000), (2, 1000)]
     moves = [4, 5, 6, 7, 8, 9, 8, 9, 12, 13, 4, 5, 6, 7, 8, 9, 8, 9, 12, 13, 10, 11]
@@ -335,11 +340,11 @@ def test_loss_at_every_moment(queue_pairs: bool, killed: int | None) -> None:
                 done += 1
         return done
 
-    with pair(queue_pairs=queue_pairs) as whole:
+    with pair(**how) as whole:
         count = play(whole, -1)
         whole.settle()
     for until in range(count):
-        with pair(queue_pairs=queue_pairs) as made:
+        with pair(**how) as made:
             play(made, until)
             made.cut()
             if killed is not None:
@@ -348,8 +353,18 @@ def test_loss_at_every_moment(queue_pairs: bool, killed: int | None) -> None:
             made.settle()
 
 
-def test_the_end_comes_behind_all_bytes() -> None:
-    with pair(queue_pairs=True) as made:
+anybody_killed = pytest.mark.parametrize("killed", [None, 0, 1], ids=["link", "a-killed", "b-killed"])
+
+
+@anybody_killed
+@pytest.mark.parametrize("queue_pairs", [False, True], ids=["tcp", "rdma"])
+def test_loss_at_every_moment(queue_pairs: bool, killed: int | None) -> None:
+    lost_at_every_moment(killed, queue_pairs=queue_pairs)
+
+
+def the_end_comes_last(**how: Any) -> None:
+    """What one program is told of the end is told behind all that the other one has written."""
+    with pair(**how) as made:
         a, b = made.sides
         made.settle()
         a.write(RING)
@@ -362,6 +377,10 @@ def test_the_end_comes_behind_all_bytes() -> None:
             if b.copy._seg.settled:
                 assert b.copy.landed() == RING, "said before the bytes were there"
         assert b.copy._seg.settled == 1
+
+
+def test_the_end_comes_behind_all_bytes() -> None:
+    the_end_comes_last(queue_pairs=True)
 
 
 def test_what_program_or_supervisor_have_taken_is_theirs() -> None:

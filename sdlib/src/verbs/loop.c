@@ -2,8 +2,8 @@
  *
  * loop.c - bytes between copies and queue pairs (sd_verbs.h): what monitor/hosts/mirror.py and verbs.py do for one connection after the other in Python.
  *
- * Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and each that fills half of what may be, has a completion, which
- * tells of all before it. A receive is posted anew before its event is handed out.
+ * Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and each that fills half of what bytes may fill, has a completion,
+ * which tells of all before it. A receive is posted anew before its event is handed out.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -85,7 +85,7 @@ static int post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size)
     int r;
 
     wr->wr_id = q->posted;
-    if (q->posted % SIGNAL_EVERY == 0 || q->posted - q->done >= q->depth / 2)
+    if (q->posted % SIGNAL_EVERY == 0 || q->posted - q->done >= (q->depth - SPARE) / 2)
         wr->send_flags |= IBV_SEND_SIGNALED;
     if (size <= q->inline_bytes)
         wr->send_flags |= IBV_SEND_INLINE;

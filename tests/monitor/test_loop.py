@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C loop (sdlib/src/verbs, monitor/hosts/loop.py) without a device: what test_mirror.py shows of the Python one.
+
+Below it is a libibverbs that is memory of this process (tests/hosted/fakeverbs.c), whose requests the test carries out
+one after the other.  Queues are short, so that they are full most of the time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import select
+import subprocess
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from monitor.hosts import discover, loop
+from monitor.hosts.frames import BadPeer
+from monitor.hosts.link import Link
+from sdlib import abi
+from tests.guestbuild import C_FLAGS
+from tests.harness import ROOT
+from tests.monitor.test_mirror import (
+    RING,
+    Pair,
+    Side,
+    anybody_killed,
+    in_any_order,
+    lost_at_every_moment,
+    sealers,
+    the_end_comes_last,
+)
+
+FOUND = discover.Found("fake", 1, 0, bytes(16), 3, 64, 8, 14, 6)
+"""Inline size and depth matter."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fake(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In the place of libibverbs: whoever opens one of that name in this process gets it."""
+    path = tmp_path_factory.mktemp("fake") / "libibverbs.so.1"
+    source = ROOT / "tests" / "hosted" / "fakeverbs.c"
+    subprocess.run(["gcc", *C_FLAGS, "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", "-o", path, source], check=True)
+    Fake.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+class Fake:
+    """The library."""
+
+    library: ctypes.CDLL
+
+
+class Contact:
+    """What a queue pair knows of its conversation."""
+
+    def __init__(self, side: CSide) -> None:
+        self._side = side
+        self.peer = SimpleNamespace(name="x")
+
+    def guard(self, step: Callable[[Link], None]) -> None:
+        if self._side.link is not None:
+            step(self._side.link)
+
+
+class CSide(Side):
+    """A host whose monitor has the C loop."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.device = loop.Device(FOUND)
+        self.port: loop.QueuePair | None = None
+        super().__init__(number, seed)
+
+    def pump(self, idle: bool = True) -> bool:
+        return self.device.poll() | super().pump(idle)
+
+    def close(self) -> None:
+        super().close()
+        abi.lib.sd_device_close(self.device.handle)
+
+
+class Wire:
+    """One direction of a queue pair."""
+
+    def __init__(self, near: CSide, far: CSide) -> None:
+        self._sides = (near, far)
+        assert near.port is not None
+        self._number = near.port.number
+
+    @property
+    def operations(self) -> int:
+        return int(Fake.library.fake_waiting(self._number))
+
+    def step(self) -> int:
+        return int(Fake.library.fake_step(self._number))
+
+    def deliver(self) -> None:
+        self.step()
+        for side in self._sides:
+            side.device.poll()
+
+
+class CPair(Pair):
+    """Two of them."""
+
+    sides: tuple[CSide, CSide]
+    pipes: list[Wire]
+
+    def __init__(self, seed: int = 1) -> None:
+        super().__init__(queue_pairs=True, seed=seed)
+
+    def make_sides(self, seed: int) -> tuple[CSide, CSide]:
+        return CSide(0, seed), CSide(1, seed + 1)
+
+    def connect(self) -> None:
+        a, b = self.sides
+        for side, sealer in zip(self.sides, sealers(), strict=True):
+            contact: Any = Contact(side)
+            side.port = side.device.port(contact)
+            side.link = Link("x", sealer, side.mirrors, side.by_id, side.port, lambda record: None)
+        self.pipes = [Wire(a, b), Wire(b, a)]
+
+
+def ready() -> CPair:
+    """Both directions go by RDMA, and everything is said."""
+    made = CPair()
+    made.settle()
+    return made
+
+
+def test_any_order() -> None:
+    in_any_order(kind=CPair)
+
+
+@anybody_killed
+def test_loss_at_every_moment(killed: int | None) -> None:
+    lost_at_every_moment(killed, kind=CPair)
+
+
+def test_the_end_comes_behind_all_bytes() -> None:
+    the_end_comes_last(kind=CPair)
+
+
+def test_bytes_are_carried_by_c_and_not_posted_without_room() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        assert a.port is not None
+        for _ in range(100):
+            a.write(30)
+            a.device.poll()
+        status = a.port.status()
+        assert status["under_way"] == status["depth"] - 4, "four are left for what has to be said"
+        assert not made.pipes[1].operations
+        made.settle()
+        assert a.mirror.bytes_out == b.mirror.bytes_in == 3000
+        assert a.port.status()["writes"] < 100, "what is adjacent goes together"
+    finally:
+        made.close()
+
+
+def test_a_completion_wakes_who_has_armed() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+
+        def awake() -> bool:
+            return bool(select.select([b.device], [], [], 0)[0])
+
+        a.write(10)
+        a.device.poll()
+        made.pipes[0].step()
+        assert not awake(), "nobody has asked for it"
+        b.device.poll()
+        b.device.arm()
+        assert not awake()
+        a.write(10)
+        a.device.poll()
+        made.pipes[0].step()
+        assert awake()
+        b.device.arm()
+        assert not awake(), "the event is taken"
+        made.settle()
+    finally:
+        made.close()
+
+
+def test_more_than_the_ring_holds_is_a_lie() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        assert a.port is not None
+        for _ in range(2):
+            assert abi.lib.sd_queue_write(a.port._queue, a.mirror.state, 0, 0, RING) == 0
+            assert made.pipes[0].step() == 1
+        with pytest.raises(BadPeer, match="more bytes"):
+            b.device.poll()
+        assert b.copy.landed() == RING
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("by", [-1, -4096, RING])
+def test_no_other_memory_can_be_written(by: int) -> None:
+    """The words of a copy, the ring that the program there writes, and what is behind."""
+    made = ready()
+    try:
+        a, b = made.sides
+        before = bytes(b.copy.memory)
+        a.mirror.state.far_address += by
+        a.write(100)
+        a.device.poll()
+        assert made.pipes[0].step() == -1
+        assert bytes(b.copy.memory) == before
+        with pytest.raises(loop.VerbsError):
+            a.device.poll()
+    finally:
+        made.close()
+
+
+def test_a_program_that_writes_nonsense_harms_itself_only() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        a.copy._seg.dir[0].tail = RING + 1
+        a.device.poll()
+        assert a.mirror.broken and not made.pipes[0].operations
+        b.write(50)
+        for _ in range(5):
+            b.pump()
+            made.pipes[1].deliver()
+        assert a.copy.landed() == 50, "the link lives"
+    finally:
+        made.close()
