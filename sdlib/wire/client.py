@@ -18,24 +18,22 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from struct import Struct
 from typing import Final
 
 from sdlib import abi
-from sdlib.wire import fds, messages, paths, segment, spawn
+from sdlib.wire import messages, paths, segment, spawn
+from sdlib.wire.channel import FAILURES, Channel, Inbox
 from sdlib.wire.events import (
     Answer,
-    Answered,
     Event,
     Lost,
     MonitorUnavailable,
     Paired,
-    Part,
     Pending,
     Refused,
     as_event,
 )
-from sdlib.wire.states import Conversation, OfferState, Role, offer_step
+from sdlib.wire.states import OfferState, offer_step
 
 OPEN_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.005
@@ -45,10 +43,6 @@ HOST_RESTARTS_S: Final = 3.0
 """The same for who has had it: systemd's 100 ms, and the start of Python on a busy host."""
 _LOOK_S: Final = 0.02
 _SEND_LIMIT_S: Final = 1.0
-_UCRED: Final = Struct("3i")
-
-
-_FAILURES: Final = (OSError, EOFError, messages.ProtocolError)
 
 
 class _Retry(Exception):
@@ -66,15 +60,14 @@ class MonitorClient:
         self.max_offers = 0
         self.max_ring_bytes = 0
         self._sock = sock
-        self._talk = Conversation()
+        self._channel = Channel(sock)
         self._offers: dict[int, tuple[OfferState, int]] = {}  # offer id -> state, ring bytes asked for
-        self._queue: list[Event] = []
         # Events that arrive while offer() waits must make fileno() readable too, hence a second descriptor
         # behind one epoll: the caller needs no rule about when to call events().
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._inbox = Inbox()
         self._epoll = select.epoll()
         self._epoll.register(sock, select.EPOLLIN)
-        self._epoll.register(self._wake, select.EPOLLIN)
+        self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
 
     # ------------------------------------------------------------------ opening
 
@@ -162,17 +155,17 @@ class MonitorClient:
 
     def _check_owner(self) -> None:
         """Only root's or the user's own process is believed to be a monitor."""
-        self.pid, uid, _ = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.pid, uid = self._channel.owner()
         if uid not in (0, os.geteuid()):
             raise MonitorUnavailable(f"{self.path}: served by uid {uid}, which is neither root nor you")
 
     def _greet(self, deadline: float) -> None:
         """HELLO, WELCOME."""
         with suppress(OSError):  # a monitor that is full or leaving has said REJECT and hung up: hear it
-            self._send(messages.Hello(messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION))
+            self._channel.send(messages.Hello(messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION))
         try:
             self._sock.settimeout(_left(deadline))
-            answer, _ = self._receive()
+            answer, _ = self._channel.receive()
         except (ConnectionError, EOFError) as error:
             raise _Retry(str(error)) from None  # it left as we came
         except TimeoutError:
@@ -208,7 +201,7 @@ class MonitorClient:
             self._send_and_listen(messages.Offer(offer_id, ring_bytes), sock_fd)
             self._offers[offer_id] = (OfferState.ASKED, ring_bytes)
             return self._await(offer_id, deadline)
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, OSError) and error.errno == errno.EBADF:
                 raise ValueError(f"{sock_fd} is no open descriptor") from None
             if isinstance(error, OSError) and error.errno == errno.ETOOMANYREFS:  # see unix(7)
@@ -227,13 +220,13 @@ class MonitorClient:
 
         Its id may be used again once the monitor has confirmed, so better never.
         """
-        self._forget_queued(offer_id)
+        self._inbox.forget(offer_id)
         if offer_id not in self._offers or not self.alive:
             return
         try:
             self._advance(offer_id, messages.Type.WITHDRAW)
             self._send_and_listen(messages.Withdraw(offer_id))
-        except _FAILURES as error:
+        except FAILURES as error:
             self._die(str(error))
 
     def hold(self, offer_id: int, memfd: int, side: int = 0, *, far: bool = False) -> None:
@@ -266,7 +259,7 @@ class MonitorClient:
             return
         try:
             self._send_and_listen(message, fd)
-        except _FAILURES as error:
+        except FAILURES as error:
             self._die(str(error))
 
     def events(self) -> list[Event]:
@@ -274,31 +267,19 @@ class MonitorClient:
         try:
             if self.alive:
                 self._drain()
-        except _FAILURES as error:
+        except FAILURES as error:
             self._die(str(error))
-        queued, self._queue = self._queue, []
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        return queued
+        return self._inbox.fetch()
 
     def close(self) -> None:
         """Hang up; the monitor forgets the open offers. Memfds in events that nobody fetched are closed."""
-        for event in self._queue:
-            if isinstance(event, Paired | Part | Answered):
-                os.close(event.memfd)
-        self._queue = []
         self.alive = False
         if not self._epoll.closed:
             self._sock.close()
             self._epoll.close()
-            os.close(self._wake)
+            self._inbox.close()
 
     # ----------------------------------------------------------------- messages
-
-    def _send(self, message: messages.Message, fd: int = -1) -> None:
-        """Send one message with the socket's time limit."""
-        self._talk.step(Role.CLIENT, messages.TYPE_OF[type(message)])
-        fds.send(self._sock, messages.encode(message), fd)
 
     def _send_and_listen(self, message: messages.Message, fd: int = -1) -> None:
         """Send; while there is no room, read: the monitor reads nothing from a client that doesn't read its answers."""
@@ -308,7 +289,7 @@ class MonitorClient:
         ready.register(self._sock, select.POLLIN | select.POLLOUT)
         while True:
             try:
-                self._send(message, fd)
+                self._channel.send(message, fd)
                 return
             except BlockingIOError:
                 if time.monotonic() >= deadline:
@@ -317,38 +298,18 @@ class MonitorClient:
             ready.poll(_RETRY_S * 1000)
 
     def _drain(self) -> None:
-        """Take in all that has arrived; raises one of _FAILURES."""
+        """Take in all that has arrived; raises one of FAILURES."""
         self._sock.setblocking(False)
         with suppress(BlockingIOError):
             while True:
-                self._enqueue(self._take(*self._receive()))
-
-    def _receive(self) -> tuple[messages.Message, int]:
-        """The next message and its descriptor (-1: none), by the rules; raises one of _FAILURES."""
-        try:
-            got = fds.receive(self._sock)
-        except ConnectionResetError:
-            # It hung up with a message of ours unread; the kernel reports that before what it had said (REJECT).
-            got = fds.receive(self._sock)
-        try:
-            if not got.data:
-                raise EOFError("it hung up")
-            message = messages.decode(got.data)
-            kind = messages.TYPE_OF[type(message)]
-            if len(got.fds) != messages.LAYOUTS[kind].fds or got.fds_lost:
-                raise messages.ProtocolError(f"{kind.name} with {len(got.fds)} descriptors")
-            self._talk.step(Role.MONITOR, kind)
-        except BaseException:
-            fds.close_all(got.fds)
-            raise
-        return message, got.fds[0] if got.fds else -1
+                self._enqueue(self._take(*self._channel.receive()))
 
     def _await(self, offer_id: int, deadline: float) -> Answer:
         """Receive until the answer to `offer_id` or the deadline; all else is queued for events()."""
         while True:
             self._sock.settimeout(_left(deadline))
             try:
-                answer = self._take(*self._receive())
+                answer = self._take(*self._channel.receive())
             except TimeoutError:
                 return Pending(offer_id)
             if answer is not None and answer[0] == offer_id:
@@ -370,7 +331,7 @@ class MonitorClient:
         if isinstance(message, messages.Paired):
             return self._take_paired(message, fd)
         if isinstance(message, messages.Reload | messages.Ask | messages.Part | messages.Answer | messages.Ring):
-            self._push(as_event(message, fd))
+            self._inbox.push(as_event(message, fd))
             return None
         if isinstance(message, messages.Reject):
             raise messages.ProtocolError(f"it threw us out: {message.text}")
@@ -408,19 +369,9 @@ class MonitorClient:
         if answer is None or isinstance(answer[1], Pending):
             return
         if isinstance(answer[1], Refused):
-            self._push(Lost((answer[0],), answer[1].reason, answer[1].code))
+            self._inbox.push(Lost((answer[0],), answer[1].reason, answer[1].code))
         else:
-            self._push(answer[1])
-
-    def _push(self, event: Event) -> None:
-        self._queue.append(event)
-        os.eventfd_write(self._wake, 1)
-
-    def _forget_queued(self, offer_id: int) -> None:
-        """Drop a pairing that arrived but was not fetched yet."""
-        for event in [queued for queued in self._queue if isinstance(queued, Paired) and queued.offer_id == offer_id]:
-            self._queue.remove(event)
-            os.close(event.memfd)
+            self._inbox.push(answer[1])
 
     def _die(self, reason: str) -> None:
         """The monitor is gone or not to be believed: hang up, and say what is lost (once)."""
@@ -431,7 +382,7 @@ class MonitorClient:
         self._sock.close()
         waiting = tuple(key for key, (state, _) in self._offers.items() if state is not OfferState.LEAVING)
         self._offers.clear()
-        self._push(Lost(waiting, reason))
+        self._inbox.push(Lost(waiting, reason))
 
 
 def _left(deadline: float) -> float:
