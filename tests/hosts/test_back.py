@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sdlib import abi
 from sdtrace import procfs
 from tests.guestbuild import Guests
 from tests.hosts.test_between import LONG_S, assert_whole, echo, ping, quick_only, sums
@@ -129,3 +131,41 @@ def test_strays_behind_the_switch(world: World, strays: bytes, fate: str) -> Non
         assert "ConnectionResetError" in client.stderr
         assert client.report().raw["connections"]["moved_back"] == {"peer-broke-ring": 1}
         server.close()
+
+
+def other_name(program: Program) -> None:
+    """The program's copy of a segment gets the name of another connection, as from a monitor that lies."""
+    pid, found = supervisor_of(program, LIMIT_S), 0
+    for fd in sorted(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()):
+        path = f"/proc/{pid}/fd/{fd}"
+        if not os.readlink(path).startswith("/memfd:socksdirect-segment"):
+            continue
+        copy = os.open(path, os.O_RDWR)
+        with mmap.mmap(copy, abi.sizeof("struct sd_seg")) as memory:
+            abi.view("struct sd_seg", memory).far_id[0] ^= 1
+        os.close(copy)
+        found += 1
+    assert found == 1
+
+
+@quick_only
+@pytest.mark.parametrize("liar", ["client", "server"])
+def test_a_greeting_of_another_connection(world: World, liar: str) -> None:
+    """Whose monitor lies about which ring belongs to a connection loses that connection, and no other."""
+    world.start()
+    go, first = (world.a.folder / name for name in ("go", "first"))
+    servers = [echo(world.b, port, world.b.folder / "never") for port in (7022, 7023)]
+    wronged = ping(world.a, world.b, 7022, go, FIRST=str(first))
+    honest = ping(world.a, world.b, 7023, go)
+    world.a.carried(1)
+    wait_for(lambda: sum(one["linked"] for one in world.b.status()["hosts"]["connections"]) == 2, "both are paired")
+    other_name(wronged if liar == "client" else servers[0])
+    first.touch()
+    assert wronged.wait(LIMIT_S) == 1, "no byte of another connection's ring is taken for its own"
+    servers[0].wait(LIMIT_S)
+    ends = [program.report().raw["connections"]["moved_back"] for program in (wronged, servers[0])]
+    assert {"peer-broke-ring": 1} in ends, ends
+    go.touch()
+    honest.ok()
+    servers[1].ok()
+    assert servers[1].stdout.split()[-1] == honest.stdout.strip()

@@ -199,6 +199,14 @@ class World:
     def _make_verbs(self) -> None:
         for name, address in (("a", "10.1.0.1"), ("b", "10.1.0.2")):
             self._host(name, address, [])
+        space = self._space("c")  # without RDMA
+        _ip(f"link add vc type veth peer name eth0 netns {space}")
+        _ip("addr add 10.1.1.1/24 dev vc")
+        _ip("link set vc up")
+        _ip(f"-n {space} addr add 10.1.1.3/24 dev eth0")
+        _ip(f"-n {space} link set eth0 up")
+        _ip(f"-n {space} route add default via 10.1.1.1")
+        self._host("c", "10.1.1.3", ["ip", "netns", "exec", space])
 
     def _make_spaces(self) -> None:
         """Three namespaces on a bridge in a fourth."""

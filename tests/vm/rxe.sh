@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # In the guest: two hosts' RDMA devices, rxa with 10.1.0.1 and rxb with 10.1.0.2, over a veth pair in one network namespace (soft RoCE of
 # these kernels knows no other). Policy routing sends what one says to the other over the wire instead of through loopback.
+# A third host, without RDMA, comes in by vc (tests/hosts/world.py).
 #
 #   rxe.sh            all of it
 #   rxe.sh routes     what the kernel forgets when a link goes down
@@ -27,6 +28,7 @@ link set va up
 link set vb up
 rule add pref 10 iif va lookup local
 rule add pref 11 iif vb lookup local
+rule add pref 12 iif vc lookup local
 rule add pref 30 to 10.1.0.2 lookup 100
 rule add pref 31 to 10.1.0.1 lookup 101
 rule add pref 100 lookup local
