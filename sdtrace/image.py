@@ -16,7 +16,8 @@ PAGE: Final = 4096
 DIRECTORY: Final = Path(sdlib.__file__).parent / "_image"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top",
-           "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer")
+           "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer",
+           "sd_nobody")
 
 
 class ImageError(Exception):
@@ -43,6 +44,10 @@ class Image:
     segments: tuple[Segment, ...]
     symbols: dict[str, int]
     head: bytes
+
+    def thread_block(self, gs_base: int) -> int:
+        """Where a thread's `struct sd_tcb` is, which gs names by its distance from `sd_nobody`; 0: it has none."""
+        return (gs_base + self.symbols["sd_nobody"]) % (1 << 64) if gs_base else 0
 
 
 def _sealed_copy(data: bytes) -> int:

@@ -114,10 +114,10 @@ class Release:
     def _out(self, thread: Thread) -> Out:
         found, pid = thread.registers, self._seized.pid
         level, flags, frame = 0, 0, 0
-        if found.gs_base:
-            level, = struct.unpack("=I", read_memory(pid, found.gs_base + _LEVEL_AT, 4))
-            flags, = struct.unpack("=I", read_memory(pid, found.gs_base + _FLAGS_AT, 4))
-            frame, = struct.unpack("=Q", read_memory(pid, found.gs_base + _FRAME_AT, 8))
+        if block := self._image.thread_block(found.gs_base):
+            level, = struct.unpack("=I", read_memory(pid, block + _LEVEL_AT, 4))
+            flags, = struct.unpack("=I", read_memory(pid, block + _FLAGS_AT, 4))
+            frame, = struct.unpack("=Q", read_memory(pid, block + _FRAME_AT, 8))
         if level == 0:
             registers = self._outside(thread)
         elif level == 1:

@@ -133,7 +133,8 @@ class Shrinker:
 def is_quiet(image: Image, pid: int, registers: Registers) -> bool:
     """Is this thread in no operation of the library but waiting?"""
     symbols, rip = image.symbols, int(registers.rip)
-    level = int.from_bytes(read_memory(pid, registers.gs_base + _LEVEL_AT, 4), "little") if registers.gs_base else 0
+    block = image.thread_block(registers.gs_base)
+    level = int.from_bytes(read_memory(pid, block + _LEVEL_AT, 4), "little") if block else 0
     in_library = abi.const.SD_LIB_BASE <= rip < max(seg.vaddr + seg.memsz for seg in image.segments)
     in_gate = symbols["sd_gate_start"] <= rip <= symbols["sd_gate_end"]
     if level == 0:

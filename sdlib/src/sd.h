@@ -30,10 +30,10 @@ struct sd_frame {
 #define SD_STACK_LEVELS 6
 #define SD_STACK_SLICE (64 * 1024)
 
-/* One per thread, at the top of its stack mapping; %gs base. Offsets 0, 8, 32, 40 and 64 are known to gate.S. */
+/* One per thread, at the top of its stack mapping. %gs base: its distance from sd_nobody (enter.S). Offsets 0, 8, 32, 40 and 64 are known to enter.S. */
 struct sd_tcb {
-    u64 top;              /* stack of level 0 starts here and grows down */
-    u32 level;            /* entries of this thread that are active */
+    u64 top;              /* stack of level 0 starts here and grows down: the block's own address; of sd_nobody 0 */
+    u32 level;            /* entries of this thread that are active; of sd_nobody 1 */
     u32 foreign;          /* child of vfork or clone(CLONE_VM): shares the parent's tables and must not change them */
     u64 lo, hi;           /* this thread's library stacks */
     u64 alt_lo, alt_hi;   /* the program's sigaltstack */
@@ -91,11 +91,19 @@ extern struct sd_global g;
 #define COUNT_N(name, n) (g.proc->ctr[SD_CTR_##name] += (u64)(n))
 
 #ifndef SD_HOSTED
+extern const struct sd_tcb sd_nobody;
+
+/* NULL: none yet. */
 static inline struct sd_tcb *sd_self(void)
 {
     struct sd_tcb *t;
-    __asm__("rdgsbase %0" : "=r"(t));
+    __asm__("mov %%gs:%1, %0" : "=r"(t) : "m"(sd_nobody.top));
     return t;
+}
+
+static inline void sd_set_self(const struct sd_tcb *t)
+{
+    __asm__ volatile("wrgsbase %0" : : "r"(t ? (u64)t - (u64)&sd_nobody : 0) : "memory");
 }
 #else
 struct sd_tcb *sd_self(void);

@@ -9,7 +9,7 @@
 #include "explore.h"
 #include "poll/poll.h"
 
-#define SLOW (-4096l) /* gate.S */
+#define SLOW (-4096l) /* enter.S */
 long sd_fast_read(u64 fd, u8 *buf, u64 len);
 long sd_fast_write(u64 fd, const u8 *buf, u64 len);
 long sd_shared_read(u64 fd, u8 *buf, u64 len);

@@ -22,7 +22,7 @@ struct fixup {
     i32 at, to; /* from their own places */
 };
 extern const struct fixup sd_fixups[], sd_fixups_end[];
-extern u8 sd_leave_c[], sd_nothing[]; /* gate.S */
+extern u8 sd_leave_c[], sd_nothing[]; /* enter.S, gate.S */
 
 static struct ksigaction program[2]; /* what the program has asked for: SIGSEGV, SIGBUS */
 

@@ -42,6 +42,8 @@ i64 sd_tx_room(struct sd_end *e);
 i64 sd_tx_look(struct sd_end *e);
 /* Before the first byte of a message, holding the direction: chooses its place. sd_tx_copy does it when skip is 0. */
 void sd_tx_begin(struct sd_end *e);
+#define SD_PLAN_MESSAGES 32u /* room is planned for as many of the size of the first */
+
 #ifndef SD_SMALL
 #define SD_SMALL 256u
 #endif

@@ -15,7 +15,7 @@
 #include "ring/cork.h"
 #include "sock/sock.h"
 
-#define SLOW (-4096l)      /* gate.S */
+#define SLOW (-4096l)      /* enter.S */
 #define SMALL SD_SMALL     /* larger ones are not worth an own loop */
 #define LARGE 65536u       /* larger ones do not feel the difference */
 
@@ -66,13 +66,13 @@ fault:
     return false;
 }
 
-/* Leaves the red zone alone. */
+/* The direction flag, by what it is for: pushfq takes longer. */
 static inline bool goes_down(void)
 {
-    u64 flags;
+    const u8 *at = sd_fdkind, *from = at;
 
-    __asm__ volatile("lea -128(%%rsp), %%rsp\n pushfq\n pop %0\n lea 128(%%rsp), %%rsp" : "=r"(flags) : : "memory");
-    return flags & 0x400;
+    __asm__ volatile("lodsb" : "+S"(at) : : "rax", "memory");
+    return at < from;
 }
 
 /* The string instruction pays here, and so does the look at the program's direction flag, which is as good as never set. */
@@ -94,6 +94,8 @@ static inline bool plausible(const void *buf)
 {
     return (i64)buf >= 4096;
 }
+
+static inline bool unusual(u32 flags, u32 known, u64 addr) { return (flags & ~known) | addr; }
 
 static inline __attribute__((always_inline)) void count_fast(u32 dir, u64 n)
 {
@@ -135,6 +137,22 @@ static inline bool planned(const struct sd_end *e, u64 at, u64 len)
     return likely(len <= SMALL) ? at < e->tx_span : at < e->tx_room && len <= e->tx_room - at;
 }
 
+/* The plan is used up. Another one, but for when it is time to ask whether the peer is still there (peer_left() in tx.c). */
+static NOINLINE bool plan_again(struct sock *s, u64 len)
+{
+    struct sd_end *e = &s->e;
+
+    if (s->probed || sd_tsc() - s->asked_tsc >= SD_LOOK_US * g.tsc_per_us || s->b->opt_saved & SD_SAVED_CORK || sd_cork_held(e->tx, e->bytes))
+        return false; /* or others are to be held back, or are already */
+    sd_tx_begin(e);
+    if (e->tx_bytes - (load_rlx(&e->tx->tail) - e->tx_head_seen) < len + SMALL && sd_tx_look(e) < 0)
+        return false;
+    sd_tx_plan(e, len * SD_PLAN_MESSAGES);
+    return planned(e, 0, len);
+}
+
+static long tx_planned(struct sock *s, u64 fd, const u8 *buf, u64 len);
+
 static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf, u64 len, bool word)
 {
     if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || (!word && len - 1 >= LARGE) || !plausible(buf)))
@@ -150,7 +168,7 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     if (unlikely(load_pair(&b->tx_mode) != SD_MODE_RING || load_pair(&b->latched) | load_rlx(&d->go_back) | load_rlx(&s->e.rx->prod_hint)))
         goto slow; /* or tx_shut, or tx_wait */
     if (unlikely(!planned(&s->e, at, len)))
-        goto slow; /* no room that we know of, around the corner, or time to ask whether the peer is still there */
+        return tx_planned(s, fd, buf, len);
     if (unlikely(!copy(s->e.tx_place + at, buf, word ? 8 : len)))
         goto slow; /* says EFAULT */
     if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, tail + len))) /* [R1] */
@@ -164,6 +182,14 @@ slow:
 }
 
 static NOINLINE long tx_any(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false); }
+
+static NOINLINE long tx_planned(struct sock *s, u64 fd, const u8 *buf, u64 len)
+{
+    if (likely(plan_again(s, len)))
+        return tx_any(fd, buf, len);
+    store_rlx(&s->tx_in, 0);
+    return SLOW; /* no room, or around the corner */
+}
 
 /* A word is the same with everything known that can be. */
 static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 len, bool word)
@@ -207,12 +233,12 @@ long sd_fast_write(u64 fd, const u8 *buf, u64 len)
 
 long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return (flags & ~(u32)MSG_DONTWAIT) | addr ? SLOW : sd_fast_read(fd, buf, len);
+    return unusual(flags, MSG_DONTWAIT, addr) ? SLOW : sd_fast_read(fd, buf, len);
 }
 
 long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return (flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL)) | addr ? SLOW : sd_fast_write(fd, buf, len);
+    return unusual(flags, MSG_DONTWAIT | MSG_NOSIGNAL, addr) ? SLOW : sd_fast_write(fd, buf, len);
 }
 
 /* ---- shared: the same between sd_take and sd_leave (token.h), and with the socket kept from being unmapped as sd_sock_enter does (fd.c [F1]) */
@@ -251,10 +277,11 @@ static long put_shared(struct sock *s, u64 fd, const u8 *buf, u64 len)
     if (unlikely(b->tx_shut || b->opt_saved & SD_SAVED_CORK || load_rlx(&b->latched) | load_rlx(&d->go_back) | load_rlx(&s->e.rx->prod_hint)))
         return SLOW;
     sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
-    u64 tail = load_rlx(&d->tail), at = tail - s->e.tx_from;
+    u64 tail = load_rlx(&d->tail);
+    bool ring = h.word && !sd_cork_held(d, s->e.bytes) && load_rlx(&b->tx_mode) == SD_MODE_RING;
     /* Base is where we have left it: nobody else has started over. If others have sent, there is less room behind them. */
-    if (likely(h.word && !sd_cork_held(d, s->e.bytes) && load_rlx(&b->tx_mode) == SD_MODE_RING && load_rlx(&d->base) == s->e.tx_base && planned(&s->e, at, len)) &&
-        likely(copy(s->e.tx_place + at, buf, len))) {
+    bool room = load_rlx(&d->base) == s->e.tx_base && planned(&s->e, tail - s->e.tx_from, len);
+    if (likely(ring) && (likely(room) || plan_again(s, len)) && likely(copy(s->e.tx_place + (tail - s->e.tx_from), buf, len))) {
         sent = sd_commit_index(&h, &d->tail, tail, tail + len); /* [R1] */
         b->bytes_shm_tx += sent ? len : 0;
     }
@@ -316,12 +343,12 @@ long sd_shared_read(u64 fd, u8 *buf, u64 len)
 
 long sd_shared_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return (flags & ~(u32)MSG_DONTWAIT) | addr ? SLOW : sd_shared_read(fd, buf, len);
+    return unusual(flags, MSG_DONTWAIT, addr) ? SLOW : sd_shared_read(fd, buf, len);
 }
 
 long sd_shared_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return (flags & ~(u32)(MSG_DONTWAIT | MSG_NOSIGNAL)) | addr ? SLOW : sd_shared_write(fd, buf, len);
+    return unusual(flags, MSG_DONTWAIT | MSG_NOSIGNAL, addr) ? SLOW : sd_shared_write(fd, buf, len);
 }
 
 /* ---- */

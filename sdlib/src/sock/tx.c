@@ -205,8 +205,6 @@ static bool put_commit(struct sock *s, struct sd_hold *h, _Atomic u64 *index, u6
     return sd_commit_index(h, index, from, from + n); /* [R1] [C1] */
 }
 
-#define PLAN_MESSAGES 32u
-
 /* hold: what is put there is held back (cork.h). Else nothing is, any more: *late is what sd_uncork_late() has to know. */
 static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, bool hold, bool *late)
 {
@@ -238,7 +236,7 @@ static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, str
         if (done && took > 0) {
             b->bytes_shm_tx += (u64)took;
             if (!hold) /* so much may go the short way before peer_left() is asked again */
-                sd_tx_plan(&s->e, (u64)took * PLAN_MESSAGES);
+                sd_tx_plan(&s->e, (u64)took * SD_PLAN_MESSAGES);
         }
         if (!h.word)
             store_rlx(&s->tx_in, 0);

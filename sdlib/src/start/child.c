@@ -53,7 +53,7 @@ SD_CALL(sd_vfork)
 /* Memory is shared with the parent: only to be read. The thread gets its own block at its first call into C. */
 static void start_shared(void)
 {
-    __asm__ volatile("wrgsbase %0" : : "r"(0ull) : "memory");
+    sd_set_self(NULL);
 }
 
 static void start_forked(struct sd_tcb *t)

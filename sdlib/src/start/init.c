@@ -47,14 +47,22 @@ static void mark_what_is_ours(void)
         sd_fdkind[sd_boot.carry[i].fd & 0xffff] = SD_KIND_OURS;
 }
 
+static bool gs_in_use(void)
+{
+    u64 base;
+
+    __asm__("rdgsbase %0" : "=r"(base));
+    return base != 0;
+}
+
 long sd_init_c(void)
 {
     if (sd_boot.version != SD_ABI_VERSION)
         return -EPROTO;
     if (!sd_slot_offsets_ok())
         return -ENOEXEC;
-    if (sd_self())
-        return -EBUSY; /* the program uses gs */
+    if (gs_in_use())
+        return -EBUSY;
     mark_what_is_ours();
     g.pid = (u32)SYS0(__NR_getpid);
     g.mt = sd_boot.threads > 1;

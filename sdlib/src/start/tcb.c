@@ -9,6 +9,8 @@
 #define STACKS ((u64)SD_STACK_LEVELS * SD_STACK_SLICE)
 #define MAPPING (PAGE + STACKS + PAGE) /* guard, stacks, control block */
 
+const struct sd_tcb sd_nobody = {.level = 1};
+
 static _Atomic(struct sd_tcb *) tcbs; /* never shortened */
 
 struct sd_tcb *sd_tcbs(void) { return load_acq(&tcbs); }
@@ -84,7 +86,7 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
     /* A vfork child may vanish without a word (exec, kill): its block is free as soon as its number is. */
     t->foreign = t->exiting = SYS0(__NR_getpid) != (long)g.pid;
     query_altstack(t);
-    __asm__ volatile("wrgsbase %0" : : "r"(t) : "memory");
+    sd_set_self(t);
     return t;
 }
 
@@ -136,7 +138,7 @@ void sd_tcbs_unmap(void)
     struct sd_tcb *t = load_rlx(&tcbs), *next;
 
     store_rlx(&tcbs, NULL);
-    __asm__ volatile("wrgsbase %0" : : "r"(0ull) : "memory");
+    sd_set_self(NULL);
     for (; t; t = next) {
         next = t->next;
         SYS2(__NR_munmap, (u64)t - STACKS - PAGE, MAPPING);
