@@ -26,6 +26,11 @@ _EPOLL: Final = struct.Struct("=IQ")
 _TIMESPEC: Final = struct.Struct("=qq")
 SOL_SOCKET, SOL_TCP = 1, 6
 MINUS_ONE: Final = (1 << 64) - 1
+_TCP_INFO: Final = 11
+_UNANSWERED: Final = (4, 9, 11)
+"""TCP_FIN_WAIT1, TCP_LAST_ACK, TCP_CLOSING."""
+_ANSWERED_S: Final = 0.2
+"""Bytes that nobody reads may stand before the FIN."""
 
 
 def brief(data: bytes) -> str:
@@ -203,7 +208,21 @@ class Side:
 
     def shutdown(self, fd: int, how: int) -> Call:
         """0 SHUT_RD, 1 SHUT_WR, 2 both."""
-        return self._then_settle(self.sys("shutdown", fd, how))
+        call = self._then_settle(self.sys("shutdown", fd, how))
+        if not self._deferred and how and call.value == 0:
+            self._until_acknowledged(fd)
+        return call
+
+    def _until_acknowledged(self, fd: int) -> None:
+        """The other end's answer to a FIN is an edge, too: on a busy machine it comes late, natively as well."""
+        deadline = time.monotonic() + _ANSWERED_S
+        while time.monotonic() < deadline:
+            memory = self.link.memory()
+            where, length = memory.room(8), memory.both(struct.pack("=I", 8))
+            value, data = self.link.begin("getsockopt", fd, SOL_TCP, _TCP_INFO, where, length, memory=memory).end()
+            if value < 0 or data[0][0] not in _UNANSWERED:
+                return
+            time.sleep(0.001)
 
     def setsockopt(self, fd: int, level: int, name: int, value: int | bytes) -> Call:
         """An int, or bytes as they are."""
