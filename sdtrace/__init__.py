@@ -10,5 +10,6 @@
     inject, image      mapping the library into a process
     processes, procfs  what is known about each process, and what /proc says of it
     hypercalls, areas, offers   what the library asks for
+    giveback, recall, strangers   connections that go back to TCP while their programs stand still
     report, explain    what is told to people in the end
 """

@@ -20,7 +20,7 @@ from typing import Final
 from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
-from sdtrace.giveback import give_back, warn
+from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.image import Image
 from sdtrace.inject import library_present
 from sdtrace.keepsake import Keepsake
@@ -30,8 +30,6 @@ from sdtrace.ptrace import RemoteError
 from sdtrace.release import Release
 from sdtrace.seized import Seized
 
-_FIRST_S: Final = 0.1
-"""Sends that are about to go to a ring for the first time are over then."""
 _PATIENCE_S: Final = 10.0
 _WHY: Final = {"ptrace-refused": "a debugger or strace has one of its processes; end that first"}
 
@@ -54,7 +52,7 @@ class Detachment:
     def tick(self) -> None:
         """Try, if it is time; `done` or `failed` afterwards, or neither yet."""
         now = time.monotonic() - self._begin
-        if now < _FIRST_S:
+        if now < WARNED_S:
             return
         try:
             self._try()

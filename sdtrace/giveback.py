@@ -34,6 +34,8 @@ from sdtrace.ptrace import RemoteError
 from sdtrace.recall import CORK, NODELAY, send_all, stream_position
 from sdtrace.segments import taken
 
+WARNED_S: Final = 0.1
+"""Sends that are about to go to a ring for the first time are over then."""
 _PEER_S: Final = 1.5
 _NUDGE_S: Final = 0.005
 _LOOK_S: Final = 0.001
@@ -89,10 +91,11 @@ class _End:
         self.sock.close()
 
 
-def warn(broker: Broker) -> None:
-    """Some time before: what is not on the ring yet shall not go there any more."""
+def warn(broker: Broker, only: Key | None = None) -> bool:
+    """Some time before (`WARNED_S`): what is not on the ring yet shall not go there any more. False: nothing might."""
+    any_left = False
     for key, held in broker.held():
-        if not held.attached or held.segment < 0:
+        if not held.attached or held.segment < 0 or only not in (None, key):
             continue
         block = key.area.view.block[key.block]
         with mmap.mmap(held.segment, abi.sizeof("struct sd_seg")) as memory, abi.ffi.from_buffer(memory) as words:
@@ -100,14 +103,22 @@ def warn(broker: Broker) -> None:
             for side, mode in ((held.side, int(block.tx_mode)), (1 - held.side, int(block.rx_mode))):
                 if mode & 0xFF in (_C.SD_MODE_TCP, _C.SD_MODE_SWITCH):
                     segment.dir[side].go_back = _C.SD_GO_BACK_POLICY
+                    any_left = True
+    return any_left
 
 
-def give_back(broker: Broker, pids: Iterable[int]) -> None:
-    """All that these processes have; RemoteError, NotNow. All threads stand still, outside of any operation."""
+def give_back(broker: Broker, pids: Iterable[int], only: Key | None = None,
+              reason: int = _C.SD_REASON_detached) -> None:
+    """All that these processes have, or `only` one; RemoteError, NotNow. All threads stand still, outside of any call.
+
+    `reason` is what the report counts (`enum sd_reason`).
+    """
     ends: list[_End] = []
     holders = {name: (pid, fd) for pid in pids for fd, name in procfs.files(pid).items() if name.startswith("socket:")}
     try:
         for key, held in broker.held():
+            if only is not None and key != only:
+                continue
             if held.attached and held.segment >= 0 and key.area.view.block[key.block].state == _C.SD_BLOCK_ATTACHED:
                 ends.append(_open(key, held, holders))
             else:
@@ -118,10 +129,10 @@ def give_back(broker: Broker, pids: Iterable[int]) -> None:
             _ask(end)
         abi.lib.sd_py_membarrier()
         for end in ends:
-            _producer_back(end)
+            _producer_back(end, reason)
         _await(ends, broker)
         for end in ends:
-            _consumer_back(end)
+            _consumer_back(end, reason)
     finally:
         for end in ends:
             end.close()
@@ -165,7 +176,7 @@ def _ask(end: _End) -> None:
         end.rx.go_back = _C.SD_GO_BACK_RESEND
 
 
-def _producer_back(end: _End) -> None:
+def _producer_back(end: _End, reason: int) -> None:
     block, sock = end.block, end.sock
     if int(block.tx_mode) != _C.SD_MODE_RING:
         block.tx_mode = _C.SD_MODE_BACK
@@ -181,7 +192,7 @@ def _producer_back(end: _End) -> None:
     sock.setsockopt(socket.SOL_TCP, socket.TCP_NODELAY, int(block.opt_saved) & NODELAY)
     sock.setsockopt(socket.SOL_TCP, socket.TCP_CORK, int(bool(int(block.opt_saved) & CORK)))
     block.tx_mode = _C.SD_MODE_BACK
-    _count(end)
+    _count(end, reason)
 
 
 def _ring(end: _End) -> None:
@@ -217,10 +228,10 @@ def _send_again(end: _End, recalled: Any) -> None:
     abi.lib.sd_recall_end(end.words, side, position)
 
 
-def _count(end: _End) -> None:
+def _count(end: _End, reason: int) -> None:
     for process in end.key.area.view.proc:
         if process.pid == int(end.block.owner_pid):
-            process.moved_back[_C.SD_REASON_detached] += 1
+            process.moved_back[reason] += 1
 
 
 def _await(ends: list[_End], broker: Broker) -> None:
@@ -245,7 +256,7 @@ def _over(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_TCP, _TCP_INFO, 256)[0] != _ESTABLISHED
 
 
-def _consumer_back(end: _End) -> None:
+def _consumer_back(end: _End, reason: int) -> None:
     block = end.block
     if int(block.rx_mode) == _C.SD_MODE_RING:
         deadline = time.monotonic() + _PEER_S
@@ -257,7 +268,7 @@ def _consumer_back(end: _End) -> None:
                     raise NotNow(end.key, "a doorbell is missing") from None
                 time.sleep(_LOOK_S)
     block.rx_mode = _C.SD_MODE_BACK
-    block.reason = _C.SD_REASON_detached
+    block.reason = reason
 
 
 def _bells(end: _End) -> int:

@@ -179,6 +179,10 @@ class Halted:
         """Registers of every thread, as found."""
         return (thread.registers for thread in self._threads.values())
 
+    def threads(self) -> list[Thread]:
+        """All of them; what is put into `restore` they go on with."""
+        return list(self._threads.values())
+
     @property
     def thread_count(self) -> int:
         """How many threads the process has."""

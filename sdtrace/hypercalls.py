@@ -51,6 +51,8 @@ class Hypercalls:
         self.drain = drain
         self._vault = vault or Vault(None)
         self.areas: list[Area] = []
+        self.taken: Callable[[int], bool] = lambda _inode: False
+        """Has somebody else this socket, who could not see its ring? See strangers.py."""
         self._perform = False
         self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
             abi.const.SD_HC_AREA: self._area,
@@ -134,7 +136,9 @@ class Hypercalls:
         try:
             key.area.sockets[key.block] = (key.generation, os.fstat(sock).st_ino)
             origin = _origin(process, key, notif.tid, fd, sock)
-            if origin is None:
+            if self.taken(os.fstat(sock).st_ino):
+                result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_passed
+            elif origin is None:
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_refused
             elif self.stays(origin):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_policy

@@ -339,6 +339,11 @@ class Broker:
             key.area.view.block[key.block].reason = reason
             key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PINNED)
 
+    def keep_off(self, key: Key, reason: int) -> None:
+        """A connection that is not attached shall stay on TCP (`enum sd_reason`)."""
+        self.withdraw(key)
+        self._pin(key, reason)
+
     def attach(self, key: Key) -> int | None:
         """A duplicate of the segment's descriptor, the caller's to close; None when there is none for this block."""
         held = self._held.get(key)
@@ -406,8 +411,7 @@ class Broker:
             if held.paired and held.attached:
                 moved += send_back(held.segment)
             else:
-                self.withdraw(key)
-                self._pin(key, abi.const.SD_REASON_policy)
+                self.keep_off(key, abi.const.SD_REASON_policy)
         return moved
 
     # --------------------------------------------------------------- questions

@@ -94,6 +94,13 @@ def status(tid: int) -> Status:
     )
 
 
+def signalled(tid: int) -> bool:
+    """Does a signal wait for the thread that it has not blocked?"""
+    text = _read(f"/proc/{tid}/status")
+    pending, shared, blocked = (int(_field(text, name), 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk"))
+    return bool((pending | shared) & ~blocked)
+
+
 @dataclass(frozen=True, slots=True)
 class Rights:
     """What a call of the task may do that depends on who it is."""

@@ -2,8 +2,9 @@
 """Unread bytes of a ring go by TCP: [S5] of sdlib/src/ring/switch.h, for a producer that is not awake to do it itself.
 
 The other end has passed its socket to a program that cannot see the ring, has stopped reading, and asks.  Our program
-sleeps, or computes; so all its threads are stopped for a moment, and if none is inside of the library (`is_quiet`),
-what it would have done is done here: a duplicate of its socket sends the bytes, and the words say where they stand.
+sleeps, or computes; so all threads of all processes that use the connection are stopped for a moment, and if none is
+inside of the library (rouse.py), what it would have done is done here: a duplicate of its socket sends the bytes, and
+the words say where they stand.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ import time
 from typing import Any, Final
 
 from sdlib import abi
-from sdtrace import procfs
-from sdtrace.halted import Halted
 from sdtrace.held import Held, Key
 from sdtrace.image import Image
 from sdtrace.ptrace import RemoteError
+from sdtrace.rouse import rouse, standing_still
 from sdtrace.segments import find_socket
-from sdtrace.shrink import is_quiet
 
 _TRIES: Final = 20
 _TRY_S: Final = 0.01
@@ -59,22 +58,19 @@ class Recaller:
 
     def _try(self, key: Key, held: Held, sock: socket.socket) -> int:
         block = key.area.view.block[key.block]
-        if isinstance(self._image, str) or held.segment < 0 or not key.current or int(block.users) != 1:
+        if isinstance(self._image, str) or held.segment < 0 or not key.current:
             return errno.EBUSY
         try:
-            status = procfs.status(held.origin.tid)
-            if status.tracer:
-                return errno.EPERM
-            with Halted(status.tgid) as halted:
-                if not all(is_quiet(self._image, status.tgid, registers) for registers in halted.registers()):
-                    return errno.EAGAIN
-                if int(block.users) != 1 or int(block.tx_mode) != abi.const.SD_MODE_RING:
+            with standing_still(self._image, key.area, os.fstat(sock.fileno()).st_ino) as stopped:
+                if int(block.tx_mode) != abi.const.SD_MODE_RING:
                     return errno.EALREADY  # it has done so itself, or never was there
                 if resend(held.segment, held.side, sock, connected=block.role == _CONNECTED):
                     sock.setsockopt(socket.SOL_TCP, socket.TCP_NODELAY, int(block.opt_saved) & NODELAY)
                     sock.setsockopt(socket.SOL_TCP, socket.TCP_CORK, int(bool(int(block.opt_saved) & CORK)))
                     block.tx_mode = abi.const.SD_MODE_BACK
                     _count(key, int(block.owner_pid))
+                    for halted in stopped:
+                        rouse(self._image, key.area, halted)
         except OSError as error:
             return error.errno or errno.EIO
         except RemoteError:

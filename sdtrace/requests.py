@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to a supervisor: `detach-PID.sock` beside the socket by which it is looked at.
 
-One word, and one line as the answer, "" for done, then the end.  Only the tree's user and root are heard.
+One word, with what it is about, and one line as the answer, "" for done, then the end.  Only the
+tree's user and root are heard.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Final
 from sdlib.wire import paths, trees
 
 DETACH: Final = b"detach"
+"""Give the whole tree back."""
+PASS: Final = b"pass"
+"""And the inode of a socket, which somebody is about to take who cannot see its ring (strangers.py)."""
+_BACKLOG: Final = 16
 _LONGEST: Final = 64
 
 
@@ -38,21 +43,23 @@ class Requests:
             with suppress(FileNotFoundError):
                 os.unlink(path)
             listener.bind(path)  # umask is 077, the directory the user's own
-            listener.listen(1)
+            listener.listen(_BACKLOG)
         except (OSError, paths.UnsafePath) as error:
             syslog.syslog(syslog.LOG_WARNING, f"cannot be asked: {error}")
             return
         self._listener, self._path = listener, path
 
-    def take(self) -> socket.socket | None:
-        """Who asks to be given back."""
+    def take(self) -> tuple[socket.socket, bytes, int] | None:
+        """Who asks, for what, and the number that it is about."""
         if self._listener is None:
             return None
         with suppress(OSError):
             client, _ = self._listener.accept()
             client.settimeout(1.0)
-            if trees.peer_of(client)[1] in (0, os.geteuid()) and client.recv(_LONGEST) == DETACH:
-                return client
+            word, _, number = client.recv(_LONGEST).partition(b" ")
+            heard = trees.peer_of(client)[1] in (0, os.geteuid())
+            if heard and word in (DETACH, PASS) and (number.isdigit() or not number):
+                return client, word, int(number or b"0")
             client.close()
         return None
 

@@ -31,7 +31,7 @@ def find_socket(key: Key, origin: Origin) -> int:
     with suppress(OSError):
         return same_socket(origin)
     _, inode = key.area.sockets.get(key.block, (0, -1))
-    for pid, fd in _holders(key.area.inode, inode):
+    for pid, fd in holders(key.area.inode, inode):
         with suppress(OSError):
             found = taken(pid, fd, origin.cookie)
             origin.tid, origin.fd = pid, fd
@@ -47,11 +47,13 @@ def taken(tid: int, fd: int, cookie: int) -> int:
     return found
 
 
-def _holders(area: int, inode: int) -> Iterator[tuple[int, int]]:
+def holders(area: int, inode: int) -> Iterator[tuple[int, int]]:
     """Processes that have the area mapped, and their descriptors of that socket."""
     name = f"socket:[{inode}]"
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
+            if int(entry) == os.getpid():
+                continue  # we see the area, too, and hold the socket for a moment
             if area not in procfs.memfds_mapped(int(entry)):
                 continue
             for fd in os.listdir(f"/proc/{entry}/fd"):

@@ -154,10 +154,6 @@ class Seized(Stopped):
         """Does it use Syscall User Dispatch?"""
         return any(get_dispatch(tid) for tid in self._threads)
 
-    def threads(self) -> list[Thread]:
-        """All of them."""
-        return list(self._threads.values())
-
     @staticmethod
     def as_found(registers: Registers) -> Registers:
         """With which the kernel goes on as if nobody had come."""

@@ -43,6 +43,7 @@ _WAITS: Final = frozenset({
     45, 47, 299, 43, 288,  # recvfrom, recvmsg, recvmmsg, accept, accept4
     202, 35, 230, 61, 247,  # futex, nanosleep, clock_nanosleep, wait4, waitid
     34, 130, 128, 219,  # pause, sigsuspend, sigtimedwait; restart_syscall: one of these, after a stop
+    438,  # pidfd_getfd: the filter holds it
 })  # fmt: skip
 _LEVEL_AT: Final = 8  # offsetof(struct sd_tcb, level), sd.h
 _HEADER_BYTES: Final = abi.sizeof("struct sd_seg")

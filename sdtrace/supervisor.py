@@ -27,6 +27,7 @@ import dataclasses
 import errno
 import os
 import select
+import socket
 import sys
 import syslog
 import time
@@ -38,7 +39,7 @@ import policies
 from policies import Policy, Settings
 from policies.model import Proto
 from sdlib import abi
-from sdtrace import cli, opening, procfs, snapshot
+from sdtrace import cli, opening, procfs, snapshot, strangers
 from sdtrace.accounts import Accounts
 from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
 from sdtrace.enforce import PERFORMED, Enforcer
@@ -55,11 +56,12 @@ from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
-from sdtrace.requests import Requests, answer
+from sdtrace.requests import DETACH, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
+from sdtrace.strangers import Strangers
 from sdtrace.succession import answer_forgetful, inherit
-from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PRCTL, Variant
+from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PIDFD_GETFD, PRCTL, Variant
 from sdtrace.trace.drain import from_options
 from sdtrace.vault import Vault
 from sdtrace.workers import POLL_S, Workers
@@ -122,6 +124,8 @@ class Supervisor:
         self._inspection = Inspection(self._snapshot)
         self._requests = Requests()
         self._detachment: Detachment | None = None
+        self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
+        self._hypercalls.taken = self._strangers.has_taken
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters, self._drain, self._vault)
 
@@ -180,6 +184,8 @@ class Supervisor:
                 self._dispatch(fd)
             if self._workers:
                 self._workers.sweep()
+            if self._strangers:
+                self._guard(self._strangers.tick)
             if not ready:
                 self.accounts.sweep()
             if self._given_back():
@@ -210,12 +216,19 @@ class Supervisor:
             self._hypercalls.reconfigure()
         return self._detachment is not None and self._detachment.done
 
-    def _asked_to_detach(self) -> None:
+    def _asked(self) -> None:
+        request = self._requests.take()
+        if request is None:
+            return
+        client, word, number = request
+        if word == DETACH:
+            self._asked_to_detach(client)
+        else:
+            self._strangers.request(number, partial(answer, client))
+
+    def _asked_to_detach(self, client: socket.socket) -> None:
         from sdtrace.detach import Detachment
 
-        client = self._requests.take()
-        if client is None:
-            return
         if self._strict:
             answer(client, "a policy denies something to its programs, which would be without it then")
         elif self._detachment is not None or isinstance(self._image, str):
@@ -230,6 +243,8 @@ class Supervisor:
             return _DETACHING_POLL_S
         if lingering:
             return _LINGERING_POLL_S
+        if self._strangers:
+            return strangers.RETRY_S
         if self._workers:
             return POLL_S
         waiting = self._broker.tick()
@@ -293,7 +308,7 @@ class Supervisor:
         elif fd == self._inspection.fileno():
             self._guard(self._inspection.events)
         elif fd == self._requests.fileno():
-            self._guard(self._asked_to_detach)
+            self._guard(self._asked)
 
     def _leaving(self, status: int, process: Process) -> None:
         self.accounts.leaving(status, process)
@@ -370,10 +385,25 @@ class Supervisor:
             self._injector.has_library(process.program)
             if not (self._strict and self._answer_routed(listener, notif, status, process)):
                 self._hypercalls.handle(listener, notif, process)
+        else:
+            self._answer_call(listener, notif, status, process)
+
+    def _answer_call(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> None:
+        if notif.nr == PIDFD_GETFD:
+            self._taken(listener, notif)
         elif self._strict:
             self._answer_strictly(listener, notif, status, process)
         elif not self._injector.inject_for(listener, notif, status, process):
             listener.let_through(notif)
+
+    def _taken(self, listener: Listener, notif: Notification) -> None:
+        """A process takes a descriptor out of another one."""
+        inode = strangers.taken_inode(notif)
+        if inode is None:
+            listener.let_through(notif)
+        else:
+            self._workers.run(listener, notif, partial(strangers.have_it_passed, listener, notif, inode),
+                              too_many=Listener.let_through)
 
     def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
                          process: Process) -> None:

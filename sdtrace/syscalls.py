@@ -33,6 +33,7 @@ ARCH_PRCTL: Final = 158
 EXECVE, EXECVEAT, PRCTL = 59, 322, 157
 CONNECT, ACCEPT, ACCEPT4, BIND, LISTEN = 42, 43, 288, 49, 50
 SOCKET, SENDTO, SENDMSG, SENDMMSG = 41, 44, 46, 307
+PIDFD_GETFD: Final = 438
 PR_SET_CHILD_SUBREAPER: Final = 36
 MSG_FASTOPEN: Final = 0x20000000
 _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
@@ -116,13 +117,16 @@ RULES: Final = (
          "the report must be on disk before the parent sees the program end; the library says so itself (SD_HC_LEAVE), "
          "and only for the process that sdrun has become",
          only_if="exit_notified"),
+    Rule("pidfd_getfd", PIDFD_GETFD, "notify",
+         "a connection on shared memory goes back to TCP before somebody takes it who cannot see its ring",
+         even_from_gate=True),
     Rule("io_uring_setup", 425, "enosys", _URING, only_if="io_uring_denied", even_from_gate=True),
     Rule("io_uring_enter", 426, "enosys", _URING, only_if="io_uring_denied", even_from_gate=True),
     Rule("io_uring_register", 427, "enosys", _URING, only_if="io_uring_denied", even_from_gate=True),
 )
 
 SOCKET_NUMBERS: Final = {rule.number: rule.name for rule in RULES if rule.action == "notify"
-                         and rule.name not in ("arch_prctl", "exit_group")}
+                         and rule.name not in ("arch_prctl", "exit_group", "pidfd_getfd")}
 """Calls that lead to lazy injection."""
 
 DENIED_ERRNO: Final = errno.ENOSYS

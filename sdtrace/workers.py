@@ -45,10 +45,15 @@ class Workers:
         """Does any call sleep?"""
         return bool(self._running)
 
-    def run(self, listener: Listener, notif: Notification, work: Callable[[], int | None]) -> None:
-        """Have `work` return the call's value (None: it has answered), in a thread; `work` ends soon after a signal."""
+    def run(self, listener: Listener, notif: Notification, work: Callable[[], int | None],
+            too_many: Callable[[Listener, Notification], object] | None = None) -> None:
+        """Have `work` return the call's value (None: it has answered), in a thread; `work` ends soon after a signal.
+
+        `too_many` answers where no thread can be had, else it is -EAGAIN.
+        """
+        refuse = too_many or (lambda listener, notif: listener.reply(notif, -errno.EAGAIN))
         if not self._keepsake.add_outstanding(notif.id):
-            listener.reply(notif, -errno.EAGAIN)
+            refuse(listener, notif)
             return
         thread = threading.Thread(target=self._one, args=(listener, notif, work), daemon=True)
         with self._lock:
@@ -57,7 +62,7 @@ class Workers:
             thread.start()
         except RuntimeError:  # no more threads
             self._done(notif)
-            listener.reply(notif, -errno.EAGAIN)
+            refuse(listener, notif)
 
     def _one(self, listener: Listener, notif: Notification, work: Callable[[], int | None]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {_WAKE})

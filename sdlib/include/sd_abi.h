@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 7
+#define SD_ABI_VERSION 8
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -240,7 +240,8 @@ struct sd_area {
     uint64_t bytes;              /* sizeof(struct sd_area) */
     SD_ATOMIC uint32_t next_free;/* hint where to look for a free block */
     SD_ATOMIC uint32_t parts_top;/* one above the highest participant ever used; 0 is never used */
-    uint32_t pad[8];
+    SD_ATOMIC uint32_t moved;    /* supervisor: how often it has moved connections of this area to TCP, while those who use them stood still */
+    uint32_t pad[7];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];

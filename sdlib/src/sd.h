@@ -51,10 +51,13 @@ struct sd_tcb {
     struct sd_trace_channel *channel; /* trace/trace.c; NULL: none yet */
     struct sd_trace_record *records;
     u32 noted;            /* SD_TRACE_KERNEL, ...: of the call that is being made */
+    u32 wakeable;         /* asleep in a call that may end at once with 1 less than this: whoever made it looks again. 0: not so */
 };
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
+_Static_assert(offsetof(struct sd_tcb, wakeable) == 212, "sdtrace/rouse.py reads it");
 
+#define SD_WAKE_AS(value) (1u + (value)) /* in `wakeable` */
 #define SD_TCB_SIGSYS_BLOCKED 1u /* the program believes that it has blocked SIGSYS */
 #define SD_TCB_CLEAR_SIGHAND 2u  /* the clone about to run resets the child's handlers */
 
@@ -80,6 +83,7 @@ struct sd_global {
     u32 boxed;           /* the program has a seccomp filter of its own: no call but its own */
     u32 no_supervisor;   /* a hypercall has failed with ENOSYS: never ask again */
     u32 nareas;
+    u32 moved;           /* of the areas, as far as epoll sets know: sd_ep_follow() */
     struct sd_area *area[SD_MAX_AREAS];
     struct sd_proc *proc; /* never NULL: private until an area is mapped */
     const struct sd_config *cfg; /* never NULL */
@@ -193,6 +197,7 @@ struct sock {
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */
 bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
+u32 sd_fd_top(void); /* one above the highest descriptor ever ours */
 void *sd_epoll_of(u64 fd);        /* struct ep of an epoll descriptor that has registrations of ours, or NULL */
 void sd_epoll_set(u64 fd, void *ep); /* NULL: forget */
 
@@ -222,7 +227,7 @@ SD_CALL(sd_read); SD_CALL(sd_write); SD_CALL(sd_readv); SD_CALL(sd_writev); SD_C
 SD_CALL(sd_recvfrom); SD_CALL(sd_sendto); SD_CALL(sd_recvmsg); SD_CALL(sd_sendmsg); SD_CALL(sd_recvmmsg); SD_CALL(sd_sendmmsg);
 SD_CALL(sd_sendfile); SD_CALL(sd_splice); SD_CALL(sd_tee);
 SD_CALL(sd_socket); SD_CALL(sd_connect); SD_CALL(sd_accept); SD_CALL(sd_accept4); SD_CALL(sd_bind); SD_CALL(sd_listen);
-SD_CALL(sd_close); SD_CALL(sd_close_range); SD_CALL(sd_dup); SD_CALL(sd_dup2); SD_CALL(sd_dup3); SD_CALL(sd_fcntl); SD_CALL(sd_ioctl);
+SD_CALL(sd_close); SD_CALL(sd_close_range); SD_CALL(sd_dup); SD_CALL(sd_dup2); SD_CALL(sd_dup3); SD_CALL(sd_pidfd_getfd); SD_CALL(sd_fcntl); SD_CALL(sd_ioctl);
 SD_CALL(sd_shutdown); SD_CALL(sd_setsockopt); SD_CALL(sd_getsockopt);
 SD_CALL(sd_poll); SD_CALL(sd_ppoll); SD_CALL(sd_select); SD_CALL(sd_pselect6);
 SD_CALL(sd_epoll_create); SD_CALL(sd_epoll_create1); SD_CALL(sd_epoll_ctl); SD_CALL(sd_epoll_wait); SD_CALL(sd_epoll_pwait); SD_CALL(sd_epoll_pwait2);

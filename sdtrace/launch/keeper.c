@@ -91,7 +91,7 @@ static bool strict(void) { return g.verdict & (VERDICT_DENY_TCP | VERDICT_DENY_U
 static bool harmless(int nr)
 {
     return nr == SYS_arch_prctl || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat || nr == SYS_prctl ||
-           nr == SYS_socket;
+           nr == SYS_socket || nr == SYS_pidfd_getfd;
 }
 
 /* Fail open, if nothing is denied. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
@@ -162,11 +162,15 @@ static bool still_waits(uint64_t id)
     return false;
 }
 
-/* Calls that threads of the dead one performed, of strict trees: nobody knows how far they had come. */
+/* Calls that threads of the dead one performed, of strict trees: nobody knows how far they had come. In others they only prepared one (strangers.py). */
 static void answer_outstanding(void)
 {
     for (int i = 0; i < KEEPSAKE_OUTSTANDING; i++) {
-        struct seccomp_notif_resp r = {.id = g.keepsake->outstanding[i], .error = -EACCES};
+        struct seccomp_notif_resp r = {.id = g.keepsake->outstanding[i]};
+        if (strict())
+            r.error = -EACCES;
+        else
+            r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
         for (int k = 0; r.id && k < g.nlisteners && ioctl(g.listeners[k], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; k++)
             ;
     }

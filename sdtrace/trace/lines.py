@@ -31,7 +31,7 @@ CALLS: Final[dict[int, tuple[str, str]]] = {
     275: ("splice", "dpdp"), 281: ("epoll_pwait", "dpnn"), 288: ("accept4", "dppx"), 291: ("epoll_create1", "x"),
     292: ("dup3", "ddx"), 299: ("recvmmsg", "dpnx"), 307: ("sendmmsg", "dpnx"), 317: ("seccomp", "nxp"),
     322: ("execveat", "dppp"), 327: ("preadv2", "dpnn"), 328: ("pwritev2", "dpnn"), 435: ("clone3", "pn"),
-    436: ("close_range", "nnx"), 441: ("epoll_pwait2", "dpnp"),
+    436: ("close_range", "nnx"), 438: ("pidfd_getfd", "ddx"), 441: ("epoll_pwait2", "dpnp"),
 }  # fmt: skip
 """Every call of sdlib/src/gate/calls.h: name, and how its first four arguments are shown."""
 

@@ -142,11 +142,6 @@ class Behaviour:
 BEHAVIOURS: Final[dict[str, Behaviour]] = {}
 
 
-def on_ring(why: str) -> dict[str, str]:
-    """Known to differ where the connection is on the ring when the behaviour begins."""
-    return dict.fromkeys(("before", "tight"), why)
-
-
 def behaviour(*rows: str, carried: bool = True, broken: dict[str, str] | None = None,
               only: tuple[str, ...] = ()) -> Callable[[Callable[[Stage], None]], Callable[[Stage], None]]:
     """Register a behaviour; each row is "call flag"."""

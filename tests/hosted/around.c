@@ -17,6 +17,7 @@ long sd_hypercall(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -EN
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
 void sd_ep_changed(struct sock *s) { (void)s; }
+void sd_ep_follow(void) { }
 void sd_ep_touched(struct sock *s) { (void)s; }
 void sd_ep_full(struct sock *s) { (void)s; }
 struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }

@@ -11,6 +11,7 @@
     X(socket, F, sd_socket) X(connect, F, sd_connect) X(accept, F, sd_accept) X(accept4, F, sd_accept4) \
     X(bind, F, sd_bind) X(listen, F, sd_listen) \
     X(close, Q, sd_close) X(close_range, F, sd_close_range) X(dup, Q, sd_dup) X(dup2, F, sd_dup2) X(dup3, F, sd_dup3) \
+    X(pidfd_getfd, F, sd_pidfd_getfd) \
     X(fcntl, Q, sd_fcntl) X(ioctl, Q, sd_ioctl) X(shutdown, Q, sd_shutdown) \
     X(setsockopt, Q, sd_setsockopt) X(getsockopt, Q, sd_getsockopt) \
     X(poll, F, sd_poll) X(ppoll, F, sd_ppoll) X(select, F, sd_select) X(pselect6, F, sd_pselect6) \

@@ -18,6 +18,26 @@ void sd_ep_changed(struct sock *s)
     }
 }
 
+static bool moved_back(const struct sock *s)
+{
+    return s->seg && s->regs && (load_rlx(&s->b->rx_mode) == SD_MODE_BACK || load_rlx(&s->b->tx_mode) == SD_MODE_BACK);
+}
+
+void sd_ep_follow(void)
+{
+    u32 moved = 0;
+    for (u32 i = 0; i < SD_MAX_AREAS && g.area[i]; i++)
+        moved += load_acq(&g.area[i]->moved);
+    if (likely(moved == load_rlx(&g.moved)))
+        return;
+    store_rlx(&g.moved, moved);
+    for (u32 fd = 0; fd < sd_fd_top(); fd++) {
+        struct sock *s = sd_sock_of(fd);
+        if (s && moved_back(s))
+            sd_ep_changed(s);
+    }
+}
+
 static void touch(struct reg *r)
 {
     struct ep *ep = r->ep;

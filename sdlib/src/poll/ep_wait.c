@@ -125,12 +125,15 @@ static int ask_kernel(struct epwait *w, int have, u64 ns, long *raw)
     const void *set = ns ? w->m.set : NULL;
     struct timespec64 ts;
     w->called = true;
+    sd_ep_follow();
+    w->t->wakeable = ns ? SD_WAKE_AS(0) : 0;
     if (w->precise && ns) {
         *raw = SYS6(__NR_epoll_pwait2, w->epfd, e, w->max - have, sd_ns_ts(ns, &ts), set, 8);
     } else {
         u64 ms = min_u64(ns / 1000000 + (ns % 1000000 != 0), 0x7fffffff);
         *raw = SYS6(__NR_epoll_pwait, w->epfd, e, w->max - have, ns == SD_FOREVER ? -1 : (long)ms, set, 8);
     }
+    w->t->wakeable = 0;
     w->ep->checked_tsc = sd_tsc();
     return *raw > 0 ? translate(w->ep, w->t, e, (int)*raw, w->round) : 0;
 }

@@ -230,7 +230,10 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     COUNT(parks);
     p->called = true;
     u64 from = sd_tsc();
+    sd_ep_follow();
+    sd_self()->wakeable = SD_WAKE_AS(0);
     long r = SYS5(__NR_ppoll, p->k, p->n, sd_ns_ts(left, &ts), m->set, 8);
+    sd_self()->wakeable = 0;
     disarm_all(p);
     if (dozing)
         unsnooze(p);

@@ -19,6 +19,8 @@ void sd_ep_full(struct sock *s);
 void sd_ep_before_exec(void);
 void sd_ep_carried(int epfd); /* in the next image: its connections are registered there again */
 void sd_ep_adopt(int epfd, int first); /* first: a descriptor of the same set */
+/* Before the kernel is asked: what a supervisor has moved back to TCP meanwhile is registered as that. */
+void sd_ep_follow(void);
 void sd_ep_before_fork(void); /* a child will share the kernel half of every epoll */
 
 /* ----------------------------------------------------------------- wait.c */

@@ -110,7 +110,10 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
         r = SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
         return r < 0 ? r : 1;
     }
-    return SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+    sd_self()->wakeable = SD_WAKE_AS(1);
+    r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
+    sd_self()->wakeable = 0;
+    return r;
 }
 
 /* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. */

@@ -191,6 +191,20 @@ static void arrived(int fd)
         }
 }
 
+/* Out of ourselves: one descriptor more. Out of another process: the filter has held the call until the connection was on TCP (sdtrace/strangers.py). */
+SD_CALL(sd_pidfd_getfd)
+{
+    struct sock *s = t->foreign ? NULL : sd_sock_of((u32)f->rsi);
+    u32 cookie = s ? cookie_of((int)f->rsi) : 0;
+    long fd = SYS3(__NR_pidfd_getfd, f->rdi, f->rsi, f->rdx);
+
+    if (fd >= 0 && !t->foreign && sd_sock_of((u64)fd))
+        sd_fd_remove((u64)fd); /* closed behind our back */
+    if (fd >= 0 && cookie && cookie_of((int)fd) == cookie)
+        sd_fd_install((int)fd, s);
+    return fd;
+}
+
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t)
 {
     const struct msghdr *m = (const struct msghdr *)f->rsi;

@@ -36,7 +36,6 @@ void sd_block_drop(struct sock *s);
 struct sd_area *sd_area_get(u32 index);
 void sd_foreign_dup(struct sd_tcb *t, u64 old, long fd);
 struct sock *sd_sock_carried(u32 id, struct sd_block *b);
-u32 sd_fd_top(void);                       /* one above the highest descriptor ever ours */
 void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached */
 
 /* Options of the kernel's socket. */

@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """All behaviours; importing this registers them."""
 
-from tests.differential.behaviours import descriptors, ends, options, pointers, readiness, receive, several, transmit
+from tests.differential.behaviours import (
+    descriptors,
+    ends,
+    options,
+    pointers,
+    readiness,
+    receive,
+    several,
+    taken,
+    transmit,
+)
 
-__all__ = ["descriptors", "ends", "options", "pointers", "readiness", "receive", "several", "transmit"]
+__all__ = ["descriptors", "ends", "options", "pointers", "readiness", "receive", "several", "taken", "transmit"]

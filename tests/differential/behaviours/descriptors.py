@@ -24,7 +24,7 @@ from tests.differential.linux import (
     SOL_SOCKET,
 )
 from tests.differential.side import Side, settle
-from tests.differential.worlds import Stage, behaviour, on_ring
+from tests.differential.worlds import Stage, behaviour
 
 
 def exchange(stage: Stage, side: Side, x: int, y: int, text: bytes = b"hello") -> None:
@@ -361,22 +361,6 @@ def proc_fd(stage: Stage) -> None:
     memory = a.link.memory()
     a.sys("access", memory.put(b"/proc/self/fd/99\0"), 0, memory=memory, text="/proc/self/fd/99")
     a.sys("lseek", x, 0, 1)
-    exchange(stage, a, x, y)
-
-
-@behaviour("pidfd_getfd", carried=False,
-           broken=on_ring("the thief knows nothing of the ring, and the victim nothing of the thief"))
-def pidfd_getfd(stage: Stage) -> None:
-    a, b = stage.a, stage.b
-    x, y = stage.connection()
-    thief = b.fork("thief")
-    exchange(stage, a, x, y)
-    pidfd = thief.sys("pidfd_open", a.link.pid, 0, text="a").value
-    got = thief.sys("pidfd_getfd", pidfd, x, 0).value
-    thief.send(got, b"from the thief")
-    b.recv(y, 100)
-    b.send(y, b"to the thief")
-    thief.recv(got, 100)
     exchange(stage, a, x, y)
 
 

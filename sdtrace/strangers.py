@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process takes a socket out of another one, by pidfd_getfd, and cannot see the ring that carries its bytes.
+
+The filter holds the call.  A thread asks every supervisor of the user, this one too, for the connection by its socket's
+inode (requests.py); whoever has it moves it to TCP, and what is unread in the ring with it: all processes that hold it
+are stopped, and when none is inside of an operation the same is done as for --detach, for this one connection
+(giveback.py).  From then on it is not offered any more.  Only then the kernel makes the call.
+
+It is the kernel that says whether the call is allowed: for a socket that we cannot take ourselves nothing is done.  A
+process that is under no sdrun at all asks nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import stat
+import syslog
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from sdlib import abi
+from sdlib.wire import trees
+from sdtrace import procfs
+from sdtrace.areas import Area
+from sdtrace.giveback import WARNED_S, give_back, warn
+from sdtrace.held import Key
+from sdtrace.image import Image
+from sdtrace.notify import Listener, Notification
+from sdtrace.offers import Broker
+from sdtrace.ptrace import RemoteError
+from sdtrace.requests import PASS
+from sdtrace.rouse import rouse, standing_still
+
+RETRY_S: Final = 0.005
+_PATIENCE_S: Final = 2.0
+_ANSWER_S: Final = 5.0
+_REMEMBERED: Final = 4096
+_LISTEN: Final = 10
+_REASON: Final = abi.const.SD_REASON_passed
+
+
+# ------------------------------------------------------------------ the one who takes
+
+
+def taken_inode(notif: Notification) -> int | None:
+    """Of the connection that this call of pidfd_getfd would take out of another process; None: it takes none."""
+    try:
+        table = procfs.pidfd_open_thread(notif.tid)
+        with _closing(table), _closing(procfs.get_fd(table, notif.int_arg(0))) as pidfd:
+            if _process_of(pidfd) == procfs.status(notif.tid).tgid:
+                return None  # its own: the library sees that it has one descriptor more
+            with _closing(procfs.get_fd(pidfd, notif.int_arg(1))) as fd:
+                return os.fstat(fd).st_ino if _is_connection(fd) else None
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _process_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as text:
+        found = re.search(rb"^Pid:\t(-?\d+)$", text.read(), re.MULTILINE)
+    return int(found[1]) if found else -1
+
+
+def _is_connection(fd: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.proto != socket.IPPROTO_TCP:
+            return False
+        return sock.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 8)[0] != _LISTEN
+
+
+def have_it_passed(listener: Listener, notif: Notification, inode: int) -> None:
+    """Ask all supervisors, wait, and let the call go. In a thread: one of those who are asked is ours."""
+    try:
+        for path in trees.find(os.environ, os.geteuid()):
+            why = _ask(path, inode)
+            if why:
+                text = f"process {notif.tid} takes a connection whose bytes it cannot see: {why}"
+                syslog.syslog(syslog.LOG_WARNING, text)
+    finally:
+        listener.let_through(notif)
+
+
+def _ask(path: str, inode: int) -> str:
+    """Why a supervisor could not do it; "" when it could, or has nothing to do with it."""
+    folder, name = os.path.split(path)
+    pid = re.fullmatch(re.escape(trees.socket_name(0)).replace("0", r"(\d+)"), name)
+    if pid is None:
+        return ""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(_ANSWER_S)
+        try:
+            sock.connect(f"{folder}/{trees.request_name(int(pid[1]))}")
+            sock.send(PASS + b" %d" % inode)
+            return sock.recv(4096).decode(errors="replace").strip()
+        except (ConnectionError, FileNotFoundError, BrokenPipeError):
+            return ""  # it has ended, and holds nothing
+        except OSError as error:
+            return f"{path}: {error}"
+
+
+# ------------------------------------------------------------------ the one who has it
+
+
+@dataclass
+class _Request:
+    inode: int
+    since: float
+    answer: Callable[[str], None]
+
+
+class Strangers:
+    """Connections of our tree that somebody else is about to take."""
+
+    def __init__(self, image: Image | str, broker: Broker, areas: list[Area]) -> None:
+        """`areas` is the supervisor's own list, as it grows."""
+        self._image, self._broker, self._areas = image, broker, areas
+        self._open: list[_Request] = []
+        self._taken: dict[int, None] = {}
+
+    def has_taken(self, inode: int) -> bool:
+        """Does somebody have this socket who could not see its ring?"""
+        return inode in self._taken
+
+    def __bool__(self) -> bool:
+        """Does somebody wait?"""
+        return bool(self._open)
+
+    def request(self, inode: int, answer: Callable[[str], None]) -> None:
+        """Have it on TCP; `answer` is told "" when it is, or why it cannot be."""
+        self._taken[inode] = None
+        if len(self._taken) > _REMEMBERED:
+            del self._taken[next(iter(self._taken))]
+        self._open.append(_Request(inode, time.monotonic(), answer))
+        self.tick()
+
+    def tick(self) -> None:
+        """Try what has not been possible yet."""
+        still, self._open = self._open, []
+        for request in still:
+            why = self._try(request)
+            if why and time.monotonic() < request.since + _PATIENCE_S:
+                self._open.append(request)
+            else:
+                request.answer(why)
+
+    def _try(self, request: _Request) -> str:
+        try:
+            for key in self._keys(request.inode):
+                self._pass(key, request)
+        except (RemoteError, OSError) as error:
+            return str(error) or repr(error)
+        return ""
+
+    def _keys(self, inode: int) -> list[Key]:
+        found = [Key(area, block, generation) for area in self._areas
+                 for block, (generation, each) in area.sockets.items() if each == inode]
+        return [key for key in found if key.current]
+
+    def _pass(self, key: Key, request: _Request) -> None:
+        block = key.area.view.block[key.block]
+        if block.state != abi.const.SD_BLOCK_ATTACHED:
+            self._broker.keep_off(key, _REASON)
+            return
+        if int(block.rx_mode) == int(block.tx_mode) == abi.const.SD_MODE_BACK or isinstance(self._image, str):
+            return
+        if warn(self._broker, key) and time.monotonic() < request.since + WARNED_S:
+            raise RemoteError("its other end may be about to switch", transient=True)
+        with standing_still(self._image, key.area, request.inode) as stopped:
+            give_back(self._broker, [halted.pid for halted in stopped], only=key, reason=_REASON)
+            for halted in stopped:
+                rouse(self._image, key.area, halted)
