@@ -93,7 +93,7 @@ def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int, *, 
         raise RemoteError("no-fsgsbase")
     if status.tracer:
         ours = status.tracer == os.getpid()
-        raise RemoteError("still being released" if ours else "already-traced", transient=ours)
+        raise RemoteError("still being released" if ours else "already-traced", transient=True)
     if status.filters > own_filters:
         raise RemoteError("own-seccomp-filter")
     if procfs.not_dumpable(pidfd):
