@@ -114,32 +114,12 @@ static long ctl_del(int epfd, int fd, struct reg *r, struct sd_tcb *t)
     return ret;
 }
 
-static bool is_epoll(int fd)
-{
-    static const char want[] = "anon_inode:[eventpoll]";
-    char path[32] = "/proc/self/fd/", name[sizeof(want) - 1], digits[12];
-    u32 n = 14, k = 0;
-    if (sd_epoll_of((u64)(u32)fd))
-        return true;
-    for (u32 v = (u32)fd; k == 0 || v; v /= 10)
-        digits[k++] = (char)('0' + v % 10);
-    while (k)
-        path[n++] = digits[--k];
-    path[n] = 0;
-    if (SYS4(__NR_readlinkat, -100, path, name, sizeof(name)) != (long)sizeof(name))
-        return false;
-    for (u32 i = 0; i < sizeof(name); i++)
-        if (name[i] != want[i])
-            return false;
-    return true;
-}
-
 /* An epoll goes into the set of another: from now on the kernel's readiness of it has to be the truth while nobody is in it. */
 static long ctl_add_other(int epfd, int fd, const struct epoll_event *ev, struct sd_tcb *t)
 {
     u64 old;
     long ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, ev);
-    if (ret < 0 || !is_epoll(fd))
+    if (ret < 0 || !ep_is_one(fd))
         return ret;
     ep_structure_lock(&old);
     struct ep *inner = sd_epoll_of((u64)(u32)fd);

@@ -95,6 +95,8 @@ bool ep_lock(struct ep *ep, struct sd_tcb *t);  /* false: see [E3] */
 bool ep_enter(struct ep *ep, struct sd_tcb *t); /* ep_lock, and takes over what other parts have noted */
 void ep_leave(struct ep *ep, struct sd_tcb *t);
 
+bool ep_is_one(int fd); /* ep_find.c: is it an epoll descriptor? */
+
 /* ep_kernel.c */
 struct reg *reg_of_tag(const struct ep *ep, u64 data);
 bool is_tag(const struct ep *ep, u64 data);

@@ -18,6 +18,7 @@ void sd_ep_full(struct sock *s);
  * If the execve fails, the next epoll call of this image takes them back. */
 void sd_ep_before_exec(void);
 void sd_ep_carried(int epfd); /* in the next image: its connections are registered there again */
+void sd_ep_find(void); /* sets that the program has already; all threads are stopped */
 void sd_ep_adopt(int epfd, int first); /* first: a descriptor of the same set */
 /* Before the kernel is asked: what a supervisor has moved back to TCP meanwhile is registered as that. */
 void sd_ep_follow(void);

@@ -5,6 +5,7 @@
  * No hypercall in here: the supervisor is waiting for us.
  */
 #include "gate/gate.h"
+#include "poll/poll.h"
 
 /* In .data, so that it is part of the file and the supervisor finds it mapped. */
 __attribute__((section(".data"))) struct sd_boot sd_boot = { .version = SD_ABI_VERSION };
@@ -71,5 +72,7 @@ long sd_init_c(void)
     SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0);
     if (!g.mt)
         SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0);
+    if (sd_boot.ncarry != SD_CARRY_ADOPT)
+        sd_ep_find();
     return sd_adopt_handlers();
 }
