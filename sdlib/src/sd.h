@@ -29,13 +29,23 @@ struct sd_frame {
 #define SD_FRAME_SHORT 1u /* of the short way: another layout */
 #define SD_STACK_LEVELS 6
 #define SD_STACK_SLICE (64 * 1024)
+#define SD_OWN_ALT (64 * 1024)
+#define SD_CONTEXT_REGS 18
 
-/* One per thread, at the top of its stack mapping. %gs base: its distance from sd_nobody (enter.S). Offsets 0, 8, 32, 40 and 64 are known to enter.S. */
+/* What a handler on the program's small sigaltstack has interrupted: altstack.c. */
+struct sd_aside {
+    u64 uc; /* the context that it was shown */
+    u64 level;
+    u64 rip, rsp; /* as shown */
+    u64 reg[SD_CONTEXT_REGS];
+};
+
+/* One per thread, at the top of its stack mapping. %gs base: its distance from sd_nobody (enter.S). Offsets 0, 8, 32, 40 and 64 are known to enter.S, that of own_alt to gate.S. */
 struct sd_tcb {
     u64 top;              /* stack of level 0 starts here and grows down: the block's own address; of sd_nobody 0 */
     u32 level;            /* entries of this thread that are active; of sd_nobody 1 */
     u32 foreign;          /* child of vfork or clone(CLONE_VM): shares the parent's tables and must not change them */
-    u64 lo, hi;           /* this thread's library stacks */
+    u64 lo, hi;           /* this thread's library stacks; the lowest part is SD_OWN_ALT */
     u64 alt_lo, alt_hi;   /* the program's sigaltstack */
     u32 tid, exiting;
     u32 clone_flags;      /* of the clone that is about to run */
@@ -52,10 +62,16 @@ struct sd_tcb {
     struct sd_trace_record *records;
     u32 noted;            /* SD_TRACE_KERNEL, ...: of the call that is being made */
     u32 wakeable;         /* asleep in a call that may end at once with 1 less than this: whoever made it looks again. 0: not so */
+    u64 own_alt;          /* what the kernel has as its sigaltstack while the program's is small, lowest address; 0: it is not. altstack.c */
+    u64 small_lo, small_hi; /* the program's then; alt_lo and alt_hi are 0 */
+    u32 nasides;
+    struct sd_aside asides[SD_STACK_LEVELS];
 };
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
 _Static_assert(offsetof(struct sd_tcb, wakeable) == 212, "sdtrace/rouse.py reads it");
+_Static_assert(offsetof(struct sd_tcb, own_alt) == 216 && SD_OWN_ALT == 65536, "gate.S");
+_Static_assert(sizeof(struct sd_tcb) <= 4096, "start/tcb.c");
 
 #define SD_WAKE_AS(value) (1u + (value)) /* in `wakeable` */
 #define SD_TCB_SIGSYS_BLOCKED 1u /* the program believes that it has blocked SIGSYS */

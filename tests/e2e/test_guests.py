@@ -20,7 +20,7 @@ BEHAVIOURS = [
     "waiters epoll",
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
     "gone close", "gone exit", "gone kill", "gone unread", "mid_switch", "lowat",
-    "early_epoll thread", "early_epoll set", "early_epoll dup",
+    "early_epoll thread", "early_epoll set", "early_epoll dup", "int80",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
 

@@ -193,7 +193,7 @@ u64 sd_fault_route(int sig, const struct siginfo_sys *si, struct ucontext *uc)
             install((u32)sig);
             store_rlx(&sd_signals[sig], handler); /* for sd_signal_inside */
         }
-        return is_inside(uc) ? (u64)sd_signal_inside : handler;
+        return is_inside(uc) || sd_on_own_alt(sd_self(), (u64)uc) ? (u64)sd_signal_inside : handler;
     }
     default_action((u32)sig, si);
     return (u64)sd_nothing;

@@ -35,6 +35,15 @@ void sd_patch_forbid(void);
 void sd_patch_after_fork(void);
 void sd_patch_undo(void);
 void sd_actions_own(void); /* signal.c: every action as the program means it */
+/* gate/int80.c: 0 and the call in *f, -errno, or: */
+#define SD_INT80_AS_IT_IS 1
+long sd_int80_means(const struct ucontext *uc, struct sd_frame *f);
+long sd_int80(const u64 *reg); /* gate.S: with the registers of a context */
+/* gate/altstack.c */
+void sd_alt_learn(struct sd_tcb *t); /* a new thread's */
+static inline bool sd_on_own_alt(const struct sd_tcb *t, u64 at) { return t && t->own_alt && at - t->own_alt < SD_OWN_ALT; }
+struct ucontext *sd_alt_move(struct sd_tcb *t, const struct ucontext *uc, const struct ucontext *shown, u32 level);
+struct sd_aside *sd_alt_aside(struct sd_tcb *t, const struct ucontext *uc); /* of a context that was moved, once; NULL: it was not, or need not */
 long sd_install_sigsys(void); /* gate/signal.c */
 long sd_adopt_handlers(void);
 /* gate/fault.c */

@@ -12,6 +12,8 @@
  *                             answered EINTR
  *   on the way in or out, in the short way, on the program's sigaltstack: as it is. Nothing there sleeps.
  *
+ * While the program's sigaltstack is small, also handlers on it come by here, wherever the signal has come in: altstack.c.
+ *
  * It is shown a copy, in a frame of the same form as the kernel's and with nothing of ours between the handler and it: whoever unwinds (C++ exceptions,
  * pthread_cancel, backtrace, debuggers) comes from the handler to the program's own call. When the handler returns and has left program counter
  * and stack as they were shown, our own context goes on. Has it changed them, then it wants to be elsewhere: our operation is over, as it is after
@@ -27,6 +29,8 @@ struct sd_handler sd_show(int sig, const struct siginfo_sys *si, struct ucontext
 _Atomic u64 sd_signals[NSIG + 1];
 
 #define REGS (UC_EFLAGS + 1)
+_Static_assert(REGS == SD_CONTEXT_REGS, "sd.h");
+#define ARGUMENT_INFO (-2) /* where gate.S has pushed rsi, from sd_shown */
 #define SLOT_DONE (SD_SLOT_P + SD_SLOT_RET)
 #define SLOT_C_DONE (SD_SLOT_P + SD_SLOT_BARE + 2)
 #define SLOT_C_END (SD_SLOT_P + 68)
@@ -108,19 +112,31 @@ struct sd_handler {
     u64 entry, frame;
 };
 
-/* From sd_signal_inside, on the stack that the program has chosen for the signal. */
+/* From sd_signal_inside, on the stack that the kernel has chosen for the signal; below s lie the handler's arguments, which gate.S has kept there. */
 struct sd_handler sd_show(int sig, const struct siginfo_sys *si, struct ucontext *uc, struct sd_shown *s)
 {
     struct sd_handler to = {load_rlx(&sd_signals[sig]), (u64)uc - 8};
     struct sd_tcb *t = sd_self();
-    bool call;
+    bool inside = uc->reg[UC_RIP] >> 32 == SD_LIB_BASE >> 32, call, shown;
+    u64 back = (u64)(g.boxed ? sd_signal_back : sd_signal_return);
+    struct ucontext *moved = NULL;
 
     (void)si;
     sd_copy(&s->uc, uc, sizeof *uc);
-    call = !show_slot(&s->uc);
-    if (call && !show_call(t, &s->uc))
+    call = inside && !show_slot(&s->uc);
+    shown = inside && (!call || show_call(t, &s->uc));
+    if (sd_on_own_alt(t, (u64)uc))
+        moved = sd_alt_move(t, uc, shown ? &s->uc : uc, shown && call ? t->level : 0);
+    if (moved) {
+        to.frame = (u64)moved - 8;
+        if (shown && call)
+            *(u64 *)to.frame = back;
+        ((u64 *)s)[ARGUMENT_INFO] = (u64)(moved + 1);
         return to;
-    s->back = (u64)(g.boxed ? sd_signal_back : sd_signal_return);
+    }
+    if (!shown)
+        return to;
+    s->back = back;
     s->real = uc;
     s->rip = s->uc.reg[UC_RIP];
     s->rsp = s->uc.reg[UC_RSP];
@@ -129,12 +145,25 @@ struct sd_handler sd_show(int sig, const struct siginfo_sys *si, struct ucontext
     return to;
 }
 
+/* A handler of the frame that was moved to the program's small stack has come back; see sd_alt_move. */
+static u64 moved_end(struct ucontext *uc, const struct sd_aside *a)
+{
+    if (uc->reg[UC_RIP] == a->rip && uc->reg[UC_RSP] == a->rsp)
+        sd_copy(uc->reg, a->reg, sizeof a->reg);
+    else
+        sd_self()->level = (u32)a->level - 1;
+    return (u64)uc;
+}
+
 u64 sd_shown_end(struct ucontext *uc)
 {
     struct sd_shown *s = (struct sd_shown *)((u8 *)uc - offsetof(struct sd_shown, uc));
+    const struct sd_aside *aside = sd_alt_aside(sd_self(), uc);
     u64 own[REGS];
 
     uc->sigmask &= ~SIGBIT(SIGSYS);
+    if (aside)
+        return moved_end(uc, aside);
     if (uc->reg[UC_RIP] != s->rip || uc->reg[UC_RSP] != s->rsp) {
         if (s->level)
             sd_self()->level = (u32)s->level - 1;

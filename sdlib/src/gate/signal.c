@@ -12,7 +12,6 @@
 #define SIGSYS_BIT SIGBIT(SIGSYS)
 #define SIG_DFL 0ull
 #define SIG_IGN 1ull
-#define SS_DISABLE 2
 #define AUDIT_ARCH_X86_64 0xc000003eu
 #define FIXED_SLOTS 256u /* kept for sites that cannot be emulated from inside of a signal handler */
 #define PROBES 512u
@@ -67,15 +66,45 @@ static bool needs_slot(u32 nr)
            nr == __NR_sigaltstack || nr == __NR_restart_syscall;
 }
 
-/* Out of slots (thousands of generated sites): the call is made from here, with the program's mask so that it can be interrupted. */
+/* A call is made from here, with the program's mask so that it can be interrupted. */
+static long make(struct ucontext *uc, struct sd_frame *f)
+{
+    struct sd_tcb *t = sd_self();
+    u8 class = sd_class[f->rax & 0xffff];
+    long answer = SD_PASS;
+    if (!t)
+        t = sd_tcb_new((u64)f);
+    set_mask(uc->sigmask);
+    if (t && class) { /* a level of its own: marks of what we have interrupted stay */
+        u32 level = t->level;
+        if (level < SD_STACK_LEVELS)
+            t->frame[level] = f;
+        t->level = level + 1;
+        answer = g.trace ? sd_call_traced(f, t) : sd_call_handler(f, t);
+        t->level = level;
+    }
+    return answer != SD_PASS ? answer : SYS6(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+}
+
+/* int $0x80 in a 64-bit program: most go to the kernel as they are, from the gate; what concerns us is made as the call that it means (int80.c). */
+static NOINLINE void int80(struct ucontext *uc)
+{
+    struct sd_frame f;
+    long nr = sd_int80_means(uc, &f);
+    if (nr == SD_INT80_AS_IT_IS) {
+        set_mask(uc->sigmask);
+        uc->reg[UC_RAX] = (u64)sd_int80(uc->reg);
+    } else {
+        uc->reg[UC_RAX] = (u64)(nr < 0 ? nr : make(uc, &f));
+    }
+}
+
+/* Out of slots (thousands of generated sites). */
 static NOINLINE void emulate(struct ucontext *uc)
 {
     u64 *r = uc->reg;
     struct sd_frame f = { .rax = r[UC_RAX], .rdi = r[UC_RDI], .rsi = r[UC_RSI], .rdx = r[UC_RDX], .r10 = r[UC_R10], .r8 = r[UC_R8],
                           .r9 = r[UC_R9], .rbx = r[UC_RBX], .rbp = r[UC_RBP], .r12 = r[UC_R12], .flags = r[UC_EFLAGS] };
-    struct sd_tcb *t = sd_self();
-    if (!t)
-        t = sd_tcb_new((u64)&f);
     /* The kernel puts the mask of the frame back when we return, so a call that changes the mask changes it there. */
     if ((u32)f.rax == __NR_rt_sigprocmask) {
         u64 old = uc->sigmask, set = 0;
@@ -89,20 +118,7 @@ static NOINLINE void emulate(struct ucontext *uc)
         r[UC_RAX] = 0;
         return;
     }
-    set_mask(uc->sigmask);
-    u8 class = sd_class[f.rax & 0xffff];
-    long answer = SD_PASS;
-    if (t && class) { /* a level of its own: marks of what we have interrupted stay */
-        u32 level = t->level;
-        if (level < SD_STACK_LEVELS)
-            t->frame[level] = &f;
-        t->level = level + 1;
-        answer = g.trace ? sd_call_traced(&f, t) : sd_call_handler(&f, t);
-        t->level = level;
-    }
-    if (answer == SD_PASS)
-        answer = SYS6(f.rax, f.rdi, f.rsi, f.rdx, f.r10, f.r8, f.r9);
-    r[UC_RAX] = (u64)answer;
+    r[UC_RAX] = (u64)make(uc, &f);
 }
 
 /* A SIGSYS that is none of ours. All signals are blocked here. */
@@ -148,7 +164,7 @@ void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
     }
     COUNT(traps);
     if (si->arch != AUDIT_ARCH_X86_64) {
-        uc->reg[UC_RAX] = (u64)-ENOSYS; /* int $0x80 in a 64-bit program */
+        int80(uc);
         return;
     }
     u32 nr = (u32)uc->reg[UC_RAX];
@@ -325,21 +341,4 @@ SD_CALL(sd_rt_sigsuspend)
     if (!sd_strip_sigsys((void *)f->rdi, f->rsi, &copy))
         return SD_PASS;
     return SYS2(__NR_rt_sigsuspend, &copy, 8);
-}
-
-SD_CALL(sd_sigaltstack)
-{
-    const struct stack_t_ *ss = (void *)f->rdi;
-    u64 here = (u64)f;
-    /* On the stack itself the kernel refuses, and shows SS_ONSTACK: it has to see the program's rsp. */
-    if (!ss || !sd_plausible(ss) || (here >= t->alt_lo && here < t->alt_hi))
-        return SD_PASS;
-    struct stack_t_ wanted = *ss;
-    long r = SYS2(__NR_sigaltstack, &wanted, f->rsi);
-    if (r == 0) {
-        bool off = wanted.flags & SS_DISABLE;
-        t->alt_lo = off ? 0 : wanted.sp;
-        t->alt_hi = off ? 0 : wanted.sp + wanted.size;
-    }
-    return r;
 }

@@ -188,10 +188,10 @@ static NOINLINE void tx_nested(struct sock *s)
     u64 outer = load_rlx(&s->tx_in), here = (u64)__builtin_frame_address(0);
     bool live;
 
-    if (outer >= t->lo && outer < t->hi)
+    if (outer >= t->lo + SD_OWN_ALT && outer < t->hi)
         live = (t->top - outer) / SD_STACK_SLICE + 1 < t->level;
     else
-        live = outer > here && outer < t->alt_hi; /* both on the program's sigaltstack */
+        live = outer > here && (outer < t->alt_hi || outer < t->lo + SD_OWN_ALT); /* both on a sigaltstack */
     if (live)
         cas_u32(&s->b->tx_mode, SD_MODE_RING, SD_MODE_RETIRE);
 }

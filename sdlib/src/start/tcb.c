@@ -6,7 +6,7 @@
 #include "sock/sock.h"
 
 #define PAGE 4096ull
-#define STACKS ((u64)SD_STACK_LEVELS * SD_STACK_SLICE)
+#define STACKS ((u64)SD_OWN_ALT + (u64)SD_STACK_LEVELS * SD_STACK_SLICE)
 #define MAPPING (PAGE + STACKS + PAGE) /* guard, stacks, control block */
 
 const struct sd_tcb sd_nobody = {.level = 1};
@@ -55,15 +55,6 @@ static struct sd_tcb *map_new(u32 tid)
     return t;
 }
 
-static void query_altstack(struct sd_tcb *t)
-{
-    struct stack_t_ ss = { 0 };
-    SYS2(__NR_sigaltstack, 0, &ss);
-    bool off = (ss.flags & 2) != 0; /* SS_DISABLE */
-    t->alt_lo = off ? 0 : ss.sp;
-    t->alt_hi = off ? 0 : ss.sp + ss.size;
-}
-
 /* Runs on the program's stack, which may be a goroutine's: keep it shallow. A signal handler that comes in before gs is set makes a
  * block of its own; the one made here is then left to the thread that has this number next. */
 struct sd_tcb *sd_tcb_new(u64 rsp)
@@ -85,7 +76,7 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
     t->clone_flags = 0;
     /* A vfork child may vanish without a word (exec, kill): its block is free as soon as its number is. */
     t->foreign = t->exiting = SYS0(__NR_getpid) != (long)g.pid;
-    query_altstack(t);
+    sd_alt_learn(t);
     sd_set_self(t);
     return t;
 }
@@ -97,14 +88,15 @@ static bool is_in(u64 at, u64 lo, u64 hi) { return at >= lo && at < hi; }
 u64 sd_pick_stack(struct sd_tcb *t, struct sd_frame *f)
 {
     u64 here = (u64)f, below = here & ~15ull;
-    bool ours = is_in(here, t->lo, t->hi), alt = is_in(here, t->alt_lo, t->alt_hi);
+    bool ours = is_in(here, t->lo, t->hi), alt = is_in(here, t->alt_lo, t->alt_hi), small = is_in(here, t->small_lo, t->small_hi);
     u32 level = t->level;
-    if (!ours && !alt) {
+    if (!ours && !alt && !small) {
         /* Back on the program's stack, at or above the frame of an operation: it was left by siglongjmp. The same for an operation
          * whose frame is on a stack that handlers run on: its handler is no more. */
         for (; level; level--) {
             u64 last = level <= SD_STACK_LEVELS ? (u64)t->frame[level - 1] : 0;
-            if (last && last > here && !is_in(last, t->lo, t->hi) && !is_in(last, t->alt_lo, t->alt_hi))
+            if (last && last > here && !is_in(last, t->lo, t->hi) && !is_in(last, t->alt_lo, t->alt_hi) &&
+                !is_in(last, t->small_lo, t->small_hi))
                 break;
         }
     }
@@ -141,6 +133,10 @@ void sd_tcbs_unmap(void)
     sd_set_self(NULL);
     for (; t; t = next) {
         next = t->next;
-        SYS2(__NR_munmap, (u64)t - STACKS - PAGE, MAPPING);
+        /* Where a thread's small sigaltstack is ours as far as the kernel knows, it stays so: there is room for any handler. */
+        if (t->own_alt)
+            SYS2(__NR_munmap, t->lo + SD_OWN_ALT, MAPPING - SD_OWN_ALT - PAGE);
+        else
+            SYS2(__NR_munmap, (u64)t - STACKS - PAGE, MAPPING);
     }
 }

@@ -33,6 +33,8 @@
 #define UC_RIP_AT 168         /* of the context, struct ucontext */
 #define SHOWN_BYTES 352       /* struct sd_shown; a multiple of 16 */
 #define SD_LIB_HIGH 0x2d00    /* SD_LIB_BASE >> 32 */
+#define OWN_ALT_BYTES 65536   /* SD_OWN_ALT */
+#define TCB_OWN_ALT 216       /* asserted in sd.h, as the others */
 
     .section .gate, "ax", @progbits
     .globl sd_slots
@@ -110,6 +112,25 @@ sd_sys:
 sd_sys_ret:
     ret
 
+/* long sd_int80(const u64 *reg): struct ucontext's registers, r8 first */
+    .globl sd_int80
+    .hidden sd_int80
+sd_int80:
+    push    %rbx
+    push    %rbp
+    mov     %rdi, %r11
+    mov     104(%r11), %rax
+    mov     88(%r11), %rbx
+    mov     112(%r11), %rcx
+    mov     96(%r11), %rdx
+    mov     72(%r11), %rsi
+    mov     64(%r11), %rdi
+    mov     80(%r11), %rbp
+    int     $0x80
+    pop     %rbp
+    pop     %rbx
+    ret
+
     .globl sd_restorer
     .hidden sd_restorer
 sd_restorer:
@@ -126,6 +147,10 @@ sd_signal:
     shr     $32, %rax
     cmp     $SD_LIB_HIGH, %eax
     je      1f
+    mov     %rsp, %rax
+    sub     %gs:sd_nobody+TCB_OWN_ALT(%rip), %rax
+    cmp     $OWN_ALT_BYTES, %rax
+    jb      1f                               /* altstack.c */
     lea     sd_signals(%rip), %rax
     mov     (%rax,%rdi,8), %r11
     xor     %eax, %eax

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * altstack.c - the program's alternate signal stack.
+ *
+ * One of the usual size is the kernel's as well: handlers run on it, our C code below them (gate.S), and the frame of a call that traps. On one of
+ * 4 KiB the kernel's first frame leaves a few hundred bytes (3376 are its own with AVX-512). So while the program's is small, the kernel is told of
+ * one of ours, and what the kernel puts there for a handler of the program is moved to where it would have been: the top of the program's, or
+ * below what is there already. From then on ours is free again, since nobody runs on it. It holds, for a moment each, frames to be moved and the
+ * frame of a SIGSYS; our C code has the library's stack, as from anywhere else.
+ *
+ * Into a moved frame the interrupted context of the program is written as it would be without us (show.c). If it was our operation that was interrupted,
+ * its own registers are kept aside until the handler comes back. A handler that leaves by siglongjmp leaves them: what is aside for a frame at or
+ * below the place of a new one has been left.
+ *
+ * Where a frame cannot be moved (no room, the program's handler has interrupted us between the kernel's frame and the move) the handler runs on ours.
+ */
+#include "gate/calls.h"
+#include "gate/gate.h"
+
+#define SS_ONSTACK 1
+#define SS_DISABLE 2
+#define SS_AUTODISARM (1 << 31)
+#define SMALL (16 * 1024)
+#define REDZONE 128
+#define SIGINFO 128
+#define FRAME (8 + sizeof(struct ucontext) + SIGINFO) /* struct rt_sigframe */
+#define FP_XSTATE_MAGIC1 0x46505853u
+#define FP_MAGIC_AT 464 /* of struct _fpx_sw_bytes in the FXSAVE area */
+#define FP_LEGACY 512
+#define FP_ALIGN 64
+
+static bool is_on(const struct sd_tcb *t, u64 at) { return at - t->small_lo < t->small_hi - t->small_lo || sd_on_own_alt(t, at); }
+
+/* The kernel has `ss` for this thread. */
+static void learn(struct sd_tcb *t, const struct stack_t_ *ss)
+{
+    bool off = ss->flags & SS_DISABLE;
+    struct stack_t_ own = {.sp = t->lo, .size = SD_OWN_ALT};
+
+    t->own_alt = t->small_lo = t->small_hi = 0;
+    t->alt_lo = off ? 0 : ss->sp;
+    t->alt_hi = off ? 0 : ss->sp + ss->size;
+    if (off || ss->size >= SMALL || (ss->flags & (SS_ONSTACK | SS_AUTODISARM)) || SYS2(__NR_sigaltstack, &own, 0) < 0)
+        return;
+    t->small_lo = t->alt_lo;
+    t->small_hi = t->alt_hi;
+    t->alt_lo = t->alt_hi = 0;
+    t->own_alt = own.sp;
+}
+
+void sd_alt_learn(struct sd_tcb *t)
+{
+    struct stack_t_ ss = {.flags = SS_DISABLE};
+
+    t->nasides = 0;
+    SYS2(__NR_sigaltstack, 0, &ss);
+    for (const struct sd_tcb *x = sd_tcbs(); x && !(ss.flags & SS_DISABLE); x = x->next)
+        if (x->own_alt == ss.sp) { /* a vfork child's is its parent's */
+            t->own_alt = x->own_alt;
+            t->small_lo = x->small_lo;
+            t->small_hi = x->small_hi;
+            t->alt_lo = t->alt_hi = 0;
+            return;
+        }
+    learn(t, &ss);
+}
+
+SD_CALL(sd_sigaltstack)
+{
+    const struct stack_t_ *ss = (void *)f->rdi;
+    struct stack_t_ *old = (void *)f->rsi, wanted, was = {.sp = t->small_lo, .size = t->small_hi - t->small_lo};
+    u64 here = (u64)f;
+    bool small = t->own_alt;
+    long r = 0;
+
+    /* On the stack itself the kernel refuses, and shows SS_ONSTACK: it has to see the program's rsp. */
+    if (small ? (ss && !sd_plausible(ss)) || (old && !sd_plausible(old)) : !ss || !sd_plausible(ss) || (here >= t->alt_lo && here < t->alt_hi))
+        return SD_PASS;
+    was.flags = is_on(t, here) ? SS_ONSTACK : 0;
+    if (ss) {
+        wanted = *ss; /* `old` may be the same memory */
+        if (small && was.flags)
+            return -EPERM;
+        r = SYS2(__NR_sigaltstack, &wanted, small ? NULL : old);
+        if (r == 0)
+            learn(t, &wanted);
+    }
+    if (r == 0 && small && old)
+        *old = was;
+    return r;
+}
+
+/* ------------------------------------------------------------------- frames */
+
+static u64 fp_bytes(u64 fp)
+{
+    const u32 *sw = (const u32 *)(fp + FP_MAGIC_AT);
+
+    return !fp ? 0 : sw[0] == FP_XSTATE_MAGIC1 ? sw[1] : FP_LEGACY;
+}
+
+/* Where the kernel would begin a frame on the program's stack for a signal that interrupts at rsp; 0: it cannot be told. */
+static u64 top_for(const struct sd_tcb *t, u64 rsp)
+{
+    u64 top = t->small_hi;
+
+    if (sd_on_own_alt(t, rsp))
+        return 0;
+    if (rsp - t->small_lo < t->small_hi - t->small_lo)
+        return rsp - REDZONE;
+    for (u32 l = 0; l < t->level && l < SD_STACK_LEVELS; l++) { /* operations of handlers there, which have been interrupted */
+        u64 f = (u64)t->frame[l];
+        if (f >= t->small_lo && f < top)
+            top = f;
+    }
+    return top;
+}
+
+static void keep_aside(struct sd_tcb *t, const struct ucontext *uc, const struct ucontext *moved, const struct ucontext *shown, u32 level)
+{
+    struct sd_aside *a = &t->asides[t->nasides];
+
+    a->uc = (u64)moved;
+    a->level = level;
+    a->rip = shown->reg[UC_RIP];
+    a->rsp = shown->reg[UC_RSP];
+    sd_copy(a->reg, uc->reg, sizeof a->reg);
+    t->nasides++;
+}
+
+/* Moves the kernel's frame, which is on ours, to the program's stack. `level`: operation that was interrupted and that goes on when the handler comes
+ * back, else 0. NULL: the handler runs where the frame is. */
+struct ucontext *sd_alt_move(struct sd_tcb *t, const struct ucontext *uc, const struct ucontext *shown, u32 level)
+{
+    u64 top = top_for(t, uc->reg[UC_RSP]), bytes = fp_bytes(uc->fpstate), fp, frame;
+    struct ucontext *to;
+
+    if (top < t->small_lo + bytes + FP_ALIGN + FRAME + 16)
+        return NULL;
+    fp = (top - bytes) & ~(u64)(FP_ALIGN - 1);
+    frame = ((fp - FRAME) & ~15ull) - 8;
+    if (frame < t->small_lo)
+        return NULL;
+    to = (struct ucontext *)(frame + 8);
+    while (t->nasides && t->asides[t->nasides - 1].uc <= (u64)to)
+        t->nasides--;
+    if (level && t->nasides == SD_STACK_LEVELS)
+        return NULL;
+    sd_copy((void *)fp, (const void *)uc->fpstate, bytes);
+    sd_copy((void *)frame, (const u8 *)uc - 8, FRAME);
+    sd_copy(to->reg, shown->reg, sizeof to->reg);
+    to->fpstate = bytes ? fp : 0;
+    if (level)
+        keep_aside(t, uc, to, shown, level);
+    return to;
+}
+
+struct sd_aside *sd_alt_aside(struct sd_tcb *t, const struct ucontext *uc)
+{
+    for (u32 i = t ? t->nasides : 0; i-- > 0;)
+        if (t->asides[i].uc == (u64)uc) {
+            t->nasides = i;
+            return &t->asides[i];
+        }
+    return NULL;
+}
