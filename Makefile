@@ -4,6 +4,7 @@
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
 #   make test-rdma   two hosts with RDMA: a kernel with soft RoCE in an emulated machine (minutes)
+#   make failures-rdma   there, 200 times: monitors killed and links down at random moments (an hour or two); `make failures` without RDMA
 #   make examples   those of examples/, natively and under sdrun, with a plot of each in build/examples/
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
@@ -42,7 +43,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: faults package build test examples test-rdma figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
+.PHONY: faults package build test examples test-rdma failures-rdma failures figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -108,6 +109,16 @@ test: build $(STAMPS)/packages-test
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 2400 -- bash tests/vm/run.sh $(PYTEST_ARGS)
+
+# By hand: FAILURES of each kind, with a seed that is printed.
+FAILURES := 100
+SEED := $(shell date +%s)
+FAIL := env SDRUN_HOSTS_FAILURES=$(FAILURES) SDRUN_HOSTS_SEED=$(SEED)
+failures-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
+	@$(PY) -m tests.vm.guest --limit 28800 -- $(FAIL) bash tests/vm/run.sh --timeout 14400 --reruns 0 -v -k every_byte $(PYTEST_ARGS)
+
+failures: build $(STAMPS)/packages-test
+	@$(FAIL) $(PY) -m pytest -v --timeout 7200 --reruns 0 tests/hosts/test_failure.py $(PYTEST_ARGS)
 
 # The ways between two hosts, compared with each other in the same guest; no figures of any network.
 figures-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma

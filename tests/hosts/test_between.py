@@ -19,21 +19,29 @@ from tests.hosts.world import VERBS, Host, Mode, Program, World, assert_rdma, wa
 
 ECHO = """
 import os, socket, sys
+def serve(s, n, moved):
+    while data := s.recv(65536):
+        s.sendall(data); n += len(data)
+        if moved or not os.path.exists(sys.argv[4]): continue
+        moved = True                 # another program or process than the one that accepted goes on
+        if sys.argv[5] == "exec":
+            s.set_inheritable(True)
+            os.environ["GIVEN"] = f"{s.fileno()} {n}"
+            os.execv(sys.executable, [sys.executable, "-c", os.environ["ECHO"], *sys.argv[1:]])
+        if child := os.fork():
+            os.waitpid(child, 0); return
+    print(n, flush=True)
+if given := os.environ.get("GIVEN"):
+    fd, n = map(int, given.split())
+    serve(socket.socket(fileno=fd), n, True); sys.exit()
 l = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("listening", flush=True)
 for _ in range(int(sys.argv[3])):
     s, _ = l.accept()
-    n = child = 0
-    while data := s.recv(65536):
-        s.sendall(data); n += len(data)
-        if not child and os.path.exists(sys.argv[4]):
-            child = os.fork()            # another process than the one that accepted goes on
-            if child: break
-            child = -1
-    if child > 0: os.waitpid(child, 0)
-    else: print(n, flush=True)
+    me = os.getpid()
+    serve(s, 0, False)
     s.close()
-    if child < 0: os._exit(0)
+    if os.getpid() != me: os._exit(0)
 """
 PING = """
 import os, socket, sys, time
@@ -55,6 +63,9 @@ n = 0
 while not os.path.exists(go):
     ping(n); n += 1; time.sleep(0.01)
 for n in range(int(rounds)): ping(n)
+if how == "fork":                # the child goes on
+    if child := os.fork(): os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    for n in range(int(rounds)): ping(n)
 if how == "exec":
     s.set_inheritable(True)
     again = [address, port, rounds, go, str(s.fileno()), str(total)]
@@ -70,8 +81,9 @@ OTHERWISE = {"depth": 64, "inline": 0, "mtu": 1024, "port": 1}
 quick_only = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, in a hundredth of the time")
 
 
-def echo(host: Host, port: int, go: Path, clients: int = 1) -> Program:
-    server = host.runner().start(sys.executable, "-c", ECHO, host.address, str(port), str(clients), go)
+def echo(host: Host, port: int, go: Path, clients: int = 1, how: str = "fork") -> Program:
+    words = (host.address, str(port), str(clients), go, how)
+    server = host.runner().start(sys.executable, "-c", ECHO, *words, env={"ECHO": ECHO})
     server.until(lambda: b"listening" in server.stdout, "listens")
     return server
 
@@ -104,12 +116,15 @@ def tool(*words: str, env: dict[str, str]) -> str:
                           text=True).stdout
 
 
-@pytest.mark.parametrize("how", [pytest.param("direct", marks=quick_only), "exec"])
-def test_fork_here_and_exec_there(world: World, how: str) -> None:
+@pytest.mark.parametrize("here, there", [
+    pytest.param("direct", "fork", marks=quick_only), ("exec", "fork"), ("fork", "exec"),
+    pytest.param("fork", "fork", marks=quick_only), pytest.param("exec", "exec", marks=quick_only),
+])  # fmt: skip
+def test_fork_and_exec_on_both_ends(world: World, here: str, there: str) -> None:
     world.start(**({"device": OTHERWISE} if VERBS else {}))
     go = world.a.folder / "go"
-    server = echo(world.b, 7000, go)
-    client = ping(world.a, world.b, 7000, go, how)
+    server = echo(world.b, 7000, go, how=there)
+    client = ping(world.a, world.b, 7000, go, here)
     world.a.carried(1)
     assert_shown(world)
     go.touch()
