@@ -34,6 +34,12 @@ class Key:
         """Is it still the connection that it was?"""
         return self.area.block_generation(self.block) == self.generation
 
+    def pin(self, reason: int) -> None:
+        """An offered connection stays on TCP."""
+        if self.current:
+            self.area.view.block[self.block].reason = reason
+            self.area.exchange_state(self.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PINNED)
+
 
 @dataclass
 class Origin:

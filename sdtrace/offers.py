@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offers of our processes with the monitor, and the segments that came of them.
 
-A segment's descriptor is kept from the pairing until the connection is over: for the process that attaches, for the
-program that gets the connection through execve, to tell a new monitor of it, and to move it back to TCP.  A socket
-of the program is never kept: holding it would keep its connection open.
-
 Starting a monitor takes as long as starting Python, so it is begun in a thread when the first process is injected, and
 waited for at the first offer.  While there has been none, offers are refused, with back-off.  A monitor that goes
 (restart, upgrade) is looked for again, is told what we hold, and gets the offers that were open: no connection notices.
@@ -27,7 +23,8 @@ from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, P
 from sdlib.wire.messages import Bell, Query
 from sdtrace import far
 from sdtrace.areas import Area
-from sdtrace.held import Held, Key, Origin, Quotas, as_paper, forbidden, reason_of
+from sdtrace.held import Held, Key, Origin, as_paper, forbidden, reason_of
+from sdtrace.holdings import Holdings
 from sdtrace.meter import Meter
 from sdtrace.opener import Opener
 from sdtrace.segments import same_socket, send_back
@@ -49,16 +46,12 @@ class Broker:
     ) -> None:  # fmt: skip
         """`watch`, `unwatch`: the monitor's descriptor in and out of the event loop; `reload`: policies changed."""
         self._watch, self._unwatch = watch, unwatch
-        self._settings = settings
         self._reload = reload
-        self._vault = vault or Vault(None)
+        self._own = Holdings(settings, vault or Vault(None))
         self._client: MonitorClient | None = None
         self._opener = Opener()
         self._ids = itertools.count(1)
-        self._held: dict[Key, Held] = {}
         self._open: dict[int, Key] = {}
-        self._named: dict[int, Key] = {}
-        """Those that are paired, by the name that the monitor knows."""
         self._homeless: dict[Key, Held] = {}
         """Offers that were open when the monitor went."""
         self._had_one = False
@@ -67,14 +60,12 @@ class Broker:
         self._stuck = Stuck()
         self._far = far.Far()
         self._gone_at = time.monotonic()
-        self._quotas = Quotas()
         self._swept = 0.0
         self.recall: Callable[[Key, Held], int] = lambda _key, _held: errno.ENOSYS
         """See sdtrace/recall.py; set where the image is known."""
         self.summary: Callable[[], dict[str, Any]] = dict
         """The tree's counters, for the monitor's metrics: see sdtrace/snapshot.py."""
-        self.asked = Meter()
-        """How long the monitor's answers took."""
+        self.asked = Meter()  # how long the monitor's answers took
 
     # --------------------------------------------------------------- monitor
 
@@ -98,10 +89,9 @@ class Broker:
         """Tell a new monitor what we hold, and offer again what waited."""
         self._stuck.clear()
         self._untold = False
-        for key, held in self._held.items():
-            if held.paired and held.segment >= 0 and not held.left:
-                client.hold(held.name, held.segment, held.side, far=held.far)
-                self._named[held.name] = key
+        for key, held in self._own.to_tell():
+            client.hold(held.name, held.segment, held.side, far=held.far)
+            self._own.named[held.name] = key
         self._offer_homeless(client)
 
     def _offer_homeless(self, client: MonitorClient) -> None:
@@ -128,7 +118,7 @@ class Broker:
         if result == abi.const.SD_OFFER_PAIRED:
             key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PAIRED)
         elif result == abi.const.SD_OFFER_REFUSED and reason != abi.const.SD_REASON_no_monitor:
-            self._pin(key, reason)
+            key.pin(reason)
 
     def _drop_client(self, why: str) -> None:
         """The monitor has gone. What was open waits for the next."""
@@ -138,8 +128,7 @@ class Broker:
         self._client.close()
         self._client = None
         for key in self._open.values():
-            held = self._held.pop(key)
-            self._homeless[key] = held
+            self._homeless[key] = self._own.all.pop(key)
             key.area.view.block[key.block].reason = abi.const.SD_REASON_no_monitor
         self._open.clear()
         self._stuck.clear()
@@ -154,14 +143,13 @@ class Broker:
         self._stuck.sweep()
         self._sweep()
         if self._client is None and time.monotonic() > self._gone_at + far.LEAVE_S:
-            for key, held in self._held.items():
+            for key, held in self._own.all.items():
                 self._far.leave(key, held)
         return self._far.tick() or self._missed() or bool(self._stuck)
 
     def _missed(self) -> bool:
         """Offers wait for a monitor, or connections to another host, whose bytes it carries."""
-        mirrored = (held for held in self._held.values() if held.far and not held.left)
-        return bool(self._homeless) or self._untold or (self._client is None and any(mirrored))
+        return bool(self._homeless) or self._untold or (self._client is None and self._own.mirrored())
 
     # ----------------------------------------------------------------- offers
 
@@ -182,11 +170,10 @@ class Broker:
         return self._offer_to(client, key, sock, origin)
 
     def _over_quota(self, key: Key, origin: Origin) -> bool:
-        settings = self._settings(origin.exe, origin.uid)
-        if not self._quotas.exceeded(origin.exe, origin.uid, settings, key.area.ring_bytes):
+        if not self._own.over_quota(key, origin):
             return False
         self._sweep(now=True)
-        return self._quotas.exceeded(origin.exe, origin.uid, settings, key.area.ring_bytes)
+        return self._own.over_quota(key, origin)
 
     def _offer_to(self, client: MonitorClient, key: Key, sock: int, origin: Origin) -> tuple[int, int]:
         held = Held(next(self._ids), origin)
@@ -204,32 +191,21 @@ class Broker:
             self._return(held, answer.memfd)
             return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_policy
         if isinstance(answer, Paired):
-            self._keep(key, held, answer)
+            self._own.keep(key, held, answer)
             return abi.const.SD_OFFER_PAIRED, 0
         if isinstance(answer, Pending):
-            self._held[key] = held
+            self._own.all[key] = held
             self._open[held.name] = key
             if not client.answered(held.name):
                 self._stuck.add(client, key, held, sock)
             return abi.const.SD_OFFER_PENDING, 0
         return abi.const.SD_OFFER_REFUSED, reason_of(answer)
 
-    def _keep(self, key: Key, held: Held, pair: Paired) -> None:
-        held.segment, held.paired = pair.memfd, True
-        held.side, held.far = pair.side, pair.far
-        held.bytes = os.fstat(pair.memfd).st_size
-        key.area.set_side(key.block, pair.side, far=pair.far)
-        self._held[key] = held
-        self._named[held.name] = key
-        self._quotas.add(held)
-        self._vault.segment(key, held)
-
     def inherit(self, key: Key, held: Held) -> None:
         """A connection of the supervisor before us, which the monitor is to be told of."""
         self._ids = itertools.count(held.name + 1)
         self._had_one = self._untold = True
-        self._held[key] = held
-        self._quotas.add(held)
+        self._own.inherit(key, held)
 
     @property
     def monitor_path(self) -> str | None:
@@ -238,8 +214,7 @@ class Broker:
 
     def segment_of(self, key: Key) -> int:
         """The segment's descriptor, ours; -1 without one."""
-        held = self._held.get(key)
-        return -1 if held is None else held.segment
+        return self._own.segment_of(key)
 
     def fileno(self) -> int:
         """Descriptor of the monitor's client, -1 without one."""
@@ -269,8 +244,8 @@ class Broker:
             self._offer_homeless(self._client)
 
     def _ring(self, event: Ring) -> None:
-        key = self._named.get(event.offer_id)
-        held = None if key is None else self._held.get(key)
+        key = self._own.named.get(event.offer_id)
+        held = None if key is None else self._own.all.get(key)
         if key is None or held is None:
             result = errno.ENOENT
         elif event.what == Bell.RECALL:
@@ -285,7 +260,7 @@ class Broker:
 
         `leave`: it cannot use a ring to another host any more, and both ends go back to TCP.
         """
-        held = self._held.get(key)
+        held = self._own.all.get(key)
         if held is not None and leave and held.far:
             self._far.leave(key, held)
             if self._client is not None:
@@ -301,7 +276,7 @@ class Broker:
 
     def _paired(self, event: Paired) -> None:
         key = self._open.pop(event.offer_id, None)
-        held = self._held.pop(key, None) if key is not None else None
+        held = self._own.all.pop(key, None) if key is not None else None
         if key is None or held is None:
             os.close(event.memfd)
             return
@@ -309,12 +284,12 @@ class Broker:
             self._return(held, event.memfd)
         elif forbidden(held.origin, event.far):
             self._return(held, event.memfd)
-            self._pin(key, abi.const.SD_REASON_policy)
+            key.pin(abi.const.SD_REASON_policy)
         elif self._over_quota(key, held.origin):
             self._return(held, event.memfd)
-            self._pin(key, abi.const.SD_REASON_quota)
+            key.pin(abi.const.SD_REASON_quota)
         else:
-            self._keep(key, held, event)
+            self._own.keep(key, held, event)
             if not key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PAIRED):
                 self._let_go(key)
 
@@ -329,38 +304,27 @@ class Broker:
         for offer_id in event.offer_ids if event.code else ():
             key = self._open.pop(offer_id, None)
             if key is not None:
-                del self._held[key]
-                self._pin(key, reason_of(Refused(event.reason, event.code)))
-
-    @staticmethod
-    def _pin(key: Key, reason: int) -> None:
-        """An offered connection stays on TCP."""
-        if key.current:
-            key.area.view.block[key.block].reason = reason
-            key.area.exchange_state(key.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PINNED)
+                del self._own.all[key]
+                key.pin(reason_of(Refused(event.reason, event.code)))
 
     def keep_off(self, key: Key, reason: int) -> None:
         """A connection that is not attached shall stay on TCP (`enum sd_reason`)."""
         self.withdraw(key)
-        self._pin(key, reason)
+        key.pin(reason)
 
     def attach(self, key: Key) -> int | None:
         """A duplicate of the segment's descriptor, the caller's to close; None when there is none for this block."""
-        held = self._held.get(key)
-        if held is None or held.segment < 0:
-            return None
-        held.attached = True
-        return os.dup(held.segment)
+        return self._own.attach(key)
 
     def withdraw(self, key: Key, *, closing: bool = False) -> None:
         """Forget an open offer or a segment that was not attached. `closing`: the program closes the connection."""
         self._homeless.pop(key, None)
         self._stuck.drop(key, closing=closing)
-        held = self._held.get(key)
+        held = self._own.all.get(key)
         if held is None or held.attached:
             return
         if self._open.pop(held.name, None) is not None:
-            del self._held[key]
+            del self._own.all[key]
             if self._client is not None:
                 self._client.withdraw(held.name)
         else:
@@ -368,35 +332,30 @@ class Broker:
 
     def _let_go(self, key: Key) -> None:
         """The connection is over: give up its segment."""
-        held = self._held.pop(key)
-        if held.paired:
-            self._named.pop(held.name, None)
-            self._quotas.remove(held)
-            self._far.forget(key)
-            self._vault.drop_segment(held)
-            os.close(held.segment)
-            if self._client is not None:
-                self._client.release(held.name)
+        self._far.forget(key)
+        held = self._own.let_go(key)
+        if held.paired and self._client is not None:
+            self._client.release(held.name)
 
     def _sweep(self, *, now: bool = False) -> None:
         """Give up segments of blocks that were freed since."""
         if not now and time.monotonic() < self._swept + _SWEEP_S:
             return
         self._swept = time.monotonic()
-        for key in [key for key, held in self._held.items() if held.paired and not key.current]:
+        for key in self._own.outdated():
             self._let_go(key)
         for key in [key for key in self._homeless if not key.current]:
             del self._homeless[key]
 
     def held(self) -> list[tuple[Key, Held]]:
         """All connections that still are what they were."""
-        return [(key, held) for key, held in self._held.items() if key.current]
+        return self._own.current()
 
     def forget_area(self, area: Area) -> None:
         """Nobody sees this area any more."""
-        for key in [key for key in (*self._held, *self._homeless) if key.area is area]:
+        for key in [key for key in (*self._own.all, *self._homeless) if key.area is area]:
             self.withdraw(key)
-            if key in self._held:
+            if key in self._own.all:
                 self._let_go(key)
 
     # ----------------------------------------------------------------- policy
@@ -404,7 +363,7 @@ class Broker:
     def rejudge(self, stays: Callable[[Origin], bool]) -> int:
         """Policies have changed: connections for which `stays` move back to TCP, without a reset. How many do."""
         moved = 0
-        for key, held in list(self._held.items()):
+        for key, held in list(self._own.all.items()):
             stay = stays(held.origin) or (held.paired and forbidden(held.origin, held.far))
             if not key.current or not stay:
                 continue
@@ -421,7 +380,7 @@ class Broker:
         if event.what == Query.COUNTERS:
             paper = self.summary()
         else:
-            paper = as_paper(itertools.chain(self._held.items(), self._homeless.items()))
+            paper = as_paper(itertools.chain(self._own.all.items(), self._homeless.items()))
         with suppress(OSError):
             memfd = papers.write(paper)
             try:
@@ -434,10 +393,7 @@ class Broker:
         """Hang up."""
         self._stuck.sweep(over=True)
         self._far.close()
-        for held in self._held.values():
-            if held.segment >= 0:
-                os.close(held.segment)
-        self._held.clear()
+        self._own.close()
         self._opener.close()
         if self._client is not None:
             self._client.close()
