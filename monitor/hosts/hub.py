@@ -37,6 +37,8 @@ from sdlib import abi
 from sdlib.wire.messages import Nudge, Rang
 
 DEAF_S: Final = 0.002
+CREDIT_S: Final = 0.01
+"""How long small credits may wait: a sender with a small SO_SNDBUF may wait for them."""
 _CALLERS_MAX: Final = 64
 _UNKNOWN_MAX: Final = 65536
 _TICK_S: Final = 0.5
@@ -73,6 +75,7 @@ class Hub:
         self._callers: set[Caller] = set()
         self._vigil = Vigil(device, spin_s(config.spin_us))
         self._ticked = 0.0
+        self._credit_at: float | None = None
         self._looks = 0
         self._ready: set[str] = set()
         self.contacts = {
@@ -189,6 +192,7 @@ class Hub:
             return None
         copy.found(far_id)
         conn = self._conns.add(contact, far_id, copy, candidate.offer.client, candidate.offer.offer_id)
+        self._vigil.joined()
         conn.waiting = (candidate, memfd)
         return conn
 
@@ -237,6 +241,7 @@ class Hub:
             return contact is not None
         contact.unknown.pop(far_id, None)
         conn = self._conns.add(contact, far_id, copy, client, name)
+        self._vigil.joined()
         contact.guard(lambda link: link.introduce(conn.mirror, reply=1))
         return True
 
@@ -256,8 +261,14 @@ class Hub:
         due = now - self._ticked >= _TICK_S
         if due or any(one.link is None and one.dials for one in self.contacts.values()):
             self._tick(now)
-        if self._vigil.looked(self._pass(idle=due), (conn.mirror for conn in self._conns)):
+        credit = self._credit_at is not None and now >= self._credit_at
+        if due or credit:
+            self._credit_at = None
+        if self._vigil.looked(self._pass(idle=due or credit), (conn.mirror for conn in self._conns)):
             return 0.0
+        if any(conn.mirror.owes for conn in self._conns):
+            self._credit_at = self._credit_at or now + CREDIT_S
+            return min(self._nap(), max(0.0, self._credit_at - now))
         return self._nap()
 
     def _nap(self) -> float:

@@ -81,8 +81,8 @@ class Mirror:
         state.copy, state.ring_bytes, state.side = copy.pointer, copy.ring_bytes, copy.side
         self.slot = slot
         self.linked = self.broken = self.dead = False
-        self.ends = False
-        """Its program has closed it: nothing waits any more for what comes after it."""
+        self.ends = self.owes = False
+        """Its program has closed it, so nothing more comes after. Credit was untold when we last went to sleep."""
         self.sent = copy.credited()
         self.landed = copy.landed()
         self.asked, self.rung = copy.bells()
@@ -262,7 +262,9 @@ class Mirror:
         That it has read something is news only if the other one may soon wait for room, or as long as the program has
         not switched: it is to do so at its first receive.
         """
-        used = (self.landed - int(self.state.head_said)) & _U64
+        said = int(self.state.head_said)
+        used = (self.landed - said) & _U64
+        self.owes = self.linked and self.copy.head() != said
         self.copy.arm(data=True, room=not self.copy.switched or used > self.copy.ring_bytes // 2)
 
     def awake(self) -> None:

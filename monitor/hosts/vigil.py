@@ -49,6 +49,10 @@ class Vigil:
         self._row = 0
         self.armed = False
 
+    def joined(self) -> None:
+        """There is a connection that is not armed yet."""
+        self.armed = False
+
     def stirred(self) -> None:
         """Somebody says that there is news."""
         self._until = max(self._until, time.monotonic() + self._spin_s)

@@ -18,7 +18,7 @@ import pytest
 from sdlib import abi
 from sdtrace import procfs
 from tests.guestbuild import Guests
-from tests.hosts.test_between import LONG_S, assert_whole, echo, ping, quick_only, sums
+from tests.hosts.test_between import assert_whole, echo, ping, quick_only, sums
 from tests.hosts.world import LIMIT_S, VERBS, Program, World, wait_for
 from tests.sdtrace.support import supervisor_of
 
@@ -68,8 +68,7 @@ def test_a_link_that_is_lost_for_good(world: World, guests: Guests, lose: Callab
 
     wait_for(lambda: all(map(back, told)), lambda: f"they go back\n{world.a.log}\n{world.b.log}")
     stay.touch()
-    client.ok(LONG_S)
-    server.ok(LONG_S)
+    world.finish(client, server)
     if lose is supervisor_as_well:
         assert sums(client) == {"sent": sums(server)["received"], "received": sums(server)["sent"]}
     else:

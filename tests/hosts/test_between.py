@@ -128,8 +128,7 @@ def test_fork_and_exec_on_both_ends(world: World, here: str, there: str) -> None
     world.a.carried(1)
     assert_shown(world)
     go.touch()
-    client.ok(LONG_S)
-    server.ok(LONG_S)
+    world.finish(client, server)
     assert server.stdout.split()[-1] == client.stdout.strip()
     for program in (client, server):
         assert_rdma(program.report(), 1, 60_000 if VERBS else 250_000)
@@ -167,8 +166,7 @@ def test_a_round_trip_costs_few_looks(world: World) -> None:
     world.a.carried(1)
     before = [host.status()["hosts"]["looks"] for host in (world.a, world.b)]
     go.touch()
-    client.ok()
-    server.ok()
+    world.finish(client, server)
     spent = [host.status()["hosts"]["looks"] - looks for host, looks in zip((world.a, world.b), before, strict=True)]
     assert max(spent) < 20 * int(ROUNDS), spent
 
@@ -191,8 +189,7 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
     world.start()
     size = (1 if VERBS else 8) << 20
     server, client = world.exchange(guests("integrity"), 7002, size)
-    client.ok(LONG_S)
-    server.ok(LONG_S)
+    world.finish(client, server)
     assert_whole(client, server, size)
 
 
@@ -232,8 +229,7 @@ def test_a_rule_keeps_connections_off_rdma(world: World) -> None:
     client = ping(world.a, world.b, 7005, go, options=["-r", "out tcp *:* accelerate transport=shm"])
     wait_for(lambda: "paired with other hosts" in str(world.a.status()), lambda: world.a.log)
     go.touch()
-    client.ok()
-    server.ok()
+    world.finish(client, server)
     assert server.stdout.split()[-1] == client.stdout.strip()
     kept = client.report().raw["connections"]
     assert kept["rdma"] == 0 and kept["tcp_reasons"] == {"policy": 1}

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import LONG_S, assert_whole
+from tests.hosts.test_between import assert_whole
 from tests.hosts.world import VERBS, World
 
 FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
@@ -36,7 +36,6 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
             time.sleep(dice.choice((0.05, 1.2)) * (6 if VERBS else 1))
             world.cut(host, False)
     stay.touch()
-    client.ok(LONG_S)
-    server.ok(LONG_S)
+    world.finish(client, server)
     assert_whole(client, server, size)
     world.linked()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.hosts.test_between import LONG_S, assert_shown, ping
+from tests.hosts.test_between import assert_shown, ping
 from tests.hosts.world import VERBS, Mode, World, assert_rdma
 
 pytestmark = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, in a hundredth of the time")
@@ -67,8 +67,7 @@ def test_back_in_mid_stream(world: World, how: str) -> None:
     assert_shown(world)
     now.touch()
     go.touch()
-    client.ok(LONG_S)
-    server.ok(LONG_S)
+    world.finish(client, server)
     for program in (client, server):
         assert_rdma(program.report())
         assert sum(program.report().raw["connections"]["moved_back"].values()) >= 1, program.report()

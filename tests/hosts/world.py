@@ -89,7 +89,9 @@ class Host:
 
     @property
     def log(self) -> str:
-        return (self.folder / "monitor.log").read_text(errors="replace")
+        """What its monitors have said, but for our own visits."""
+        lines = (self.folder / "monitor.log").read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if "client-gone" not in line][-200:])
 
     def status(self) -> dict[str, Any]:
         """What `sdctl status` would show; {} without a monitor."""
@@ -264,6 +266,17 @@ class World:
         self.a.carried(1)
         go.touch()
         return server, client
+
+    def finish(self, *programs: Program) -> None:
+        """Wait until they have ended well; else say what the monitors know."""
+        for program in programs:
+            try:
+                program.ok()
+            except AssertionError as error:
+                found = "\n".join(f"{host.log}\n{json.dumps(host.status().get('hosts'))}"
+                                  f"\n{json.dumps(host.tells(other))}"
+                                  for host in (self.a, self.b) for runner in host.runners for other in runner.programs)
+                raise AssertionError(f"{error}\n{found}") from None
 
     def close(self) -> None:
         for host in self.hosts.values():
