@@ -12,6 +12,8 @@ from typing import Final
 from sdlib.wire import MonitorClient, MonitorUnavailable, client
 
 _OPEN_TIMEOUT_S: Final = 5.0
+_DOUBLINGS: Final = 3
+"""Who has had a monitor gives the next one twice the time after each failure: a starter that is late is killed."""
 _BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
 _IMPATIENT_S: Final = 1.0
 
@@ -30,7 +32,8 @@ class Opener:
         if self._opening is None and time.monotonic() >= self._retry_at:
             pool = ThreadPoolExecutor(1, thread_name_prefix="open-monitor")
             away_s = client.HOST_RESTARTS_S if self._had_one else client.HOST_AWAY_S
-            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=_OPEN_TIMEOUT_S, host_away_s=away_s)
+            timeout_s = _OPEN_TIMEOUT_S * 2 ** min(self._failures, _DOUBLINGS) if self._had_one else _OPEN_TIMEOUT_S
+            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=timeout_s, host_away_s=away_s)
             pool.shutdown(wait=False)
 
     def take(self, *, wait: bool, impatient: bool) -> MonitorClient | None:
