@@ -48,6 +48,7 @@ class Broker:
         self._watch, self._unwatch = watch, unwatch
         self._reload = reload
         self._own = Holdings(settings, vault or Vault(None))
+        self.segment_of, self.attach = self._own.segment_of, self._own.attach
         self._client: MonitorClient | None = None
         self._opener = Opener()
         self._ids = itertools.count(1)
@@ -212,10 +213,6 @@ class Broker:
         """Where the monitor in use listens."""
         return None if self._client is None else self._client.path
 
-    def segment_of(self, key: Key) -> int:
-        """The segment's descriptor, ours; -1 without one."""
-        return self._own.segment_of(key)
-
     def fileno(self) -> int:
         """Descriptor of the monitor's client, -1 without one."""
         return -1 if self._client is None else self._client.fileno()
@@ -311,10 +308,6 @@ class Broker:
         """A connection that is not attached shall stay on TCP (`enum sd_reason`)."""
         self.withdraw(key)
         key.pin(reason)
-
-    def attach(self, key: Key) -> int | None:
-        """A duplicate of the segment's descriptor, the caller's to close; None when there is none for this block."""
-        return self._own.attach(key)
 
     def withdraw(self, key: Key, *, closing: bool = False) -> None:
         """Forget an open offer or a segment that was not attached. `closing`: the program closes the connection."""
