@@ -47,24 +47,26 @@ from sdtrace.ptrace import (
 _STOP_DEADLINE_S: Final = 0.2
 
 lingering: set[int] = set()
-"""Threads that were seized but did not stop in time."""
+"""Threads that were seized but did not stop in time, or were killed in a stop: as long as their tracer has not waited
+for a dead one, its own parent does not hear of its end."""
 
 
 def release_lingering() -> bool:
-    """Let threads go that stopped too late; True while some remain to be looked after."""
+    """Let threads go that stopped too late or have been killed; True while some remain to be looked after."""
     for tid in list(lingering):
         try:
             pid, status = os.waitpid(tid, WALL | os.WNOHANG)
         except ChildProcessError:
             lingering.discard(tid)
             continue
-        if pid:
+        gone = True
+        if pid and os.WIFSTOPPED(status):
+            event_stop = status >> 16 == EVENT_STOP
+            if event_stop:
+                hide_interruption(tid)
+            gone = detach(tid, 0 if event_stop else os.WSTOPSIG(status))
+        if pid and gone:
             lingering.discard(tid)
-            if os.WIFSTOPPED(status):
-                event_stop = status >> 16 == EVENT_STOP
-                if event_stop:
-                    hide_interruption(tid)
-                detach(tid, 0 if event_stop else os.WSTOPSIG(status))
     return bool(lingering)
 
 
@@ -113,8 +115,9 @@ class Halted:
         for thread in self._threads.values():
             with contextlib.suppress(OSError):
                 self._put_back(thread)
-        for thread in self._threads.values():
-            detach(thread.tid)
+        lingering.update(thread.tid for thread in self._threads.values() if not detach(thread.tid))
+        if lingering:
+            release_lingering()
 
     def _stop_all(self) -> None:
         """Seize and interrupt in two passes, so that the threads come to a stop side by side."""
@@ -127,7 +130,7 @@ class Halted:
             for position, tid in enumerate(seized):
                 try:
                     self._arrive(tid, time.monotonic() + _STOP_DEADLINE_S)
-                except RemoteError:
+                except (RemoteError, OSError):
                     lingering.update(set(seized[position:]) - set(self._threads))
                     raise
             if not seized:

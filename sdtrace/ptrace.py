@@ -156,10 +156,13 @@ def wait(tid: int, deadline: float) -> int | None:
             time.sleep(0.0001)
 
 
-def detach(tid: int, pass_signal: int = 0) -> None:
-    """Let a stopped thread go, with a signal that was held up; one that is gone is fine."""
-    with contextlib.suppress(OSError):
+def detach(tid: int, pass_signal: int = 0) -> bool:
+    """Let a stopped thread go, with a signal that was held up. False: it has been killed, and has to be waited for."""
+    try:
         ask(DETACH, tid, 0, pass_signal)
+    except OSError:
+        return False
+    return True
 
 
 def hide_interruption(tid: int) -> None:

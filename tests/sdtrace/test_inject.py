@@ -30,6 +30,13 @@ def test_first_socket(shm: Runner, guests: Guests, flavour: str) -> None:
     assert program.report().raw["supervisor_errors"] == 0
 
 
+def test_children_killed_meanwhile(shm: Runner, guests: Guests) -> None:
+    """See tests/guests/killed_young.c."""
+    program = shm.run(guests("killed_young"))
+    assert program.stdout == b"ok\n"
+    assert any(line["injected"] for line in lines_of(program))
+
+
 def test_python(shm: Runner) -> None:
     program = shm.run("python3", "-c", "import socket; socket.socket(); print('fine')")
     assert program.stdout == b"fine\n" and own_line(program)["injected"]
