@@ -53,7 +53,7 @@ class Inspection:
         try:
             folder = paths.runtime_dir(os.environ, os.geteuid())
             self._listen(folder, paths.checked(f"{folder}/{trees.socket_name(os.getpid())}"))
-            _remove_dead(folder, self._path)
+            remove_dead(folder, trees.socket_name("*"), socket.SOCK_STREAM, self._path)
         except (OSError, paths.UnsafePath) as error:
             syslog.syslog(syslog.LOG_WARNING, f"cannot be looked at: {error}")
 
@@ -141,10 +141,10 @@ class Inspection:
         self._epoll.close()
 
 
-def _remove_dead(folder: str, own: str) -> None:
-    """Names that supervisors have left which were killed."""
-    for path in set(glob.glob(f"{glob.escape(folder)}/tree-*.sock")) - {own}:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+def remove_dead(folder: str, names: str, kind: socket.SocketKind, own: str) -> None:
+    """Names, all but `own`, of sockets that supervisors have left which were killed."""
+    for path in set(glob.glob(f"{glob.escape(folder)}/{names}")) - {own}:
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(path)
             except ConnectionRefusedError:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from sdlib.wire import paths, trees
+from sdtrace.inspection import remove_dead
 
 DETACH: Final = b"detach"
 """Give the whole tree back."""
@@ -44,6 +45,7 @@ class Requests:
                 os.unlink(path)
             listener.bind(path)  # umask is 077, the directory the user's own
             listener.listen(_BACKLOG)
+            remove_dead(folder, trees.request_name("*"), socket.SOCK_SEQPACKET, path)
         except (OSError, paths.UnsafePath) as error:
             syslog.syslog(syslog.LOG_WARNING, f"cannot be asked: {error}")
             return

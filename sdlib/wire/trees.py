@@ -46,13 +46,13 @@ class Unreachable(Exception):
     """No document from there; str() is one line."""
 
 
-def socket_name(pid: int) -> str:
-    """File name of the socket of the supervisor `pid`."""
+def socket_name(pid: int | str) -> str:
+    """File name of the socket of the supervisor `pid`; "*": of all."""
     return f"tree-{pid}.sock"
 
 
-def request_name(pid: int) -> str:
-    """Of the one where it can be asked for something (sdtrace/requests.py)."""
+def request_name(pid: int | str) -> str:
+    """Of the one where it can be asked for something (sdtrace/requests.py); "*": of all."""
     return f"detach-{pid}.sock"
 
 

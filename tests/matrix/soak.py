@@ -4,8 +4,8 @@
     python -m tests.matrix.soak [--minutes 30] [--seed N]
 
 Every cell has to be right each time, whoever dies: both ends check every byte, error and end.  Afterwards nothing may
-be left: no process of ours, no ring in the monitor, no growth of the monitor.  The seed is printed; the same one makes
-the same choices.
+be left: no process of ours, no file, no ring in the monitor, neither as a descriptor nor mapped, and the monitor has
+not grown, in memory, mappings or descriptors.  The seed is printed; the same one makes the same choices.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ GONE_WITHIN_S: Final = 30.0
 HUNG_AFTER_S: Final = 120.0
 MONITOR_MAY_GROW: Final = 16 * 1024
 """KiB of resident memory, over the whole soak: Python's heap settles in the first minutes."""
+MAPPINGS_MAY_GROW: Final = 32
+DESCRIPTORS_MAY_GROW: Final = 4
+FILES_MOST: Final = 8
+"""The monitor's socket, lock and log; two names each of two supervisors that were killed, until the next one starts."""
 
 
 class SoakError(Exception):
@@ -49,7 +53,9 @@ class Soak:
     env: dict[str, str]
     natively: dict[tuple[str, str], dict[str, cells.Cell]] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
-    first_kib: int | None = None
+    first: dict[str, int] = field(default_factory=dict)
+    """How large the monitor was when it was first looked at; it starts anew after it was killed."""
+    last: dict[str, int] = field(default_factory=dict)
 
     def expected(self, column: str, state: str) -> dict[str, cells.Cell]:
         """What the kernel says, asked once."""
@@ -133,17 +139,28 @@ class Soak:
         while True:
             left = self.ours()
             monitors = {pid for pid, line in left.items() if "monitor" in line}
-            rings = [fd for pid in monitors for fd in _memfds(pid)]
+            rings = [ring for pid in monitors for ring in (*_memfds(pid), *_mapped_memfds(pid))]
             if len(monitors) == len(left) and len(monitors) <= 1 and not rings:
                 break
             if time.monotonic() > deadline:
                 raise SoakError(f"left behind: {left}, rings {rings}")
             time.sleep(0.2)
         for pid in monitors:
-            kib = _resident_kib(pid)
-            self.first_kib = self.first_kib or kib
-            if kib > self.first_kib + MONITOR_MAY_GROW:
-                raise SoakError(f"the monitor has grown from {self.first_kib} to {kib} KiB")
+            self._has_not_grown(pid)
+        files = sorted(path.name for path in self.folder.glob("socksdirect/*"))
+        if len(files) > FILES_MOST:
+            raise SoakError(f"files are left: {files}")
+
+    def _has_not_grown(self, pid: int) -> None:
+        now = {"KiB": _resident_kib(pid), "mappings": _count(pid, "maps"), "descriptors": _descriptors(pid)}
+        if 0 in now.values():
+            return  # it has ended meanwhile
+        limits = {"KiB": MONITOR_MAY_GROW, "mappings": MAPPINGS_MAY_GROW, "descriptors": DESCRIPTORS_MAY_GROW}
+        self.first = self.first or now
+        grown = [what for what, limit in limits.items() if now[what] > self.first[what] + limit]
+        if grown:
+            raise SoakError(f"the monitor has grown: {grown}, {now}, in the beginning {self.first}")
+        self.last = now
 
 
 def _memfds(pid: int) -> list[str]:
@@ -155,6 +172,26 @@ def _memfds(pid: int) -> list[str]:
                 if "memfd:" in target:
                     found.append(target)
     return found
+
+
+def _mapped_memfds(pid: int) -> list[str]:
+    """Rings that are mapped, whose descriptor may be closed."""
+    with suppress(OSError):
+        return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/memfd:" in line]
+    return []
+
+
+def _count(pid: int, name: str) -> int:
+    """Lines of a file in /proc; 0: it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_text().count("\n")
+    return 0
+
+
+def _descriptors(pid: int) -> int:
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
 
 
 def _where(pid: int) -> str:
@@ -199,7 +236,7 @@ def main() -> int:
             return 1
         finally:
             end_monitor(folder)
-    print(f"soak: all right: {dict(soak.done)}")
+    print(f"soak: all right: {dict(soak.done)}; the monitor had {soak.first}, and has {soak.last}")
     return 0
 
 
