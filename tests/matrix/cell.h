@@ -19,6 +19,7 @@ struct row {
     const char *name;
     int (*run)(int fd); /* in the holder: exit status of the cell, 0 if the actor was content; SKIP: not possible here */
     bool accepts; /* the peer connects, and fd is a listening socket */
+    bool dies;    /* the actor may be killed: whatever the peer gets is right, then comes an end or a reset */
 };
 extern const struct row rows[];
 

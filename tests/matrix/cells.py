@@ -14,7 +14,7 @@ from tests.harness import Mode, Report, Runner
 
 HERE: Final = Path(__file__).resolve().parent
 STATES: Final = ("tcp", "offered", "switching", "unread", "full", "half-closed")
-COLUMNS: Final = ("glibc", "glibc-static", "musl-static", "Python", "Go", "node")
+COLUMNS: Final = ("glibc", "glibc-static", "musl-static", "Python", "Go", "node", "Java")
 IMPOSSIBLE: Final = 77
 """Exit status of a cell that this machine cannot have (no cgroup v2, no root)."""
 
@@ -66,6 +66,12 @@ class Programs:
             subprocess.run(["go", "build", "-o", target, HERE / "other.go"], check=True, env=env, cwd=HERE)
         return target
 
+    def _java(self) -> Path:
+        target = self._folder / "java"
+        if not target.exists():
+            subprocess.run(["javac", "-d", target, HERE / "other.java"], check=True)
+        return target
+
     def command(self, column: str, state: str) -> list[str | Path]:
         """What runs all rows of a column in a state."""
         if column in C_COMPILERS:
@@ -73,6 +79,8 @@ class Programs:
         cell = self.c("glibc")
         if column == "Python":
             return ["python3", HERE / "other.py", cell, state]
+        if column == "Java":
+            return ["java", "-Xshare:auto", "-cp", self._java(), "Other", cell, state]
         return [self._go(), cell, state] if column == "Go" else ["node", HERE / "other.js", cell, state]
 
 

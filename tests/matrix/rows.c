@@ -100,10 +100,38 @@ static int clone3_clear(int fd)
     return clone3(fd, CLONE_CLEAR_SIGHAND_, 0);
 }
 
+/* Where the unified hierarchy is mounted, and which group of it we are in. */
+static bool own_cgroup(char *path, size_t room)
+{
+    char line[4096], at[1024], mount[1024] = "";
+    FILE *f = fopen("/proc/self/mountinfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (strstr(line, " - cgroup2 ") && sscanf(line, "%*s %*s %*s %*s %1000s", at) == 1)
+            strcpy(mount, at);
+    if (f)
+        fclose(f);
+    if (!*mount || !(f = fopen("/proc/self/cgroup", "r")))
+        return false;
+    *at = 0;
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, "0::", 3) == 0)
+            sscanf(line, "0::%1000s", at);
+    fclose(f);
+    return *at && snprintf(path, room, "%s%s", mount, at) < (int)room;
+}
+
 static int clone3_cgroup(int fd)
 {
-    int group = open("/sys/fs/cgroup", O_RDONLY | O_DIRECTORY);
-    return group < 0 ? SKIP : clone3(fd, CLONE_INTO_CGROUP_, (uint64_t)group);
+    char path[2200], name[2300];
+    if (!own_cgroup(path, sizeof path))
+        return SKIP;
+    snprintf(name, sizeof name, "%s/cell-%d", path, (int)getpid());
+    if (mkdir(name, 0755) < 0)
+        return SKIP;
+    int group = open(name, O_RDONLY | O_DIRECTORY);
+    int status = group < 0 ? SKIP : clone3(fd, CLONE_INTO_CGROUP_, (uint64_t)group);
+    rmdir(name);
+    return status;
 }
 
 static int failed_clone(int fd)
@@ -373,6 +401,39 @@ static int stopped_sharer(int fd)
     return own;
 }
 
+/* ------------------------------------------------------------------- SIGKILL */
+
+/* The child is killed after up to `us`, somewhere in the conversation or after it: the peer has to see right bytes and an end. */
+static int kill_within(pid_t child, unsigned us)
+{
+    struct timespec now, wait = {0, 0};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    struct prng r = {(uint64_t)now.tv_nsec * 2 + 1};
+    wait.tv_nsec = (long)(prng_next(&r) % us) * 1000;
+    nanosleep(&wait, NULL);
+    kill(child, SIGKILL);
+    int status = status_of(child);
+    return status == 128 + SIGKILL ? 0 : status;
+}
+
+static int killed_anywhere(int fd)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(actor(fd));
+    close(fd);
+    return kill_within(child, 2000);
+}
+
+static int killed_around_exec(int fd)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(actor_image(fd));
+    close(fd);
+    return kill_within(child, 20000);
+}
+
 /* ---------------------------------------------------------------- servers */
 
 static int accept_and_act(int listener)
@@ -415,40 +476,42 @@ static int thread_per_connection(int listener)
 }
 
 const struct row rows[] = {
-    {"nothing", nothing, false},
-    {"fork", after_fork, false},
-    {"fork, parent goes on", parent_after_fork, false},
-    {"vfork and exec", after_vfork, false},
-    {"posix_spawn with file actions", spawned, false},
-    {"clone(CLONE_VM | CLONE_FILES)", clone_vm, false},
-    {"clone with its own stack", clone_own_stack, false},
-    {"clone3(CLONE_CLEAR_SIGHAND)", clone3_clear, false},
-    {"clone3(CLONE_INTO_CGROUP)", clone3_cgroup, false},
-    {"clone that fails", failed_clone, false},
-    {"pthread", in_thread, false},
-    {"pthread_exit of main", main_thread_ends, false},
-    {"pthread_cancel beside it", cancelled, false},
-    {"fork of a process with threads", fork_of_threads, false},
-    {"execve", executed, false},
-    {"execve that fails", exec_fails, false},
-    {"execveat of a memfd", exec_memfd, false},
-    {"exec of a script", exec_script, false},
-    {"exec in another thread", exec_in_thread, false},
-    {"inetd", inetd, false},
-    {"upgrade of the program", upgraded, false},
-    {"daemon", daemonised, false},
-    {"setsid", in_session, false},
-    {"setuid drop", without_root, false},
-    {"chroot", chrooted, false},
-    {"unshare", unshared, false},
-    {"PID namespace", pid_namespace, false},
-    {"PR_SET_DUMPABLE 0 and fork", no_dump, false},
-    {"no_new_privs", no_new_privs, false},
-    {"used by two processes", both_use_it, false},
-    {"a sharer is killed", killed_sharer, false},
-    {"a sharer is stopped", stopped_sharer, false},
-    {"prefork server", preforked, true},
-    {"fork for each connection", fork_per_connection, true},
-    {"thread for each connection", thread_per_connection, true},
-    {NULL, NULL, false},
+    {"nothing", nothing, false, false},
+    {"fork", after_fork, false, false},
+    {"fork, parent goes on", parent_after_fork, false, false},
+    {"vfork and exec", after_vfork, false, false},
+    {"posix_spawn with file actions", spawned, false, false},
+    {"clone(CLONE_VM | CLONE_FILES)", clone_vm, false, false},
+    {"clone with its own stack", clone_own_stack, false, false},
+    {"clone3(CLONE_CLEAR_SIGHAND)", clone3_clear, false, false},
+    {"clone3(CLONE_INTO_CGROUP)", clone3_cgroup, false, false},
+    {"clone that fails", failed_clone, false, false},
+    {"pthread", in_thread, false, false},
+    {"pthread_exit of main", main_thread_ends, false, false},
+    {"pthread_cancel beside it", cancelled, false, false},
+    {"fork of a process with threads", fork_of_threads, false, false},
+    {"execve", executed, false, false},
+    {"execve that fails", exec_fails, false, false},
+    {"execveat of a memfd", exec_memfd, false, false},
+    {"exec of a script", exec_script, false, false},
+    {"exec in another thread", exec_in_thread, false, false},
+    {"inetd", inetd, false, false},
+    {"upgrade of the program", upgraded, false, false},
+    {"daemon", daemonised, false, false},
+    {"setsid", in_session, false, false},
+    {"setuid drop", without_root, false, false},
+    {"chroot", chrooted, false, false},
+    {"unshare", unshared, false, false},
+    {"PID namespace", pid_namespace, false, false},
+    {"PR_SET_DUMPABLE 0 and fork", no_dump, false, false},
+    {"no_new_privs", no_new_privs, false, false},
+    {"used by two processes", both_use_it, false, false},
+    {"a sharer is killed", killed_sharer, false, false},
+    {"a sharer is stopped", stopped_sharer, false, false},
+    {"SIGKILL anywhere", killed_anywhere, false, true},
+    {"SIGKILL around an exec", killed_around_exec, false, true},
+    {"prefork server", preforked, true, false},
+    {"fork for each connection", fork_per_connection, true, false},
+    {"thread for each connection", thread_per_connection, true, false},
+    {NULL, NULL, false, false},
 };

@@ -14,7 +14,7 @@ from tests.matrix.table import PAGE
 
 PART = [("glibc", state) for state in cells.STATES] + [
     ("glibc-static", "unread"), ("musl-static", "unread"), ("musl-static", "switching"), ("Python", "unread"),
-    ("Python", "half-closed"), ("Go", "full"), ("node", "unread"), ("node", "offered"),
+    ("Python", "half-closed"), ("Go", "full"), ("node", "unread"), ("node", "offered"), ("Java", "unread"),
 ]  # fmt: skip
 
 
