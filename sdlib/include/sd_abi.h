@@ -155,6 +155,7 @@ enum sd_without {
     SD_WITHOUT_window = 8,    /* starting over in an empty ring: its whole memory is used in turn */
     SD_WITHOUT_arming = 16,   /* the reader says whether it sleeps: a doorbell for each message instead */
     SD_WITHOUT_batching = 32, /* one membarrier for all the connections of a wait: one for each */
+    SD_WITHOUT_past = 64,     /* large messages to another CPU past the caches (ring/ring.h) */
 };
 
 /* Counters of one process. A forked child claims a free slot by compare-and-swap of pid from 0. Written by that process only. */
@@ -282,7 +283,7 @@ struct sd_dir {
     /* line 3, consumer. Count of consumers that are parked or not yet on the ring; starts at 1. Set, membarrier, look again. */
     SD_ATOMIC uint32_t rx_armed;
     SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_*; the producer may make RESEND TAKEN */
-    SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU the consumer last waited on */
+    SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU on which the consumer has read its last large message */
     uint32_t pad4[13];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;

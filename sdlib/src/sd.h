@@ -180,7 +180,6 @@ void sd_free(void *p, u64 bytes);
 void sd_membarrier(void);   /* MEMBARRIER_CMD_GLOBAL_EXPEDITED: all processes under sdrun */
 void sd_membarrier_threads(void); /* the threads of this process */
 u64 sd_now_ns(void);        /* CLOCK_MONOTONIC */
-u32 sd_cpu(void);           /* the CPU that we run on */
 
 /* ------------------------------------------------- descriptors and sockets */
 

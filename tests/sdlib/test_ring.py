@@ -15,6 +15,10 @@ from tests.sdlib.ends import BrokenRing, End, FakeWire, Mode, fake_wires, new_se
 
 RING = abi.const.SD_RING_MIN
 WRAP = 2**64
+HEADER = abi.const.SD_SEG_HDR_BYTES
+ELSEWHERE = 0x1000  # no CPU has this number
+LARGE = 4096  # SD_PAST_BYTES
+ROOMY = 4 * LARGE
 STARTS = [0, RING - 3, WRAP - 5, WRAP - RING - 1]
 ffi, lib = abi.ffi, abi.lib
 
@@ -89,6 +93,25 @@ def test_vectors_are_gathered_and_scattered(sizes: list[int], skip: int, start: 
     after = b"".join(bytes(ffi.buffer(block, size)) for block, size in zip(blocks, sizes, strict=True))
     reach = min(skip, len(whole))
     assert after[:reach] == b"\xee" * reach and after[reach:reach + taken] == whole[reach:reach + taken]
+
+
+@given(sizes=st.lists(st.integers(1, ROOMY // 2) | st.integers(4090, 4200), min_size=1, max_size=8),
+       skew=st.integers(1, 130), start=st.sampled_from(STARTS))
+def test_large_messages_to_another_cpu_are_stored_where_they_belong(sizes: list[int], skew: int, start: int) -> None:
+    segment = new_segment(ROOMY, start)
+    here, there = (End(segment, side, wire) for side, wire in enumerate(fake_wires()))
+    here.switch()
+    assert there.recv(1) == b"" and here.send(pattern(skew)) == skew and there.recv(skew) == pattern(skew)
+    words = here.words.dir[0]
+    for size in sizes:
+        words.cons_cpu = ELSEWHERE
+        data, ring = pattern(size, size), bytearray(segment[HEADER:HEADER + ROOMY])
+        assert here.send(data) == size
+        for index, byte in enumerate(data):
+            ring[(words.tail - size + index - words.base) % WRAP % ROOMY] = byte
+        assert segment[HEADER:HEADER + ROOMY] == ring, "and nothing beside them"
+        assert there.recv(size) == data
+        assert (words.cons_cpu == ELSEWHERE) == (size < LARGE), "the consumer of large ones says where it runs"
 
 
 def test_peek_leaves_the_bytes(pair: tuple[End, End]) -> None:

@@ -249,6 +249,7 @@ SWITCHES = {
     "always a doorbell": "without=arming",
     "never yielding": "without=yield",
     "whole ring in turn": "without=window",
+    "through the caches": "without=past",
     "never spinning": "spin_us=0",
     "spinning 20 us": "spin_us=20",
     "spinning 1 ms": "spin_us=1000",

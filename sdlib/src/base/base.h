@@ -74,6 +74,19 @@ static inline bool cas_u32(_Atomic u32 *p, u32 want, u32 val)
 }
 #endif
 
+/* The CPU that we run on. */
+#ifdef SD_INTERPOSE
+u32 sd_cpu(void);
+#else
+static inline u32 sd_cpu(void)
+{
+    u32 aux;
+
+    __asm__ volatile("rdtscp" : "=c"(aux) : : "rax", "rdx");
+    return aux & 0xfff; /* arch/x86/include/asm/segment.h: the node is above */
+}
+#endif
+
 #ifndef SD_HOSTED
 /* The one system call instruction for C code; arch/x86_64/gate.S. */
 long sd_sys(long nr, long a, long b, long c, long d, long e, long f);

@@ -25,6 +25,11 @@ static inline bool sd_readable(const void *p) { return p; }
 #define SD_USER_GET(v, p, fault) ((v) = *(p))
 #define SD_USER_PUT(p, v, fault) (*(p) = (v))
 #define SD_USER_LABEL(fault) if (0) goto fault
+#ifdef SD_INTERPOSE
+#define SD_USER_PUT_PAST(p, v, fault) (*(p) = (v)) /* seen by sanitizers */
+#else
+#define SD_USER_PUT_PAST(p, v, fault) __asm__ inline volatile("movnti %1, %0" : "=m"(*(p)) : "r"(v))
+#endif
 #else
 #define SD_FIXUP(at, to) ".pushsection fixups, \"a\", @progbits\n .long " at " - ., " to " - .\n .popsection\n"
 #define SD_USER_LABEL(fault) (void)0
@@ -40,6 +45,8 @@ static inline u64 sd_copy_user(void *dst, const void *src, u64 n)
 #define SD_USER_GET(v, p, fault) __asm__ inline volatile goto("1: mov %1, %0\n" SD_FIXUP("1b", "%l[" #fault "]") : "=r"(v) : "m"(*(p)) : : fault)
 #define SD_USER_PUT(p, v, fault) \
     __asm__ inline volatile goto("1: mov %1, %0\n" SD_FIXUP("1b", "%l[" #fault "]") : : "m"(*(p)), "r"(v) : "memory" : fault)
+#define SD_USER_PUT_PAST(p, v, fault) \
+    __asm__ inline volatile goto("1: movnti %1, %0\n" SD_FIXUP("1b", "%l[" #fault "]") : : "m"(*(p)), "r"(v) : "memory" : fault)
 
 /* Can the byte be written? Leaves it as it is. */
 static inline bool sd_touch(void *p)
@@ -60,6 +67,32 @@ fault:
     return false;
 }
 #endif
+
+/* Past the caches; also returns how many bytes were not copied. Ordered before what is stored next, as other stores are. */
+static inline u64 sd_copy_past(u8 *dst, const u8 *src, u64 n)
+{
+    u64 lead = min_u64(-(u64)dst & 63, n), left = sd_copy_user(dst, src, lead), a, b, c, d;
+
+    n -= lead - left;
+    dst += lead;
+    src += lead;
+    for (; !left && n >= 32; n -= 32, dst += 32, src += 32) {
+        const u64 *from = (const u64 *)src;
+        u64 *to = (u64 *)dst;
+        SD_USER_GET(a, &from[0], fault);
+        SD_USER_GET(b, &from[1], fault);
+        SD_USER_GET(c, &from[2], fault);
+        SD_USER_GET(d, &from[3], fault);
+        SD_USER_PUT_PAST(&to[0], a, fault);
+        SD_USER_PUT_PAST(&to[1], b, fault);
+        SD_USER_PUT_PAST(&to[2], c, fault);
+        SD_USER_PUT_PAST(&to[3], d, fault);
+    }
+    SD_USER_LABEL(fault);
+fault:
+    __asm__ volatile("sfence" : : : "memory");
+    return left || n >= 32 ? n : sd_copy_user(dst, src, n);
+}
 
 /* What is smaller than a page, and lies in two at most. */
 static inline bool sd_readable_all(const void *p, u64 n) { return sd_readable(p) && sd_readable((const u8 *)p + n - 1); }

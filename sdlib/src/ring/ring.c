@@ -26,6 +26,19 @@ void sd_seg_init(struct sd_seg *seg, u32 ring_bytes)
     seg->magic = SD_SEG_MAGIC;
 }
 
+/* Measured on AMD's processors only. Asked once: in a virtual machine cpuid goes to the hypervisor. */
+static bool sd_past_pays(void)
+{
+    static _Atomic u32 known; /* 1: no, 2: yes */
+    u32 eax = 0, ebx, ecx = 0, edx;
+
+    if (!load_rlx(&known)) {
+        __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+        store_rlx(&known, ebx == 0x68747541 ? 2 : 1); /* "Auth", of AuthenticAMD */
+    }
+    return load_rlx(&known) == 2;
+}
+
 int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
 {
     u64 n = seg->ring_bytes; /* read once: the peer may change it under us */
@@ -47,6 +60,7 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_checked = 0;
     sd_tx_unplan(e);
     e->tx_window = SD_RING_WINDOW;
+    e->tx_past = sd_past_pays();
     store_rlx(&e->tx_fence, 0);
     if (load_rlx(&e->tx->prod_fenced)) { /* an earlier image of this process has left it */
         store_rlx(&e->tx->prod_fenced, 0);
@@ -96,6 +110,7 @@ i64 sd_rx_copy(struct sd_end *e, u8 *dst, u64 n, u64 skip)
     if (skip >= (u64)avail)
         return 0;
     n = min_u64(n, (u64)avail - skip);
+    sd_rx_here(e, n);
     at = (load_rlx(&e->rx->head) + skip - load_rlx(&e->rx->base)) & (e->bytes - 1); /* [R3] */
     first = min_u64(n, e->bytes - at);
     if (unlikely(sd_copy_user(dst, e->rx_ring + at, first)))
@@ -162,6 +177,11 @@ void sd_tx_plan(struct sd_end *e, u64 n)
     e->tx_span = room > SD_SMALL ? min_u64(min_u64(n, SMALL_AT_ONCE), room - SD_SMALL) : 0;
 }
 
+static u64 put(const struct sd_end *e, u8 *to, const u8 *from, u64 n)
+{
+    return sd_tx_past(e, n) ? sd_copy_past(to, from, n) : sd_copy_user(to, from, n);
+}
+
 i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
 {
     i64 room = sd_tx_room(e);
@@ -179,9 +199,9 @@ i64 sd_tx_copy(struct sd_end *e, const u8 *src, u64 n, u64 skip)
     n = min_u64(n, (u64)room - skip);
     at = (load_rlx(&e->tx->tail) + skip - e->tx_base) & (e->bytes - 1);
     first = min_u64(n, e->bytes - at);
-    if (unlikely(sd_copy_user(e->tx_ring + at, src, first)))
+    if (unlikely(put(e, e->tx_ring + at, src, first)))
         return SD_FAULT;
-    if (first < n && unlikely(sd_copy_user(e->tx_ring, src + first, n - first)))
+    if (first < n && unlikely(put(e, e->tx_ring, src + first, n - first)))
         return SD_FAULT;
     return (i64)n;
 }

@@ -81,6 +81,13 @@ static inline __attribute__((always_inline)) bool copy(u8 *dst, const u8 *src, u
     return likely(n <= SMALL) ? copy_small(dst, src, n) : !goes_down() && !sd_copy_user(dst, src, n);
 }
 
+static NOINLINE bool put_past(u8 *dst, const u8 *src, u64 n) { return !goes_down() && !sd_copy_past(dst, src, n); }
+
+static inline __attribute__((always_inline)) bool put(const struct sd_end *e, u8 *dst, const u8 *src, u64 n)
+{
+    return unlikely(sd_tx_past(e, n)) ? put_past(dst, src, n) : copy(dst, src, n);
+}
+
 static inline u64 stack_pointer(void)
 {
     u64 sp;
@@ -169,7 +176,7 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
         goto slow; /* or tx_shut, or tx_wait */
     if (unlikely(!planned(&s->e, at, len)))
         return tx_planned(s, fd, buf, len);
-    if (unlikely(!copy(s->e.tx_place + at, buf, word ? 8 : len)))
+    if (unlikely(!put(&s->e, s->e.tx_place + at, buf, word ? 8 : len)))
         goto slow; /* says EFAULT */
     if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, tail + len))) /* [R1] */
         return SLOW;
@@ -210,6 +217,8 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     n = word ? len : min_u64(n, len);
     if (unlikely((!word && n - 1 >= LARGE) || at + n > s->e.bytes || load_rlx(&b->rx_mode) != SD_MODE_RING))
         return SLOW; /* much, around the corner, or nothing was asked for */
+    if (!word)
+        sd_rx_here(&s->e, n);
     if (unlikely(!copy(buf, s->e.rx_ring + at, word ? 8 : n)))
         return SLOW; /* says EFAULT */
     if (unlikely(!sd_cas_local(&d->head, head, head + n))) /* [R2] */
@@ -281,7 +290,7 @@ static long put_shared(struct sock *s, u64 fd, const u8 *buf, u64 len)
     bool ring = h.word && !sd_cork_held(d, s->e.bytes) && load_rlx(&b->tx_mode) == SD_MODE_RING;
     /* Base is where we have left it: nobody else has started over. If others have sent, there is less room behind them. */
     bool room = load_rlx(&d->base) == s->e.tx_base && planned(&s->e, tail - s->e.tx_from, len);
-    if (likely(ring) && (likely(room) || plan_again(s, len)) && likely(copy(s->e.tx_place + (tail - s->e.tx_from), buf, len))) {
+    if (likely(ring) && (likely(room) || plan_again(s, len)) && likely(put(&s->e, s->e.tx_place + (tail - s->e.tx_from), buf, len))) {
         sent = sd_commit_index(&h, &d->tail, tail, tail + len); /* [R1] */
         b->bytes_shm_tx += sent ? len : 0;
     }
@@ -311,6 +320,7 @@ static long get_shared(struct sock *s, u64 fd, u8 *buf, u64 len)
     u64 at = (head - load_rlx(&d->base)) & (s->e.bytes - 1); /* [R3]: after tail */
     bool fits = n - 1 < s->e.bytes; /* neither empty nor broken */
     n = min_u64(n, len);
+    sd_rx_here(&s->e, n);
     if (likely(fits && h.word && n - 1 < LARGE && at + n <= s->e.bytes && load_rlx(&b->rx_mode) == SD_MODE_RING) &&
         likely(copy(buf, s->e.rx_ring + at, n))) {
         got = sd_commit_index(&h, &d->head, head, head + n); /* [R2] */

@@ -73,6 +73,7 @@ bool sd_map_segment(struct sock *s, int fd)
     s->seg = seg;
     if (unlikely(g.cfg->without & SD_WITHOUT_window))
         s->e.tx_window = ~0ull;
+    s->e.tx_past &= !(g.cfg->without & SD_WITHOUT_past);
     len = sizeof s->cookie;
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &s->cookie, &len);
     sd_tx_limit(s, fd);

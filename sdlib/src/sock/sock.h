@@ -169,7 +169,7 @@ static inline bool sd_still_inside(const struct sd_hold *h)
     return !h->word || !h->part || load_acq(&h->part->mark[h->level]) == h->mark;
 }
 
-/* sock/rx.c, tx.c */
+/* sock/rx.c, tx.c, room.c */
 long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 /* recvmsg; *told: the kernel has filled the header, and its flags are final. */
 long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told);

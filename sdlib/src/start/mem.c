@@ -102,13 +102,6 @@ u64 sd_now_ns(void)
     return (u64)ts.sec * 1000000000ull + (u64)ts.nsec;
 }
 
-u32 sd_cpu(void)
-{
-    u32 aux;
-    __asm__ volatile("rdtscp" : "=c"(aux) : : "rax", "rdx");
-    return aux & 0xfff; /* arch/x86/include/asm/segment.h: the node is above */
-}
-
 long sd_hypercall(u32 op, u64 a, u64 b)
 {
     if (g.no_supervisor)

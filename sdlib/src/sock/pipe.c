@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * pipe.c - splice: from a pipe into the ring, and from the ring into a pipe.
+ *
+ * What the kernel refuses anyway (no pipe at either end, offsets of pipes and sockets) is passed on to it as it is: it moves no byte. What it
+ * would carry and the ring cannot does not exist.
+ */
+#include "sock/far.h"
+#include "sock/feed.h"
+
+#define BOUNCE 4096
+#define S_IFMT 0170000u
+#define S_IFIFO 0010000u
+#define RWF_NOWAIT 8
+#define SPLICE_F_MORE 4
+
+static bool is_pipe(int fd)
+{
+    u64 st[18]; /* struct stat: st_mode is in the fourth word */
+
+    return SYS2(__NR_fstat, fd, st) == 0 && ((u32)st[3] & S_IFMT) == S_IFIFO;
+}
+
+/* Waits until the pipe has something, or no writer. */
+static long wait_pipe(int in)
+{
+    struct pollfd p = {in, POLLIN, 0};
+    long r = SYS5(__NR_ppoll, &p, 1, 0, 0, 8);
+
+    return r < 0 ? r : 0;
+}
+
+/* Reads or writes without waiting. A pipe that the kernel has spliced once, while the connection was on TCP, says EOPNOTSUPP to RWF_NOWAIT from then on
+ * (pipe_clear_nowait(), fs/splice.c): there we look first. A piece is no longer than what a pipe that has room takes at once. */
+static long pipe_now(u32 nr, int fd, struct iovec *v, short events)
+{
+    struct pollfd p = {fd, events, 0};
+    struct timespec64 now = {0, 0};
+    long r = SYS6(nr, fd, v, 1, -1, -1, RWF_NOWAIT);
+
+    if (r != -EOPNOTSUPP)
+        return r;
+    return SYS5(__NR_ppoll, &p, 1, &now, 0, 8) == 0 ? -EAGAIN : SYS6(nr, fd, v, 1, -1, -1, 0);
+}
+
+/* A piece was counted as if it had been a call of its own. */
+static void unsized(u32 dir, u64 n) { g.proc->sizes[dir][sd_size_class(n)]--; }
+
+/* All of the bounce buffer: its bytes are no longer in the pipe. */
+static long put_all(struct sock *s, int fd, u8 *data, u64 n, u32 flags)
+{
+    u64 done = 0;
+
+    while (done < n) {
+        struct iovec v = {data + done, n - done};
+        struct pollfd p = {fd, POLLOUT, 0};
+        struct timespec64 ms = {0, 1000000};
+        long r = sd_tx(s, fd, &v, 1, flags);
+        if (r == -EAGAIN || r == -EINTR)
+            SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
+        else if (r < 0)
+            return r;
+        else if (r > 0) {
+            done += (u64)r;
+            unsized(0, (u64)r);
+        }
+    }
+    return 0;
+}
+
+/* May something be sent by TCP without waiting? Who may wait does so in the send. */
+static i64 tcp_room(int fd, bool nb)
+{
+    struct pollfd p = {fd, POLLOUT, 0};
+    struct timespec64 now = {0, 0};
+
+    return !nb || SYS5(__NR_ppoll, &p, 1, &now, 0, 8) != 0 ? BOUNCE : 0;
+}
+
+/* `tcp`: not into the ring, but by our hands all the same, since no pipe gives its bytes twice and the trace is to have them. */
+static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 flags, bool tcp)
+{
+    bool full_nb = nb || load_rlx(&s->b->nonblock);
+    u8 bounce[BOUNCE];
+    u64 sent = 0, deadline = 0;
+    long r = 0;
+
+    while (sent < count && !(r = tcp ? 0 : sd_feed_open(s, fd))) {
+        i64 room = tcp ? tcp_room(fd, full_nb) : sd_tx_look(&s->e);
+        if (!room && tcp) {
+            r = -EAGAIN;
+            break;
+        }
+        if (room < 0) {
+            sd_drop(s, fd);
+            r = -ECONNRESET;
+            break;
+        }
+        if (!room) {
+            if ((r = sd_feed_no_room(s, fd, full_nb, &deadline)))
+                break;
+            continue;
+        }
+        struct iovec v = {bounce, min_u64(min_u64((u64)room, sizeof bounce), count - sent)};
+        r = pipe_now(__NR_preadv2, in, &v, POLLIN);
+        if (r == -EAGAIN && !sent && !nb) {
+            if ((r = wait_pipe(in)))
+                break;
+            continue;
+        }
+        if (r <= 0)
+            break;
+        u64 n = (u64)r;
+        if ((r = put_all(s, fd, bounce, n, flags)))
+            break;
+        sent += n;
+    }
+    return sent ? (long)sent : r;
+}
+
+static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
+{
+    u8 bounce[BOUNCE];
+    u64 moved = 0;
+    long r = 0;
+
+    while (moved < count) {
+        struct iovec v = {bounce, min_u64(count - moved, sizeof bounce)};
+        r = sd_rx(s, fd, &v, 1, MSG_PEEK | (moved ? MSG_DONTWAIT : 0)); /* SPLICE_F_NONBLOCK is of the pipe, not of the socket */
+        if (r <= 0)
+            break;
+        u64 had = v.len = (u64)r;
+        r = nb || moved ? pipe_now(__NR_pwritev2, out, &v, POLLOUT) : SYS6(__NR_pwritev2, out, &v, 1, -1, -1, 0);
+        if (r <= 0)
+            break;
+        v.len = (u64)r;
+        r = sd_rx(s, fd, &v, 1, (sd_tracing(SD_TRACE_BYTES) ? 0 : MSG_TRUNC) | MSG_DONTWAIT); /* what the pipe took is consumed */
+        if (r > 0)
+            unsized(1, (u64)r);
+        moved += v.len;
+        if (v.len < had)
+            break;
+    }
+    return moved ? (long)moved : r;
+}
+
+static long splice_out(struct sock *s, struct sd_frame *f)
+{
+    bool tcp;
+    long r;
+
+    if (f->rsi || f->r10 || !is_pipe((int)f->rdi))
+        return SD_PASS;
+    do {
+        tcp = !sd_feed_switch(s, (int)f->rdx);
+        if (tcp && !sd_tracing(SD_TRACE_BYTES))
+            r = sd_feed_plain(s, f);
+        else
+            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2, f->r9 & SPLICE_F_MORE ? MSG_MORE : 0, tcp);
+    } while (r == -ERANGE);
+    if (r > 0)
+        sd_sized(0, (u64)r);
+    return r;
+}
+
+static long splice_in(struct sock *s, struct sd_frame *f)
+{
+    long r;
+
+    if (f->rsi || f->r10 || !is_pipe((int)f->rdx))
+        return SD_PASS;
+    sd_tick(s, (int)f->rdi);
+    if ((sd_attached(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) || sd_tracing(SD_TRACE_BYTES))
+        return into_pipe(s, (int)f->rdi, (int)f->rdx, f->r8, f->r9 & 2);
+    if (!sd_rx_plain_enter(s))
+        return -ERANGE;
+    r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+    sd_rx_plain_leave(s, r);
+    return r;
+}
+
+SD_CALL(sd_splice)
+{
+    struct sock *in = sd_sock_enter(f->rdi);
+    struct sock *out = in ? NULL : sd_sock_enter(f->rdx);
+    long r = SD_PASS;
+
+    (void)t;
+    if (out)
+        r = splice_out(out, f);
+    else if (in)
+        do
+            r = splice_in(in, f);
+        while (r == -ERANGE);
+    if (in && r > 0)
+        sd_sized(1, (u64)r);
+    if (in)
+        sd_sock_put(in);
+    if (out)
+        sd_sock_put(out);
+    return r;
+}
+
+SD_CALL(sd_tee)
+{
+    (void)f, (void)t;
+    return SD_PASS; /* pipes only, by definition */
+}

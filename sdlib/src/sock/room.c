@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * room.c - waiting for room in a ring that is full.
+ */
+#include "poll/poll.h"
+#include "sock/far.h"
+#include "sock/sock.h"
+
+static u64 send_timeout_ns(int fd)
+{
+    i64 tv[2] = {0, 0};
+    u32 len = sizeof tv;
+
+    if (SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_SNDTIMEO_OLD, tv, &len) < 0)
+        return 0;
+    return (u64)tv[0] * 1000000000ull + (u64)tv[1] * 1000ull;
+}
+
+/* After arming: only the peer's word counts. */
+static bool room_now(struct sock *s, u64 need)
+{
+    i64 room = sd_tx_look(&s->e);
+
+    return room < 0 || (u64)room >= need;
+}
+
+/* Arms for room. True if there is some already. */
+bool sd_arm_room(struct sock *s)
+{
+    sd_tx_arm(&s->e, &s->b->tx_wait);
+    sd_membarrier();
+    return room_now(s, 1);
+}
+
+#define LOOK 1
+
+/* Armed. 0: look again; LOOK: something has come; -EINTR or -EAGAIN (SO_SNDTIMEO) for the program. */
+static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
+{
+    struct timespec64 ms = {0, 1000000};
+    long r;
+
+    if (deadline == (u64)-1 && !sd_no_bells(s)) {
+        /* Restarts and cancellation come from the kernel; the only bytes that can arrive are doorbells and the FIN. */
+        r = sd_park(s, fd, sleeper);
+        if (r == -EINTR)
+            return r;
+        if (r >= 0)
+            return LOOK;
+        if (r != -EAGAIN) {
+            sd_latch_end(s, fd, (u32)-r);
+            return 0;
+        }
+    }
+    /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
+    COUNT(parks);
+    COUNT(calls_kernel);
+    if (sd_now_ns() >= deadline)
+        return -EAGAIN;
+    r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+    return r == -EINTR ? r : 0;
+}
+
+/* Sleeps until there may be room. 0, or -EINTR / -EAGAIN (SO_SNDTIMEO) for the program. */
+long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
+{
+    u64 t0 = sd_tsc(), budget = (u64)g.cfg->spin_us * g.tsc_per_us;
+    long r;
+
+    if (budget && sd_spin_pays(s)) {
+        while (sd_tsc() - t0 < budget) {
+            if (load_acq(&s->e.tx->head) != s->e.tx_head_seen)
+                return 0;
+            cpu_relax();
+        }
+    } else if (budget) { /* the reader is on this CPU, or spinning has not paid: let it run */
+        bool again;
+        u32 tries = 0;
+        do {
+            again = sd_yield(&tries);
+            if (load_acq(&s->e.tx->head) != s->e.tx_head_seen)
+                return 0;
+        } while (again);
+    }
+    /* A program that only sends never looks at the other direction, but its doorbells come from there. */
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP)
+        sd_rx_poll_switch(s, fd);
+    if (!*deadline) {
+        u64 to = send_timeout_ns(fd);
+        *deadline = to ? sd_now_ns() + to : (u64)-1;
+    }
+    sd_room_arm(&s->e);
+    u64 sleeper = sd_sleeper_enter(s);
+    sd_membarrier();
+    r = room_now(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
+    sd_sleeper_leave(s, sleeper);
+    sd_room_disarm(&s->e);
+    if (r == LOOK)
+        sd_look_at_kernel(s, fd);
+    return r < 0 ? r : 0;
+}
