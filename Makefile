@@ -6,6 +6,7 @@
 #   make test-rdma   two hosts with RDMA: a kernel with soft RoCE in an emulated machine (minutes)
 #   make failures-rdma   there, 200 times: monitors killed and links down at random moments (an hour or two); `make failures` without RDMA
 #   make examples   those of examples/, natively and under sdrun, with a plot of each in build/examples/
+#   make newcomer   the README's first commands and the packages, on a Debian with nothing on it (debootstrap; minutes)
 #   make suites  all of the test suites written by others, natively and under sdrun (make test runs a part, .ci/run the rest too)
 #   make ltp     the Linux Test Project's programs for sockets, from a release that is fetched into build/ltp
 #   make fuzz    the fuzz tests for minutes instead of seconds: hostile peers, messages, policy files
@@ -43,7 +44,7 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: faults package build test examples test-rdma failures-rdma failures figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
+.PHONY: faults package build test examples newcomer test-rdma failures-rdma failures figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
 build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
 
 # Stamps live in the virtual environment: removing it starts over.
@@ -126,6 +127,10 @@ figures-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 
 examples: build $(STAMPS)/packages-examples $(STAMPS)/packages-test $(STAMPS)/requirements-bench
 	@SDRUN_EXAMPLES=1 $(PY) -m pytest --reruns 2 --timeout 300 tests/examples $(PYTEST_ARGS)
+
+# What a machine of somebody else's has, and ours had by chance, is noticed here.
+newcomer: build $(STAMPS)/packages-newcomer
+	@SDRUN_NEWCOMER=1 $(PY) -m pytest --timeout 1800 tests/packaging/test_clean_debian.py $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
 	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py $(PYTEST_ARGS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a wheel holds that is not Python: the launcher, the filters, the library's image, the cffi module.
+"""What a wheel holds that is not Python: launcher, filters, the library's image, cffi module, man pages, completion.
 
 All of it is compiled from the sources of the sdist. An editable install leaves that to the Makefile, which knows what
 is stale.
@@ -20,6 +20,7 @@ from distutils.command.build_scripts import build_scripts  # isort: skip  setupt
 
 HERE = Path(__file__).resolve().parent
 FILTERS = HERE / "build" / "wheel" / "filters"
+MANUAL = HERE / "build" / "wheel" / "manual"
 
 
 def make_flags(name: str) -> list[str]:
@@ -30,11 +31,23 @@ def make_flags(name: str) -> list[str]:
     return found[1].replace("\\\n", " ").split()
 
 
+def compile_launcher(target: Path) -> None:
+    """sdrun itself."""
+    sources = sorted(str(path) for path in (HERE / "sdtrace" / "launch").glob("*.c"))
+    flags, libraries = make_flags("LAUNCH_CFLAGS"), make_flags("LAUNCH_LDFLAGS")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["gcc", *flags, "-o", str(target), *sources, *libraries], cwd=HERE, check=True)
+
+
 def build_native() -> None:
-    """The package's generated files, in place; then the filters, which need the image's addresses."""
+    """The package's generated files, in place; then the filters, which need the image's addresses, and the manual,
+    which asks every command for its options."""
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
+    launcher = MANUAL.parent / "sdrun"
+    compile_launcher(launcher)
     for module, *arguments in (("sdlib.build_ffi",), ("sdlib.build_image",),
-                               ("sdtrace.build_filter", "--output", str(FILTERS))):
+                               ("sdtrace.build_filter", "--output", str(FILTERS)),
+                               ("tools.manual", str(MANUAL), "--sdrun", str(launcher))):
         subprocess.run([sys.executable, "-m", module, *arguments], cwd=HERE, env={**os.environ, "PYTHONPATH": path},
                        check=True)
 
@@ -43,10 +56,15 @@ class BuildPy(build_py):
     """Generates before it collects."""
 
     def run(self) -> None:
-        """The filters become data files of the distribution: the launcher looks for them in ../share/sdrun."""
+        """Data files: the launcher looks for its filters in ../share/sdrun, man(1) for pages in ../share/man of what
+        is in PATH."""
         if not self.editable_mode:
             build_native()
-            self.distribution.data_files = [("share/sdrun", [str(path) for path in sorted(FILTERS.glob("*.bpf"))])]
+            self.distribution.data_files = [
+                (f"share/{place}", sorted(str(path) for path in folder.glob(pattern)))
+                for place, folder, pattern in (
+                    ("sdrun", FILTERS, "*.bpf"), ("man/man1", MANUAL / "man" / "man1", "*.1"),
+                    ("bash-completion/completions", MANUAL / "completion", "sd*"))]
         super().run()
 
 
@@ -60,10 +78,7 @@ class BuildScripts(build_scripts):
         self.mkpath(self.build_dir)
         if self.editable_mode:
             return
-        sources = sorted(str(path) for path in (HERE / "sdtrace" / "launch").glob("*.c"))
-        target = str(Path(self.build_dir).resolve() / "sdrun")
-        flags, libraries = make_flags("LAUNCH_CFLAGS"), make_flags("LAUNCH_LDFLAGS")
-        subprocess.run(["gcc", *flags, "-o", target, *sources, *libraries], cwd=HERE, check=True)
+        compile_launcher(Path(self.build_dir).resolve() / "sdrun")
 
 
 class Compiled(Distribution):

@@ -85,14 +85,11 @@ def environment(home: Path) -> None:
 def around(root: Path, home: Path) -> None:
     """Links, units, manual pages, completion, licence."""
     (root / "usr/bin").mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "tools.manual", folder, "--sdrun", home / "bin" / "sdrun"], check=True,
-                       cwd=home / "lib" / PYTHON / "site-packages")
-        for page in sorted((Path(folder) / "man" / "man1").iterdir()):
-            target = root / "usr/share/man/man1" / f"{page.name}.gz"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(gzip.compress(page.read_bytes(), mtime=0))
-        shutil.copytree(Path(folder) / "completion", root / "usr/share/bash-completion/completions")
+    pages = _made(root / "usr/share/man/man1")
+    for page in sorted((home / "share/man/man1").iterdir()):
+        (pages / f"{page.name}.gz").write_bytes(gzip.compress(page.read_bytes(), mtime=0))
+    shutil.rmtree(home / "share/man")
+    shutil.move(home / "share/bash-completion", root / "usr/share/bash-completion")
     for path in sorted((home / "bin").iterdir()):
         if path.name != "python3":
             (root / "usr/bin" / path.name).symlink_to(f"../lib/sdrun/bin/{path.name}")

@@ -32,7 +32,7 @@ import sys
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,11 +177,11 @@ class Stepper:
 
 
 @contextmanager
-def guest(variant: str, patience_s: float = 30) -> Iterator[tuple[Stepper, list[str]]]:
+def guest(variant: str, options: Sequence[str] = (), patience_s: float = 30) -> Iterator[tuple[Stepper, list[str]]]:
     """fastpath.c under sdrun with the arguments `variant`, injected and then traced; and the names of its probes."""
     runtime = Path(tempfile.mkdtemp(prefix="sdcount-"))
     env = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "XDG_CONFIG_HOME": str(runtime)}
-    argv = [str(SDRUN), "--set", "upgrade=eager", "--", str(GUEST), *variant.split()]
+    argv = [str(SDRUN), "--set", "upgrade=eager", *options, "--", str(GUEST), *variant.split()]
     program = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert program.stdin and program.stdout
     try:
@@ -217,12 +217,12 @@ def one_round(stepper: Stepper, names: list[str], counts: dict[str, list[Count]]
         stepper.run_to_mark()
 
 
-def measure() -> dict[str, Count]:
-    """The median count of every probe, by "name" and "name, with threads"."""
+def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> dict[str, Count]:
+    """The median count of every probe, by "name" and "name, with threads". `options`: sdrun's."""
     result = {}
-    for variant in VARIANTS:
+    for variant in variants:
         counts: dict[str, list[Count]] = {}
-        with guest(variant) as (stepper, names):
+        with guest(variant, options) as (stepper, names):
             for _ in range(WARM_ROUNDS):
                 one_round(stepper, names, None)
             for number in range(SETTLE_ROUNDS + COUNTED_ROUNDS):

@@ -34,6 +34,9 @@ class Option:
     names: list[str]
     value: str
     text: str
+    choices: list[str] = field(default_factory=list)
+    joined: bool = False
+    """Its value, if it has one, stands behind a `=`, and may be missing."""
 
 
 @dataclass
@@ -44,31 +47,47 @@ class Command:
     usage: str
     summary: str
     options: list[Option] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-    """Subcommands."""
+    arguments: list[Option] = field(default_factory=list)
+    """What is no option; `names` is its place holder."""
+    subs: list[Command] = field(default_factory=list)
+    """Its commands, named with it: "sdctl policy"."""
     epilog: str = ""
 
+    def leaves(self) -> list[Command]:
+        """All below it that can be used."""
+        return [leaf for sub in self.subs for leaf in (sub.leaves() or [sub])]
 
-def _of_parser(name: str, parser: argparse.ArgumentParser) -> Command:
+    def below(self) -> list[Command]:
+        """It and all below it."""
+        return [self, *(found for sub in self.subs for found in sub.below())]
+
+
+def _of_parser(name: str, parser: argparse.ArgumentParser, summary: str = "") -> Command:
     usage = " ".join(parser.format_usage().removeprefix("usage:").split())
-    command = Command(name, usage, " ".join((parser.description or "").split()),
+    description = parser.description if parser.description != argparse.SUPPRESS else ""
+    command = Command(name, usage, " ".join((description or summary).split()),
                       epilog=" ".join((parser.epilog or "").split()))
-    _add_actions(command, parser, parser)
+    formatter = argparse.HelpFormatter(name)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            command.subs = [_of_parser(f"{name} {word}", sub, texts[word]) for word, sub in action.choices.items()
+                            if word in texts]
+            for word in action.choices.keys() - texts.keys():  # not listed: what `--` leads to
+                own = _of_parser(name, action.choices[word]).options
+                command.options += [option for option in own if "--help" not in option.names]
+        elif action.help != argparse.SUPPRESS:
+            value = "" if action.nargs == 0 else str(formatter._format_args(action, _value_name(action)))
+            text = formatter._expand_help(action) if action.help else ""
+            option = Option(list(action.option_strings), value, text, [str(one) for one in action.choices or ()])
+            (command.options if action.option_strings else command.arguments).append(option)
     return command
 
 
-def _add_actions(command: Command, parser: argparse.ArgumentParser, top: argparse.ArgumentParser) -> None:
-    formatter = argparse.HelpFormatter(command.name)
-    known = {name for option in command.options for name in option.names}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for word, sub in action.choices.items():
-                command.words.append(word)
-                _add_actions(command, sub, top)
-        elif action.option_strings and action.help != argparse.SUPPRESS and not known & set(action.option_strings):
-            value = "" if action.nargs == 0 else str(formatter._format_args(action, action.dest.upper()))
-            command.options.append(Option(list(action.option_strings), value, formatter._expand_help(action)
-                                          if action.help else ""))
+def _value_name(action: argparse.Action) -> str:
+    if action.option_strings:
+        return action.dest.upper()
+    return f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest
 
 
 def _of_help(name: str, text: str) -> Command:
@@ -80,7 +99,7 @@ def _of_help(name: str, text: str) -> Command:
         found = _OPTION_LINE.match(line)
         if found:
             option, _, value = found[1].replace("[=", " [").partition(" ")
-            command.options.append(Option([option], value, found[2] or ""))
+            command.options.append(Option([option], value.strip("[]"), found[2] or "", joined="[=" in found[1]))
         elif command.options:
             command.options[-1].text += " " + line.strip()
     return command
@@ -103,36 +122,84 @@ def _roff(text: str) -> str:
     return re.sub(r"^([.'])", r"\\&\1", escaped, flags=re.MULTILINE)
 
 
+def _option_lines(options: list[Option]) -> list[str]:
+    lines = []
+    for option in options:
+        names = ", ".join(f"\\fB{_roff(name)}\\fR" for name in option.names)
+        value = f"\\fI{_roff(option.value)}\\fR"
+        if option.joined:
+            names += f"[={value}]"
+        elif option.value:
+            names += f" {value}" if option.names else value
+        lines += [".TP", names, _roff(option.text)]
+    return lines
+
+
 def man_page(command: Command) -> str:
     """Section 1."""
+    usages = [one.usage for one in (command, *command.leaves())]
     lines = [f'.TH {command.name.upper()} 1 "" sdrun "User Commands"', ".SH NAME",
-             _roff(f"{command.name} - {command.summary.split('. ')[0].rstrip('.')}"), ".SH SYNOPSIS",
-             _roff(command.usage), ".SH DESCRIPTION", _roff(command.summary), ".SH OPTIONS"]
-    for option in command.options:
-        names = ", ".join(f"\\fB{_roff(name)}\\fR" for name in option.names)
-        lines += [".TP", f"{names} \\fI{_roff(option.value)}\\fR" if option.value else names, _roff(option.text)]
+             f"{command.name} \\- {_roff(command.summary.split('. ')[0].rstrip('.'))}", ".SH SYNOPSIS",
+             "\n.br\n".join(_roff(usage) for usage in usages), ".SH DESCRIPTION", _roff(command.summary)]
+    if command.arguments:
+        lines += [".SH ARGUMENTS", *_option_lines(command.arguments)]
+    lines += [".SH OPTIONS", *_option_lines(command.options)]
+    if command.subs:
+        lines.append(".SH COMMANDS")
+        for leaf in command.leaves():
+            own = [option for option in leaf.arguments + leaf.options if "--help" not in option.names]
+            lines += [f'.SS "{_roff(leaf.name)}"', _roff(leaf.summary), *_option_lines(own)]
     if command.epilog:
         lines += [".SH NOTES", _roff(command.epilog)]
     others = [name for name in ("sdrun", *_PARSERS) if name != command.name]
     return "\n".join([*lines, ".SH SEE ALSO", ", ".join(f"\\fB{name}\\fR(1)" for name in others), ""])
 
 
+_PIDS: Final = "$(cd /proc && printf '%s ' [0-9]*)"
+
+
+def _values(command: Command) -> str:
+    """Arms of a case of the option in front: what may follow it."""
+    arms = []
+    for option in command.options:
+        if option.value and not option.joined:
+            words = " ".join(option.choices) or (_PIDS if option.value == "PID" else "")
+            found = f'-W "{words}"' if words else "-f"
+            arms.append(f"""{'|'.join(option.names)}) COMPREPLY=($(compgen {found} -- "$cur")); return ;;""")
+    return "\n                ".join(arms) or "'') ;;"
+
+
+def _level(command: Command, top: Command) -> str:
+    """The arm for what stands behind `command` and its own subcommands' names."""
+    names = [name + ("=" if option.joined else "") for option in command.options for name in option.names]
+    words = [sub.name.rpartition(" ")[2] for sub in command.subs]
+    words += [choice for argument in command.arguments for choice in argument.choices]
+    return f"""
+        "{command.name.removeprefix(top.name).strip()}")
+            case $prev in
+                {_values(command)}
+            esac
+            case $cur in
+                -*) COMPREPLY=($(compgen -W "{' '.join(dict.fromkeys(names))}" -- "$cur")); return ;;
+            esac
+            COMPREPLY=($(compgen -W "{' '.join(words)}" -- "$cur")) ;;"""
+
+
 def completion(command: Command) -> str:
     """A bash function; zsh takes it through bashcompinit."""
-    names = " ".join(name for option in command.options for name in option.names)
-    with_value = "|".join(name for option in command.options if option.value for name in option.names) or "''"
     tail = "_command_offset $COMP_CWORD; return" if command.name in _COMMAND_FOLLOWS else "COMPREPLY=()"
-    words = " ".join(command.words)
+    levels = "".join(_level(one, command) for one in command.below())
+    paths = "|".join(f'"{one.name.removeprefix(command.name).strip()}"' for one in command.below()[1:]) or "''"
     return f"""# Generated by tools/manual.py.
 _{command.name}() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
-    case $prev in
-        {with_value}) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} below= word
+    for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+        case "${{below:+$below }}$word" in
+            {paths}) below="${{below:+$below }}$word" ;;
+        esac
+    done
+    case $below in{levels}
     esac
-    case $cur in
-        -*) COMPREPLY=($(compgen -W "{names}" -- "$cur")); return ;;
-    esac
-    COMPREPLY=($(compgen -W "{words}" -- "$cur"))
     [[ ${{#COMPREPLY[@]}} -gt 0 ]] || {{ declare -F _command_offset >/dev/null && {{ {tail}; }}; }}
 }}
 complete -o default -F _{command.name} {command.name}

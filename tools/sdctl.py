@@ -266,7 +266,8 @@ def _packed(host: str) -> bytes:
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    parser = argparse.ArgumentParser(prog="sdctl", description=__doc__, allow_abbrev=False)
+    what = "Ask the monitor and the supervisors what they do, and why; have policies read again; end the monitor."
+    parser = argparse.ArgumentParser(prog="sdctl", description=what, allow_abbrev=False)
     parser.add_argument("--socket", metavar="PATH", help="the monitor's socket (default: where sdrun looks)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, action, text in (

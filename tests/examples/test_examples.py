@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
+from tests.harness import ROOT, SDRUN
+from tests.packaging.documented import of_section
 
 pytestmark = pytest.mark.skipif("SDRUN_EXAMPLES" not in os.environ, reason="`make examples` runs them")
 
@@ -34,6 +38,19 @@ def test_example(name: str) -> None:
     examples.draw(outcome, target)
     assert target.read_text().count("<path") > 10
     assert (ROOT / "docs" / "examples" / f"{name}.svg").exists(), "the documentation shows one of a quiet machine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="containers of the host's monitor need root")
+def test_the_page_of_the_examples(tmp_path: Path) -> None:
+    """Its commands as they are written."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    script = "\n".join(command for _, command in of_section("docs/examples.md"))
+    env = {**os.environ, "PATH": f"{SDRUN.parent}:{os.environ['PATH']}", "SECONDS_EACH": "1"}
+    done = subprocess.run(["bash", "-exc", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200,
+                          check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("result: ") == 2, done.stdout
+    assert json.loads((tmp_path / "pod" / "client.json").read_text())["connections"]["shm"] >= 4
 
 
 def test_every_example_is_documented() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness import ROOT
 from tests.packaging.conftest import NEEDED, pip, run
+from tools import manual
 from tools.manual import commands, completion, man_page
 
 BIN = Path(sys.executable).parent
@@ -31,6 +32,12 @@ def test_a_wheel_in_an_empty_environment(installed: Path, tmp_path: Path, sd_env
     run(installed / "bin" / "sdrun", "--report", report, "--", "python3", "-c", "print(1)", env=sd_env)
     assert json.loads(report.read_text())["exit_status"] == 0
     assert "Recv-Q" in run(installed / "bin" / "sdss", "-a", env=sd_env)
+    for command in commands(BIN / "sdrun"):
+        page = installed / "share" / "man" / "man1" / f"{command.name}.1"
+        assert page.read_text() == man_page(command), "made from the same as --help"
+        assert (installed / "share/bash-completion/completions" / command.name).read_text() == completion(command)
+    env = {**sd_env, "PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
+    assert run("man", "-w", "sdss", env=env).strip() == str(installed / "share/man/man1/sdss.1")
     text = (ROOT / "pyproject.toml").read_text()
     assert json.loads(re.search(r"^dependencies = (\[.*\])$", text, re.MULTILINE)[1]) == list(NEEDED)  # type: ignore[index]
 
@@ -94,14 +101,47 @@ def test_a_debian_package_that_comes_and_goes(wheel: Path, tmp_path: Path) -> No
     assert not left, left
 
 
-def test_pages_and_completion_have_every_option() -> None:
+def test_pages_have_every_option_and_command() -> None:
     for command in commands(BIN / "sdrun"):
-        help_text = run(BIN / command.name, "--help")
-        page, function = man_page(command), completion(command)
-        assert len(command.options) >= 3 and command.summary, command
-        for option in command.options:
-            assert option.text, (command.name, option.names)
-            for name in option.names:
-                assert name.replace("-", "\\-") in page and name in function
-                assert name in help_text or command.words, (command.name, name)
-        run("bash", "-nc", function)
+        page = man_page(command)
+        assert len(command.options) >= 2 and command.summary, command
+        for one in [command, *command.leaves()]:
+            help_text = run(BIN / command.name, *one.name.split()[1:], "--help")
+            assert "SUPPRESS" not in help_text, one.name
+            for option in one.options + one.arguments:
+                assert option.text, (one.name, option)
+                for name in option.names:
+                    assert name.replace("-", "\\-") in page and (name in help_text or name == "-h"), (one.name, name)
+
+
+def test_pages_are_well_formed(tmp_path: Path) -> None:
+    """groff has no complaint, and what it shows has the sections of a manual page."""
+    manual.write(tmp_path, BIN / "sdrun")
+    pages = sorted((tmp_path / "man" / "man1").iterdir())
+    assert [page.stem for page in pages] == sorted(command.name for command in commands(BIN / "sdrun"))
+    for page in pages:
+        done = subprocess.run(["groff", "-ww", "-man", "-Tutf8", page], capture_output=True, text=True, check=True)
+        assert not done.stderr, done.stderr
+        shown = re.sub(r".\x08", "", done.stdout)  # bold is printed twice
+        for section in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "SEE ALSO"):
+            assert re.search(rf"^{section}$", shown, re.MULTILINE), (page.stem, section)
+        assert re.match(rf"{page.stem} \\- [A-Za-z]", page.read_text().splitlines()[2]), "what apropos finds"
+
+
+@pytest.mark.parametrize(("line", "offered", "not_offered"), [
+    ("sdrun --tr", {"--trace="}, {"--set"}), ("sdrun --attach ", {"1"}, {"README.md"}),
+    ("sdss --r", {"--rates"}, {"--json"}), ("sdctl ", {"status", "policy"}, {"explain"}),
+    ("sdctl policy ", {"explain"}, {"status"}), ("sdctl policy explain --dir ", {"in", "out"}, set()),
+    ("sdctl policy explain --", {"--uid"}, {"--json"}), ("sdctl status --", {"--json"}, {"--uid"}),
+    ("sdmonitor --log ", {"text", "json"}, set()), ("sdtrace --path ", {"ring", "kernel"}, set()),
+    ("sdbench ", {"micro", "apps", "report"}, {"command"}), ("sddoctor --j", {"--json"}, {"--no-trial"}),
+    ("sdtop --int", {"--interval"}, set()), ("sdstat --h", {"--help", "--hosts"}, set()),
+])  # fmt: skip
+def test_completion(line: str, offered: set[str], not_offered: set[str]) -> None:
+    """What bash offers behind `line`."""
+    [command] = [one for one in commands(BIN / "sdrun") if one.name == line.split(maxsplit=1)[0]]
+    words = line.split(" ")
+    script = (f"{completion(command)}\nCOMP_WORDS=({' '.join(map(repr, words))}) COMP_CWORD={len(words) - 1}\n"
+              f"_{command.name}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"")
+    said = set(run("bash", "-c", script).split())
+    assert offered <= said and not not_offered & said, said

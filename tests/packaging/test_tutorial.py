@@ -16,24 +16,13 @@ import pytest
 from sdlib import abi
 from tests.harness import ROOT
 from tests.packaging.conftest import run
+from tests.packaging.documented import of_section, pages
 from tools import reference
 
-DOCS = ROOT / "docs"
 
-
-def script(page: Path) -> str:
-    """The lines that begin with `$`, here-documents with what follows them."""
-    lines: list[str] = []
-    until = ""
-    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
-        for line in block.splitlines():
-            if until:
-                lines.append(line)
-                until = "" if line == until else until
-            elif line.startswith("$ "):
-                lines.append(line[2:])
-                until = "END" if "<<'END'" in line else ""
-    return "\n".join(lines)
+def script(page: str, *sections: str) -> str:
+    """All its commands, one after the other."""
+    return "\n".join(command for _, command in of_section(page, *sections))
 
 
 @pytest.fixture
@@ -58,13 +47,14 @@ def as_written(wanted: str, folder: Path, env: dict[str, str], installed: Path) 
     return said
 
 
+pytestmark = pytest.mark.timeout(900)  # the first of them waits for the package
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
 
 
 @needs_root
 def test_the_tutorial(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
     # sddoctor says 1 where there is no RDMA; what is killed at the end says so, too.
-    text = script(DOCS / "tutorial.md").replace("sddoctor\n", "sddoctor || test $? = 1\n", 1)
+    text = script("docs/tutorial.md").replace("sddoctor\n", "sddoctor || test $? = 1\n", 1)
     said = as_written(text.removesuffix("wait") + "wait || true\n", folder, sd_env, installed)
     for text in ("ok            trial", "few-operations", "lib-calls", "hello", "ns/call", "Follow: tcp,ascii"):
         assert text in said, said[-5000:]
@@ -76,15 +66,22 @@ def test_the_tutorial(folder: Path, sd_env: dict[str, str], installed: Path) -> 
 @needs_root
 def test_the_guide_for_operators(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
     env = {name: value for name, value in sd_env.items() if name != "XDG_RUNTIME_DIR"}
-    said = as_written(script(DOCS / "operating.md"), folder, env, installed)
+    said = as_written(script("docs/operating.md", "Without systemd"), folder, env, installed)
     for text in ("sdmonitor_segments", "is on shm", "PONG"):
+        assert text in said, said[-5000:]
+
+
+@needs_root
+def test_the_page_about_looking(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
+    said = as_written(script("docs/observing.md"), folder, sd_env, installed)
+    for text in ("Follow: tcp,ascii", "% time", "uptime_s", "sdrun_bytes_shm_tx_total{", "<= 64", "shm_sent:", "sdtop"):
         assert text in said, said[-5000:]
 
 
 @needs_root
 def test_the_first_commands_of_the_readme(folder: Path, sd_env: dict[str, str], installed: Path) -> None:
     (folder / ".venv").symlink_to(installed)
-    first = [line for line in script(ROOT / "README.md").splitlines() if line.startswith(".venv/bin/")]
+    first = [line for line in script("README.md", "").splitlines() if line.startswith(".venv/bin/")]
     assert len(first) >= 2
     said = as_written("\n".join([first[0], "until redis-cli ping; do sleep 0.1; done", *first[1:], "kill %1", "wait"]),
                       folder, sd_env, installed)
@@ -95,7 +92,7 @@ def test_targets_and_commands_of_the_documentation_exist(installed: Path) -> Non
     """`make X`, and options of our commands, in all pages."""
     makefile = (ROOT / "Makefile").read_text()
     helps: dict[str, str] = {}
-    for page in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+    for page in pages():
         text = page.read_text()
         for target in re.findall(r"`make ([a-z-]+)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page.name, target)
@@ -112,9 +109,8 @@ def test_the_policy_reference_is_of_this_schema() -> None:
 
 def test_links_and_reasons_in_the_documentation() -> None:
     """A page that is linked is there; what looks like a reason is one."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    assert len(pages) > 10
-    for page in pages:
+    assert len(pages()) > 10
+    for page in pages():
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
     table = (ROOT / "docs" / "operating.md").read_text().partition("## When something is wrong")[2]

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 
+from tests.harness import ROOT
+from tests.monitor.support import wait_for
 from tools import instructions
 from tools.instructions import Count
 
@@ -19,6 +23,33 @@ def test_fast_paths_make_no_system_call() -> None:
     for name in ("send8", "recv8", "write8", "read8", "epoll_ready"):
         for variant in (name, f"{name}, with threads"):
             assert baseline[variant].system_calls == 0, variant
+
+
+RECORD, SHORT = 300, 1000
+"""What a record may take, and a small message that goes the long way to get one: under 100 ns, at one instruction a
+cycle of 3 GHz and at three."""
+
+
+def test_what_a_trace_costs(tmp_path: Path) -> None:
+    """In the program: no system call more, and as many instructions as docs/observing.md says."""
+    plain = instructions.load(instructions.BASELINE)
+    traced = instructions.measure(("alone",), (f"--trace={tmp_path / 'trace'}",))
+    for name in ("recv_empty", "epoll_ready", "poll_ready"):
+        assert 100 < traced[name].total - plain[name].total <= RECORD, (name, traced[name].total, plain[name].total)
+    for name in ("send8", "recv8", "write8", "read8"):
+        assert 100 < traced[name].total - plain[name].total <= SHORT, (name, traced[name].total, plain[name].total)
+    page = (ROOT / "docs" / "observing.md").read_text()
+    for said, name in re.findall(r"(\d+) (?:instructions )?to (send|receive)\b", page):
+        counted = traced["send8" if name == "send" else "recv8"].total
+        assert abs(int(said) - counted) < 0.15 * counted, (said, name, counted)
+    assert all(count.system_calls == plain[name].system_calls for name, count in traced.items())
+    wait_for(lambda: "sendto(" in (tmp_path / "trace").read_text(), "it is traced", limit_s=60)
+
+
+def test_the_readme_says_what_is_counted() -> None:
+    counts = instructions.load(instructions.BASELINE)
+    [said] = re.findall(r"sending or receiving 8 bytes is some (\d+) instructions", (ROOT / "README.md").read_text())
+    assert all(abs(int(said) - counts[name].total) < 0.15 * int(said) for name in ("send8", "recv8"))
 
 
 def test_the_function_that_grew_is_named() -> None:

@@ -27,7 +27,7 @@ KIB_EACH = 40
 def counted(idle: int) -> list[instructions.Count]:
     """A wait in epoll for one that is active, beside so many that are not."""
     counts: dict[str, list[instructions.Count]] = {}
-    with instructions.guest(f"idle {idle}", 30 + idle / 10) as (stepper, names):
+    with instructions.guest(f"idle {idle}", patience_s=30 + idle / 10) as (stepper, names):
         for _ in range(WARM_ROUNDS):
             instructions.one_round(stepper, names, None)
         for _ in range(ROUNDS):

@@ -54,10 +54,11 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_parser("apps", parents=[common], help="real programs")
     one.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=COMMAND",
                      help="also measure behind this command, such as 'vma=env LD_PRELOAD=libvma.so'")
-    own = kinds.add_parser("command", help=argparse.SUPPRESS)
+    own = kinds.add_parser("command", prog="sdbench")  # without help it is not listed: `--` leads to it
     own.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each (default {ROUNDS})")
     own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for sdrun")
     own.add_argument("--output", type=Path, default=FOLDER / "command.json", help="the JSON")
+    result.epilog = f"{' '.join(own.format_usage().removeprefix('usage: ').split())} -- CMD"
     page = kinds.add_parser("report", help="HTML and plots")
     page.add_argument("results", nargs="*", type=Path, help=f"JSON files (default: all of {FOLDER.relative_to(ROOT)}/)")
     page.add_argument("--output", type=Path, default=FOLDER.parent / "report", help="folder for the page and the plots")

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# A Debian machine with systemd as its first process, over this host's files: what happens in it is gone with it.
+# Called by machine.py in namespaces of its own (mounts, processes, network, IPC, host name, control groups).
+#
+#   machine.sh SCRATCH    SCRATCH: an empty folder, over which a tmpfs is mounted
+set -eu
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/up" "$1/work" "$1/m"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/m"
+cd "$1/m"
+mount -t proc proc proc
+mount -t sysfs sysfs sys -o ro
+mount -t tmpfs tmpfs sys/fs/cgroup
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs dev
+for node in null zero full random urandom tty; do
+    touch "dev/$node"
+    mount --bind "/dev/$node" "dev/$node"
+done
+mkdir dev/shm dev/pts
+mount -t tmpfs -o mode=1777 tmpfs dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+ln -s /proc/self/fd/0 dev/stdin
+ln -s /proc/self/fd/1 dev/stdout
+ln -s /proc/self/fd/2 dev/stderr
+mount -t tmpfs -o mode=755 tmpfs run
+mount -t tmpfs -o mode=1777 tmpfs tmp
+rm -f usr/sbin/policy-rc.d etc/machine-id
+touch etc/machine-id
+# Who reads the pages answers apt's question with yes; what he installs must be here already, for there is no network.
+echo 'APT::Get::Assume-Yes "true"; APT::Sandbox::User "root";' >etc/apt/apt.conf.d/90yes
+ip link set lo up
+hostname newcomer
+exec env -i container=sdrun PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot . \
+    /lib/systemd/systemd --system --unit=basic.target --log-target=console --show-status=no
