@@ -242,7 +242,8 @@ struct sd_area {
     SD_ATOMIC uint32_t next_free;/* hint where to look for a free block */
     SD_ATOMIC uint32_t parts_top;/* one above the highest participant ever used; 0 is never used */
     SD_ATOMIC uint32_t moved;    /* supervisor: how often it has moved connections of this area to TCP, while those who use them stood still */
-    uint32_t pad[7];
+    SD_ATOMIC uint32_t next_proc;/* hint where to look for a free `proc` */
+    uint32_t pad[6];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];

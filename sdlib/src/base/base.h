@@ -74,6 +74,13 @@ static inline bool cas_u32(_Atomic u32 *p, u32 want, u32 val)
 }
 #endif
 
+/* Written in every forked child: all on one page, for each costs it a fault. */
+#ifndef SD_HOSTED
+#define SD_FORKED __attribute__((section("sd_forked")))
+#else
+#define SD_FORKED
+#endif
+
 /* The CPU that we run on. */
 #ifdef SD_INTERPOSE
 u32 sd_cpu(void);

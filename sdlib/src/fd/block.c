@@ -8,29 +8,31 @@
  */
 #include "sock/sock.h"
 
-static struct sd_proc early_proc; /* of a forked child, until it has claimed a slot */
+static struct sd_proc early_proc; /* of a forked child that finds no slot */
 
-static void claim_proc(struct sd_area *a, u32 ppid)
+#define COUNTERS_AT offsetof(struct sd_proc, ctr) /* and all that follows */
+
+/* `before`: what was counted before; NULL: nothing. False: there is no free slot. */
+static bool claim_proc(struct sd_area *a, u32 ppid, const struct sd_proc *before)
 {
-    for (u32 i = 0; i < SD_AREA_PROCS; i++) {
+    u32 start = load_rlx(&a->next_proc);
+
+    for (u32 k = 0; k < SD_AREA_PROCS; k++) {
+        u32 i = (start + k) % SD_AREA_PROCS;
         struct sd_proc *p = &a->proc[i];
         if (load_rlx(&p->pid) || !cas_u32(&p->pid, 0, g.pid))
             continue;
+        store_rlx(&a->next_proc, i + 1);
         p->ppid = ppid;
         p->execs = 0;
-        for (u32 k = 0; k < SD_CTR_MAX; k++)
-            p->ctr[k] = g.proc->ctr[k];
-        for (u32 k = 0; k < SD_REASON_MAX; k++) {
-            p->tcp_reasons[k] = g.proc->tcp_reasons[k];
-            p->moved_back[k] = g.proc->moved_back[k];
-        }
-        for (u32 k = 0; k < SD_SIZES; k++) {
-            p->sizes[0][k] = g.proc->sizes[0][k];
-            p->sizes[1][k] = g.proc->sizes[1][k];
-        }
+        if (before)
+            sd_copy((u8 *)p + COUNTERS_AT, (const u8 *)before + COUNTERS_AT, sizeof *p - COUNTERS_AT);
+        else
+            sd_zero((u8 *)p + COUNTERS_AT, sizeof *p - COUNTERS_AT);
         g.proc = p;
-        return;
+        return true;
     }
+    return false;
 }
 
 struct sd_area *sd_area_get(u32 index)
@@ -60,7 +62,7 @@ struct sd_area *sd_area_get(u32 index)
     g.area[index] = a;
     if (index == 0) {
         g.cfg = &a->cfg;
-        claim_proc(a, 0);
+        claim_proc(a, 0, g.proc);
     }
     return a;
 }
@@ -175,10 +177,10 @@ void sd_socks_after_fork_child(void)
 {
     u32 parent = g.proc->pid;
 
-    sd_zero(&early_proc, sizeof early_proc);
-    g.proc = &early_proc;
-    if (g.area[0])
-        claim_proc(g.area[0], parent);
+    if (!g.area[0] || !claim_proc(g.area[0], parent, NULL)) {
+        sd_zero(&early_proc, sizeof early_proc);
+        g.proc = &early_proc;
+    }
     /* later areas of the parent are ours too: the mapping is inherited; new ones are not shared */
 }
 

@@ -53,9 +53,9 @@ extern u32 sd_nundo;
 struct stubs sd_stubs[AREAS];
 struct undo sd_undo[UNDO_MAX];
 u32 sd_nundo;
-static _Atomic u32 lock; /* taken with all signals blocked, for the time of a few system calls */
-static _Atomic u16 traps[SD_SLOTS]; /* LOOKED_AT, or how many, and in which generation of forks */
-static u16 generation;
+static SD_FORKED _Atomic u32 lock; /* taken with all signals blocked, for the time of a few system calls */
+static SD_FORKED _Atomic u16 traps[SD_SLOTS]; /* LOOKED_AT, or how many, and in which generation of forks */
+static SD_FORKED u16 generation;
 static bool forbidden;
 #define PATCH_AT 3u
 #define COUNT_MASK 3u

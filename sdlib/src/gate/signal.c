@@ -15,6 +15,8 @@
 #define AUDIT_ARCH_X86_64 0xc000003eu
 #define FIXED_SLOTS 256u /* kept for sites that cannot be emulated from inside of a signal handler */
 #define PROBES 512u
+#define NEAR 256u
+#define NEAR_PROBES 16u
 
 static struct ksigaction program_sigsys; /* what the program has asked for */
 static _Atomic u64 masks_with_sigsys;    /* SIGBIT(n): the program's sa_mask of signal n has SIGSYS */
@@ -38,12 +40,15 @@ static long set_mask(u64 mask)
     return SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, 8);
 }
 
-/* The slot of a site, made if it is new; -1 if there is no room. An open hash table without deletion, so no lock. */
+/* The slot of a site, made if it is new; -1 if there is no room. An open hash table without deletion, so no lock. First in NEAR slots, of which few
+ * pages are code and table: a forked child pays for each page that it traps by. */
 static i32 slot_of(u64 ret, bool must)
 {
-    u32 at = (u32)((ret * 0x9e3779b97f4a7c15ull) >> 52);
+    u32 hash = (u32)((ret * 0x9e3779b97f4a7c15ull) >> 52), at = hash % NEAR;
     _Static_assert(SD_SLOTS == 1 << 12, "the shift above");
-    for (u32 i = 0; i < PROBES; i++, at = (at + 1) % SD_SLOTS) {
+    for (u32 i = 0; i < NEAR_PROBES + PROBES; i++, at = (at + 1) % SD_SLOTS) {
+        if (i == NEAR_PROBES)
+            at = hash;
         u64 seen = load_acq(&sd_slot_ret[at]);
         if (!seen) {
             if (!must && load_rlx(&slots_used) >= SD_SLOTS - FIXED_SLOTS)

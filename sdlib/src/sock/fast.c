@@ -388,7 +388,8 @@ void sd_fast_on(struct sock *s, int fd)
 void sd_fast_off(void)
 {
     for (u32 fd = 0; fd < sd_fd_top() && fd < ARRAY_LEN(sd_fast_sock); fd++) {
-        set_kind(fd, SD_KIND_FAST, SD_KIND_OURS);
-        set_kind(fd, SD_KIND_SHARED, SD_KIND_OURS);
+        u8 kind = *(volatile u8 *)&sd_fdkind[fd];
+        if (kind == SD_KIND_FAST || kind == SD_KIND_SHARED) /* else the page stays as it is: a forked child shares it */
+            set_kind(fd, kind, SD_KIND_OURS);
     }
 }

@@ -4,7 +4,7 @@
  */
 #include "sock/sock.h"
 
-static u64 own_pidns; /* inode + 1; 0: not asked yet, 1: unknown */
+static SD_FORKED u64 own_pidns; /* inode + 1; 0: not asked yet, 1: unknown */
 
 void sd_parts_forget(void) { own_pidns = 0; }
 

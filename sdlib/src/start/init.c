@@ -12,7 +12,7 @@ __attribute__((section(".data"))) struct sd_boot sd_boot = { .version = SD_ABI_V
 
 static struct sd_proc private_proc;
 static const struct sd_config private_config = { .accel = 0, .reason = SD_REASON_no_supervisor, .patch = 1 };
-struct sd_global g = { .proc = &private_proc, .cfg = &private_config };
+SD_FORKED struct sd_global g = { .proc = &private_proc, .cfg = &private_config };
 
 void sd_without_area(void)
 {
