@@ -73,6 +73,7 @@
 #define TCP_INFO 11
 #define TCP_ULP 31
 #define TCP_ZEROCOPY_RECEIVE 35
+#define TCP_ZEROCOPY_RECEIVE 35
 #define MSG_OOB 1
 #define MSG_PEEK 2
 #define MSG_DONTROUTE 4

@@ -272,6 +272,21 @@ SD_CALL(sd_setsockopt)
     return r;
 }
 
+/* TCP_ZEROCOPY_RECEIVE: what the kernel says of bytes that it cannot map: none are mapped, so many are to be read in the ordinary way. */
+static long map_nothing(struct sock *s, const struct sd_frame *f)
+{
+    struct { u64 address; u32 length, skip, inq; i32 err; } *z = (void *)f->r10;
+    i32 *len = (i32 *)f->r8;
+    i64 n = sd_rx_bytes(s, (int)f->rdi);
+
+    if (n < 0 || sd_bad_ptr(len) || sd_bad_ptr(z) || *len < (i32)sizeof *z || (z->address & 4095))
+        return SD_PASS;
+    z->length = 0;
+    z->skip = z->inq = (u32)n;
+    z->err = 0;
+    return 0;
+}
+
 SD_CALL(sd_getsockopt)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -289,6 +304,8 @@ SD_CALL(sd_getsockopt)
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r8 >= 4)
             *(i32 *)f->r10 = (i32)s->b->rcvlowat;
+    } else if (unlikely(f->rsi == SOL_TCP && f->rdx == TCP_ZEROCOPY_RECEIVE) && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+        r = map_nothing(s, f);
     } else if (f->rsi == SOL_SOCKET && f->rdx == SO_ERROR) {
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r10 == 0 && s->b->role) { /* how a non-blocking connect learns that it is done */

@@ -17,4 +17,7 @@ long sd_feed_plain(struct sock *s, const struct sd_frame *f);
 /* Is the next byte to go into the ring? */
 bool sd_feed_switch(struct sock *s, int fd);
 
+/* pipe.c: of a sendfile whose target is not ours. */
+long sd_sendfile_in(const struct sd_frame *f, struct sd_tcb *t);
+
 #endif

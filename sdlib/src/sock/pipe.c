@@ -201,6 +201,19 @@ SD_CALL(sd_splice)
     return r;
 }
 
+/* sendfile: out of a connection it goes into pipes only, and is a splice. */
+long sd_sendfile_in(const struct sd_frame *f, struct sd_tcb *t)
+{
+    struct sd_frame as = *f;
+
+    if (f->rdx || !sd_sock_of((u32)f->rsi) || !is_pipe((int)f->rdi))
+        return SD_PASS;
+    as.rdi = (u32)f->rsi, as.rdx = f->rdi, as.r8 = f->r10;
+    as.r9 = SYS2(__NR_fcntl, f->rdi, F_GETFL) & O_NONBLOCK ? 2 : 0;
+    as.rsi = as.r10 = 0;
+    return sd_splice(&as, t);
+}
+
 SD_CALL(sd_tee)
 {
     (void)f, (void)t;

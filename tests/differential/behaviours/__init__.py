@@ -5,6 +5,7 @@ from tests.differential.behaviours import (
     descriptors,
     ends,
     options,
+    others,
     pointers,
     readiness,
     receive,
@@ -13,4 +14,7 @@ from tests.differential.behaviours import (
     transmit,
 )
 
-__all__ = ["descriptors", "ends", "options", "pointers", "readiness", "receive", "several", "taken", "transmit"]
+__all__ = [
+    "descriptors", "ends", "options", "others", "pointers", "readiness", "receive", "several", "taken",
+    "transmit",
+]  # fmt: skip
