@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 8
+#define SD_ABI_VERSION 9
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -189,7 +189,8 @@ struct sd_block {
     SD_ATOMIC uint32_t gen;     /* bumped when the block is freed: a stale id is recognised */
     SD_ATOMIC uint32_t users;   /* processes that hold it */
     uint16_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED, as is: */
-    uint16_t far;               /* 1: the other end is on another host, the segment is this host's copy (sock/far.h) */
+    uint8_t far;                /* 1: the other end is on another host, the segment is this host's copy (sock/far.h) */
+    uint8_t exclusive;          /* 1: it is, or was, registered with EPOLLEXCLUSIVE: who reports it eats its doorbell */
     uint16_t reason;            /* enum sd_reason */
     uint8_t role;               /* 1: connected, 2: accepted */
     uint8_t established;
@@ -290,7 +291,7 @@ struct sd_dir {
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
     uint32_t pad5[14];
-    /* line 5, both, by exchange: 1 while a doorbell byte of this direction's TCP stream is unread. */
+    /* line 5, both, by exchange: 1 while a doorbell byte of this direction's TCP stream is unread, 2 while a consumer with company is about to eat it. */
     SD_ATOMIC uint32_t bell;
     uint32_t pad6[15];
 };

@@ -228,7 +228,9 @@ u32 sd_kernel_want(const struct sock *s, u32 want);
 u32 sd_arm(struct sock *s, u32 want);
 #define SD_ARM_BARRIER 0x80u
 void sd_disarm(struct sock *s, u32 armed);
-/* No doorbell is sure to reach us (unread TCP bytes in front of it; other processes that eat it): the wait must be cut to 1 ms. */
+/* [B2] The doorbell may not be eaten yet. */
+bool sd_bell_stays(const struct sock *s);
+/* No doorbell is sure to reach us (unread TCP bytes in front of it; one that has to stay, though we wait for more): the wait must be cut to 1 ms. */
 bool sd_needs_timer(const struct sock *s, u32 want);
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
 bool sd_spin_pays(const struct sock *s);

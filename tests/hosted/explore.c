@@ -518,6 +518,7 @@ static void start(const struct scenario *which)
     nnames = nshares = 0;
     g.mt = 0;
     world_init(3, 4);
+    bells_at_most = 1;
     sc->setup();
     for (u32 t = 0; t < THREADS; t++) {
         u64 *sp = (u64 *)(stacks[t] + STACK_BYTES);

@@ -50,5 +50,6 @@ void world_init(u32 start_at_ring, u32 ring_bytes);
 bool net_deliver(u32 dir); /* one byte, or the FIN, arrives */
 u32 net_bells_unread(u32 dir);
 extern u64 bells_sent; /* no part of the world: a statistic */
+extern u32 bells_at_most; /* in one direction at a time; 2 where one that is being eaten does not count */
 
 #endif

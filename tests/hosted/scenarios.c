@@ -174,6 +174,7 @@ static void fencing_ends(void)
 
 /* ---------------------------------------------------------------- arming */
 
+static void a_sends_1(void) { put(0, "a", 0); }
 static void a_sends_twice(void) { put(0, "a", 0), put(0, "b", 0); }
 static void a_fences_midway(void)
 {
@@ -386,6 +387,38 @@ static void two_readers(void)
     *(u64 *)&w.seg.dir[0].tail += 2;
 }
 
+/* ----------------------------------------------------------------- company */
+
+/* A thread of side 1 sleeps in some poll, armed, and does not run; another one looks, and takes nothing. */
+static void in_company(void)
+{
+    shared_by_threads(1, SD_DIR_RX);
+    *(u32 *)&w.seg.dir[0].rx_armed = 1;
+    *(u32 *)&w.sock[1].parked = 1;
+    bells_at_most = 2;
+}
+
+/* The doorbell of bytes that are read already has not been eaten yet. */
+static void in_company_late(void)
+{
+    in_company();
+    *(u32 *)&w.seg.dir[0].bell = 1;
+    w.net.dir[0].written = 1;
+}
+
+static void b_only_looks(void)
+{
+    sd_look_at_kernel(&w.sock[1], FD_OF(1));
+    sd_look_at_kernel(&w.sock[1], FD_OF(1));
+}
+
+/* When it runs, the kernel must say that there is something to read. */
+static void sleeper_would_see_it(void)
+{
+    if (!net_bells_unread(0))
+        host_fail("a sleeper would sleep on");
+}
+
 /* Participants from the start: only those take the short way. */
 static void sends_a(void) { sd_part_of(sd_self()), put(0, "a", 0); }
 static void sends_b(void) { sd_part_of(sd_self()), put(0, "b", 0); }
@@ -446,6 +479,8 @@ const struct scenario scenarios[] = {
     {"token-stopped", token_biased, {moves_twice, move_head}, head_is_right, .slow = 2},
     {"two-senders", two_senders, {sends_a, sends_b}, both_were_sent},
     {"two-readers", two_readers, {takes_1, takes_1}, both_were_read},
+    {"company", in_company, {a_sends_1, b_only_looks}, sleeper_would_see_it},
+    {"company-late", in_company_late, {a_sends_1, b_only_looks}, sleeper_would_see_it},
     {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 2},
     {0},
 };

@@ -23,6 +23,8 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
         r->want = r->kmask = ev->events;
         r->data = ev->data;
         r->fresh = true;
+        if (r->want & EPOLLEXCLUSIVE)
+            s->b->exclusive = 1;
         ep->tab[r->index] = r;
         r->next = s->regs;
         s->regs = r;

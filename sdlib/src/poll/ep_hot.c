@@ -214,13 +214,13 @@ static bool arm(struct reg *r)
     store_rlx(&r->armed, armed);
     /* What is waited for decides what the kernel is asked. It must be asked anew where it has reported a doorbell by an edge that nobody has eaten, say
      * because bytes of TCP stood before it then: no other one is sent as long as that one lies there. */
-    reg_sync(r, (r->kmask & EPOLLET) && r->s->seg && sd_bell_due(&r->s->e));
+    reg_sync(r, (r->kmask & EPOLLET) && r->s->seg && sd_bell_due(&r->s->e) && !sd_bell_stays(r->s));
     return armed & SD_ARM_BARRIER;
 }
 
 static u32 waited_for(const struct reg *r)
 {
-    return reg_wanted(r) | (r->want & EPOLLEXCLUSIVE);
+    return reg_wanted(r) | (r->want & (EPOLLEXCLUSIVE | EPOLLET));
 }
 
 /* Arms the hot registrations (idle_only: those that were idle for long), all with one barrier. */

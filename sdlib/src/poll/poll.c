@@ -13,6 +13,7 @@
 #define LOOK_AT 8             /* sockets asked whether spinning pays */
 #define TIMER_NS 1000000ull   /* see sd_needs_timer */
 #define SNOOZE_NS 10000000ull
+#define COUNTED 0x40u         /* in `armed`: other threads know that one sleeps on it [B2] */
 
 bool sd_pollitem_find(struct sd_pollitem *it, int fd)
 {
@@ -172,6 +173,10 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
         if (it->s) {
             u32 want = sd_bits_fold(it->want);
             it->armed = sd_arm(it->s, want);
+            if (g.mt) {
+                atomic_fetch_add(&it->s->parked, 1);
+                it->armed |= COUNTED;
+            }
             *timer |= sd_needs_timer(it->s, want);
             barrier |= it->armed & SD_ARM_BARRIER;
         } else if (it->ep) {
@@ -187,6 +192,8 @@ static void disarm_all(struct sd_pollset *p)
 {
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
+        if (it->armed & COUNTED)
+            atomic_fetch_sub(&it->s->parked, 1);
         if (it->armed)
             sd_disarm(it->s, it->armed);
         it->armed = 0;

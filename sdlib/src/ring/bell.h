@@ -17,6 +17,10 @@
  *   [B1] bell: poster: exchange(1), and only who changed 0 to 1 sends the byte | receiver: eats the byte, exchange(0), looks at the ring.
  *        Two exchanges of one word: either the poster's comes later and sends a new byte, or it comes earlier, and then what it has
  *        published is seen by the receiver's look behind its own exchange.
+ *   [B2] company: of several that sleep on one stream all wake up by one byte, and who runs first must not eat it before the others have seen what it was
+ *        for. So it stays as long as there are bytes in the ring: the kernel's readiness is the ring's. Who finds none: word 1 -> 2, looks again, and eats
+ *        only then; a poster that finds 2 sends another byte. Either its exchange comes before the claim, then the second look sees what it has
+ *        published, or behind it.
  *
  * Because 1 is stored before the byte is sent and 0 only after it was eaten: while the word is 0 there is no doorbell on that stream, and
  * while it is 1 the next byte that arrives there behind the switch is one. A receiver that eats a byte only if it saw 1 *before* it
@@ -113,7 +117,7 @@ static inline bool sd_room_wanted(const struct sd_end *e)
 /* True: this caller, and nobody else, has to send one byte now, or to give the word back. */
 static inline bool sd_bell_take(const struct sd_end *e)
 {
-    return atomic_exchange(&e->tx->bell, 1) == 0; /* [B1] */
+    return atomic_exchange(&e->tx->bell, 1) != 1; /* [B1] [B2] */
 }
 
 static inline void sd_bell_give_back(const struct sd_end *e)
@@ -127,6 +131,23 @@ static inline void sd_bell_give_back(const struct sd_end *e)
 static inline bool sd_bell_due(const struct sd_end *e)
 {
     return load_acq(&e->rx->bell) != 0;
+}
+
+/* [B2] With company. True: eat it, then sd_bell_ate(), or leave it, sd_bell_leave(). A full barrier. */
+static inline bool sd_bell_claim(const struct sd_end *e)
+{
+    return cas_u32(&e->rx->bell, 1, 2);
+}
+
+/* Both fail, rightly, if there is a new one meanwhile. */
+static inline void sd_bell_ate(const struct sd_end *e)
+{
+    cas_u32(&e->rx->bell, 2, 0);
+}
+
+static inline void sd_bell_leave(const struct sd_end *e)
+{
+    cas_u32(&e->rx->bell, 2, 1);
 }
 
 /* After the byte was read. A full barrier: whoever looks at the ring next sees what the bell was for. */

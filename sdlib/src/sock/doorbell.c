@@ -101,8 +101,8 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
 
     COUNT(parks);
     COUNT(calls_kernel);
-    if (sleeper != SD_NOT_PARKED && sd_bell_due(&s->e) && sd_sleepers(s)) {
-        /* The bell is an old one, left for sleepers that it has woken but who have not run yet (or are stopped). It would wake us at once. */
+    if (sleeper != SD_NOT_PARKED && sd_bell_stays(s)) {
+        /* We wait for more than there is, and others may not know yet of what there is: the bell, which stays for them, would wake us at once. */
         r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
         return r == -EINTR ? r : 1;
     }
@@ -116,21 +116,40 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
     return r;
 }
 
-/* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. */
-static bool look(struct sock *s, int fd, struct sd_hold *h)
+static bool company(const struct sock *s)
 {
-    bool bell = sd_bell_due(&s->e) && !sd_is_far(s);
+    return sd_shared(s) && (load_rlx(&s->b->users) > 1 || load_rlx(&s->parked)) && !s->b->exclusive;
+}
+
+bool sd_bell_stays(const struct sock *s)
+{
+    if (likely(!sd_shared(s)) || !sd_bell_due(&s->e))
+        return false;
+    return s->b->exclusive ? sd_sleepers(s) : company(s) && sd_rx_news(&s->e, 0);
+}
+
+/* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. `over`: the end stands behind the doorbell. */
+static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
+{
+    bool bell = sd_bell_due(&s->e) && !sd_is_far(s), claimed;
     u8 byte;
     long r;
 
     if (bell && sd_back_published(&s->e))
         bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
+    claimed = bell && company(s) && sd_bell_claim(&s->e);
+    if (claimed && !over && sd_rx_news(&s->e, 0)) {
+        sd_bell_leave(&s->e);
+        return false;
+    }
     if (sd_is_far(s)) {
         r = sd_far_look(s, fd, h);
         bell = r == SD_FAR_BELL;
     } else {
         r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
-        if (r == 1 && bell)
+        if (claimed)
+            r == 1 ? sd_bell_ate(&s->e) : sd_bell_leave(&s->e);
+        else if (r == 1 && bell)
             sd_bell_eaten(&s->e);
         else if (r == 1 && !sd_back_published(&s->e) && !sd_bell_due(&s->e))
             sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
@@ -150,14 +169,14 @@ static bool look(struct sock *s, int fd, struct sd_hold *h)
 void sd_look_at_kernel(struct sock *s, int fd)
 {
     struct sd_hold h;
-    bool eaten = false;
+    bool eaten = false, over = false;
 
-    /* A doorbell is for all who sleep here: whoever wakes up last eats it. Eaten earlier, the others would never see it. The end of the
-     * stream, which stands behind it, wakes everybody by itself. */
-    if (sd_bell_due(&s->e) && sd_shared(s) && sd_sleepers(s)) {
+    /* [B2] The end of the stream, which stands behind it, wakes everybody by itself. */
+    if (sd_bell_stays(s)) {
         struct pollfd p = {fd, POLLRDHUP, 0};
         struct timespec64 zero = {0, 0};
-        if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0)
+        over = SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0;
+        if (!over)
             return;
     }
     s->kcheck &= ~1u;
@@ -166,7 +185,7 @@ void sd_look_at_kernel(struct sock *s, int fd)
         return;
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
-        eaten = look(s, fd, &h);
+        eaten = look(s, fd, &h, over);
     sd_leave(&h);
     if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e) && !sd_far_busy(s))
         sd_tx_back(s, fd, SD_REASON_call); /* a peer that is about to stop using rings waits for this */

@@ -22,6 +22,12 @@ static bool low_on_tcp(const struct sock *s)
     return unlikely(s->b->rcvlowat > 1) && load_rlx(&s->b->rx_mode) == SD_MODE_TCP;
 }
 
+/* There are bytes, too few, and the doorbell stays for others. */
+static bool low_on_ring(const struct sock *s)
+{
+    return unlikely(s->b->rcvlowat > 1) && load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_bell_stays(s);
+}
+
 static u32 tcp_ready(struct sock *s, int fd, u32 kev)
 {
     u32 end = kev & (POLLRDHUP | POLLHUP | POLLERR);
@@ -131,7 +137,7 @@ u32 sd_kernel_want(const struct sock *s, u32 want)
     const struct sd_block *b = s->b;
     bool over = load_rlx(&b->latched) & LATCH_FIN; /* the kernel would always have something to say, and no doorbell comes */
 
-    if (low_on_tcp(s) && (want & (POLLIN | POLLRDNORM)))
+    if ((low_on_tcp(s) || low_on_ring(s)) && (want & (POLLIN | POLLRDNORM)))
         want = (want & ~(u32)(POLLIN | POLLRDNORM)) | POLLRDHUP; /* see sd_needs_timer() */
     if (load_rlx(&b->rx_mode) == SD_MODE_RING && want && !over)
         want |= POLLRDHUP; /* tells whether a doorbell was all that has come */
@@ -184,10 +190,15 @@ bool sd_needs_timer(const struct sock *s, u32 want)
 
     if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
-    /* Between processes, who is awake does not know of sleepers in poll, and eats the doorbell. (Who waits exclusively is woken by
-     * the next one, as by the next bytes.) */
-    if ((want & (POLLIN | POLLRDNORM)) && !(want & EPOLLEXCLUSIVE) && load_rlx(&b->rx_mode) == SD_MODE_RING && load_rlx(&b->users) > 1)
-        return true;
+    if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
+        /* Who is woken exclusively eats the doorbell, and does not know of sleepers elsewhere. (They themselves are woken by the next one, as by the
+         * next bytes.) */
+        if (unlikely(b->exclusive) && !(want & EPOLLEXCLUSIVE) && load_rlx(&b->users) > 1)
+            return true;
+        /* An edge that follows unread bytes, or more of them, has no doorbell of its own while the last one stays for others. */
+        if (((want & EPOLLET) || low_on_ring(s)) && sd_bell_stays(s))
+            return true;
+    }
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);
 }
 

@@ -2,6 +2,7 @@
 """All behaviours; importing this registers them."""
 
 from tests.differential.behaviours import (
+    company,
     descriptors,
     ends,
     options,
@@ -15,6 +16,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "descriptors", "ends", "options", "others", "pointers", "readiness", "receive", "several", "taken",
+    "company", "descriptors", "ends", "options", "others", "pointers", "readiness", "receive", "several", "taken",
     "transmit",
 ]  # fmt: skip

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes and threads sleep on one connection, or one sleeps while another one looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.differential.linux import DONTWAIT, ET, IN, PEEK
+from tests.differential.side import Call, Side
+from tests.differential.worlds import Stage, behaviour
+
+
+def sleepers(side: Side, x: int) -> tuple[Callable[[], Call], ...]:
+    """Ways to sleep on a connection until it can be read."""
+    level, edge = side.epoll(), side.epoll()
+    side.ctl(level, "add", x, IN)
+    side.ctl(edge, "add", x, IN | ET)
+    later = side.start
+    return (lambda: later.poll([(x, IN)], 8000), lambda: later.select([x], seconds=8),
+            lambda: later.wait(level, timeout=8000), lambda: later.wait(edge, timeout=8000),
+            lambda: later.recv(x, 1, PEEK))
+
+
+@behaviour("poll, select, epoll and recv in one process while another one looks and reads nothing", carried=False)
+def asleep_together(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    others = (a.fork("c"), a.thread("t"))
+    for other in others:
+        for way in sleepers(other, x):
+            for text in (b"first", b"again"):
+                waits = way().asleep()
+                b.send(y, text)
+                for _ in range(3):
+                    a.poll([(x, IN)])
+                    a.recv(x, 2, PEEK)
+                waits.end()
+                a.recv(x, 100)
+                a.recv(x, 100, DONTWAIT)
+    child, thread = others
+    waiting = [side.start.poll([(x, IN)], 8000).asleep() for side in (child, thread)]
+    b.send(y, b"for both")
+    a.poll([(x, IN)])
+    for each in waiting:
+        each.end()
+    a.recv(x, 100)
+
+
+@behaviour("epoll EPOLLET in one process while another one leaves bytes unread", carried=False)
+def edge_in_company(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    child = a.fork("c")
+    edge = child.epoll()
+    child.ctl(edge, "add", x, IN | ET)
+    for count in range(1, 6):
+        waits = child.start.wait(edge, timeout=8000).asleep()
+        b.send(y, b"unread")
+        waits.end()
+        a.poll([(x, IN)])
+        a.recv(x, 100, PEEK | DONTWAIT)
+        child.wait(edge)
+        a.say(f"{count} times")
+
+
+@behaviour("poll of idle connections that several processes use: nobody wakes up", carried=False)
+def idle_together(stage: Stage) -> None:
+    a = stage.a
+    x, y = stage.connection()
+    child = a.fork("c")
+    for side, other in ((child, a), (a, child)):
+        for way in sleepers(side, x)[:4]:
+            waits = way().asleep()
+            before = switches(side)
+            other.poll([], 300)
+            woken = switches(side) - before
+            a.say("slept on" if woken < 30 else f"woke up {woken} times")
+            stage.b.send(y, b"go on")
+            waits.end()
+            other.recv(x, 100)
+
+
+def switches(side: Side) -> int:
+    """How often the task has gone to sleep."""
+    text = Path(f"/proc/{side.link.pid}/task/{side.link.tid}/status").read_text()
+    return int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
