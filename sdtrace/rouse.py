@@ -54,8 +54,9 @@ def _ends_with(image: Image, pid: int, thread: Thread) -> int:
     """The value with which the thread's call may end now; -1: it goes on as it was."""
     found = thread.registers
     asleep = int(found.rip) == image.symbols["sd_sys_ret"] and signed(found.rax) in _INTERRUPTED
-    if not asleep or not found.gs_base or signed(found.orig_rax) == abi.const.SD_HC_NR:
+    block = image.thread_block(found.gs_base)
+    if not asleep or not block or signed(found.orig_rax) == abi.const.SD_HC_NR:
         return -1
     if signalled(thread.tid):
         return -1  # a signal ends the call by itself, and its value says so
-    return int.from_bytes(read_memory(pid, found.gs_base + _WAKEABLE_AT, 4), "little") - 1
+    return int.from_bytes(read_memory(pid, block + _WAKEABLE_AT, 4), "little") - 1

@@ -181,6 +181,8 @@ class Strangers:
         if warn(self._broker, key) and time.monotonic() < request.since + WARNED_S:
             raise RemoteError("its other end may be about to switch", transient=True)
         with standing_still(self._image, key.area, request.inode) as stopped:
-            give_back(self._broker, [halted.pid for halted in stopped], only=key, reason=_REASON)
-            for halted in stopped:
-                rouse(self._image, key.area, halted)
+            try:
+                give_back(self._broker, [halted.pid for halted in stopped], only=key, reason=_REASON)
+            finally:  # also if only one direction has moved: who waits for room there is not rung for any more
+                for halted in stopped:
+                    rouse(self._image, key.area, halted)
