@@ -404,9 +404,13 @@ static int stopped_sharer(int fd)
 /* ------------------------------------------------------------------- SIGKILL */
 
 /* The child is killed after up to `us`, somewhere in the conversation or after it: the peer has to see right bytes and an end. */
-static int kill_within(pid_t child, unsigned us)
+static int killed_child(int fd, int (*run)(int), unsigned us)
 {
     struct timespec now, wait = {0, 0};
+    pid_t child = fork();
+    if (child == 0)
+        _exit(run(fd));
+    close(fd);
     clock_gettime(CLOCK_MONOTONIC, &now);
     struct prng r = {(uint64_t)now.tv_nsec * 2 + 1};
     wait.tv_nsec = (long)(prng_next(&r) % us) * 1000;
@@ -416,23 +420,8 @@ static int kill_within(pid_t child, unsigned us)
     return status == 128 + SIGKILL ? 0 : status;
 }
 
-static int killed_anywhere(int fd)
-{
-    pid_t child = fork();
-    if (child == 0)
-        _exit(actor(fd));
-    close(fd);
-    return kill_within(child, 2000);
-}
-
-static int killed_around_exec(int fd)
-{
-    pid_t child = fork();
-    if (child == 0)
-        _exit(actor_image(fd));
-    close(fd);
-    return kill_within(child, 20000);
-}
+static int killed_anywhere(int fd) { return killed_child(fd, actor, 2000); }
+static int killed_around_exec(int fd) { return killed_child(fd, actor_image, 20000); }
 
 /* ---------------------------------------------------------------- servers */
 

@@ -36,7 +36,8 @@ def test_cells(column: str, state: str, native: Runner, shm: Runner, programs: c
     assert {name: (cell.holder, cell.peer) for name, cell in found.items()} == {
         name: (cell.holder, cell.peer) for name, cell in expected.items()}
     if state in cells.ON_RING:
-        carried = {name: cell.path for name, cell in found.items() if cell.possible}
+        # Who is killed early may not have come that far.
+        carried = {name: cell.path for name, cell in found.items() if cell.possible and not name.startswith("SIGKILL")}
         assert all(path.startswith("shm") for path in carried.values()), carried
     if state == "tcp":
         assert not any(cell.path.startswith("shm") for cell in found.values())
