@@ -19,6 +19,7 @@ void sd_signal_inside(void); /* to jump to, as a handler of the kernel's */
 extern u8 sd_signal_returned[], sd_trap_done[];
 long sd_trap(u64 nr, u64 a, u64 b, u64 c, const struct sd_frame *f, struct sd_tcb *t);
 void sd_trapped(struct ucontext *uc);
+bool sd_raise_lets_in(u32 how, u64 *set, u64 *old);
 void sd_show_frame(struct ucontext *uc, const struct sd_frame *f); /* as if the call of that frame were about to be made */
 u64 sd_shown_end(struct ucontext *uc); /* the handler has come back: the context to restore */
 

@@ -4,7 +4,8 @@
  *
  * What the kernel writes into a core dump is where the thread is then. In a slot, or in here, a debugger sees nothing of the program. So such a
  * call is made with all signals blocked, in our SIGSYS handler, whose return puts the thread behind its own call; there the signal arrives.
- * Only for signals that dump core: others kill silently, or have handlers, which are shown the program anyway (show.c).
+ * Only for signals that dump core: others kill silently, or have handlers, which are shown the program anyway (show.c). musl blocks everything around
+ * the call that sends it: there it arrives at the one that puts the mask back.
  */
 #include "gate/calls.h"
 #include "gate/gate.h"
@@ -30,12 +31,29 @@ SD_CALL(sd_tgkill)
     return raise(f->rsi, f->rdx, f, t);
 }
 
+/* Does this change of the mask, in C code anyway, let in such a signal? Then it is made as above; *old is the mask before it. */
+bool sd_raise_lets_in(u32 how, u64 *set, u64 *old)
+{
+    u64 pending = 0;
+
+    if (how == SIG_BLOCK || g.boxed || SYS2(__NR_rt_sigpending, &pending, 8) < 0 || !(pending & DUMPS) ||
+        SYS4(__NR_rt_sigprocmask, SIG_BLOCK, NULL, old, 8) < 0)
+        return false;
+    if (how == SIG_UNBLOCK)
+        *set = *old & ~*set;
+    return pending & DUMPS & *old & ~*set;
+}
+
 void sd_trapped(struct ucontext *uc)
 {
     const struct sd_frame *f = (const struct sd_frame *)uc->reg[UC_R10];
     struct sd_tcb *t = (struct sd_tcb *)uc->reg[UC_R8];
-    long r = SYS3(f->rax, f->rdi, f->rsi, f->rdx);
+    long r = 0;
 
+    if ((u32)f->rax == __NR_rt_sigprocmask)
+        uc->sigmask = uc->reg[UC_RDI];
+    else
+        r = SYS3(f->rax, f->rdi, f->rsi, f->rdx);
     sd_show_frame(uc, f);
     uc->reg[UC_RIP] += 2;
     uc->reg[UC_RAX] = (u64)r;

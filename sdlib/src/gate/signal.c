@@ -316,7 +316,7 @@ SD_CALL(sd_rt_sigaction)
 SD_CALL(sd_rt_sigprocmask)
 {
     const u64 *set = (void *)f->rsi;
-    u64 *old = (void *)f->rdx, copy;
+    u64 *old = (void *)f->rdx, copy, after, now;
     bool blocked = t->flags & SD_TCB_SIGSYS_BLOCKED;
     if (f->r10 != 8 || (set && !sd_plausible(set)) || (old && !sd_plausible(old)))
         return SD_PASS;
@@ -332,6 +332,12 @@ SD_CALL(sd_rt_sigprocmask)
             t->flags &= ~SD_TCB_SIGSYS_BLOCKED;
         else if (named && how != SIG_UNBLOCK)
             t->flags |= SD_TCB_SIGSYS_BLOCKED;
+        after = copy;
+        if (sd_raise_lets_in(how, &after, &now)) {
+            if (old)
+                *old = now | (blocked ? SIGSYS_BIT : 0);
+            return sd_trap(f->rax, after, 0, 0, f, t);
+        }
     }
     long r = SYS4(__NR_rt_sigprocmask, how, set ? &copy : NULL, old, 8);
     if (r == 0 && old && blocked)

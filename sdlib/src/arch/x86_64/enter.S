@@ -20,10 +20,14 @@
 #define TCB_ALT_HI 40
 #define TCB_FRAME0 64
 
+#include "unwind.h"
+
     .text
     .globl sd_entry
     .hidden sd_entry
 sd_entry:
+    .cfi_startproc simple
+    .cfi_def_cfa %rsp, 0                     /* right at the beginning, and from rbx on: in between nobody sleeps */
     lea     -128(%rsp), %rsp
     push    %rcx
     pushfq
@@ -42,6 +46,14 @@ sd_entry:
     push    %r15
     cld
     mov     %rsp, %rbx
+    .cfi_def_cfa %rbx, 248                   /* the program's rsp; struct sd_frame lies below its red zone */
+    .cfi_offset %r15, -248
+    .cfi_offset %r14, -240
+    .cfi_offset %r13, -232
+    .cfi_offset %r12, -224
+    .cfi_offset %rbx, -216
+    .cfi_offset %rbp, -208
+    GOES_ON_FROM_FRAME
     mov     %gs:sd_nobody+TCB_TOP(%rip), %rbp
     test    %rbp, %rbp
     jz      .Lnew_thread
@@ -101,6 +113,7 @@ sd_leave_c:                                  /* also from fault.c: rbx, rbp and 
     dec     %r12d
     mov     %rax, %rsp
     jmp     .Lon_stack
+    .cfi_endproc
 
 /* ---- messages on the ring ----
  * rcx = P. read, write, sendto and recvfrom of sock/fast.c, sd_fast_* or sd_shared_*; whatever is unusual comes back as SD_SLOW with nothing done, and starts over at

@@ -36,11 +36,16 @@
 #define OWN_ALT_BYTES 65536   /* SD_OWN_ALT */
 #define TCB_OWN_ALT 216       /* asserted in sd.h, as the others */
 
+#include "unwind.h"
+
     .section .gate, "ax", @progbits
     .globl sd_slots
     .hidden sd_slots
     .balign 128
 sd_slots:
+    .cfi_startproc simple
+    .cfi_def_cfa %rsp, 0
+    GOES_ON_FROM_SLOT
     .set i, 0
     .rept SD_SLOTS
     .balign 128, 0xcc
@@ -72,6 +77,7 @@ sd_slots:
     .set i, i + 1
     .endr
     .balign 128, 0xcc
+    .cfi_endproc
 
 /* Asserted at run time by sd_init (the assembler cannot: branches are relaxed late): the offsets of the first slot. */
     .globl sd_slot_offsets_ok
@@ -99,6 +105,7 @@ sd_slot_offsets_ok:
     .globl sd_sys
     .hidden sd_sys
 sd_sys:
+    .cfi_startproc
     mov     %rdi, %rax
     mov     %rsi, %rdi
     mov     %rdx, %rsi
@@ -111,13 +118,18 @@ sd_sys:
     .hidden sd_sys_ret
 sd_sys_ret:
     ret
+    .cfi_endproc
 
 /* long sd_int80(const u64 *reg): struct ucontext's registers, r8 first */
     .globl sd_int80
     .hidden sd_int80
 sd_int80:
+    .cfi_startproc
     push    %rbx
     push    %rbp
+    .cfi_def_cfa_offset 24
+    .cfi_offset %rbx, -16
+    .cfi_offset %rbp, -24
     mov     %rdi, %r11
     mov     104(%r11), %rax
     mov     88(%r11), %rbx
@@ -130,6 +142,7 @@ sd_int80:
     pop     %rbp
     pop     %rbx
     ret
+    .cfi_endproc
 
     .globl sd_restorer
     .hidden sd_restorer
