@@ -123,10 +123,16 @@ class Halted:
         """Seize and interrupt in two passes, so that the threads come to a stop side by side."""
         while new := [tid for tid, state in procfs.thread_states(self.pid).items()
                       if tid not in self._threads and state not in "ZX"]:
-            seized = [tid for tid in new if self._seize(tid)]
-            for tid in seized:
-                with contextlib.suppress(ProcessLookupError):
-                    ask(INTERRUPT, tid)
+            seized: list[int] = []
+            try:
+                seized.extend(tid for tid in new if self._seize(tid))
+            except RemoteError:
+                lingering.update(seized)  # or the next signal would stop them for good
+                raise
+            finally:
+                for tid in seized:
+                    with contextlib.suppress(ProcessLookupError):
+                        ask(INTERRUPT, tid)
             for position, tid in enumerate(seized):
                 try:
                     self._arrive(tid, time.monotonic() + _STOP_DEADLINE_S)
@@ -142,6 +148,8 @@ class Halted:
         except ProcessLookupError:
             return False
         except PermissionError as error:
+            if tid in lingering:
+                raise RemoteError("still being released", transient=True) from error
             if procfs.thread_states(self.pid).get(tid, "Z") in "ZX":
                 return False
             raise RemoteError("ptrace-refused") from error
