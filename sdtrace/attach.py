@@ -56,7 +56,7 @@ _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 _WHY: Final = {
     "already-traced": "a debugger or strace has it; end that first",
     "own-seccomp-filter": "it has a seccomp filter of its own, or is under an sdrun that we cannot ask",
-    "not-dumpable": "it has taken itself out of reach (set-uid, or PR_SET_DUMPABLE)",
+    "not-dumpable": "it is out of reach (set-uid, PR_SET_DUMPABLE, or it may do more than we may)",
     "gs-in-use": "it uses the gs register, which the library needs",
     "32-bit": "it is a program of 32 bit",
     "address-taken": f"something else is mapped at {abi.const.SD_LIB_BASE:#x}",

@@ -162,7 +162,8 @@ static int attach(struct keeper *k, int channel[2])
     k->command_path = path;
     k->root_pidfd = fd_above_stdio(pidfd_open(k->root_pid, 0));
     if (k->root_pidfd < 0) {
-        complain("cannot attach to %d: %s", k->root_pid, errno == EINVAL ? "that is a thread, not a process" : strerror(errno));
+        bool is_thread = errno == EINVAL || errno == ENOENT; /* which, depends on the kernel */
+        complain("cannot attach to %d: %s", k->root_pid, is_thread ? "that is a thread, not a process" : strerror(errno));
         return EXIT_UNABLE;
     }
     if ((error = keeper_start(k))) {
