@@ -34,6 +34,7 @@ from sdlib import abi
 _U64: Final = (1 << 64) - 1
 _HINTS: Final = (
     abi.const.SD_HINT_SHUT_WR | abi.const.SD_HINT_ABORT | abi.const.SD_HINT_CLOSED | abi.const.SD_HINT_LEAVING
+    | abi.const.SD_HINT_URGENT
 )
 
 

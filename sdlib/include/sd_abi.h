@@ -286,7 +286,8 @@ struct sd_dir {
     SD_ATOMIC uint32_t rx_armed;
     SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_*; the producer may make RESEND TAKEN */
     SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU on which the consumer has read its last large message */
-    uint32_t pad4[13];
+    SD_ATOMIC uint32_t arrived;     /* 1: the consumer has read all of TCP and reads the ring, so a reset cannot be for bytes of the program there */
+    uint32_t pad4[12];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
@@ -318,6 +319,7 @@ enum sd_hint {
     SD_HINT_ABORT = 2,   /* closed with SO_LINGER 0: the reset is meant */
     SD_HINT_CLOSED = 4,  /* closed in an orderly way, or shut in both directions: what is sent now is answered with a reset */
     SD_HINT_LEAVING = 8, /* goes back to TCP: no doorbell comes here any more, so nobody may wait for one */
+    SD_HINT_URGENT = 16, /* has sent, or is about to send, urgent data by TCP */
 };
 
 /* Direction d is written by side d. Ring of direction d starts at SD_SEG_HDR_BYTES + d * ring_bytes. */

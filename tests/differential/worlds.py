@@ -61,6 +61,7 @@ BEFORE: Final = World("before", _EAGER, _EAGER, warm=True)
 WORLDS: Final = (
     BEFORE,
     World("tight", _TIGHT, _TIGHT, warm=True),
+    World("cold", _EAGER, _EAGER, warm=False),
     World("during", ("upgrade=after_ops:3",), ("upgrade=after_ops:2",), warm=False),
     World("after", _LATE, _LATE, warm=False),
     World("uring", _URING, _URING, warm=True),

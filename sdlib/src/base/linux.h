@@ -54,6 +54,7 @@
 #define SOL_TCP 6
 #define SO_ERROR 4
 #define SO_TYPE 3
+#define SO_OOBINLINE 10
 #define SO_LINGER 13
 #define SO_SNDBUF 7
 #define SO_RCVLOWAT 18

@@ -62,8 +62,8 @@ u32 sd_end_error(const struct sd_end *e, u32 err)
     bool unread = load_rlx(&e->tx->tail) != load_acq(&e->tx->head);
 
     /* The peer's kernel resets when doorbells were unread: not a reset that the program may see. It would see one if its peer had
-     * closed with bytes unread, which are in our ring. */
-    if (err == ECONNRESET && !unread && !(hint & SD_HINT_ABORT))
+     * closed with bytes unread, which are in our ring, or by TCP if the peer had not read up to the ring yet. */
+    if (err == ECONNRESET && !unread && load_rlx(&e->tx->arrived) && !(hint & SD_HINT_ABORT))
         return 0;
     if (!err && unread && !(hint & SD_HINT_SHUT_WR))
         return ECONNRESET;

@@ -93,6 +93,7 @@ enum sd_sw sd_sw_decide(const struct sd_end *e, u64 tcp_pos, u64 *left);
 /* On the ring from now on: the armed count that the direction was born with goes. Once, by whoever moved rx_mode. */
 static inline void sd_sw_arrive(const struct sd_end *e)
 {
+    store_rlx(&e->rx->arrived, 1);
     atomic_fetch_sub(&e->rx->rx_armed, 1);
     sd_fence(); /* [W1]: not armed any more before the ring is looked at */
 }

@@ -32,6 +32,7 @@ static void farewell(struct sock *s, int fd)
         SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
     }
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
+    sd_rx_poll_switch(s, fd); /* what is unread by TCP may be a doorbell only */
     if (load_rlx(&s->b->rx_mode) != SD_MODE_RING)
         return;
     if (!(load_rlx(&s->b->latched) & LATCH_FIN))

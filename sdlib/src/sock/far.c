@@ -283,7 +283,7 @@ i64 sd_far_closed_pos(u64 received, i32 unread, int fd)
     struct timespec64 zero = {0, 0};
 
     if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0 && (p.revents & POLLERR))
-        return -1;
+        return SD_POS_LOST;
     return (i64)received - 1 - unread;
 }
 

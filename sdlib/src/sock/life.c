@@ -74,6 +74,8 @@ bool sd_map_segment(struct sock *s, int fd)
     if (unlikely(g.cfg->without & SD_WITHOUT_window))
         s->e.tx_window = ~0ull;
     s->e.tx_past &= !(g.cfg->without & SD_WITHOUT_past);
+    if (sd_is_far(s))
+        store_rlx(&seg->dir[s->b->side & 1].arrived, 1); /* our side of it: TCP's bytes are told by the mark [H1] */
     len = sizeof s->cookie;
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &s->cookie, &len);
     sd_tx_limit(s, fd);

@@ -66,6 +66,8 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
         sd_saw_tcp(s, fd, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
     if (unlikely(r == -ECONNRESET) && sd_attached(s) && !load_rlx(&s->b->rx_shut) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (!sd_is_far(s) || sd_far_settle(s)))
         r = -(long)sd_end_error(&s->e, ECONNRESET); /* what the peer has left unread on TCP were doorbells of ours */
+    if (unlikely(r == 0 && !w->peek && w->len && load_rlx(&s->b->rx_err)))
+        r = -(long)atomic_exchange(&s->b->rx_err, 0); /* taken from the kernel by sd_rx_pos() */
     if (r > 0)
         w->got += (u64)r;
     return sd_rx_result(w, r);
@@ -80,11 +82,11 @@ static u64 tcp_bytes(struct sock *s, int fd, bool *last)
     i64 pos;
 
     *last = false;
-    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    q = sd_unread(s, fd);
     if (!sd_sw_published(&s->e))
         return q > 0 ? (u64)q : 0;
     pos = sd_rx_pos(s, fd);
-    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    q = sd_unread(s, fd);
     if (q <= 0 || pos < 0 || sd_sw_decide(&s->e, (u64)pos, &left) != SD_SW_DRAIN)
         return 0;
     *last = (u64)q >= left;

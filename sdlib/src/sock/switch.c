@@ -35,30 +35,73 @@ i64 sd_tx_pos(const struct sock *s, int fd)
     return -1;
 }
 
-/* A closed connection does not tell whether its bytes_received counts a FIN. But nothing arrives any more, so the place is known from the
- * other end: of the unread bytes one may be a doorbell, the others come before the switch, or behind the way back. */
-static i64 closed_rx_pos(const struct sock *s, i32 unread)
+/* What is unread by TCP, -1: cannot be told. With urgent data FIONREAD counts up to the mark, but where the program wants it inline. */
+i32 sd_unread(const struct sock *s, int fd)
 {
-    u64 bell = unread > 0 && sd_bell_due(&s->e), sw = load_acq(&s->e.rx->sw_ring); /* [S1] */
+    bool urgent = s->seg && unlikely(load_rlx(&s->e.rx->prod_hint) & SD_HINT_URGENT) && !sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE);
+    i32 q = -1;
+
+    if (urgent)
+        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
+    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    if (urgent)
+        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 0);
+    return q;
+}
+
+/* Whether bytes_received of a closed connection counts a FIN, which a closed connection does not tell. It does if the connection ended in an
+ * orderly way; one that was reset may have got its FIN before. Two of three cases are told by the positions that the other end has said:
+ * nobody reads beyond the switch, and the stream does not end before the way back. In the third the kernel's error tells: EPIPE comes behind
+ * a FIN. The kernel says it once, so it is kept for the program. */
+static bool fin_counted(struct sock *s, int fd, i64 received, i32 unread, u64 sw, u64 back)
+{
+    struct pollfd p = {fd, 0, 0};
+    struct timespec64 zero = {0, 0};
+    i32 err;
+
+    if (received - 1 < (i64)(back - 1))
+        return false;
+    if (received - unread > (i64)(sw - 1))
+        return true;
+    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0 || !(p.revents & POLLERR))
+        return true;
+    err = sd_get_int(fd, SOL_SOCKET, SO_ERROR);
+    if (err > 0 && err != EPIPE)
+        store_rel(&s->b->rx_err, (u32)err);
+    return err == EPIPE;
+}
+
+/* Nothing arrives any more. On the ring, what is unread is at most a doorbell. Before the switch, and with no way back behind it, all that is
+ * unread but a doorbell comes before the switch. */
+static i64 closed_rx_pos(struct sock *s, int fd, i64 received, i32 unread)
+{
+    u64 bell = unread > 0 && sd_bell_due(&s->e), sw = load_acq(&s->e.rx->sw_ring), back = load_acq(&s->e.rx->sw_back); /* [S1] [S2] */
+    i64 pos;
 
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
-        return (i64)(load_rlx(&s->e.rx->sw_back) - 1 - bell);
-    return sw ? (i64)(sw - 1 - ((u64)unread - bell)) : -1;
+        return back ? (i64)(back - 1 - bell) : -1;
+    if (!sw)
+        return -1;
+    if (back)
+        pos = received - unread - fin_counted(s, fd, received, unread, sw, back);
+    else
+        pos = (i64)(sw - 1 - ((u64)unread - bell));
+    return pos < 0 ? SD_POS_LOST : pos;
 }
 
 /* Bytes the program (or we) have read from the stream so far, -1: unknown. A received FIN counts as one in bytes_received. */
-i64 sd_rx_pos(const struct sock *s, int fd)
+i64 sd_rx_pos(struct sock *s, int fd)
 {
     struct tcp_info_head a, z;
     i32 q;
 
     for (int i = 0; i < 100; i++) {
-        if (!tcp_info(fd, &a) || SYS3(__NR_ioctl, fd, FIONREAD, &q) < 0 || !tcp_info(fd, &z))
+        if (!tcp_info(fd, &a) || (q = sd_unread(s, fd)) < 0 || !tcp_info(fd, &z))
             return -1;
         if (a.bytes_received != z.bytes_received || a.state != z.state)
             continue;
         if (a.state == TCP_CLOSE)
-            return !s->seg ? -1 : sd_is_far(s) ? sd_far_closed_pos(a.bytes_received, q, fd) : closed_rx_pos(s, q);
+            return !s->seg ? -1 : sd_is_far(s) ? sd_far_closed_pos(a.bytes_received, q, fd) : closed_rx_pos(s, fd, (i64)a.bytes_received, q);
         bool fin = a.state == TCP_CLOSE_WAIT || a.state == TCP_LAST_ACK || a.state == TCP_CLOSING || a.state == TCP_TIME_WAIT;
         return (i64)a.bytes_received - fin - q;
     }
@@ -119,7 +162,7 @@ bool sd_try_switch_tx(struct sock *s, int fd)
 
     if ((mode != SD_MODE_TCP && (mode & 0xff) != SD_MODE_SWITCH) || !sd_attached_said(s->seg, !b->side) || !sd_attached_said(s->seg, b->side))
         return false;
-    if (b->tx_shut || sd_back_asked(&s->e) || sd_tx_over(s))
+    if (b->tx_shut || b->reason || sd_back_asked(&s->e) || sd_tx_over(s))
         return false;
     sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
     done = switch_tx(s, fd, &h);
@@ -140,6 +183,10 @@ bool sd_rx_poll_switch(struct sock *s, int fd)
     if (!sd_sw_published(&s->e))
         return false; /* the usual answer, without asking the kernel */
     pos = sd_rx_pos(s, fd);
+    if (unlikely(pos == SD_POS_LOST)) {
+        sd_drop(s, fd);
+        return true;
+    }
     if (pos < 0)
         return false;
     switch (sd_sw_decide(&s->e, (u64)pos, &left)) {

@@ -285,7 +285,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             }
             if (sd_arm_room(s))
                 continue;
-            if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+            if (sd_rx_poll_switch(s, fd)) { /* the doorbell comes from there */
                 sd_look_at_kernel(s, fd); /* a dead peer never makes room */
                 COUNT(calls_kernel);
                 if (sd_tx_over(s) && !sd_far_busy(s))
@@ -332,6 +332,17 @@ static NOINLINE long kernel_rest(struct sock *s, int fd, struct msghdr *m, u32 f
     return r == (long)asked ? -ERANGE : (long)*done; /* perhaps there is more */
 }
 
+/* The mark has a place in TCP's stream, so the rest of this direction is TCP's, and what counts unread bytes has to know of it. */
+static NOINLINE void urgent(struct sock *s, int fd)
+{
+    if (sd_attached(s))
+        sd_hint_say(&s->e, SD_HINT_URGENT);
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
+        sd_tx_back(s, fd, SD_REASON_flag);
+    else
+        sd_go_back(s, fd, SD_REASON_flag);
+}
+
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     struct sd_block *b = s->b;
@@ -343,7 +354,9 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
     sd_tick(s, fd);
     if (unlikely(load_rlx(&b->latched) & POLLERR))
         return sd_after_reset(s, flags);
-    if (kernel && load_rlx(&b->tx_mode) == SD_MODE_RING)
+    if (unlikely(flags & MSG_OOB))
+        urgent(s, fd);
+    else if (kernel && load_rlx(&b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, SD_REASON_flag);
     do {
         if (unlikely(load_rlx(&b->tx_mode) == SD_MODE_RETIRE))

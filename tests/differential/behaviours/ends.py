@@ -12,6 +12,7 @@ from tests.differential.linux import (
     DONTWAIT,
     ERR,
     EVERYTHING,
+    FIONREAD,
     HUP,
     IN,
     NOSIGNAL,
@@ -105,6 +106,27 @@ def half_close_goes_on(stage: Stage) -> None:
     sends.end()
     a.close(x)
     b.recv(y, 10)
+
+
+@behaviour("close after an answer that nobody has read yet, half-closed", carried=False)
+def answered_and_gone(stage: Stage) -> None:
+    """Nobody receives on x before both directions are over: a closed connection has to tell where the answer is."""
+    a, b = stage.a, stage.b
+    for _ in range(4):
+        x, y = stage.connection()
+        a.send(x, b"question")
+        a.shutdown(x, SHUT_WR)
+        b.recv(y, 20)
+        b.recv(y, 20)
+        b.send(y, b"answer")
+        b.close(y)
+        a.poll([(x, RDHUP)], 5000)
+        settle()
+        look(a, x)
+        a.ioctl(x, FIONREAD)
+        a.recv(x, 3)
+        drain(a, x)
+        a.close(x)
 
 
 @behaviour("poll OUT of a full stream whose other direction is over",
