@@ -41,8 +41,6 @@ void sd_ep_follow(void)
 static void touch(struct reg *r)
 {
     struct ep *ep = r->ep;
-    if (r->hot || r->ghost)
-        return;
     push_pending(r, PEND_TOUCH);
     if (ep_slept_on(ep)) { /* [E1] whoever sleeps there has lost the bell that would wake it */
         struct sd_tcb *t = sd_self();
@@ -55,15 +53,19 @@ void sd_ep_touched(struct sock *s)
 {
     u32 left = REGS_SEEN;
     for (struct reg *r = s->regs; r && left; r = r->next, left--)
-        touch(r);
+        if (!r->hot && !r->ghost)
+            touch(r);
 }
 
+/* A send has found no room. An edge is owed from now on, also to a registration that is just being cooled by a thread which has seen, and taken
+ * back, what that send had armed: so it is looked at again in any case. */
 void sd_ep_full(struct sock *s)
 {
     u32 left = REGS_SEEN;
     for (struct reg *r = s->regs; r && left; r = r->next, left--) {
         r->tx_full = true;
-        touch(r);
+        if (!r->ghost)
+            touch(r);
     }
 }
 

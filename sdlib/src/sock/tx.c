@@ -291,6 +291,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
                 if (sd_tx_over(s) && !sd_far_busy(s))
                     continue;
             }
+            sd_ep_full(s);
             return -EAGAIN;
         }
         long w = sd_wait_room(s, fd, &deadline, need);
