@@ -406,6 +406,26 @@ static void in_company_late(void)
     w.net.dir[0].written = 1;
 }
 
+/* It sleeps until there is room. */
+static void in_company_room(void)
+{
+    in_company();
+    *(u32 *)&w.seg.dir[0].rx_armed = 0;
+    *(u32 *)&w.seg.dir[1].tx_armed = 1;
+    *(u64 *)&w.seg.dir[1].tail += 4;
+    for (u32 i = 0; i < 4; i++)
+        w.sock[1].e.tx_ring[i] = 'r';
+}
+
+static void in_company_room_late(void)
+{
+    in_company_room();
+    *(u32 *)&w.seg.dir[0].bell = 1;
+    w.net.dir[0].written = 1;
+}
+
+static void a_takes_4(void) { take(0, 4, 0); }
+
 static void b_only_looks(void)
 {
     sd_look_at_kernel(&w.sock[1], FD_OF(1));
@@ -481,6 +501,8 @@ const struct scenario scenarios[] = {
     {"two-readers", two_readers, {takes_1, takes_1}, both_were_read},
     {"company", in_company, {a_sends_1, b_only_looks}, sleeper_would_see_it},
     {"company-late", in_company_late, {a_sends_1, b_only_looks}, sleeper_would_see_it},
+    {"company-room", in_company_room, {a_takes_4, b_only_looks}, sleeper_would_see_it},
+    {"company-room-late", in_company_room_late, {a_takes_4, b_only_looks}, sleeper_would_see_it},
     {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 2},
     {0},
 };

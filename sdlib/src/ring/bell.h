@@ -18,7 +18,7 @@
  *        Two exchanges of one word: either the poster's comes later and sends a new byte, or it comes earlier, and then what it has
  *        published is seen by the receiver's look behind its own exchange.
  *   [B2] company: of several that sleep on one stream all wake up by one byte, and who runs first must not eat it before the others have seen what it was
- *        for. So it stays as long as there are bytes in the ring: the kernel's readiness is the ring's. Who finds none: word 1 -> 2, looks again, and eats
+ *        for. So it stays as long as there are bytes in the ring, or room in the other one that somebody waits for: the kernel's readiness is the ring's. Who finds none: word 1 -> 2, looks again, and eats
  *        only then; a poster that finds 2 sends another byte. Either its exchange comes before the claim, then the second look sees what it has
  *        published, or behind it.
  *

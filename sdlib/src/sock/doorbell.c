@@ -121,11 +121,26 @@ static bool company(const struct sock *s)
     return sd_shared(s) && (load_rlx(&s->b->users) > 1 || load_rlx(&s->parked)) && !s->b->exclusive;
 }
 
+/* [B2] Somebody waits for room, and there is as much as makes a socket writable (ready.c). What was armed by a send that was told EAGAIN, and by a poll
+ * that is over, counts, too: then others look every millisecond until somebody asks whether it is writable. */
+static bool room_for_others(const struct sock *s)
+{
+    u64 used = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head); /* [W2] */
+
+    return load_rlx(&s->e.tx->tx_armed) && used <= s->e.bytes && (s->e.bytes - used) * 4 >= s->e.tx_bytes;
+}
+
+/* What a doorbell was for, and somebody may not have seen yet. */
+static bool unseen(const struct sock *s)
+{
+    return sd_rx_news(&s->e, 0) || room_for_others(s);
+}
+
 bool sd_bell_stays(const struct sock *s)
 {
     if (likely(!sd_shared(s)) || !sd_bell_due(&s->e))
         return false;
-    return s->b->exclusive ? sd_sleepers(s) : company(s) && sd_rx_news(&s->e, 0);
+    return s->b->exclusive ? sd_sleepers(s) : company(s) && unseen(s);
 }
 
 /* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. `over`: the end stands behind the doorbell. */
@@ -138,7 +153,7 @@ static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
     if (bell && sd_back_published(&s->e))
         bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
     claimed = bell && company(s) && sd_bell_claim(&s->e);
-    if (claimed && !over && sd_rx_news(&s->e, 0)) {
+    if (claimed && !over && unseen(s)) {
         sd_bell_leave(&s->e);
         return false;
     }

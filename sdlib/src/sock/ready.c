@@ -132,12 +132,18 @@ u32 sd_ready(struct sock *s, int fd, u32 kev)
     return out | tx_ready(s, fd, kev);
 }
 
+/* [B2] The doorbell stays for others, who wait for room. */
+static bool stays_for_room(const struct sock *s)
+{
+    return sd_bell_stays(s) && !sd_rx_news(&s->e, 0);
+}
+
 u32 sd_kernel_want(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
     bool over = load_rlx(&b->latched) & LATCH_FIN; /* the kernel would always have something to say, and no doorbell comes */
 
-    if ((low_on_tcp(s) || low_on_ring(s)) && (want & (POLLIN | POLLRDNORM)))
+    if ((low_on_tcp(s) || low_on_ring(s) || stays_for_room(s)) && (want & (POLLIN | POLLRDNORM)))
         want = (want & ~(u32)(POLLIN | POLLRDNORM)) | POLLRDHUP; /* see sd_needs_timer() */
     if (load_rlx(&b->rx_mode) == SD_MODE_RING && want && !over)
         want |= POLLRDHUP; /* tells whether a doorbell was all that has come */
@@ -196,7 +202,7 @@ bool sd_needs_timer(const struct sock *s, u32 want)
         if (unlikely(b->exclusive) && !(want & EPOLLEXCLUSIVE) && load_rlx(&b->users) > 1)
             return true;
         /* An edge that follows unread bytes, or more of them, has no doorbell of its own while the last one stays for others. */
-        if (((want & EPOLLET) || low_on_ring(s)) && sd_bell_stays(s))
+        if (((want & EPOLLET) || low_on_ring(s) || stays_for_room(s)) && sd_bell_stays(s))
             return true;
     }
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);
