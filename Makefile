@@ -133,7 +133,7 @@ newcomer: build $(STAMPS)/packages-newcomer
 	@SDRUN_NEWCOMER=1 $(PY) -m pytest --timeout 1800 tests/packaging/test_clean_debian.py $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
-	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py $(PYTEST_ARGS)
+	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py tests/suites/test_go.py $(PYTEST_ARGS)
 
 ltp: build $(STAMPS)/packages-test
 	tools/setup/ltp.sh build/ltp $$($(PY) -c "from tests.suites.test_ltp import CALLS; print(*CALLS)")
