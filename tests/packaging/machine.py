@@ -31,9 +31,16 @@ def _own_cgroup() -> Path:
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
             folder = Path(before.split()[4]) / f"sdrun-newcomer-{os.getpid()}"
-            folder.mkdir()
+            try:
+                folder.mkdir()
+            except OSError as error:
+                raise NoMachine(f"no control group for systemd: {error}") from None
             return folder
-    raise AssertionError("no cgroup2 is mounted: systemd cannot run here")
+    raise NoMachine("no cgroup2 is mounted: systemd cannot run here")
+
+
+class NoMachine(Exception):
+    """None can be made on this host; str() says why."""
 
 
 class Machine:
@@ -126,7 +133,8 @@ def _until_booted(process: subprocess.Popen[bytes], log: Path) -> int:
     """The pid of its systemd, once that is what runs there."""
     deadline = time.monotonic() + _BOOT_S
     while True:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise NoMachine(f"systemd does not start in namespaces: {log.read_text()[-300:]}")
         init = _child_of(process.pid)
         with suppress(OSError):
             if init and re.search("systemd$", os.readlink(f"/proc/{init}/exe")):
