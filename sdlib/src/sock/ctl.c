@@ -345,6 +345,8 @@ void sd_socks_carried(const struct sd_carry *c, u32 n)
         u32 index = c[i].block & 0xffff;
         struct sock *s = NULL;
 
+        if (c[i].block == SD_CARRY_EPOLL && sd_epoll_of((u64)c[i].fd))
+            continue; /* sd_ep_find() has been there */
         sd_fdkind[c[i].fd & 0xffff] = 0;
         if (c[i].block == SD_CARRY_EPOLL)
             continue;
