@@ -176,13 +176,18 @@ static long the_end(struct sock *s, const struct rx *w)
     return sd_rx_result(w, -(long)err);
 }
 
-/* Without waiting: the kernel is asked now and then whether it has anything to say. */
+/* Without waiting: the kernel is asked now and then whether it has anything to say, and at once where the peer has said that its end comes: by the
+ * time that its call returns the program may know, from elsewhere, that there is an end to be read. */
 static bool kernel_has_news(struct sock *s, int fd)
 {
-    if (!(s->kcheck & 1) && sd_tsc() - s->checked_tsc <= 50 * g.tsc_per_us)
+    bool ends = load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED);
+
+    if (!(s->kcheck & 1) && !ends && sd_tsc() - s->checked_tsc <= 50 * g.tsc_per_us)
         return false;
     sd_look_at_kernel(s, fd);
     COUNT(calls_kernel);
+    if (unlikely(ends) && (s->kcheck & 1))
+        sd_look_at_kernel(s, fd); /* it stands behind a doorbell */
     return load_rlx(&s->b->latched) & LATCH_FIN;
 }
 
