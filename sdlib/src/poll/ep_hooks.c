@@ -41,6 +41,8 @@ void sd_ep_follow(void)
 static void touch(struct reg *r)
 {
     struct ep *ep = r->ep;
+    if (r->ghost)
+        return;
     push_pending(r, PEND_TOUCH);
     if (ep_slept_on(ep)) { /* [E1] whoever sleeps there has lost the bell that would wake it */
         struct sd_tcb *t = sd_self();
@@ -53,7 +55,7 @@ void sd_ep_touched(struct sock *s)
 {
     u32 left = REGS_SEEN;
     for (struct reg *r = s->regs; r && left; r = r->next, left--)
-        if (!r->hot && !r->ghost)
+        if (!r->hot)
             touch(r);
 }
 
@@ -64,8 +66,7 @@ void sd_ep_full(struct sock *s)
     u32 left = REGS_SEEN;
     for (struct reg *r = s->regs; r && left; r = r->next, left--) {
         r->tx_full = true;
-        if (!r->ghost)
-            touch(r);
+        touch(r);
     }
 }
 

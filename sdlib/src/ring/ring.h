@@ -39,6 +39,12 @@ static inline void sd_rx_here(const struct sd_end *e, u64 n)
         store_rlx(&e->rx->cons_cpu, here);
 }
 
+/* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
+static inline bool sd_tx_writable(const struct sd_end *e, u64 room)
+{
+    return room * 4 >= e->tx_bytes;
+}
+
 static inline bool sd_tx_past(const struct sd_end *e, u64 n)
 {
     u32 there;

@@ -279,10 +279,7 @@ bool sd_far_skip(struct sock *s, int fd, u64 left, struct sd_hold *h)
 /* Received counts a FIN as one. Of a connection that was reset nobody knows whether there was one. */
 i64 sd_far_closed_pos(u64 received, i32 unread, int fd)
 {
-    struct pollfd p = {fd, 0, 0};
-    struct timespec64 zero = {0, 0};
-
-    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0 && (p.revents & POLLERR))
+    if (sd_has_error(fd))
         return SD_POS_LOST;
     return (i64)received - 1 - unread;
 }

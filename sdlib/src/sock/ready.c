@@ -118,8 +118,7 @@ static u32 tx_ready(struct sock *s, int fd, u32 kev)
         sd_drop(s, fd);
         return POLLOUT | POLLWRNORM;
     }
-    /* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
-    if ((u64)room * 4 < s->e.tx_bytes)
+    if (!sd_tx_writable(&s->e, (u64)room))
         return (load_rlx(&b->latched) & LATCH_FIN) && peer_died(s, fd) ? POLLOUT | POLLWRNORM : 0;
     sd_tx_disarm(&s->e, &b->tx_wait);
     return POLLOUT | POLLWRNORM;

@@ -72,6 +72,7 @@ static inline u32 sd_back_why(const struct sock *s, u32 other)
 }
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
+bool sd_has_error(int fd);
 i32 sd_unread(const struct sock *s, int fd); /* bytes of TCP, -1: cannot be told */
 i64 sd_rx_pos(struct sock *s, int fd); /* bytes read from the TCP stream so far, -1: unknown */
 #define SD_POS_LOST (-2) /* never to be known: the connection is closed, and what is unread cannot be told from doorbells */

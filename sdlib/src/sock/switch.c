@@ -49,21 +49,28 @@ i32 sd_unread(const struct sock *s, int fd)
     return q;
 }
 
+/* The kernel has an error to tell; it still will have. */
+bool sd_has_error(int fd)
+{
+    struct pollfd p = {fd, 0, 0};
+    struct timespec64 zero = {0, 0};
+
+    return SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0 && (p.revents & POLLERR);
+}
+
 /* Whether bytes_received of a closed connection counts a FIN, which a closed connection does not tell. It does if the connection ended in an
  * orderly way; one that was reset may have got its FIN before. Two of three cases are told by the positions that the other end has said:
  * nobody reads beyond the switch, and the stream does not end before the way back. In the third the kernel's error tells: EPIPE comes behind
  * a FIN. The kernel says it once, so it is kept for the program. */
 static bool fin_counted(struct sock *s, int fd, i64 received, i32 unread, u64 sw, u64 back)
 {
-    struct pollfd p = {fd, 0, 0};
-    struct timespec64 zero = {0, 0};
     i32 err;
 
     if (received - 1 < (i64)(back - 1))
         return false;
     if (received - unread > (i64)(sw - 1))
         return true;
-    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0 || !(p.revents & POLLERR))
+    if (!sd_has_error(fd))
         return true;
     err = sd_get_int(fd, SOL_SOCKET, SO_ERROR);
     if (err > 0 && err != EPIPE)
