@@ -138,7 +138,7 @@ class Connections:
         """The other monitor sends nothing more for it."""
         mirror = contact.by_id.get(said.far_id)
         conn = None if mirror is None else self._conns.get(mirror.slot)
-        if conn is None:
+        if mirror is None or conn is None:
             return
         if conn.waiting is not None:
             self.free(conn)
@@ -148,7 +148,8 @@ class Connections:
             if not conn.left:
                 self.lose(conn)
             self.say_gone(conn)
-            self.free(conn)
+            if mirror.slot in self._conns:  # one that was never linked is forgotten already
+                self.free(conn)
             return
         if conn.left:
             self.free(conn)
