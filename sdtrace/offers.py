@@ -159,7 +159,7 @@ class Broker:
 
         Returns `enum sd_offer_result` and, when refused, the `enum sd_reason`.
         """
-        self.withdraw(key)
+        self._make_way(key)
         if self._over_quota(key, origin):
             return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_quota
         client = self._monitor(wait=not self._had_one)
@@ -169,6 +169,13 @@ class Broker:
         if client is None:
             return abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_no_monitor
         return self._offer_to(client, key, sock, origin)
+
+    def _make_way(self, key: Key) -> None:
+        """What we have of the connection is over; a block that is offered has no rings in use (sock/again.c)."""
+        held = self._own.all.get(key)
+        if held is not None and held.attached:
+            self._let_go(key)
+        self.withdraw(key)
 
     def _over_quota(self, key: Key, origin: Origin) -> bool:
         if not self._own.over_quota(key, origin):

@@ -13,7 +13,7 @@
                                          # and timeout, retries (as verbs number them); loop: c or python
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
     dead_s: 5                            # silent for so long: the link is down
-    back_s: 3                            # no RDMA for so long: connections go back to their own TCP, for good
+    back_s: 3                            # no RDMA for so long: connections go back to their own TCP
     lost_s: 30                           # for so long: those that cannot are reset
 
 Without the file there are no other hosts.  Root or the monitor's user owns it, and nobody else may write to it.

@@ -181,7 +181,7 @@ enum sd_block_state {
 
 /* Of one direction. RETIRE: a writer was stopped while copying into the ring, which must not be written any more; whoever comes next moves
  * the direction back. SWITCH, with who and when above the low byte: kernel sends wait until the position is read and published. */
-enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TCP for good */, SD_MODE_RETIRE = 3, SD_MODE_SWITCH = 4 };
+enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TCP; final for this segment */, SD_MODE_RETIRE = 3, SD_MODE_SWITCH = 4 };
 
 /* One socket of ours, shared by the processes that share the socket. */
 struct sd_block {

@@ -203,6 +203,7 @@ struct sock {
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
     _Atomic u64 tx_in; /* inside of a send, when nobody shares it: address of the hold; a handler may come in between */
     _Atomic u32 attaching;
+    u32 epoch;         /* which rings those are, counted by again.c; the upper bits of what sd_arm gives */
     _Atomic u32 parked; /* threads that sleep on it, waiting for a doorbell (not counted when nobody shares it) */
     struct reg *regs;   /* its epoll registrations */
     struct sock *next_free;
@@ -227,6 +228,7 @@ u32 sd_kernel_want(const struct sock *s, u32 want);
  * to be given to sd_disarm. */
 u32 sd_arm(struct sock *s, u32 want);
 #define SD_ARM_BARRIER 0x80u
+#define SD_ARM_EPOCH 8 /* bits from here on; what was armed in other rings is not taken back in these */
 void sd_disarm(struct sock *s, u32 armed);
 /* [B2] The doorbell may not be eaten yet. */
 bool sd_bell_stays(const struct sock *s);

@@ -16,6 +16,9 @@ u32 sd_cpu(void) { return 0; }
 long sd_hypercall(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
+u32 sd_again_begin(struct sock *s, int fd) { return (void)s, (void)fd, SD_BLOCK_ATTACHED; }
+bool sd_again_may(struct sock *s) { return (void)s, true; }
+void sd_again_ready(struct sock *s) { (void)s; }
 void sd_ep_changed(struct sock *s) { (void)s; }
 void sd_ep_follow(void) { }
 void sd_ep_touched(struct sock *s) { (void)s; }

@@ -176,6 +176,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     store_rlx(&s->refs, 0);
     store_rlx(&s->tx_in, 0);
     store_rlx(&s->attaching, 0);
+    s->epoch = 0;
     store_rlx(&s->dead, 0);
     s->id = id;
     s->b = b;

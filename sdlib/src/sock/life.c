@@ -60,13 +60,20 @@ bool sd_map_segment(struct sock *s, int fd)
         SYS1(__NR_close, sfd);
         return false;
     }
-    at = SYS6(__NR_mmap, 0, st[6], PROT_READ | PROT_WRITE, MAP_SHARED, sfd, 0);
-    SYS1(__NR_close, sfd);
-    if (at < 0 && at > -4096)
+    if (unlikely(s->seg) && st[6] != SD_SEG_HDR_BYTES + 2 * s->e.bytes) {
+        SYS1(__NR_close, sfd);
         return false;
+    }
+    at = SYS6(__NR_mmap, s->seg, st[6], PROT_READ | PROT_WRITE, MAP_SHARED | (s->seg ? MAP_FIXED : 0), sfd, 0); /* again.c */
+    SYS1(__NR_close, sfd);
+    if (at < 0 && at > -4096) {
+        s->seg = NULL; /* what was there may be gone, too */
+        return false;
+    }
     seg = (struct sd_seg *)at;
     if (sd_end_open(&e, seg, st[6], s->b->side) < 0) {
-        SYS2(__NR_munmap, at, st[6]);
+        if (!s->seg)
+            SYS2(__NR_munmap, at, st[6]);
         return false;
     }
     s->e = e;
@@ -110,11 +117,14 @@ static void attach(struct sock *s, int fd)
 
     if (!cas_u32(&s->attaching, 0, 1))
         return;
-    if (load_acq(&b->state) == SD_BLOCK_PAIRED && load_rlx(&b->users) <= 1) {
+    bool again = unlikely(load_rlx(&b->rx_mode) == SD_MODE_BACK);
+    if (load_acq(&b->state) == SD_BLOCK_PAIRED && load_rlx(&b->users) <= 1 && !(again && !sd_again_may(s))) {
         if (!sd_map_segment(s, fd)) {
             sd_reason(s, g.no_supervisor ? SD_REASON_no_supervisor : SD_REASON_no_memory);
         } else {
             COUNT(attaches);
+            if (again)
+                sd_again_ready(s);
             lower_mark(s, fd);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
             announce(s);
@@ -132,6 +142,8 @@ void sd_tick(struct sock *s, int fd)
     u32 state = load_acq(&b->state);
     const struct sd_config *c = g.cfg;
 
+    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING) && state == SD_BLOCK_ATTACHED && sd_is_far(s))
+        state = sd_again_begin(s, fd);
     if (likely(state == SD_BLOCK_ATTACHED)) {
         if (s->seg && unlikely(!sd_attached_said(s->seg, b->side)))
             announce(s);

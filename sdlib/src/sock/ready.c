@@ -178,11 +178,13 @@ u32 sd_arm(struct sock *s, u32 want)
         sd_membarrier();
         armed &= ~SD_ARM_BARRIER;
     }
-    return armed;
+    return armed ? armed | s->epoch << SD_ARM_EPOCH : 0;
 }
 
 void sd_disarm(struct sock *s, u32 armed)
 {
+    if (unlikely(((armed >> SD_ARM_EPOCH) ^ s->epoch) << SD_ARM_EPOCH))
+        return;
     if (armed & 1)
         sd_rx_disarm(&s->e);
     if (armed & 2)

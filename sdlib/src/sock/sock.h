@@ -9,7 +9,8 @@
  *   ATTACHED  both rings are mapped here. rx_mode and tx_mode move on their own:
  *               tx TCP -> RING  at one of our sends, once the other end has attached too
  *               rx TCP -> RING  when the peer's sw_ring says so and all TCP bytes before it are read
- *               RING -> BACK    sw_back; final
+ *               RING -> BACK    sw_back; final for these rings
+ *             Both BACK after a link to another host was lost: TCP once more, and other rings (again.c)
  *   PINNED    never to be offered; `reason` says why
  */
 #ifndef SD_SOCK_H
@@ -243,6 +244,11 @@ bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h);
 /* sock/back.c */
 void sd_go_back(struct sock *s, int fd, u32 reason); /* to TCP, or never away from it */
 void sd_async_set(struct sock *s, int fd, bool on);
+
+/* sock/again.c */
+u32 sd_again_begin(struct sock *s, int fd); /* both directions may be back: the block's state, TCP if it is to be offered anew */
+bool sd_again_may(struct sock *s);  /* nobody is inside who has seen the old rings */
+void sd_again_ready(struct sock *s);/* the new ones are mapped; before ATTACHED */
 
 /* sock/fast.c */
 void sd_fast_on(struct sock *s, int fd);   /* if it may be: messages take the short way */
