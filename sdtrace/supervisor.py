@@ -10,13 +10,7 @@ Life
 One notification is worked on at a time: it stands in the keepsake, so the keeper can answer it should we die.  Every
 notification is answered; whatever goes wrong in here lets the call through and is counted.
 
-Answers by call
-    the library's own number    hypercalls.py
-    arch_prctl(ARCH_SET_FS)     a new program image; injected here only if connections survived the exec (injector.py)
-    exit_group                  of the root process, the last one: the report is written first (accounts.py)
-    socket calls                first use of TCP: inject (injector.py), and let the call happen anew inside the library;
-    in strict trees (sdtrace/syscalls.py) a restricted program's are performed by enforce.py
-    execve, prctl               only in strict trees: who starts whom (lineage.py)
+What is answered to which call: answers.py.
 """
 
 from __future__ import annotations
@@ -24,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import os
 import select
 import socket
@@ -41,8 +34,9 @@ from policies.model import Proto
 from sdlib import abi
 from sdtrace import cli, opening, procfs, snapshot, strangers
 from sdtrace.accounts import Accounts
+from sdtrace.answers import Answers
 from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
-from sdtrace.enforce import PERFORMED, Enforcer
+from sdtrace.enforce import Enforcer
 from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
@@ -51,8 +45,8 @@ from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
 from sdtrace.learning import Learner
-from sdtrace.lineage import Lineage, Subject
-from sdtrace.notify import X86_64, Listener, Notification
+from sdtrace.lineage import Lineage
+from sdtrace.notify import Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
@@ -60,8 +54,8 @@ from sdtrace.requests import DETACH, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
-from sdtrace.succession import answer_forgetful, inherit
-from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PIDFD_GETFD, PRCTL, Variant
+from sdtrace.succession import inherit
+from sdtrace.syscalls import Variant
 from sdtrace.trace.drain import from_options
 from sdtrace.vault import Vault
 from sdtrace.workers import POLL_S, Workers
@@ -99,9 +93,7 @@ class Supervisor:
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
         self._filtered = opening.filtered(options, policy)
-        self._strict = bool(self._filtered)
-        self._forgetful = self._strict and options.successor is not None
-        """Who started whom is not known any more, so all is denied that could be."""
+        strict = bool(self._filtered)
         self._routed = False
         """Strict only since a reload."""
         self._learner = Learner() if options.learn else None
@@ -115,7 +107,7 @@ class Supervisor:
         if options.successor is not None:
             self._uring_allowed = bool(options.successor & VERDICT_URING_ALLOWED)
         self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
-        self._source = Source(options.root_pid, options.command, self._strict, self._processes, self._broker,
+        self._source = Source(options.root_pid, options.command, strict, self._processes, self._broker,
                               self._hypercalls.areas)
         self._image = image
         self._shrinker = Shrinker(self._broker.held, self._settings, image)
@@ -128,6 +120,9 @@ class Supervisor:
         self._hypercalls.taken = self._strangers.has_taken
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters, self._drain, self._vault)
+        self._answers = Answers(self._hypercalls, self._processes, self._injector, self._workers, self._enforcer,
+                                self._lineage, self._learner, _LAUNCHER, self._guard, self._leaving,
+                                strict=strict, forgetful=strict and options.successor is not None)
 
     @property
     def given_back(self) -> bool:
@@ -142,7 +137,7 @@ class Supervisor:
     @property
     def strict(self) -> bool:
         """May something be denied to some program?"""
-        return self._strict
+        return self._answers.strict
 
     def take_over(self) -> tuple[list[Listener], str]:
         """The root process has been running (family.py); AttachError."""
@@ -171,7 +166,7 @@ class Supervisor:
         self._open_doors()
         for notif, answered in received.early:
             self._keepsake.beat()
-            self._one(received.listener_of(notif), notif, answered=answered)
+            self._answers.one(received.listener_of(notif), notif, answered=answered)
         lingering = False
         while True:
             self._keepsake.beat()
@@ -229,7 +224,7 @@ class Supervisor:
     def _asked_to_detach(self, client: socket.socket) -> None:
         from sdtrace.detach import Detachment
 
-        if self._strict:
+        if self.strict:
             answer(client, "a policy denies something to its programs, which would be without it then")
         elif self._detachment is not None or isinstance(self._image, str):
             answer(client, "somebody else has asked" if self._detachment is not None else str(self._image))
@@ -281,7 +276,7 @@ class Supervisor:
         if "tcp" in late and self._uring_allowed:
             syslog.syslog(syslog.LOG_WARNING, "denials reach no io_uring, which was allowed when this began")
         if "tcp" in late and not self._routed:
-            self._strict = self._routed = self._source.strict = True
+            self._answers.strict = self._routed = self._source.strict = True
             _out_of_reach()
             self._control.verdict(0, denied={"tcp"})  # the keeper's, should we die
             self._hypercalls.begin_performing()
@@ -323,7 +318,7 @@ class Supervisor:
         notif = listener.receive()
         if notif is not None:
             begin = time.perf_counter()
-            self._one(listener, notif, answered=False)
+            self._answers.one(listener, notif, answered=False)
             self._keepsake.forget_notification()
             self._source.notifications.add(time.perf_counter() - begin)
 
@@ -339,114 +334,6 @@ class Supervisor:
                     traceback.print_exc()
             return False
         return True
-
-    def _one(self, listener: Listener, notif: Notification, *, answered: bool) -> None:
-        """Answer one notification, come what may."""
-        if answered:
-            self._guard(self._seen_before, notif)
-        elif not self._guard(self._answer, listener, notif):
-            with contextlib.suppress(OSError):
-                if notif.nr == abi.const.SD_HC_NR:
-                    listener.reply(notif, -errno.ENOSYS)
-                elif self._strict and notif.nr in PERFORMED:
-                    listener.reply(notif, -errno.EACCES)
-                else:
-                    listener.let_through(notif)
-
-    # ---------------------------------------------------------------- answers
-
-    def _seen_before(self, notif: Notification) -> None:
-        """The keeper has answered this one: a program's start. Only note who it was, if it still is there."""
-        with contextlib.suppress(OSError):
-            self._processes.find(procfs.status(notif.tid))
-
-    def _answer(self, listener: Listener, notif: Notification) -> None:
-        if self._hypercalls.is_wakeup(notif) and (sender := self._processes.leader(notif.tid)) is not None:
-            self._hypercalls.handle(listener, notif, sender)  # somebody on another host sleeps until this is done
-        else:
-            self._identify(listener, notif)
-
-    def _identify(self, listener: Listener, notif: Notification) -> None:
-        """Answer, once it is sure who asks."""
-        try:
-            status = procfs.status(notif.tid)
-            if not listener.valid(notif):
-                return
-            process = self._processes.find(status)
-        except OSError:
-            if not (self._strict and notif.nr in PERFORMED):
-                listener.let_through(notif)  # gone, or going
-            elif listener.valid(notif):
-                listener.reply(notif, -errno.EACCES)
-            return
-        if notif.nr == EXIT_GROUP:
-            self._leaving(notif.int_arg(0), process)
-        if notif.nr == abi.const.SD_HC_NR:
-            self._injector.has_library(process.program)
-            if not (self._strict and self._answer_routed(listener, notif, status, process)):
-                self._hypercalls.handle(listener, notif, process)
-        else:
-            self._answer_call(listener, notif, status, process)
-
-    def _answer_call(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> None:
-        if notif.nr == PIDFD_GETFD:
-            self._taken(listener, notif)
-        elif self._strict:
-            self._answer_strictly(listener, notif, status, process)
-        elif not self._injector.inject_for(listener, notif, status, process):
-            listener.let_through(notif)
-
-    def _taken(self, listener: Listener, notif: Notification) -> None:
-        """A process takes a descriptor out of another one."""
-        inode = strangers.taken_inode(notif)
-        if inode is None:
-            listener.let_through(notif)
-        else:
-            self._workers.run(listener, notif, partial(strangers.have_it_passed, listener, notif, inode),
-                              too_many=Listener.let_through)
-
-    def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
-                         process: Process) -> None:
-        if self._forgetful:
-            answer_forgetful(self._injector, listener, notif, status, process)
-            return
-        subject = self._lineage.subject(process, status, notif.tid, watched=self._learner is not None)
-        if self._note(notif, process, subject):
-            listener.let_through(notif)
-        elif self._injector.inject_for(listener, notif, status, process):
-            pass  # it comes again, from the gate
-        elif notif.nr in PERFORMED:
-            self._enforcer.answer(listener, notif, subject)
-        else:
-            listener.let_through(notif)
-
-    def _answer_routed(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process) -> bool:
-        """Calls that the library sends to us because of a policy (birth.c)."""
-        what = notif.args[0] & 0xFFFFFFFF
-        if what not in (abi.const.SD_HC_PERFORM, abi.const.SD_HC_ADMIT):
-            return False
-        self._hypercalls.no_exec(process)
-        if self._forgetful:
-            listener.reply(notif, -errno.EACCES)
-            return True
-        subject = self._lineage.subject(process, status, notif.tid)
-        call = notif.as_routed()
-        if what == abi.const.SD_HC_ADMIT:
-            self._enforcer.answer_admission(listener, call, subject)
-        elif self._enforcer.performs(call.nr):
-            self._enforcer.answer(listener, call, subject)
-        else:
-            listener.reply(notif, -errno.EINVAL)
-        return True
-
-    def _note(self, notif: Notification, process: Process, subject: Subject) -> bool:
-        """Calls of a strict tree that are let through once we have taken note of them."""
-        if self._learner is not None and subject.exe != _LAUNCHER:
-            self._learner.program(subject.exe)
-        if notif.arch != X86_64 or notif.nr == PRCTL:
-            self._lineage.reaps(process)  # of a 32-bit program any of its few notified calls may have been that
-            return True
-        return notif.nr in (EXECVE, EXECVEAT)
 
     def _settings(self, exe: str, uid: int) -> Settings:
         return self._settings_of(exe, uid)
