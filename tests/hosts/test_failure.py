@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import time
+from typing import Any
 
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import assert_whole
-from tests.hosts.world import VERBS, World
+from tests.hosts.test_between import assert_whole, tool
+from tests.hosts.world import VERBS, Host, World
 
 FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
 
@@ -39,3 +41,13 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
     world.finish(client, server)
     assert_whole(client, server, size)
     world.linked()
+    if VERBS and what == "link" and FAILURES >= 20:
+        assert sum(shown(host)["retries"] for host in (world.a, world.b)), "the device has sent some of it again"
+
+
+def shown(host: Host) -> dict[str, Any]:
+    """What sdss --hosts says of its only link."""
+    env = {**os.environ, "SOCKSDIRECT_MONITOR": host.socket}
+    links: list[dict[str, Any]] = json.loads(tool("sdss", "--hosts", "--json", env=env))["hosts"]
+    assert len(links) == 1
+    return links[0]
