@@ -71,6 +71,10 @@ class Connections:
         """By slot."""
         return self._conns[slot]
 
+    def carried(self) -> int:
+        """Bytes of all that are there."""
+        return sum(conn.mirror.bytes_out + conn.mirror.bytes_in for conn in self._conns.values())
+
     def knows(self, client: int, name: int) -> bool:
         """Whether that offer is a connection already."""
         return (client, name) in self._named

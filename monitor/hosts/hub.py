@@ -76,7 +76,7 @@ class Hub:
         self._vigil = Vigil(device, spin_s(config.spin_us))
         self._ticked = 0.0
         self._credit_at: float | None = None
-        self._looks = 0
+        self._looks = self._carried = 0
         self._ready: set[str] = set()
         self.contacts = {
             name: Contact(config, peer, selector, self._port, self._asked, self._down)
@@ -264,12 +264,19 @@ class Hub:
         credit = self._credit_at is not None and now >= self._credit_at
         if due or credit:
             self._credit_at = None
-        if self._vigil.looked(self._pass(idle=due or credit), (conn.mirror for conn in self._conns)):
-            return 0.0
+        found = self._pass(idle=due or credit)
+        again = self._vigil.looked(found, self._moved() if found else 0, (conn.mirror for conn in self._conns))
+        if again is not None:
+            return again
         if any(conn.mirror.owes for conn in self._conns):
             self._credit_at = self._credit_at or now + CREDIT_S
             return min(self._nap(), max(0.0, self._credit_at - now))
         return self._nap()
+
+    def _moved(self) -> int:
+        """Bytes since it was asked last."""
+        before, self._carried = self._carried, self._conns.carried()
+        return self._carried - before
 
     def _nap(self) -> float:
         if any(conn.client is None for conn in self._conns):

@@ -4,7 +4,9 @@
 While it looks by itself, nobody needs to say anything: that is what a stream wants.  But to look without being asked
 takes a processor from whoever has the next byte; with fewer than SPIN_CPUS, that is the program, its supervisor or the
 other monitor.  There we are to be woken from the first message on, unless news come several times in a row, and
-elsewhere we look for `spin_s` longer than there is news.
+elsewhere we look for `spin_s` longer than there is news.  While many bytes go by there, we do not have to be woken for
+each piece: that takes its program, its supervisor and us longer than the piece itself, and the next sleeper is woken
+for one piece instead of for many.  So we *doze*: asleep for a millisecond, and nobody needs to say anything.
 
 To be woken: each copy is armed, as a reader arms its ring ([W1]: membarrier, look once more); programs nudge, and the
 completion channel and the other monitors' TCP connections are descriptors.
@@ -22,8 +24,12 @@ from sdlib import abi
 
 SPIN_S: Final = 0.001
 SPIN_CPUS: Final = 4
+DOZE_S: Final = 0.001
 _STREAM: Final = 3
 """News so many times in a row are a stream."""
+_MUCH: Final = 16384
+"""So are so many bytes at once, after which we doze DOZES times before we have to be woken."""
+DOZES: Final = 4
 
 
 class Device(Protocol):
@@ -46,7 +52,7 @@ class Vigil:
     def __init__(self, device: Device | None, seconds: float) -> None:
         self._device, self._spin_s = device, seconds
         self._until = 0.0
-        self._row = 0
+        self._row = self._dozes = 0
         self.armed = False
 
     def joined(self) -> None:
@@ -57,25 +63,33 @@ class Vigil:
         """Somebody says that there is news."""
         self._until = max(self._until, time.monotonic() + self._spin_s)
 
-    def looked(self, found: bool, mirrors: Iterable[Mirror]) -> bool:
-        """Whether to look again, rather than sleep. `found`: there was something this time."""
+    def looked(self, found: bool, moved: int, mirrors: Iterable[Mirror]) -> float | None:
+        """In how many seconds to look again; None: when we are woken.
+
+        `found`: there was something this time; `moved`: bytes, among others.
+        """
         if found:
             self._until = time.monotonic() + self._spin_s
             self._row += 1
-            if self._spin_s or self._row >= _STREAM:
+            if moved >= _MUCH and not self._spin_s:
+                self._dozes = DOZES
+            if self._spin_s or self._dozes or self._row >= _STREAM:
                 self._disarm(mirrors)
             else:
                 self._arm(mirrors)  # so that the next look may be the last
-            return True
+            return 0.0
         if self._spin_s and time.monotonic() < self._until:
             if self._device is not None and self._device.spin():
                 self.stirred()
-            return True
+            return 0.0
         self._row = 0
+        if self._dozes:
+            self._dozes -= 1
+            return DOZE_S
         if self.armed:
-            return False
+            return None
         self._arm(mirrors)
-        return True
+        return 0.0
 
     def _arm(self, mirrors: Iterable[Mirror]) -> None:
         self.armed = True

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -45,8 +45,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def looks(made: Vigil, mirrors: Any, *found: bool) -> list[bool]:
-    return [made.looked(one, mirrors) for one in found]
+def looks(made: Vigil, mirrors: Any, *found: bool, moved: int = 0) -> list[bool]:
+    """Whether it looks again at once, each time."""
+    return [made.looked(one, moved if one else 0, mirrors) == 0 for one in found]
 
 
 def test_with_few_processors_one_message_costs_two_looks() -> None:
@@ -66,6 +67,21 @@ def test_a_stream_is_looked_after_without_being_asked() -> None:
     assert mirror.armed is False
     assert looks(made, [mirror], True, False, False) == [True, True, False], "armed, and looked once more"
     assert mirror.armed
+
+
+def test_while_much_goes_by_it_dozes_and_need_not_be_woken() -> None:
+    device, mirror = Device(), Mirror()
+    made, mirrors = Vigil(device, 0.0), cast(Any, [mirror])
+    assert looks(made, mirrors, True, moved=65536) == [True]
+    for _ in range(2):
+        assert [made.looked(False, 0, mirrors) for _ in range(vigil.DOZES)] == [vigil.DOZE_S] * vigil.DOZES
+        assert not mirror.armed and device.arms == 0
+        looks(made, mirrors, True, moved=65536)
+    assert looks(made, mirrors, True, moved=64) == [True], "a small piece is part of it"
+    for _ in range(vigil.DOZES):
+        made.looked(False, 0, mirrors)
+    assert made.looked(False, 0, mirrors) == 0.0 and mirror.armed and device.arms == 1
+    assert made.looked(False, 0, mirrors) is None
 
 
 def test_with_many_processors_it_looks_for_a_while(clock: list[float]) -> None:
