@@ -12,6 +12,7 @@ import struct
 import termios
 import time
 from fcntl import ioctl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,11 +130,13 @@ def test_nobody_runs() -> None:
     assert "No program runs under sdrun" in "\n".join(lines)
 
 
-def test_in_a_terminal(native: Runner) -> None:
+def test_in_a_terminal(native: Runner, tmp_path: Path) -> None:
     """It takes the whole screen, obeys keys, and leaves the terminal as it was."""
+    # Programs of other tests live in the runtime directory of the session.
+    alone = {**native.env, "XDG_RUNTIME_DIR": str(tmp_path), "TERM": "xterm-256color"}
     pid, terminal = pty.fork()
     if not pid:
-        os.execve(SDRUN.parent / "sdtop", ["sdtop", "-i", "0.2"], {**native.env, "TERM": "xterm-256color"})
+        os.execve(SDRUN.parent / "sdtop", ["sdtop", "-i", "0.2"], alone)
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     before = termios.tcgetattr(terminal)
     text = read_until(terminal, "No program runs under sdrun")
