@@ -140,7 +140,8 @@ def as_paper(known: Iterable[tuple[Key, Held]]) -> dict[str, Any]:
 
 
 def reason_of(answer: Refused) -> int:
-    """`enum sd_reason` of a refusal."""
+    """`enum sd_reason` of a refusal; a connection that has ended by then is nobody's fault."""
+    if answer.code == Code.NOT_ESTABLISHED:
+        return int(abi.const.SD_REASON_not_switched)
     quota = answer.code in (Code.QUOTA, Code.MEMORY)
-    reason: int = abi.const.SD_REASON_quota if quota else abi.const.SD_REASON_refused
-    return reason
+    return int(abi.const.SD_REASON_quota if quota else abi.const.SD_REASON_refused)

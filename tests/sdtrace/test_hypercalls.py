@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from sdlib import abi
+from sdlib.wire import Refused
+from sdlib.wire.messages import Code
+from sdtrace.held import reason_of
 from tests.harness import GUESTS, Program, Runner
 
 GUEST = GUESTS / "hypercall.py"
@@ -43,3 +47,11 @@ def test_injected_at_birth_when_connections_survive_exec(shm: Runner) -> None:
     assert b"2d0000000000" in program.stdout
     injected = {line["exe"] for line in program.report().raw["processes"] if line["injected"]}
     assert any(exe.endswith("/cat") for exe in injected)
+
+
+@pytest.mark.parametrize(("code", "reason"), [
+    (Code.NOT_ESTABLISHED, "closed-before-switch"), (Code.MEMORY, "quota-exhausted"), (Code.QUOTA, "quota-exhausted"),
+    (Code.OTHER_USER, "monitor-refused"), (Code.RESOURCES, "monitor-refused"),
+])  # fmt: skip
+def test_reason_of_a_refusal(code: Code, reason: str) -> None:
+    assert abi.REASONS[reason_of(Refused("", code))] == reason
