@@ -196,6 +196,7 @@ def _connection(area: Area, index: int, block: abi.CData, broker: Broker) -> dic
         "reason": _reason(int(block.reason)) if pinned or block.reason else _area_reason(area),
         "bytes_shm_tx": int(block.bytes_shm_tx), "bytes_shm_rx": int(block.bytes_shm_rx),
         "bytes_tcp": int(block.bytes_tcp), "ops": int(block.ops),
+        **{name: int(getattr(block, name)) for name in trees.CONNECTION_COUNTS},
         "ring": None if queued is None else {"bytes": queued[2], "tx_queued": queued[0], "rx_queued": queued[1]},
     }  # fmt: skip
 

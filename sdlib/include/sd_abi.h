@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 9
+#define SD_ABI_VERSION 10
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -183,26 +183,26 @@ enum sd_block_state {
  * the direction back. SWITCH, with who and when above the low byte: kernel sends wait until the position is read and published. */
 enum sd_mode { SD_MODE_TCP = 0, SD_MODE_RING = 1, SD_MODE_BACK = 2 /* back on TCP; final for this segment */, SD_MODE_RETIRE = 3, SD_MODE_SWITCH = 4 };
 
-/* One socket of ours, shared by the processes that share the socket. */
+/* One socket of ours, shared by the processes that share the socket. What it counts is exact where one thread at a time uses the connection; of two at
+ * once one may be missed. */
 struct sd_block {
+    /* line 0, and what sending looks at and counts */
     SD_ATOMIC uint32_t state;   /* enum sd_block_state. Supervisor: OFFERED->PAIRED, OFFERED->PINNED (release; library acquires) */
     SD_ATOMIC uint32_t gen;     /* bumped when the block is freed: a stale id is recognised */
     SD_ATOMIC uint32_t users;   /* processes that hold it */
     uint16_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED, as is: */
     uint8_t far;                /* 1: the other end is on another host, the segment is this host's copy (sock/far.h) */
     uint8_t exclusive;          /* 1: it is, or was, registered with EPOLLEXCLUSIVE: who reports it eats its doorbell */
-    uint16_t reason;            /* enum sd_reason */
-    uint8_t role;               /* 1: connected, 2: accepted */
-    uint8_t established;
-    uint32_t owner_pid;         /* who counts it in the report */
     SD_ATOMIC uint32_t ops;
     SD_ATOMIC uint32_t rx_mode; /* enum sd_mode of the direction that we read */
     SD_ATOMIC uint32_t tx_mode; /* enum sd_mode of the direction that we write; beside tx_shut: fast.c looks at both at once */
     uint32_t tx_shut;           /* the program has shut its writing side */
     SD_ATOMIC uint64_t token[2];/* who may read [0] and write [1]: sock/token.h; only used when threads or processes share */
     uint64_t bytes_shm_tx;
+    uint64_t messages_tx;       /* calls that have sent something, whatever carried it: each is one in `sizes` of struct sd_proc */
+    /* line 1, and what receiving counts */
     uint64_t bytes_shm_rx;
-    uint64_t bytes_tcp;         /* only counted for upgrade after_bytes and the report */
+    uint64_t messages_rx;
     SD_ATOMIC uint32_t rx_plain;/* threads inside a kernel receive that knows nothing of rings: no attach meanwhile */
     SD_ATOMIC uint32_t tx_plain;/* threads inside a kernel send: no switch meanwhile */
     SD_ATOMIC uint32_t nonblock;/* O_NONBLOCK of the open file description */
@@ -214,6 +214,18 @@ struct sd_block {
     uint32_t rcvlowat;          /* SO_RCVLOWAT as the program has set it while attached, 0: not set; the kernel's is 1 then */
     SD_ATOMIC uint32_t rx_shut; /* the program has shut its reading side: the end that the kernel reports is its own */
     uint32_t passed;            /* lower half of the socket's cookie, once it was sent in a message */
+    /* line 2: what is not touched while bytes go through the ring and nobody waits */
+    uint32_t owner_pid;         /* who counts it in the report */
+    uint16_t reason;            /* enum sd_reason */
+    uint8_t role;               /* 1: connected, 2: accepted */
+    uint8_t established;
+    uint64_t bytes_tcp;         /* only counted for upgrade after_bytes and the report */
+    uint64_t bells_tx;
+    uint64_t bells_rx;
+    uint64_t parks;             /* waits that left its ring for a sleep in the kernel, perhaps with others (poll, epoll) */
+    uint64_t spins;             /* waits that looked at its ring for a while, and it ended them (won), or nothing did */
+    uint64_t spins_won;
+    uint64_t pad;
 };
 
 /* A thread that uses connections which it shares with others (sock/token.h). Everything but tid is written by its owner, and VOID in a mark
@@ -470,7 +482,7 @@ struct sd_boot {
 #define SD_LAYOUT(t, m, o) _Static_assert(offsetof(struct t, m) == (o), #t "." #m)
 _Static_assert(sizeof(struct sd_config) == 64, "config is one line");
 _Static_assert(sizeof(struct sd_proc) == 64 + 8 * SD_CTR_MAX + 16 * SD_REASON_MAX + 16 * SD_SIZES, "proc");
-_Static_assert(sizeof(struct sd_block) == 128, "block is two lines");
+_Static_assert(sizeof(struct sd_block) == 192, "block is three lines");
 _Static_assert(sizeof(struct sd_part) == 192, "participant is three lines");
 _Static_assert(SD_AREA_PARTS <= 4096 && SD_AREA_BLOCKS <= 4096 && SD_MAX_AREAS <= 16, "fields of token and mark");
 _Static_assert(sizeof(struct sd_dir) == 384, "dir is six lines");
@@ -479,10 +491,12 @@ _Static_assert(sizeof(struct sd_seg) <= SD_SEG_HDR_BYTES, "seg header fits its p
 _Static_assert((int)SD_CTR_COUNT <= SD_CTR_MAX && (int)SD_REASON_COUNT <= SD_REASON_MAX, "names fit");
 _Static_assert(sizeof(struct sd_trace_record) == 64 && sizeof(struct sd_trace_channel) == 128, "records and words have lines of their own");
 _Static_assert(offsetof(struct sd_boot, ncarry) % 8 == 0 && offsetof(struct sd_boot, trace) == offsetof(struct sd_boot, ncarry) + 4, "one look");
-SD_LAYOUT(sd_block, tx_mode, 32);
-SD_LAYOUT(sd_block, tx_shut, 36);
+SD_LAYOUT(sd_block, tx_mode, 24);
+SD_LAYOUT(sd_block, tx_shut, 28);
+SD_LAYOUT(sd_block, bytes_shm_rx, 64);
 SD_LAYOUT(sd_block, latched, 96);
 SD_LAYOUT(sd_block, tx_wait, 100);
+SD_LAYOUT(sd_block, owner_pid, 128);
 SD_LAYOUT(sd_dir, sw_ring, 64);
 SD_LAYOUT(sd_dir, head, 128);
 SD_LAYOUT(sd_dir, rx_armed, 192);

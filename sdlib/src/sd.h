@@ -109,6 +109,7 @@ extern struct sd_global g;
 
 #define COUNT(name) (sd_note(SD_CTR_##name), g.proc->ctr[SD_CTR_##name]++)
 #define COUNT_N(name, n) (g.proc->ctr[SD_CTR_##name] += (u64)(n))
+#define COUNT_OF(s, name) (COUNT(name), (s)->b->name++) /* of one connection, too */
 
 #ifndef SD_HOSTED
 extern const struct sd_tcb sd_nobody;
@@ -134,12 +135,6 @@ static inline __attribute__((always_inline)) u32 sd_size_class(u64 n)
     u32 size = 63 - (u32)__builtin_clzll(2 * n - 1);
 
     return size < SD_SIZES ? size : SD_SIZES - 1;
-}
-
-/* A call has sent (dir 0) or received n bytes, more than none. */
-static inline __attribute__((always_inline)) void sd_sized(u32 dir, u64 n)
-{
-    g.proc->sizes[dir][sd_size_class(n)]++;
 }
 
 /* ----------------------------------------------------------------- trace */

@@ -38,6 +38,9 @@ _CONNECTION: Final = {
     "inode": int | None, "pid": int, "state": str, "tx": str, "rx": str, "reason": str,
     "bytes_shm_tx": int, "bytes_shm_rx": int, "bytes_tcp": int, "ring": dict | None,
 }  # fmt: skip
+CONNECTION_COUNTS: Final = ("messages_tx", "messages_rx", "bells_tx", "bells_rx", "parks", "spins", "spins_won")
+"""What a connection's line may have besides; supervisors of older versions do not say it."""
+_COUNTS: Final = dict.fromkeys(CONNECTION_COUNTS, int)
 _NUMBER_MAX: Final = 1e30
 _NO_RING: Final = {"bytes": 0, "tx_queued": 0, "rx_queued": 0}
 
@@ -139,6 +142,7 @@ def well_formed(document: dict[str, Any]) -> bool:
         and all(_fits(line, _PROCESS) and _numbers(line["counters"], abi.COUNTERS) and _numbers(line["moved_back"])
                 and _sizes(line.get("sizes", {})) for line in document["processes"])
         and all(_fits(line, _CONNECTION) and _numbers(line["ring"] or _NO_RING, _NO_RING)
+                and _fits(dict.fromkeys(CONNECTION_COUNTS, 0) | line, _COUNTS)
                 for line in document["connections"])
     )  # fmt: skip
 

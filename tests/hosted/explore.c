@@ -422,7 +422,9 @@ static void choices(struct frame *f)
 static void run(u32 t)
 {
     cur = t;
-    g.proc->ctr[SD_CTR_calls_kernel] = 0; /* a count that locals remember would make every state new */
+    g.proc->ctr[SD_CTR_calls_kernel] = 0; /* counts that the state has, or locals remember, would make every state new */
+    for (u32 side = 0; side < SIDES; side++)
+        w.block[side].parks = w.block[side].spins = w.block[side].spins_won = w.block[side].bells_tx = w.block[side].bells_rx = 0;
     mc_swap(&sched_sp, th[t].sp);
 }
 

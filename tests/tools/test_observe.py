@@ -66,6 +66,29 @@ print("rounds", rounds, flush=True)
 signal.pause()
 """
 
+# Sixteen bytes there and back by one thread, with a selector; so often, and then silence.
+MANY = """
+import selectors, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+with getattr(selectors, sys.argv[2])() as waiting:
+    waiting.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in waiting.select():
+            if key.fileobj is listener:
+                waiting.register(listener.accept()[0], selectors.EVENT_READ)
+            else:
+                key.fileobj.sendall(key.fileobj.recv(64))
+"""
+TALK = """
+import signal, socket, sys
+conn = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+for _ in range(int(sys.argv[2])):
+    conn.sendall(b"x" * 16)
+    assert len(conn.recv(64)) == 16
+print("said", flush=True)
+signal.pause()
+"""
+
 
 def python(code: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-I", "-c", code, *arguments)
@@ -154,8 +177,15 @@ def test_what_everybody_says(scene: Scene) -> None:
     assert program["counters"]["bytes_shm_tx"] == sent["bytes_shm_tx"] and program["counters"]["switches_tx"] == 1
     assert all(line["notifications"] > 0 and line["errors"] == 0 for line in said["supervisors"])
     assert {index: times for index, times in enumerate(program["sizes"]["sent"]) if times} == {4: rounds + 1, 10: 1}
+    counts = end["counts"]
+    assert counts == {name: program["counters"].get(name, counts[name]) for name in counts}, "it has no other"
+    assert (counts["messages_tx"], counts["messages_rx"]) == (rounds + 2, sum(program["sizes"]["received"]))
+    assert counts["messages_rx"] == other["counts"]["messages_tx"] and counts["bells_tx"] >= other["counts"]["bells_rx"]
     assert re.search(rf"<= 16 +{rounds + 1}\b", ask(scene.env, "sdstat", "--sizes", "-p", str(scene.fast.pid)))
-    then = json.loads(ask(scene.env, "sdstat", "--json", "-i", "0.1", "-c", "1", "-p", str(scene.fast.pid)))
+    then = json.loads(ask(scene.env, "sdstat", "--json", "--connections", "-i", "0.1", "-c", "1", "-p",
+                          str(scene.fast.pid)))
+    [same] = then["connections"]
+    assert set(same["counts"].values()) == set(same["bytes"].values()) == {0}, "nor on its connection"
     assert not any(value for name, value in then["programs"][0]["counters"].items() if name not in abi.GAUGES), \
         "nobody has done anything meanwhile"
     _metrics(scene, sent, rounds)
@@ -170,7 +200,8 @@ def _details(scene: Scene, sent: dict[str, int], rounds: int) -> None:
     """Bytes below a connection, sums of all, columns, latencies, and rates of what goes by TCP."""
     mine = f"dport = :{scene.port} and pid {scene.fast.pid}"
     said = ask(scene.env, "sdss", "-tniH", mine)
-    assert f"shm_sent:{sent['bytes_shm_tx']} shm_received:{sent['bytes_shm_rx']} tcp:{sent['bytes_tcp']} ring:" in said
+    assert f"shm_sent:{sent['bytes_shm_tx']} shm_received:{sent['bytes_shm_rx']} tcp:{sent['bytes_tcp']} " in said
+    assert f" messages_sent:{rounds + 2} " in said and re.search(r" bells_sent:\d+ .* spins_won:\d+ ring:", said)
     assert f"unread_by_peer:{UNREAD}" in said and said.count("\n") == 2
     assert ask(scene.env, "sdss", "-tniHO", mine).count("\n") == 1
     sums = ask(scene.env, "sdss", "-s", f"dport = :{scene.port} or sport = :{scene.port}")
@@ -180,9 +211,35 @@ def _details(scene: Scene, sent: dict[str, int], rounds: int) -> None:
     column = dict(zip(head.partition("  not accelerated")[0].split()[2:], line.split()[2:], strict=True))
     assert {"msgs-tx", "bells", "parks", "spins", "won", "switches", "patched", "trapping", "traps"} <= column.keys()
     assert column["msgs-tx"] == str(rounds + 2) and column["switches"] == "1"
-    assert any(f"127.0.0.1:{scene.port} " in line and " shm " in line for line in rest), rest
+    [head] = [line for line in rest if line.split()[:1] == ["connection"]]
+    [mine] = [line for line in rest if f"127.0.0.1:{scene.port} " in line and " shm " in line]
+    of_it = dict(zip(head.split()[1:-1], mine.split()[3:], strict=False))
+    assert of_it["path"] == "shm"
+    assert all(of_it[name] == column[name] for name in ("msgs-tx", "msgs-rx", "bells", "parks", "spins", "won")), of_it
     assert all(re.search(r"notifications \d+, .*longest \d+ us; offers to the monitor", line)
                for line in rest if line.startswith("supervisor")), rest
+
+
+@pytest.mark.parametrize("waits", ["SelectSelector", "PollSelector", "EpollSelector"])
+def test_who_waits_for_many_counts_for_each_that_it_looked_at(shm: Runner, waits: str) -> None:
+    """A set of three connections: two that talk, and one that says a few words and no more."""
+    port = str(free_port())
+    server = shm.start(*python(MANY, port, waits)).listening(int(port))
+    quiet = shm.start(*python(TALK, port, "3"))
+    talking = [shm.start(*python(TALK, port, "2000")) for _ in range(2)]
+    for client in (quiet, *talking):
+        client.until(lambda client=client: b"said" in client.stdout, "all is said")  # type: ignore[misc]
+    [program] = json.loads(ask(shm.env, "sdstat", "--json", "-p", str(server.pid)))["programs"]
+    ends = {row["peer_users"][0]["pid"]: row["counts"] for row in rows(shm.env, f"sport = :{port}")}
+    assert [ends[client.pid]["messages_rx"] for client in (quiet, *talking)] == [3, 2000, 2000]
+    assert sum(end["messages_tx"] for end in ends.values()) == sum(program["sizes"]["sent"])
+    for end in ends.values():
+        assert end["parks"] <= program["counters"]["parks"]
+        assert end["spins_won"] <= end["spins"] <= program["counters"]["spins"]
+    for name in ("bells_tx", "bells_rx"):
+        assert sum(end[name] for end in ends.values()) == program["counters"][name]
+    waited = [ends[client.pid]["parks"] + ends[client.pid]["spins"] for client in talking]
+    assert min(waited) > 0, ends
 
 
 def test_rates_of_what_goes_by_tcp_are_the_kernels(shm: Runner) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdlib import abi
@@ -42,10 +42,11 @@ class Interval:
         ]  # fmt: skip
 
     def connections(self) -> list[Row]:
-        """Rows with rates; without `before` the rates are missing."""
+        """Rows with rates and what they have counted since `before`; without it since they began, and no rates."""
         if self.before:
             view.add_rates(self.before, self.now)
-        return [row for row in self.now.rows if row.path]
+        earlier = {row.inode: row.connection for row in self.before.rows} if self.before else {}
+        return [_since(row, earlier.get(row.inode)) for row in self.now.rows if row.path]
 
     def supervisors(self) -> list[dict[str, Any]]:
         """How long programs waited for each supervisor, and that one for the monitor, on average since `before`."""
@@ -62,6 +63,12 @@ def _by_process(moment: Moment) -> dict[tuple[int, int], dict[str, Any]]:
 def _name(line: dict[str, Any], *, here: bool) -> str:
     """What ps and ss call it; Debian's redis-server is a link to another name."""
     return (sockets.name_of(line["pid"]) if here else "") or os.path.basename(line["exe"])
+
+
+def _since(row: Row, before: dict[str, Any] | None) -> Row:
+    if not before or not row.connection:
+        return row
+    return replace(row, connection=row.connection | view.since(before, row.connection))
 
 
 def _minus(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

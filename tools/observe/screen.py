@@ -192,7 +192,7 @@ def attention(interval: Interval) -> list[str]:
 _RATES: Final = {"lib/s": "calls_library", "kernel/s": "calls_kernel", "shm tx/s": "bytes_shm_tx",
                  "shm rx/s": "bytes_shm_rx", "bells/s": "bells_tx", "sleeps/s": "parks"}
 _NARROW: Final = 100
-_LEFT_OUT: Final = ("bells/s", "sleeps/s")
+_LEFT_OUT: Final = ("bells/s", "sleeps/s", "msgs/s")
 """Columns that a narrow terminal has no room for."""
 
 
@@ -223,18 +223,24 @@ def _ends(row: Row) -> tuple[Text, Text]:
         for found, address in ((row.users, row.local), (row.peer_users, row.peer)))  # type: ignore[return-value]
 
 
-def _connections(rows: list[Row], wishes: Wishes, room: int) -> Table:
+_CONNECTION_RATES: Final = {"tx/s": ("tx",), "rx/s": ("rx",), "msgs/s": ("messages_tx", "messages_rx"),
+                            "bells/s": ("bells_tx",), "sleeps/s": ("parks",)}
+
+
+def _connections(rows: list[Row], wishes: Wishes, room: int, width: int) -> Table:
     table = Table(box=None, expand=True, header_style="bold underline", padding=(0, 1))
     table.add_column("path", no_wrap=True)
     for heading in ("local", "peer"):
         table.add_column(heading, no_wrap=True, ratio=3)
-    for heading in ("queued", "tx/s", "rx/s"):
+    shown = {name: key for name, key in _CONNECTION_RATES.items() if width >= _NARROW or name not in _LEFT_OUT}
+    for heading in ("queued", *shown):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("reason" if wishes.shown == "all" else f"reason ({wishes.shown} only)", no_wrap=True, ratio=2)
     chosen = [row for row in rows if row.path and wishes.shown in ("all", row.path)]
     chosen.sort(key=SORTS[wishes.sort])
     for row in chosen[:room]:
-        rates = [number(row.rates[name]) if name in row.rates else "-" for name in ("tx", "rx")]
+        rates = [number(sum(row.rates[key] for key in keys)) if row.rates.keys() >= set(keys) else "-"
+                 for keys in shown.values()]
         table.add_row(Text(row.path, style=STYLES.get(row.path, "")), *_ends(row),
                       number(row.send_queue + row.receive_queue), *rates, Text(printable(row.reason)))
     if len(chosen) > room:
@@ -253,5 +259,6 @@ def screen(interval: Interval, history: History, wishes: Wishes, rows: list[Row]
     parts += [Text(f" ! {line}", style="bold red", no_wrap=True) for line in warnings] or [Text("")]
     left = max(height - 10 - max(len(warnings), 1) - 4, 4)
     programs = min(len(interval.programs()), max(left // 3, 2))
-    parts += [_programs(interval, programs, width), Text(""), _connections(rows, wishes, max(left - programs - 1, 2))]
+    listed = _connections(rows, wishes, max(left - programs - 1, 2), width)
+    parts += [_programs(interval, programs, width), Text(""), listed]
     return Group(*parts)

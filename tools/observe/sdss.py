@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 from tools.observe import hosts, view
 from tools.observe.filters import FilterError, Test, compile_filter, speaks_of_states
@@ -37,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("-n", "--numeric", action="store_true", help="no names of services")
     result.add_argument("-p", "--processes", action="store_true", help="programs and pids, of both ends")
     result.add_argument("-i", "--info", action="store_true",
-                        help="bytes through shared memory and TCP, size of a ring and what is unread in it; below "
-                        "each connection")
+                        help="bytes through shared memory and TCP, messages, doorbells, parks, spins and those that it "
+                        "won, size of a ring and what is unread in it; below each connection")
     result.add_argument("-s", "--summary", action="store_true", help="only how many there are, by path and reason")
     result.add_argument("-O", "--oneline", action="store_true", help="with -i: on one line")
     result.add_argument("-4", "--ipv4", action="store_true", help="IPv4 only")
@@ -119,12 +120,19 @@ def table(rows: list[Row], options: argparse.Namespace) -> list[list[str]]:
     return lines[1:] if options.no_header else lines
 
 
+_INFORMATION: Final = {
+    "messages_sent": "messages_tx", "messages_received": "messages_rx", "bells_sent": "bells_tx",
+    "bells_received": "bells_rx", "parks": "parks", "spins": "spins", "spins_won": "spins_won",
+}  # fmt: skip
+
+
 def information(row: Row) -> str:
     """What the library has counted, as `ss -i` would say it; "" where it has not."""
     known = row.connection
     if known is None:
         return ""
     said = f"shm_sent:{known['bytes_shm_tx']} shm_received:{known['bytes_shm_rx']} tcp:{known['bytes_tcp']}"
+    said += "".join(f" {label}:{known[name]}" for label, name in _INFORMATION.items() if name in known)
     if ring := known["ring"]:
         said += f" ring:{ring['bytes']} unread:{ring['rx_queued']} unread_by_peer:{ring['tx_queued']}"
     return said

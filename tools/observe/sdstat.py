@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("-p", "--pid", type=int, action="append", default=[], help="this process; may be repeated")
     result.add_argument("--sizes", action="store_true", help="also how many messages there were of each size")
     result.add_argument("--hosts", action="store_true", help="also a line per other host: queue, credits, retries")
-    result.add_argument("--connections", action="store_true", help="also a line per connection")
+    result.add_argument("--connections", action="store_true",
+                        help="also a line per connection: messages, bytes, doorbells, parks, spins and those it won")
     form = result.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document per line")
     form.add_argument("--prometheus", action="store_true", help="print Prometheus' text format once")
@@ -140,14 +141,19 @@ def _programs(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 _ENDS: Final = 48
+_CONNECTION_COLUMNS: Final = {
+    "msgs-tx": "messages_tx", "msgs-rx": "messages_rx", "shm-tx": "bytes_shm_tx", "shm-rx": "bytes_shm_rx",
+    "tcp": "bytes_tcp", "bells": "bells_tx", "parks": "parks", "spins": "spins", "won": "spins_won",
+}  # fmt: skip
 
 
 def _connections(lines: list[dict[str, Any]]) -> Iterator[str]:
-    yield (f"{'':>7} {'connection':<{_ENDS}} {'path':<4} {'shm-tx':>8} {'shm-rx':>8} {'tcp':>8} "
-           f"{'queued':>8} {'tx/s':>8} {'rx/s':>8}  reason")
+    names = (*_CONNECTION_COLUMNS, "queued", "tx/s", "rx/s")
+    yield f"{'':>7} {'connection':<{_ENDS}} {'path':<4} " + " ".join(f"{name:>8}" for name in names) + "  reason"
     for line in lines:
         ends = f"{line['local']['host']}:{line['local']['port']} > {line['peer']['host']}:{line['peer']['port']}"
-        counts = (*(line["bytes"][name] for name in ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")),
+        known = line["bytes"] | line["counts"]
+        counts = (*(known[name] for name in _CONNECTION_COLUMNS.values()),
                   line["receive_queue"] + line["send_queue"], *(line["rates"].get(name) for name in ("tx", "rx")))
         cells = " ".join(f"{'-' if one is None else number(one):>8}" for one in counts)
         yield f"{'':>7} {ends:<{_ENDS}} {line['path']:<4} {cells}  {printable(line['reason'])}".rstrip()

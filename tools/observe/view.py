@@ -18,6 +18,8 @@ from tools.observe import diag, sockets
 from tools.observe.diag import Carried
 from tools.observe.sockets import Address, Socket, User
 
+BYTES: Final = ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")
+"""What the library counts of each connection, besides trees.CONNECTION_COUNTS."""
 _WAITING: Final = {"offered": "peer-not-under-sdrun", "paired": "not-switched-yet", "attached": "not-switched-yet"}
 
 
@@ -40,7 +42,8 @@ class Row:
     connection: dict[str, Any] | None = None
     """As the supervisor tells it; None when it was never offered."""
     rates: dict[str, float] = field(default_factory=dict)
-    """Bytes per second, when asked for: `tx` and `rx`, whatever carries them, and the parts that the library counts."""
+    """A second, when asked for: bytes `tx` and `rx`, whatever carries them, the parts that the library counts, and what
+    else it does."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -51,7 +54,8 @@ class Row:
             "path": self.path, "reason": self.reason, "inode": self.inode,
             "users": [user._asdict() for user in self.users],
             "peer_users": [user._asdict() for user in self.peer_users],
-            "bytes": {name: known.get(name) for name in ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")},
+            "bytes": {name: known.get(name) for name in BYTES},
+            "counts": {name: known.get(name) for name in trees.CONNECTION_COUNTS},
             "ring": known.get("ring"), "rates": self.rates,
         }  # fmt: skip
 
@@ -169,6 +173,12 @@ def _row(found: Socket, path: str, reason: str, line: dict[str, Any] | None, use
                found.send_queue + ring["tx_queued"], found.family, path, reason, users, peer_users, line)
 
 
+def since(old: dict[str, Any], new: dict[str, Any]) -> dict[str, int]:
+    """What a connection has counted between two of its lines, as far as both say it."""
+    return {name: max(new[name] - old[name], 0) for name in (*BYTES, *trees.CONNECTION_COUNTS)
+            if name in old and name in new}
+
+
 def add_rates(before: Moment, now: Moment) -> None:
     """Bytes per second of the connections that were there at both times."""
     seconds = max(now.at - before.at, 1e-3)
@@ -181,8 +191,7 @@ def add_rates(before: Moment, now: Moment) -> None:
 def _rates(row: Row, old: dict[str, Any] | None, now: Moment, before: Moment, seconds: float) -> dict[str, float]:
     rates: dict[str, float] = {}
     if old and row.connection:
-        rates = {name.removeprefix("bytes_"): max(row.connection[name] - old[name], 0) / seconds
-                 for name in ("bytes_shm_tx", "bytes_shm_rx", "bytes_tcp")}
+        rates = {name.removeprefix("bytes_"): more / seconds for name, more in since(old, row.connection).items()}
     if row.path in RINGS:  # what the kernel still carries are doorbells
         return rates | {"tx": rates.get("shm_tx", 0.0), "rx": rates.get("shm_rx", 0.0)}
     new, then = now.kernel.get(row.inode), before.kernel.get(row.inode)

@@ -169,7 +169,7 @@ u32 reg_report(struct reg *r, u32 kev)
     return sd_bits_spread(out) & ((r->want & ~PRIVATE_BITS) | ALWAYS);
 }
 
-/* Looks at the hot registrations; returns how many events were stored, or -EFAULT. `age`: count idle rounds. */
+/* Looks at the hot registrations; returns how many events were stored, or -EFAULT. `age`: count idle rounds; not so in a spin. */
 int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
 {
     struct reg *r = ep->hot;
@@ -186,6 +186,8 @@ int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
         if (out) {
             r->stamp = round;
             r->idle = r->naps = 0;
+            if (!age)
+                sd_spun(r->s, true);
             ep_put(&e[n++], out, r->data);
         } else if (age && ++r->idle == IDLE_ROUNDS) {
             ep->nidle++;
@@ -257,7 +259,11 @@ bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
             if (!idle_only)
                 return true; /* the caller scans; the others stay hot, what is armed costs one bell */
             r->idle = 0;
-        } else if (sd_needs_timer(r->s, waited_for(r))) {
+            continue;
+        }
+        if (!idle_only)
+            r->s->b->parks++;
+        if (sd_needs_timer(r->s, waited_for(r))) {
             *timer = true;
         } else if (!(r->want & EPOLLEXCLUSIVE)) { /* another set may eat its doorbell, and does not tell */
             hot_del(ep, r);

@@ -192,6 +192,17 @@ static bool worth_spinning(struct epwait *w, bool *here)
     return pays;
 }
 
+static void spun_in_vain(struct epwait *w)
+{
+    struct ep *ep = w->ep;
+    if (!ep->hot || !ep_enter(ep, w->t))
+        return;
+    struct reg *r = ep->hot;
+    for (u32 i = 0; i < ep->nhot; i++, r = r->hot_next)
+        sd_spun(r->s, false);
+    ep_leave(ep, w->t);
+}
+
 static long spin(struct epwait *w, u64 left)
 {
     struct sd_spin sp;
@@ -220,6 +231,8 @@ static long spin(struct epwait *w, u64 left)
     }
     w->spinning = false;
     sd_spin_end(&sp, n > 0);
+    if (!n && raw >= 0)
+        spun_in_vain(w);
     return n ? n : raw < 0 ? raw : 0;
 }
 

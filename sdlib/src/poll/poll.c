@@ -161,6 +161,9 @@ static long spin(struct sd_pollset *p, u64 left)
             r = ask_now(p);
     }
     sd_spin_end(&sp, r > 0);
+    for (u32 i = 0; r >= 0 && i < p->n; i++)
+        if (p->item[i].s && (!r || p->k[i].revents))
+            sd_spun(p->item[i].s, r);
     return r;
 }
 
@@ -230,6 +233,9 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
         disarm_all(p);
         return ask_now(p);
     }
+    for (u32 i = 0; i < p->n; i++)
+        if (p->item[i].s)
+            p->item[i].s->b->parks++;
     kernel_events(p); /* after arming: what is waited for decides what the kernel is asked */
     bool dozing = *idle && snooze(p);
     left = min_u64(left, timer ? TIMER_NS : SD_FOREVER);

@@ -61,6 +61,12 @@ bool sd_yield(u32 *tries);
 bool sd_spin_held(struct sd_learn *l);
 bool sd_spin_ask_kernel(struct sd_spin *sp);  /* true every 10 us */
 void sd_spin_end(struct sd_spin *sp, bool won);
+/* What it was for s: it has ended it (won), or nothing has. What another connection has won is none of s. */
+static inline void sd_spun(const struct sock *s, bool won)
+{
+    s->b->spins++;
+    s->b->spins_won += won;
+}
 /* A park that began at tsc `from` and was ended by a doorbell or data. */
 void sd_spin_parked(struct sd_learn *l, u64 from);
 /* The peer last waited on this CPU: it can only run if we let it. */

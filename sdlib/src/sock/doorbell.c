@@ -25,7 +25,7 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
     }
     r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL | more);
     if (r == 1) {
-        COUNT(bells_tx);
+        COUNT_OF(s, bells_tx);
         return;
     }
     /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. EINTR: thrown out. Others: it is gone. */
@@ -99,7 +99,7 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
     u8 byte;
     long r;
 
-    COUNT(parks);
+    COUNT_OF(s, parks);
     COUNT(calls_kernel);
     if (sleeper != SD_NOT_PARKED && sd_bell_stays(s)) {
         /* We wait for more than there is, and others may not know yet of what there is: the bell, which stays for them, would wake us at once. */
@@ -170,7 +170,7 @@ static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
             sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT); /* a bell whose word was given back, or no honest peer */
     }
     if (r > 0 && bell) {
-        COUNT(bells_rx);
+        COUNT_OF(s, bells_rx);
         s->kcheck |= 1; /* a FIN may stand behind it */
         return true;
     }

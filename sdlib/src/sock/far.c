@@ -22,7 +22,7 @@ void sd_far_nudge(struct sock *s)
         return;
     if (sd_hypercall(SD_HC_NUDGE, s->id, 0) != 0)
         sd_bell_give_back(&s->e); /* no supervisor: its monitor knows that, and does not sleep */
-    COUNT(bells_tx);
+    COUNT_OF(s, bells_tx);
 }
 
 void sd_far_leave(struct sock *s) { sd_hypercall(SD_HC_NUDGE, s->id, 1); }

@@ -181,6 +181,7 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, tail + len))) /* [R1] */
         return SLOW;
     b->bytes_shm_tx += len;
+    b->messages_tx++;
     count_fast(0, word ? 8 : len);
     return unlikely(load_rlx(&d->rx_armed) | load_rlx(&s->e.tx_fence)) ? sent_to_sleeper(s, fd, len) : (long)len; /* [W1] */
 slow:
@@ -224,6 +225,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     if (unlikely(!sd_cas_local(&d->head, head, head + n))) /* [R2] */
         return SLOW;
     b->bytes_shm_rx += n;
+    b->messages_rx++;
     count_fast(1, word ? 8 : n);
     return unlikely(load_rlx(&d->tx_armed)) ? taken_from_waiter(s, fd, n) : (long)n; /* [W2] */
 }
@@ -293,6 +295,7 @@ static long put_shared(struct sock *s, u64 fd, const u8 *buf, u64 len)
     if (likely(ring) && (likely(room) || plan_again(s, len)) && likely(put(&s->e, s->e.tx_place + (tail - s->e.tx_from), buf, len))) {
         sent = sd_commit_index(&h, &d->tail, tail, tail + len); /* [R1] */
         b->bytes_shm_tx += sent ? len : 0;
+        b->messages_tx += sent;
     }
     sd_leave(&h);
     if (unlikely(!sent))
@@ -325,6 +328,7 @@ static long get_shared(struct sock *s, u64 fd, u8 *buf, u64 len)
         likely(copy(buf, s->e.rx_ring + at, n))) {
         got = sd_commit_index(&h, &d->head, head, head + n); /* [R2] */
         b->bytes_shm_rx += got ? n : 0;
+        b->messages_rx += got;
     }
     sd_leave(&h);
     if (unlikely(!got))

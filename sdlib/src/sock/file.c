@@ -197,7 +197,7 @@ SD_CALL(sd_sendfile)
     } while (r == -ERANGE || midway);
     r = sent ? (long)sent : r;
     if (r > 0)
-        sd_sized(0, (u64)r);
+        sd_sized(s, 0, (u64)r);
     sd_sock_put(s);
     return r;
 }

@@ -44,7 +44,14 @@ static long pipe_now(u32 nr, int fd, struct iovec *v, short events)
 }
 
 /* A piece was counted as if it had been a call of its own. */
-static void unsized(u32 dir, u64 n) { g.proc->sizes[dir][sd_size_class(n)]--; }
+static void unsized(struct sock *s, u32 dir, u64 n)
+{
+    g.proc->sizes[dir][sd_size_class(n)]--;
+    if (dir)
+        s->b->messages_rx--;
+    else
+        s->b->messages_tx--;
+}
 
 /* All of the bounce buffer: its bytes are no longer in the pipe. */
 static long put_all(struct sock *s, int fd, u8 *data, u64 n, u32 flags)
@@ -62,7 +69,7 @@ static long put_all(struct sock *s, int fd, u8 *data, u64 n, u32 flags)
             return r;
         else if (r > 0) {
             done += (u64)r;
-            unsized(0, (u64)r);
+            unsized(s, 0, (u64)r);
         }
     }
     return 0;
@@ -136,7 +143,7 @@ static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
         v.len = (u64)r;
         r = sd_rx(s, fd, &v, 1, (sd_tracing(SD_TRACE_BYTES) ? 0 : MSG_TRUNC) | MSG_DONTWAIT); /* what the pipe took is consumed */
         if (r > 0)
-            unsized(1, (u64)r);
+            unsized(s, 1, (u64)r);
         moved += v.len;
         if (v.len < had)
             break;
@@ -159,7 +166,7 @@ static long splice_out(struct sock *s, struct sd_frame *f)
             r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2, f->r9 & SPLICE_F_MORE ? MSG_MORE : 0, tcp);
     } while (r == -ERANGE);
     if (r > 0)
-        sd_sized(0, (u64)r);
+        sd_sized(s, 0, (u64)r);
     return r;
 }
 
@@ -193,7 +200,7 @@ SD_CALL(sd_splice)
             r = splice_in(in, f);
         while (r == -ERANGE);
     if (in && r > 0)
-        sd_sized(1, (u64)r);
+        sd_sized(in, 1, (u64)r);
     if (in)
         sd_sock_put(in);
     if (out)

@@ -53,7 +53,7 @@ static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
         }
     }
     /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
-    COUNT(parks);
+    COUNT_OF(s, parks);
     COUNT(calls_kernel);
     if (sd_now_ns() >= deadline)
         return -EAGAIN;

@@ -49,7 +49,7 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w, u64 sle
     held &= ts.sec || ts.nsec > 1000000;
     if (held)
         ts = (struct timespec64){0, 1000000};
-    COUNT(parks);
+    COUNT_OF(s, parks);
     COUNT(calls_kernel);
     r = SYS5(__NR_ppoll, &p, 1, &ts, 0, 8);
     if (r == 0)
@@ -88,6 +88,7 @@ static bool spin_rx(struct sock *s, u64 had)
         won = more(s, had);
     while (!won && sd_spin_more(&sp));
     sd_spin_end(&sp, won);
+    sd_spun(s, won);
     return won;
 }
 
@@ -293,7 +294,7 @@ static long begin(struct sock *s, int fd, struct rx *w)
     }
     r = receive(s, fd, w);
     if (r > 0 && !w->peek)
-        sd_sized(1, (u64)r);
+        sd_sized(s, 1, (u64)r);
     return r;
 }
 

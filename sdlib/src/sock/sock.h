@@ -39,6 +39,16 @@ void sd_foreign_dup(struct sd_tcb *t, u64 old, long fd);
 struct sock *sd_sock_carried(u32 id, struct sd_block *b);
 void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached */
 
+/* A call has sent (dir 0) or received n bytes, more than none. */
+static inline void sd_sized(struct sock *s, u32 dir, u64 n)
+{
+    g.proc->sizes[dir][sd_size_class(n)]++;
+    if (dir)
+        s->b->messages_rx++;
+    else
+        s->b->messages_tx++;
+}
+
 /* Options of the kernel's socket. */
 static inline u32 sd_get_int(int fd, int level, int name)
 {

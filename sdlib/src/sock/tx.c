@@ -368,7 +368,7 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
             r = unlikely(done) ? kernel_rest(s, fd, m, flags, &done) : kernel_tx(s, fd, m, flags);
     } while (r == -ERANGE);
     if (r > 0)
-        sd_sized(0, (u64)r);
+        sd_sized(s, 0, (u64)r);
     return r;
 }
 
