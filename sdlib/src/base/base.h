@@ -74,6 +74,20 @@ static inline bool cas_u32(_Atomic u32 *p, u32 want, u32 val)
 }
 #endif
 
+/* v in decimal at `at`, which has room for 11 characters, and a 0 behind; returns its length. For names in /proc. */
+static inline u32 sd_decimal(char *at, u32 v)
+{
+    char digits[10];
+    u32 k = 0, n = 0;
+
+    for (; k == 0 || v; v /= 10)
+        digits[k++] = (char)('0' + v % 10);
+    while (k)
+        at[n++] = digits[--k];
+    at[n] = 0;
+    return n;
+}
+
 /* Written in every forked child: all on one page, for each costs it a fault. */
 #ifndef SD_HOSTED
 #define SD_FORKED __attribute__((section("sd_forked")))

@@ -41,14 +41,10 @@ static bool field(const u8 **p, const u8 *end, const char *name)
 
 static long read_fdinfo(int epfd, u8 *text, u32 room)
 {
-    char path[40] = "/proc/self/fdinfo/", digits[12];
-    u32 n = 18, k = 0;
+    char path[40] = "/proc/self/fdinfo/";
     long fd, r, len = 0;
 
-    for (u32 v = (u32)epfd; k == 0 || v; v /= 10)
-        digits[k++] = (char)('0' + v % 10);
-    while (k)
-        path[n++] = digits[--k];
+    sd_decimal(path + 18, (u32)epfd);
     fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0)
         return fd;

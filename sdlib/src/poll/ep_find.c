@@ -20,15 +20,10 @@
 bool ep_is_one(int fd)
 {
     static const char want[] = "anon_inode:[eventpoll]";
-    char path[32] = "/proc/self/fd/", name[sizeof(want) - 1], digits[12];
-    u32 n = 14, k = 0;
+    char path[32] = "/proc/self/fd/", name[sizeof(want) - 1];
     if (sd_epoll_of((u64)(u32)fd))
         return true;
-    for (u32 v = (u32)fd; k == 0 || v; v /= 10)
-        digits[k++] = (char)('0' + v % 10);
-    while (k)
-        path[n++] = digits[--k];
-    path[n] = 0;
+    sd_decimal(path + 14, (u32)fd);
     if (SYS4(__NR_readlinkat, AT_FDCWD, path, name, sizeof(name)) != (long)sizeof(name))
         return false;
     for (u32 i = 0; i < sizeof(name); i++)

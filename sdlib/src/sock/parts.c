@@ -122,13 +122,9 @@ struct sd_part *sd_part_at(u32 i)
 static bool is_stopped(u32 tid)
 {
     char path[32] = "/proc/", buf[64];
-    u32 at = 6, div = 1000000000;
+    u32 at = 6 + sd_decimal(path + 6, tid);
     long fd, n;
 
-    while (div > 1 && tid / div == 0)
-        div /= 10;
-    for (; div; div /= 10)
-        path[at++] = (char)('0' + tid / div % 10);
     for (const char *c = "/stat"; *c; c++)
         path[at++] = *c;
     fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
