@@ -57,14 +57,13 @@ class BuildPy(build_py):
 
     def run(self) -> None:
         """Data files: the launcher looks for its filters in ../share/sdrun, man(1) for pages in ../share/man of what
-        is in PATH."""
+        is in PATH; the shells' are all in share, too."""
         if not self.editable_mode:
             build_native()
-            self.distribution.data_files = [
-                (f"share/{place}", sorted(str(path) for path in folder.glob(pattern)))
-                for place, folder, pattern in (
-                    ("sdrun", FILTERS, "*.bpf"), ("man/man1", MANUAL / "man" / "man1", "*.1"),
-                    ("bash-completion/completions", MANUAL / "completion", "sd*"))]
+            made = [("share/sdrun", sorted(FILTERS.glob("*.bpf")))]
+            for folder in sorted({path.parent for path in (MANUAL / "share").rglob("*") if path.is_file()}):
+                made.append((str(folder.relative_to(MANUAL)), sorted(folder.iterdir())))
+            self.distribution.data_files = [(place, [str(path) for path in paths]) for place, paths in made]
         super().run()
 
 

@@ -90,6 +90,10 @@ def around(root: Path, home: Path) -> None:
         (pages / f"{page.name}.gz").write_bytes(gzip.compress(page.read_bytes(), mtime=0))
     shutil.rmtree(home / "share/man")
     shutil.move(home / "share/bash-completion", root / "usr/share/bash-completion")
+    shutil.move(home / "share/fish", root / "usr/share/fish")
+    (root / "usr/share/zsh").mkdir()
+    shutil.move(home / "share/zsh/site-functions", root / "usr/share/zsh/vendor-completions")  # Debian's name for it
+    (home / "share/zsh").rmdir()
     for path in sorted((home / "bin").iterdir()):
         if path.name != "python3":
             (root / "usr/bin" / path.name).symlink_to(f"../lib/sdrun/bin/{path.name}")

@@ -15,7 +15,9 @@ import pytest
 from tests.harness import ROOT
 from tests.packaging.conftest import NEEDED, pip, run
 from tools import manual
-from tools.manual import commands, completion, man_page
+from tools.completion import SHELLS
+from tools.described import commands
+from tools.manual import man_page
 
 BIN = Path(sys.executable).parent
 TRIED = "trial: 200 round trips"
@@ -35,7 +37,8 @@ def test_a_wheel_in_an_empty_environment(installed: Path, tmp_path: Path, sd_env
     for command in commands(BIN / "sdrun"):
         page = installed / "share" / "man" / "man1" / f"{command.name}.1"
         assert page.read_text() == man_page(command), "made from the same as --help"
-        assert (installed / "share/bash-completion/completions" / command.name).read_text() == completion(command)
+        for place, (make, name) in SHELLS.items():
+            assert (installed / place / name.format(command.name)).read_text() == make(command)
     env = {**sd_env, "PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
     assert run("man", "-w", "sdss", env=env).strip() == str(installed / "share/man/man1/sdss.1")
     text = (ROOT / "pyproject.toml").read_text()
@@ -75,6 +78,9 @@ chroot "$1/m" sh -ec '
     dpkg -i /tmp/sdrun.deb >&2
     man -w sdss >/dev/null
     test -f /usr/lib/systemd/system/sdmonitor.service
+    for file in bash-completion/completions/sdss zsh/vendor-completions/_sdss fish/vendor_completions.d/sdss.fish; do
+        grep -q "sdss" "/usr/share/$file"
+    done
     dpkg -c /tmp/sdrun.deb > /tmp/contents  # hosts may leave out what is in /usr/share/doc
     grep -q "^-rwxr-xr-x.*/usr/share/doc/sdrun/examples/containers/pod.sh" /tmp/contents
     grep -q "/usr/share/doc/sdrun/docs/tutorial.md" /tmp/contents
@@ -117,7 +123,7 @@ def test_pages_have_every_option_and_command() -> None:
 def test_pages_are_well_formed(tmp_path: Path) -> None:
     """groff has no complaint, and what it shows has the sections of a manual page."""
     manual.write(tmp_path, BIN / "sdrun")
-    pages = sorted((tmp_path / "man" / "man1").iterdir())
+    pages = sorted((tmp_path / "share" / "man" / "man1").iterdir())
     assert [page.stem for page in pages] == sorted(command.name for command in commands(BIN / "sdrun"))
     for page in pages:
         done = subprocess.run(["groff", "-ww", "-man", "-Tutf8", page], capture_output=True, text=True, check=True)
@@ -126,22 +132,3 @@ def test_pages_are_well_formed(tmp_path: Path) -> None:
         for section in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "SEE ALSO"):
             assert re.search(rf"^{section}$", shown, re.MULTILINE), (page.stem, section)
         assert re.match(rf"{page.stem} \\- [A-Za-z]", page.read_text().splitlines()[2]), "what apropos finds"
-
-
-@pytest.mark.parametrize(("line", "offered", "not_offered"), [
-    ("sdrun --tr", {"--trace="}, {"--set"}), ("sdrun --attach ", {"1"}, {"README.md"}),
-    ("sdss --r", {"--rates"}, {"--json"}), ("sdctl ", {"status", "policy"}, {"explain"}),
-    ("sdctl policy ", {"explain"}, {"status"}), ("sdctl policy explain --dir ", {"in", "out"}, set()),
-    ("sdctl policy explain --", {"--uid"}, {"--json"}), ("sdctl status --", {"--json"}, {"--uid"}),
-    ("sdmonitor --log ", {"text", "json"}, set()), ("sdtrace --path ", {"ring", "kernel"}, set()),
-    ("sdbench ", {"micro", "apps", "report"}, {"command"}), ("sddoctor --j", {"--json"}, {"--no-trial"}),
-    ("sdtop --int", {"--interval"}, set()), ("sdstat --h", {"--help", "--hosts"}, set()),
-])  # fmt: skip
-def test_completion(line: str, offered: set[str], not_offered: set[str]) -> None:
-    """What bash offers behind `line`."""
-    [command] = [one for one in commands(BIN / "sdrun") if one.name == line.split(maxsplit=1)[0]]
-    words = line.split(" ")
-    script = (f"{completion(command)}\nCOMP_WORDS=({' '.join(map(repr, words))}) COMP_CWORD={len(words) - 1}\n"
-              f"_{command.name}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"")
-    said = set(run("bash", "-c", script).split())
-    assert offered <= said and not not_offered & said, said
