@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import hypothesis
 import pytest
 
 from tests.guestbuild import Guests
-from tests.harness import Mode, Runner, end_monitor
+from tests.harness import Mode, Runner, runtime_of_our_own
 
 hypothesis.settings.register_profile("sdrun", deadline=None)  # nothing here is about how busy the machine is
 hypothesis.settings.load_profile("sdrun")
@@ -20,15 +18,10 @@ hypothesis.settings.load_profile("sdrun")
 
 @pytest.fixture(scope="session")
 def sd_env() -> Iterator[dict[str, str]]:
-    """Environment of every program: a runtime directory of this test session, so that it has its own monitor.
-
-    It is short, because the monitor's socket lies in it and a socket's path holds 107 bytes.
-    """
-    with tempfile.TemporaryDirectory(prefix="sdtest-") as name:
-        runtime = Path(name)
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("SD_", "XDG_"))}
-        yield {**env, "XDG_RUNTIME_DIR": name, "XDG_CONFIG_HOME": f"{name}/config", "LC_ALL": "C.UTF-8"}
-        end_monitor(runtime)
+    """Environment of every program of this test session. Others than a test's own are alive in it; the tests of what
+    looks at all of them have one of their own (tools/conftest.py)."""
+    with runtime_of_our_own() as env:
+        yield env
 
 
 @pytest.fixture(scope="session")

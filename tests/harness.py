@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -239,13 +241,30 @@ def assert_tcp(report: Report, at_least: int = 1) -> None:
 
 
 def end_monitor(runtime_dir: Path, number: signal.Signals = signal.SIGTERM) -> None:
-    """End the monitor that sdrun started under `runtime_dir`, found by asking its socket who listens there."""
+    """End the monitor that sdrun started under `runtime_dir`, found by asking its socket who listens there; it has left
+    its folder when this returns."""
     for path in runtime_dir.glob("socksdirect/monitor*.sock"):  # others there are supervisors'
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
             probe.connect(str(path))
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            os.kill(struct.unpack("3i", credentials)[0], number)
+            pidfd = os.pidfd_open(struct.unpack("3i", credentials)[0])
+            signal.pidfd_send_signal(pidfd, number)
+            select.select([pidfd], [], [], REPORT_WITHIN_S)
+            os.close(pidfd)
+
+
+@contextmanager
+def runtime_of_our_own() -> Iterator[dict[str, str]]:
+    """An environment with a runtime directory, and so a monitor, that nobody else has.
+
+    It is short, because the monitor's socket lies in it and a socket's path holds 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="sdtest-") as name:
+        runtime = Path(name)
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("SD_", "XDG_"))}
+        yield {**env, "XDG_RUNTIME_DIR": name, "XDG_CONFIG_HOME": f"{name}/config", "LC_ALL": "C.UTF-8"}
+        end_monitor(runtime)
 
 
 __all__ = ["GUESTS", "PATIENCE", "Mode", "Program", "Report", "Runner", "assert_shm", "assert_tcp", "end_monitor",
-           "free_port", "is_listening", "own_address"]
+           "free_port", "is_listening", "own_address", "runtime_of_our_own"]

@@ -6,11 +6,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
+from tests.harness import ROOT, runtime_of_our_own
 
 NEEDED = ("cffi", "dpkt", "jsonschema", "prometheus_client", "pyyaml", "rich")
 """As pyproject.toml says; from the lock, so that nothing new comes in by itself."""
@@ -26,6 +27,13 @@ def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | Non
 def pip(home: Path, *words: str | Path) -> None:
     """The pip of our own environment, for the one at `home`."""
     run(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", home / "bin" / "python", *words)
+
+
+@pytest.fixture(scope="module")
+def sd_env() -> Iterator[dict[str, str]]:
+    """Of each module its own: what the pages say is said of one who has nothing else under sdrun."""
+    with runtime_of_our_own() as env:
+        yield env
 
 
 @pytest.fixture(scope="session")
