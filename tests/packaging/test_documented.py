@@ -14,7 +14,8 @@ import pytest
 
 from tests.harness import ROOT
 from tests.packaging.documented import NOT_RUN, WHERE, commands, pages
-from tools.manual import commands as programs
+from tools.described import PARSERS
+from tools.described import commands as programs
 
 TYPED = re.compile(r"^\s*(?:[$#] )?(?:sudo |make |apt |systemctl |sd(?:run|ss|stat|top|trace|doctor|ctl|bench|monitor) "
                    r"[^(]|pip |docker |\.venv/)")
@@ -86,17 +87,15 @@ def test_inline_commands_are_understood() -> None:
     """A command of ours between the lines has a command line that its parser takes."""
     from importlib import import_module
 
-    from tools.manual import _PARSERS
-
     known = {command.name for command in programs(Path(sys.executable).parent / "sdrun")}
     tried = 0
     for page in pages():
         for code in re.findall(r"(?<!`)`(sd\w+ [^`\n]+)`(?!`)", page.read_text()):
             name, _, rest = code.partition(" ")
-            if name not in _PARSERS or "…" in rest or "..." in rest:
+            if name not in PARSERS or "…" in rest or "..." in rest:
                 continue
             assert name in known
-            module, _, attribute = _PARSERS[name].partition(":")
+            module, _, attribute = PARSERS[name].partition(":")
             words = ["4711" if word in ("PID", "N") else word for word in shlex.split(rest.partition(" -- ")[0])]
             if name == "sdbench":
                 continue  # its command line is split at `--` first
