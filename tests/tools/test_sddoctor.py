@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.harness import SDRUN
-from tools.doctor import kernel
+from tools.doctor import kernel, unit
 from tools.doctor.cli import examine
 from tools.doctor.findings import Finding, Level
 
@@ -80,3 +80,40 @@ def test_a_check_that_fails_is_a_finding() -> None:
 
     [found] = examine([broken])
     assert found.level is Level.STOPS and "oops" in found.text
+
+
+# What `systemctl show` says of Debian's redis-server.service, and of one that holds nothing back.
+REDIS = {
+    "LoadState": "loaded", "User": "redis", "NoExecPaths": "/", "ExecPaths": "/usr/bin/redis-server /usr/lib /lib",
+    "ExecStart": "{ path=/usr/bin/redis-server ; argv[]=/usr/bin/redis-server /etc/redis/redis.conf --supervised "
+                 "systemd --daemonize no ; ignore_errors=no ; start_time=[n/a] }",
+    "SystemCallFilter": "_llseek accept accept4 memfd_create membarrier", "MemoryDenyWriteExecute": "yes",
+    "PrivateTmp": "yes", "PrivateNetwork": "no", "CapabilityBoundingSet": "",
+}  # fmt: skip
+PLAIN = {"LoadState": "loaded", "ExecStart": "{ path=/usr/bin/sdrun ; argv[]=/usr/bin/sdrun -- nginx ; }"}
+
+
+def test_what_a_unit_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit, "yama", lambda: "0")
+    found = {check(REDIS).name: check(REDIS) for check in unit.CHECKS}
+    assert {name: finding.level.name for name, finding in found.items()} == {
+        "ExecStart": "WITHOUT", "SystemCallFilter": "STOPS", "NoExecPaths": "STOPS",
+        "MemoryDenyWriteExecute": "WITHOUT", "User": "OK", "monitor": found["monitor"].level.name}
+    text = unit.drop_in(list(found.values()))
+    assert text.startswith("[Service]\nExecStart=\nExecStart=/") and "systemctl" not in text
+    assert "sdrun -- /usr/bin/redis-server /etc/redis/redis.conf --supervised systemd --daemonize no\n" in text
+    assert "SystemCallFilter=\nSystemCallFilter=~" in text and "MemoryDenyWriteExecute=no" in text
+    assert "ExecPaths=/" in text and "python3" in text
+    mended = REDIS | {"SystemCallFilter": "~clock_settime swapon", "ExecPaths": "/", "MemoryDenyWriteExecute": "no",
+                      "ExecStart": PLAIN["ExecStart"]}
+    assert not unit.drop_in([check(mended) for check in unit.CHECKS])
+    assert unit.calls(REDIS | {"SystemCallFilter": "~ptrace swapon"}).mend == "SystemCallFilter=ptrace"
+    monkeypatch.setattr(unit, "yama", lambda: "1")
+    assert unit.tracing(REDIS).level is Level.STOPS
+    assert unit.tracing(PLAIN | {"CapabilityBoundingSet": "cap_sys_ptrace"}).level is Level.OK
+
+
+def test_a_unit_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit, "ask", lambda _: {"LoadState": "not-found"})
+    [finding] = unit.examine("no-such")
+    assert finding.level is Level.STOPS and "not-found" in finding.text

@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 all is well, 1 works without something, 3 something stops sdrun, 2 wrong usage.",
     )
     result.add_argument("--json", action="store_true", help="print one JSON document: a whole bug report")
+    result.add_argument("--unit", metavar="NAME", help="instead, look whether this unit of systemd can run under "
+                        "sdrun, and print the drop-in that mends what cannot")
     result.add_argument("--no-trial", action="store_true", help="only look, start no programs under sdrun")
     return result
 
@@ -69,22 +71,30 @@ def show(found: list[Finding]) -> None:
         line.append(f"{finding.name}: {finding.text}", style="default")
         console.print(line, soft_wrap=True)
         if finding.mend:
-            console.print(f"{'':<14}  mend: {finding.mend}", markup=False, soft_wrap=True)
+            for mending in finding.mend.split("\n"):
+                console.print(f"{'':<14}  mend: {mending}", markup=False, soft_wrap=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the exit status says the worst."""
     options = parser().parse_args(argv)
+    drop_in = ""
     try:
-        checks = _checks(trial=not options.no_trial)
+        if options.unit:
+            from tools.doctor import unit
+
+            found = unit.examine(options.unit)
+            drop_in = unit.drop_in(found)
+        else:
+            found = examine(_checks(trial=not options.no_trial))
     except ImportError as error:
         found = [stops("installation", str(error), "make build")]
-    else:
-        found = examine(checks)
     if options.json:
         print(as_json(found))
     else:
         show(found)
+        if drop_in:
+            print(f"\n# systemctl edit {options.unit}\n{drop_in}")
     return int(worst(found))
 
 
