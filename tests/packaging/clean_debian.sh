@@ -4,15 +4,9 @@
 #
 #   clean_debian.sh BASE SCRATCH CHECKOUT SCRIPT    BASE: what debootstrap has made
 set -eu
-mount -t tmpfs tmpfs "$2"
-mkdir "$2/up" "$2/work" "$2/m"
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/up,workdir=$2/work" "$2/m"
-cd "$2/m"
-mount -t proc proc proc
-mount -t sysfs sysfs sys -o ro
+. "$(dirname "$0")/overlay.sh"
+overlay "$1" "$2"
 mount --rbind /dev dev
-mount -t tmpfs run run
-mount -t tmpfs -o mode=1777 tmp tmp
 cp /etc/resolv.conf /etc/hosts etc/
 cp "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}" root/ca.crt # registries may be behind a proxy of their own
 mkdir root/sdrun

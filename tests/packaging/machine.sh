@@ -4,12 +4,8 @@
 #
 #   machine.sh SCRATCH    SCRATCH: an empty folder, over which a tmpfs is mounted
 set -eu
-mount -t tmpfs tmpfs "$1"
-mkdir "$1/up" "$1/work" "$1/m"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/m"
-cd "$1/m"
-mount -t proc proc proc
-mount -t sysfs sysfs sys -o ro
+. "$(dirname "$0")/overlay.sh"
+overlay / "$1"
 mount -t tmpfs tmpfs sys/fs/cgroup
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev
@@ -25,8 +21,6 @@ ln -s /proc/self/fd dev/fd
 ln -s /proc/self/fd/0 dev/stdin
 ln -s /proc/self/fd/1 dev/stdout
 ln -s /proc/self/fd/2 dev/stderr
-mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=1777 tmpfs tmp
 rm -f usr/sbin/policy-rc.d etc/machine-id
 touch etc/machine-id
 # Who reads the pages answers apt's question with yes; what he installs must be here already, for there is no network.

@@ -65,15 +65,11 @@ def run_doctor(command: Path, env: dict[str, str]) -> str:
 # A mount and PID namespace of our own over the host's files: what dpkg changes there is gone with it.
 IN_OVERLAY = """
 set -e
-mount -t tmpfs tmpfs "$1"
-mkdir "$1/up" "$1/work" "$1/m"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/m"
-mount -t proc proc "$1/m/proc"
-mount --rbind /dev "$1/m/dev"
-mount -t tmpfs -o mode=1777 tmpfs "$1/m/tmp"
-mount -t tmpfs tmpfs "$1/m/run"
-cp "$2" "$1/m/tmp/sdrun.deb"
-chroot "$1/m" sh -ec '
+. "$3"
+overlay / "$1"
+mount --rbind /dev dev
+cp "$2" tmp/sdrun.deb
+chroot . sh -ec '
     cd /
     dpkg -i /tmp/sdrun.deb >&2
     man -w sdss >/dev/null
@@ -101,7 +97,8 @@ def test_a_debian_package_that_comes_and_goes(wheel: Path, tmp_path: Path) -> No
     [package] = wheel.parent.glob("*.deb")
     scratch = tmp_path / "overlay"
     scratch.mkdir()
-    said = run("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", IN_OVERLAY, "sh", scratch, package)
+    said = run("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", IN_OVERLAY, "sh", scratch, package,
+               Path(__file__).with_name("overlay.sh"))
     tried, _, left = said.partition("left:\n")
     assert tried.count(TRIED) == 2, said
     assert not left, left
