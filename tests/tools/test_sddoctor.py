@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,18 @@ def test_here_nothing_stops_sdrun(sd_env: dict[str, str]) -> None:
     assert status in (0, 1), [line for line in said.values() if "stops" in str(line)]
     assert said["trial"]["level"] == "ok", said["trial"]
     assert "bytes through shared memory" in said["trial"]["text"]
+    assert re.match(r"\d+ processes under \d+ sdrun", said["programs"]["text"])
     names = ("kernel", "memfd seals", "membarrier", "library", "policies", "sdrun")
     assert all(said[name]["level"] == "ok" for name in names)
+
+
+def test_a_bug_report_says_where_it_is_from_and_not_whose_it_is(sd_env: dict[str, str]) -> None:
+    said = subprocess.run([DOCTOR, "--json", "--no-trial"], env={**sd_env, "SECRET": "hunter2"}, capture_output=True,
+                          text=True, timeout=90, check=False).stdout
+    document = json.loads(said)
+    assert document["system"].startswith("Linux-") and document["host"]["cpus"] == os.cpu_count()
+    assert all(document["host"][name] for name in ("distribution", "libc", "cpu", "memory", "clocksource"))
+    assert "hunter2" not in said
 
 
 def test_a_wrong_policy_stops(sd_env: dict[str, str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from tools.doctor.findings import Finding, Level, stops, worst
 
@@ -52,11 +53,34 @@ def examine(checks: Iterable[Callable[[], Finding]]) -> list[Finding]:
     return found
 
 
+def _first_line(path: str, start: str = "") -> str:
+    """The first line of a file that begins so, without that; "" if there is none."""
+    with suppress(OSError), open(path, errors="replace") as file:
+        return next((line.removeprefix(start).strip(" :=\t\n\"") for line in file if line.startswith(start)), "")
+    return ""
+
+
+def _host() -> dict[str, str | int]:
+    """What decides how sdrun fares, and names nobody."""
+    return {
+        "distribution": _first_line("/etc/os-release", "PRETTY_NAME"), "libc": " ".join(platform.libc_ver()),
+        "cpu": _first_line("/proc/cpuinfo", "model name"), "cpus": os.cpu_count() or 0,
+        "memory": _first_line("/proc/meminfo", "MemTotal"), "hypervisor": _first_line("/sys/hypervisor/type"),
+        "lsm": _first_line("/sys/kernel/security/lsm"), "swap": _first_line("/proc/meminfo", "SwapTotal"),
+        "overcommit": _first_line("/proc/sys/vm/overcommit_memory"),
+        "ptrace_scope": _first_line("/proc/sys/kernel/yama/ptrace_scope"),
+        "memfd_noexec": _first_line("/proc/sys/vm/memfd_noexec"),
+        "congestion_control": _first_line("/proc/sys/net/ipv4/tcp_congestion_control"),
+        "clocksource": _first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+    }
+
+
 def as_json(found: list[Finding]) -> str:
     """The document, with what a bug report needs besides."""
     return json.dumps({
         "version": 1, "worst": worst(found).name.lower(), "system": platform.platform(),
-        "python": sys.version.split()[0], "uid": os.geteuid(), "findings": [finding.as_json() for finding in found],
+        "python": sys.version.split()[0], "uid": os.geteuid(), "host": _host(),
+        "findings": [finding.as_json() for finding in found],
     }, indent=1)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from sdlib.wire import trees
 from sdtrace import procfs
 from tools.doctor.findings import Finding, ok, stops, without
 
@@ -66,4 +67,14 @@ def rdma() -> Finding:
                    "modprobe rdma_rxe && rdma link add rxe0 type rxe netdev IFACE   (software RDMA, to try)")
 
 
-CHECKS: Final = (container, outer_filter, files, cpus, rdma)
+def programs() -> Finding:
+    """What runs under sdrun already, and whether its supervisors have had trouble."""
+    name, documents = "programs", trees.ask_all()
+    errors = sum(document["supervisor"]["errors"] for document in documents)
+    text = f"{sum(len(document['processes']) for document in documents)} processes under {len(documents)} sdrun"
+    if errors:
+        return without(name, f"{text}, whose supervisors had {errors} errors", "look at them: journalctl -t sdrun")
+    return ok(name, text)
+
+
+CHECKS: Final = (container, outer_filter, files, cpus, rdma, programs)
