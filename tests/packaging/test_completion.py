@@ -70,9 +70,9 @@ def test_bash(written: Path, line: str, offered: set[str], others: set[str]) -> 
 
 @pytest.mark.parametrize(("line", "offered", "others"), CASES)
 def test_fish(written: Path, tmp_path: Path, line: str, offered: set[str], others: set[str]) -> None:
-    """By the way that fish itself finds them."""
+    """By the way that fish itself finds them, for commands that are there."""
     env = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path),
-           "XDG_DATA_DIRS": f"{written}/share:/usr/share"}
+           "XDG_DATA_DIRS": f"{written}/share:/usr/share", "PATH": f"{BIN}:{os.environ['PATH']}"}
     text = run(needed("fish"), "-c", f"complete -C '{line}'", env=env)
     said = {each.partition("\t")[0] for each in text.splitlines()}
     assert offered <= said and not others & said, said

@@ -192,8 +192,10 @@ def attention(interval: Interval) -> list[str]:
 _RATES: Final = {"lib/s": "calls_library", "kernel/s": "calls_kernel", "shm tx/s": "bytes_shm_tx",
                  "shm rx/s": "bytes_shm_rx", "bells/s": "bells_tx", "sleeps/s": "parks"}
 _NARROW: Final = 100
-_LEFT_OUT: Final = ("bells/s", "sleeps/s", "msgs/s")
+_LEFT_OUT: Final = ("bells/s", "sleeps/s")
 """Columns that a narrow terminal has no room for."""
+_WIDE: Final = 120
+"""Room for what connections count besides bytes."""
 
 
 def _programs(interval: Interval, room: int, width: int) -> Table:
@@ -232,7 +234,7 @@ def _connections(rows: list[Row], wishes: Wishes, room: int, width: int) -> Tabl
     table.add_column("path", no_wrap=True)
     for heading in ("local", "peer"):
         table.add_column(heading, no_wrap=True, ratio=3)
-    shown = {name: key for name, key in _CONNECTION_RATES.items() if width >= _NARROW or name not in _LEFT_OUT}
+    shown = {name: keys for name, keys in _CONNECTION_RATES.items() if width >= _WIDE or name in ("tx/s", "rx/s")}
     for heading in ("queued", *shown):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("reason" if wishes.shown == "all" else f"reason ({wishes.shown} only)", no_wrap=True, ratio=2)
