@@ -6,12 +6,14 @@ byte on TCP) and under `sdrun` with eager upgrade.  A test written against the `
 that its expectations are proved by the kernel first; `Runner.check` then asks from the reports that shared memory
 carried the bytes in the last mode, and that it did not in the second.
 
-Every process starts in a session of its own, and all that is left of its group is killed when the runner is closed,
-by pid and only those.  Reports appear when the last process of a tree is gone, so `Program.report` waits for the file.
+Every process starts in a session of its own, and all that is left of its group is killed when the runner is closed, by
+pidfd and only those: numbers come around while a session of tests runs.  Reports appear when the last process of a tree
+is gone, so `Program.report` waits for the file.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -27,7 +29,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tools.net import free_port, is_listening, own_address
 
@@ -87,6 +89,7 @@ class Program:
         with (folder / "stdin").open("rb") as source, self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(self.argv, stdin=source, stdout=out, stderr=err, env=dict(env), cwd=cwd,
                                             start_new_session=True)
+        self._group = os.pidfd_open(self.process.pid)
 
     @property
     def pid(self) -> int:
@@ -155,10 +158,27 @@ class Program:
 
     def close(self) -> None:
         """Kill what is left of the process group, which is of our own making, and reap the leader."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self._group >= 0:
+            with suppress(ProcessLookupError, PermissionError):
+                kill_group(self._group, self.process)
+            os.close(self._group)
+            self._group = -1
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
+
+
+_PIDFD_SIGNAL_PROCESS_GROUP: Final = 4
+"""linux/pidfd.h, Linux 6.9."""
+
+
+def kill_group(pidfd: int, leader: subprocess.Popen[bytes]) -> None:
+    """Kill the group of a leader that may be reaped already: then its number may be that of somebody else's group."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 @dataclass
