@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * pass_fd HOW WHEN: an accepted connection goes to another process by SCM_RIGHTS, which serves it. HOW: named, over a unix socket that
  * the worker has connected itself; pair, over a socketpair; exec, the same to a worker that is another program by then. WHEN: young, as it
- * comes from accept, with the first bytes on their way; used, after a talk; unread, with bytes in it (only named). */
+ * comes from accept, with the first bytes on their way; used, after a talk; unread, with bytes in it (only named). But for used, where both hold it for a
+ * while, the worker begins when it is the only one: a connection that two hold stays on TCP, and a busy machine may let it talk all the time until then. */
 #include <sys/un.h>
 
 #include "guest.h"
@@ -33,9 +34,12 @@ static int take(int from)
     return fd;
 }
 
-static void serve(int fd)
+static void serve(int from, const char *when)
 {
     char buf[64];
+    int fd = take(from);
+    if (strcmp(when, "used") != 0)
+        expect(from, "go");
     for (ssize_t n; (n = read(fd, buf, sizeof buf)) > 0;)
         write_all(fd, buf, (size_t)n);
     close(fd);
@@ -57,7 +61,7 @@ static void client(const struct sockaddr_in *addr, const char *when)
     _exit(0);
 }
 
-static pid_t start_worker(const char *how, int *to)
+static pid_t start_worker(const char *how, const char *when, int *to)
 {
     struct sockaddr_un name = {.sun_family = AF_UNIX}; /* autobound: an abstract name that the kernel chooses */
     socklen_t len = sizeof name;
@@ -70,7 +74,7 @@ static pid_t start_worker(const char *how, int *to)
     if (worker == 0) {
         if (strcmp(how, "exec") == 0) {
             CHECK(dup2(pair[1], 0) == 0);
-            execl("/proc/self/exe", "pass_fd", (char *)NULL);
+            execl("/proc/self/exe", "pass_fd", when, (char *)NULL);
             CHECK(!"exec");
         }
         int from = pair[1];
@@ -79,7 +83,7 @@ static pid_t start_worker(const char *how, int *to)
             CHECK((from = socket(AF_UNIX, SOCK_STREAM, 0)) >= 0);
             CHECK(connect(from, (struct sockaddr *)&name, len) == 0);
         }
-        serve(take(from));
+        serve(from, when);
         _exit(0);
     }
     close(pair[1]);
@@ -92,8 +96,8 @@ static pid_t start_worker(const char *how, int *to)
 int main(int argc, char **argv)
 {
     struct sockaddr_in addr;
-    if (argc == 1) { /* the worker of "exec" */
-        serve(take(0));
+    if (argc == 2) { /* the worker of "exec" */
+        serve(0, argv[1]);
         return 0;
     }
     CHECK(argc == 3);
@@ -109,7 +113,7 @@ int main(int argc, char **argv)
         warm_up(fd, false);
     if (strcmp(argv[2], "used") != 0)
         sleep_ms(20); /* the client's first message is here */
-    pid_t worker = start_worker(argv[1], &to);
+    pid_t worker = start_worker(argv[1], argv[2], &to);
     if (strcmp(argv[2], "used") == 0) { /* the client waits for an answer, nothing is on its way */
         char buf[16];
         read_all(fd, buf, strlen("message 0"));
@@ -121,6 +125,8 @@ int main(int argc, char **argv)
         give(to, fd);
     }
     close(fd);
+    if (strcmp(argv[2], "used") != 0)
+        say(to, "go");
     reap(talker);
     reap(worker);
     puts("ok");
