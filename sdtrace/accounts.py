@@ -119,7 +119,7 @@ class Accounts:
             content["error"] = _INCOMPLETE
         if content == self._written:
             return
-        self._written = content
+        before, self._written = self._written, content
         if self._options.report:
             try:
                 report.write(self._options.report, content)
@@ -127,7 +127,7 @@ class Accounts:
                 syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.report}: {error}")
         if self._options.explain:
             with contextlib.suppress(OSError):  # nobody reads standard error any more
-                explain.show(content)
+                explain.show(content, before)
 
     def write_policy(self) -> None:
         """Write down what was learned."""

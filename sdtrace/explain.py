@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print it."""
+def show(report: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+    """Print it. `before`: what was printed when the program was about to end; it may have been killed even then."""
+    if before is not None and {**before, "exit_status": report["exit_status"]} == report:
+        print(f"sdrun: exit status {report['exit_status']} after all", file=sys.stderr)
+        return
     from rich.console import Console
     from rich.table import Table
 
