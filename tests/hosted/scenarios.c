@@ -149,6 +149,13 @@ static void tcp_bytes_on_the_way(void)
     w.net.dir[0].written = 2;
 }
 
+/* And no more fit into the kernel's buffers: a doorbell behind them gets EAGAIN. */
+static void tcp_is_full(void)
+{
+    tcp_bytes_on_the_way();
+    w.net.dir[0].cap = 2;
+}
+
 static void tx_on_ring_only(void)
 {
     on_ring();
@@ -479,6 +486,7 @@ const struct scenario scenarios[] = {
     {"room-bell-switches", tx_on_ring_only, {a_sends_6, b_gets_6}, b_has_6},
     {"switch", tcp_bytes_on_the_way, {a_sends_twice, b_gets_4}, b_has_xyab},
     {"switch-poll", tcp_bytes_on_the_way, {a_sends_twice, b_polls_4}, b_has_xyab},
+    {"switch-full", tcp_is_full, {a_sends_twice, b_polls_4}, b_has_xyab},
     {"switch-both", on_tcp, {a_asks, b_answers}, both_have},
     {"up-and-back", on_tcp, {a_up_and_back, b_gets_2}, b_has_ab},
     {"up-and-back-poll", on_tcp, {a_up_and_back, b_polls_2}, b_has_ab},

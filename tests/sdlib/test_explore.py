@@ -67,6 +67,8 @@ MUTANTS = [
            "h = (struct sd_hold){.word = &b->token[SD_DIR_TX]};"),
     Mutant("two-readers", "bytes are lost", "sock/fast.c", "sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);",
            "h = (struct sd_hold){.word = &b->token[SD_DIR_RX]};"),
+    Mutant("switch-full", "a lost wake-up", "sock/doorbell.c",
+           "    sd_bell_give_back(&s->e);\n    if (r != -EAGAIN", "    if (r != -EAGAIN"),
     Mutant("back-while-other-waits", "a lost wake-up", "sock/switch.c", "    ring = sd_back_announce(&s->e);",
            "    ring = sd_back_announce(&s->e) && false;"),
     Mutant("recall", "", "ring/switch.c", "    store_rel(&tx->tail, load_rlx(&tx->head)); /* [S5]", "    /*"),
