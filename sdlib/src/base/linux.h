@@ -65,6 +65,7 @@
 #define SO_SNDBUFFORCE 32
 #define SO_BUF_LOCK 72
 #define SO_RCVTIMEO_OLD 20
+#define SO_ATTACH_FILTER 26
 #define SO_SNDTIMEO_OLD 21
 #define SO_SNDTIMEO_NEW 67
 #define SO_COOKIE 57
@@ -188,6 +189,7 @@ struct __attribute__((packed)) epoll_event {
 #define SIGKILL 9
 #define SIGSEGV 11
 #define SIGPIPE 13
+#define SIGCHLD 17
 #define SIGSTOP 19
 #define SIGXCPU 24
 #define SIGXFSZ 25
@@ -241,6 +243,7 @@ struct ucontext {
 #define CLONE_VM 0x100u
 #define CLONE_FILES 0x400u
 #define CLONE_VFORK 0x4000u
+#define CLONE_SETTLS 0x80000u
 #define CLONE_THREAD 0x10000u
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define PR_SYS_DISPATCH_OFF 0

@@ -6,6 +6,7 @@
  * loses it, and what the program reads back has it again. The program's action for SIGSYS is remembered and runs for a SIGSYS that is
  * not our trap (kill(2), a seccomp filter of its own).
  */
+#include "base/user.h"
 #include "gate/calls.h"
 #include "gate/gate.h"
 
@@ -91,17 +92,54 @@ static long make(struct ucontext *uc, struct sd_frame *f)
     return answer != SD_PASS ? answer : SYS6(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
 }
 
+/* The kernel puts the mask of the frame back when we return, so a call that changes the mask changes it there. */
+static long change_mask(struct ucontext *uc, const struct sd_frame *f)
+{
+    u64 old = uc->sigmask, set = 0;
+    u32 how = (u32)f->rdi;
+    if (f->r10 != 8 || (f->rsi && how > SIG_SETMASK))
+        return -EINVAL;
+    if ((f->rsi && sd_copy_user(&set, (const void *)f->rsi, 8)) || (f->rdx && sd_copy_user((void *)f->rdx, &old, 8)))
+        return -EFAULT;
+    set &= ~SIGSYS_BIT;
+    if (f->rsi)
+        uc->sigmask = how == SIG_BLOCK ? old | set : how == SIG_UNBLOCK ? old & ~set : set;
+    return 0;
+}
+
+/* A child that has a copy of all memory, and so of this frame. It shall not have the parent's: a child of vfork gets a copy, too. */
+static NOINLINE long fork_from_here(struct sd_frame *f)
+{
+    struct sd_tcb *t = sd_self();
+    if (!t)
+        t = sd_tcb_new((u64)f);
+    if (!t)
+        return -ENOMEM;
+    if (f->rax != __NR_clone)
+        *f = (struct sd_frame){.rax = __NR_clone, .rdi = f->rax == __NR_vfork ? CLONE_VFORK | SIGCHLD : SIGCHLD};
+    sd_call_handler(f, t);
+    long child = SYS5(__NR_clone, f->rdi, 0, f->rdx, f->r10, 0);
+    if (child == 0)
+        sd_child_start(t);
+    return child;
+}
+
 /* int $0x80 in a 64-bit program: most go to the kernel as they are, from the gate; what concerns us is made as the call that it means (int80.c). */
 static NOINLINE void int80(struct ucontext *uc)
 {
-    struct sd_frame f;
-    long nr = sd_int80_means(uc, &f);
-    if (nr == SD_INT80_AS_IT_IS) {
-        set_mask(uc->sigmask);
-        uc->reg[UC_RAX] = (u64)sd_int80(uc->reg);
-    } else {
-        uc->reg[UC_RAX] = (u64)(nr < 0 ? nr : make(uc, &f));
+    struct sd_int80 c;
+    set_mask(uc->sigmask); /* also for faults in what its pointers lead to */
+    long r = sd_int80_means(uc, &c);
+    if (r == SD_INT80_AS_IT_IS) {
+        r = sd_int80(uc->reg);
+    } else if (r == 0 && (c.f.rax == __NR_fork || c.f.rax == __NR_vfork || c.f.rax == __NR_clone)) {
+        r = sd_int80_over(&c, fork_from_here(&c.f));
+    } else if (r == 0 && (u32)c.f.rax == __NR_rt_sigprocmask) {
+        r = change_mask(uc, &c.f);
+    } else if (r == 0) {
+        r = sd_int80_over(&c, make(uc, &c.f));
     }
+    uc->reg[UC_RAX] = (u64)r;
 }
 
 /* Out of slots (thousands of generated sites). */
@@ -110,20 +148,7 @@ static NOINLINE void emulate(struct ucontext *uc)
     u64 *r = uc->reg;
     struct sd_frame f = { .rax = r[UC_RAX], .rdi = r[UC_RDI], .rsi = r[UC_RSI], .rdx = r[UC_RDX], .r10 = r[UC_R10], .r8 = r[UC_R8],
                           .r9 = r[UC_R9], .rbx = r[UC_RBX], .rbp = r[UC_RBP], .r12 = r[UC_R12], .flags = r[UC_EFLAGS] };
-    /* The kernel puts the mask of the frame back when we return, so a call that changes the mask changes it there. */
-    if ((u32)f.rax == __NR_rt_sigprocmask) {
-        u64 old = uc->sigmask, set = 0;
-        long how = (long)(i32)f.rdi;
-        if (f.rsi)
-            set = *(u64 *)f.rsi & ~SIGSYS_BIT;
-        if (f.rdx)
-            *(u64 *)f.rdx = old;
-        if (f.rsi)
-            uc->sigmask = how == SIG_BLOCK ? old | set : how == SIG_UNBLOCK ? old & ~set : set;
-        r[UC_RAX] = 0;
-        return;
-    }
-    r[UC_RAX] = (u64)make(uc, &f);
+    r[UC_RAX] = (u64)((u32)f.rax == __NR_rt_sigprocmask ? change_mask(uc, &f) : make(uc, &f));
 }
 
 /* A SIGSYS that is none of ours. All signals are blocked here. */
