@@ -31,6 +31,7 @@ struct sd_frame {
 #define SD_STACK_SLICE (64 * 1024)
 #define SD_OWN_ALT (64 * 1024)
 #define SD_CONTEXT_REGS 18
+#define SD_FOREIGN_COUNTED 4
 
 /* What a handler on the program's small sigaltstack has interrupted: altstack.c. */
 struct sd_aside {
@@ -66,6 +67,7 @@ struct sd_tcb {
     u64 small_lo, small_hi; /* the program's then; alt_lo and alt_hi are 0 */
     u32 nasides;
     struct sd_aside asides[SD_STACK_LEVELS];
+    u64 foreign_counted[SD_FOREIGN_COUNTED]; /* cookies of sockets among whose users a foreign one is counted, as it has moved them; 0: none */
 };
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
@@ -194,7 +196,7 @@ struct sock {
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
     u32 mss;            /* TCP_MAXSEG, once it was needed */
     u32 probed;         /* ... and has rung so that the peer's kernel says so */
-    u64 cookie;         /* SO_COOKIE, once attached */
+    u64 cookie;         /* SO_COOKIE, once attached or a child that shares our memory was made; 0: not asked for yet */
     u32 kcheck;         /* the kernel has said something (FIN, error): look before saying EAGAIN */
     _Atomic u64 tx_in; /* inside of a send, when nobody shares it: address of the hold; a handler may come in between */
     _Atomic u32 attaching;
@@ -253,6 +255,7 @@ SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 
 /* sock/, called by start/ around fork and exec */
 void sd_fast_off(void);                       /* sockets are about to be shared, or used by several threads */
+void sd_socks_before_vfork(void);             /* cookies are known from here on */
 void sd_socks_before_fork(void);              /* blocks are now shared by one process more */
 void sd_socks_after_fork_child(void);         /* claim a proc slot, reset locks that only vanished threads held */
 u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t); /* connections that survive; pins what cannot be carried */

@@ -58,6 +58,14 @@ def test_who_serves_after_fork(kind: str, runner: Runner, guests: Guests) -> Non
     runner.check(program, at_least=12, of_bytes=6 * 2 * 500)
 
 
+@pytest.mark.parametrize("kind", ["vfork", "spawn", "second", "given-up", "threads"])
+def test_who_serves_after_vfork(kind: str, runner: Runner, guests: Guests) -> None:
+    """A connection that was on TCP when it went to another program moves to shared memory there."""
+    program = runner.run(guests("spawn_serve"), kind)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=8, of_bytes=4 * 2 * 500)
+
+
 def test_a_thousand_short_connections(runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("churn"))
     assert program.stdout == b"ok\n"

@@ -182,6 +182,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     s->b = b;
     s->ent = index_of(s) + 1;
     s->seg = NULL;
+    s->cookie = 0;
     s->kcheck = 0;
     s->checked_tsc = 0;
     s->asked_tsc = sd_tsc();

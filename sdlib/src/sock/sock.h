@@ -36,6 +36,7 @@ struct sd_block *sd_block_new(u32 *id);
 void sd_block_drop(struct sock *s);
 struct sd_area *sd_area_get(u32 index);
 void sd_foreign_dup(struct sd_tcb *t, u64 old, long fd);
+void sd_foreign_exit(const struct sd_tcb *t);
 struct sock *sd_sock_carried(u32 id, struct sd_block *b);
 void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached */
 

@@ -27,6 +27,8 @@ static long before(struct sd_tcb *t, u64 flags)
         g.mt = 1;
         sd_fast_off();
     }
+    if ((flags & CLONE_VM) && !(flags & (CLONE_FILES | CLONE_THREAD)))
+        sd_socks_before_vfork();
     return SD_BARE;
 }
 

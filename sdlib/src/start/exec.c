@@ -59,6 +59,8 @@ SD_CALL(sd_exit_group)
 {
     if (!t->foreign)
         sd_socks_exit();
+    else
+        sd_foreign_exit(t);
     if (g.cfg->root_pid && g.cfg->root_pid == g.pid)
         sd_hypercall(SD_HC_LEAVE, f->rdi, 0);
     return SD_PASS;

@@ -71,6 +71,8 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
     for (u32 l = 0; l < SD_STACK_LEVELS; l++)
         store_rlx(&t->use[l], NULL);
     t->marks = t->uses = t->foreign_dups = 0;
+    for (u32 i = 0; i < SD_FOREIGN_COUNTED; i++)
+        t->foreign_counted[i] = 0;
     t->level = 0;
     t->flags = 0;
     t->clone_flags = 0;
