@@ -31,18 +31,20 @@
 #define MARK 0x65746f6d65524453 /* in rbx */
 #define PATIENCE_MS 1000 /* for the library's start; it takes microseconds */
 
-/* Brings a seized thread to a stop of ours, passing on signals that come before; false: it is gone. */
+/* Brings a seized thread to a stop of ours, passing on signals that come before; false: it is gone. One of the stops may be for the end of the remote
+ * call that the supervisor has died in: the thread had seen that its tracer wants to hear of it, and found us when it came to tell. */
 static bool stop(pid_t tid)
 {
-    int status;
+    int status, number;
     for (;;) {
         ptrace(PTRACE_INTERRUPT, tid, 0, 0);
         if (waitpid(tid, &status, __WALL) != tid || !WIFSTOPPED(status))
             return false;
         if (status >> 16 == PTRACE_EVENT_STOP)
             return true;
+        number = status >> 16 || WSTOPSIG(status) & 0x80 ? 0 : WSTOPSIG(status);
         ptrace(PTRACE_INTERRUPT, tid, 0, 0);
-        ptrace(PTRACE_CONT, tid, 0, WSTOPSIG(status));
+        ptrace(PTRACE_CONT, tid, 0, number); /* with what is no signal it would refuse */
     }
 }
 
