@@ -9,7 +9,7 @@
     remote             the only file that knows ptrace
     inject, image      mapping the library into a process
     processes, procfs  what is known about each process, and what /proc says of it
-    hypercalls, areas, offers   what the library asks for
+    hypercalls, areas, offers, kin   what the library asks for
     giveback, recall, strangers   connections that go back to TCP while their programs stand still
     report, explain    what is told to people in the end
 """

@@ -18,7 +18,7 @@ from typing import Final
 
 from policies import Settings, judge
 from sdlib import abi
-from sdtrace import procfs
+from sdtrace import kin, procfs
 from sdtrace.areas import Area
 from sdtrace.inject import read_memory
 from sdtrace.notify import Listener, Notification
@@ -63,6 +63,7 @@ class Hypercalls:
             abi.const.SD_HC_LEAVE: self._leave,
             abi.const.SD_HC_NUDGE: self._nudge,
             abi.const.SD_HC_TRACE: self._trace,
+            abi.const.SD_HC_KIN: self._kin,
         }
 
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
@@ -211,6 +212,19 @@ class Hypercalls:
         self._leaving(notif.int_arg(1), process)
         return 0
 
+    # --------------------------------------------------------------- messages
+
+    def _kin(self, _listener: Listener, notif: Notification, process: Process) -> int:
+        """Asked before a connection is sent in a message."""
+        fd, area = notif.int_arg(1), self._known_area(process, 0)
+        if fd < 0 or area is None:
+            return _INVALID
+        sock = _take_socket(notif.tid, fd)
+        try:
+            return int(kin.alone_receive(os.fstat(sock).st_ino, area))
+        finally:
+            os.close(sock)
+
     # ------------------------------------------------------------------ trace
 
     def _trace(self, listener: Listener, notif: Notification, process: Process) -> int | None:
@@ -234,8 +248,9 @@ class Hypercalls:
             return _INVALID
         data = read_memory(notif.tid, address, count * _CARRY.size) if count else b""
         carry = [(fd, block) for fd, block in _CARRY.iter_unpack(data)]
+        self._known_area(process, 0)  # while its memory map still tells
         for fd, block in carry:
-            if fd >= 0 and block == abi.const.SD_CARRY_EPOLL:
+            if fd >= 0 and block in (abi.const.SD_CARRY_EPOLL, abi.const.SD_CARRY_AREAS):
                 continue
             area = self._known_area(process, block >> 16)
             if fd < 0 or area is None or block & 0xFFFF >= abi.const.SD_AREA_BLOCKS:

@@ -53,7 +53,9 @@ class Process:
     """Processes whose parent ended may have become its children."""
 
     def on_ring(self, block: int) -> bool:
-        """Is this block's connection on shared memory? Then whoever has it needs the library, policy or not."""
+        """Is its connection, or may one be, on shared memory? Whoever has that needs the library, policy or not."""
+        if block == abi.const.SD_CARRY_AREAS:
+            return True
         area, place = self.areas.get(block >> 16), block & 0xFFFF
         if area is None or place >= abi.const.SD_AREA_BLOCKS:
             return False

@@ -61,6 +61,8 @@ enum sd_hypercall {
     SD_HC_NUDGE = 7,
     /* (index) -> fd of the family's trace memory number `index`; -errno: what follows is not traced. */
     SD_HC_TRACE = 8,
+    /* (fd of a unix socket) -> 1: whoever can receive what is sent there has our area number 0 mapped; 0: not so, or nobody knows. */
+    SD_HC_KIN = 9,
     /* (its number in the upper half of the first argument; four arguments of connect, bind, listen, accept or accept4) -> what the call returns, made by
      * the supervisor, or SD_PERFORM_YOURSELF. Only where cfg.perform says so. */
     SD_HC_PERFORM = 16,
@@ -162,7 +164,7 @@ enum sd_without {
 struct sd_proc {
     SD_ATOMIC uint32_t pid;  /* thread group id in its own PID namespace; 0 = free */
     uint32_t ppid;           /* the process that forked it, 0 = injected */
-    uint32_t execs;          /* it has begun to execute another program, which does not know what it knew */
+    SD_ATOMIC uint32_t execs;/* it has begun to execute another program, which does not know what it knew */
     uint32_t pad[13];
     uint64_t ctr[SD_CTR_MAX];
     uint64_t tcp_reasons[SD_REASON_MAX];
@@ -256,7 +258,8 @@ struct sd_area {
     SD_ATOMIC uint32_t parts_top;/* one above the highest participant ever used; 0 is never used */
     SD_ATOMIC uint32_t moved;    /* supervisor: how often it has moved connections of this area to TCP, while those who use them stood still */
     SD_ATOMIC uint32_t next_proc;/* hint where to look for a free `proc` */
-    uint32_t pad[6];
+    SD_ATOMIC uint32_t passing;  /* 1: connections are sent in messages (sock/pass.c), which a next program may receive */
+    uint32_t pad[5];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];
@@ -454,9 +457,10 @@ struct sd_trace {
 /* One connection that lives through execve. */
 struct sd_carry {
     int32_t fd;
-    uint32_t block; /* block id, or SD_CARRY_EPOLL: an epoll descriptor with connections in it */
+    uint32_t block; /* block id, or SD_CARRY_EPOLL: an epoll descriptor with connections in it, or SD_CARRY_AREAS: the areas go along, whatever else does */
 };
 #define SD_CARRY_EPOLL 0xffffffffu
+#define SD_CARRY_AREAS 0xfffffffeu
 #define SD_CARRY_MAX 64
 /* In place of their number: a program that has been running (sdrun --attach). What it has is in the symbol `sd_adopt`. */
 #define SD_CARRY_ADOPT 0xffffffffu

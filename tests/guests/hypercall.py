@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import socket
+import subprocess
 import sys
 import time
 
@@ -86,7 +87,7 @@ def scenario_hostile() -> None:
     _, view = area(0)
     sock = socket.socket()
     big = (1 << 63) - 1
-    for call in (0, 8, 9, 99, -1, big):
+    for call in (0, 8, 10, 99, -1, big):
         assert ask(call, 0, 0) == invalid, call
     assert ask(C.SD_HC_LEAVE, 3, 0) == 0  # a lie: the report is written now, and again at the end
     pid = os.fork()
@@ -121,6 +122,34 @@ def scenario_hostile() -> None:
 def offer(view: abi.CData, block: int, sock: socket.socket) -> int:
     view.block[block].state = C.SD_BLOCK_OFFERED
     return ask(C.SD_HC_OFFER, sock.fileno(), block_id(0, block))
+
+
+def scenario_kin() -> None:
+    """Who has the other end of a unix socket, and has our area."""
+    _, view = area(0)
+    one, two = socket.socketpair()
+    assert ask(C.SD_HC_KIN, -1) == -errno.EINVAL
+    assert ask(C.SD_HC_KIN, 900) == -errno.EBADF
+    for other in (os.pipe()[1], socket.socket().detach(), socket.socket(socket.AF_UNIX).detach()):
+        assert ask(C.SD_HC_KIN, other) == 0
+    assert ask(C.SD_HC_KIN, one.fileno()) == 0  # we have not said who we are
+    view.proc[3].pid = os.getpid()
+    assert ask(C.SD_HC_KIN, one.fileno()) == 1
+    view.proc[3].execs = 1
+    assert ask(C.SD_HC_KIN, one.fileno()) == 0
+    view.proc[3].execs = 0
+    stranger = subprocess.Popen(["sleep", "60"], pass_fds=[two.fileno()])
+    assert ask(C.SD_HC_KIN, one.fileno()) == 0
+    assert ask(C.SD_HC_KIN, two.fileno()) == 1  # that is of who has `one`
+    stranger.kill()
+    stranger.wait()
+    assert ask(C.SD_HC_KIN, one.fileno()) == 1
+    two.close()
+    assert ask(C.SD_HC_KIN, one.fileno()) == 0
+    nobody = os.fork()
+    if nobody == 0:
+        os._exit(int(ask(C.SD_HC_KIN, one.fileno()) != 0))
+    assert os.waitpid(nobody, 0)[1] == 0
 
 
 def scenario_pair() -> None:

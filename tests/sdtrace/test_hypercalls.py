@@ -24,7 +24,7 @@ def run(runner: Runner, scenario: str, *options: str) -> Program:
     return program
 
 
-@pytest.mark.parametrize("scenario", ["area", "fork", "hostile", "pair", "withdraw"])
+@pytest.mark.parametrize("scenario", ["area", "fork", "hostile", "kin", "pair", "withdraw"])
 def test_scenario(shm: Runner, scenario: str) -> None:
     assert run(shm, scenario, "--set", "default=kernel").stdout == b"fine\n"
 

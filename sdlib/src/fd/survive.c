@@ -133,7 +133,7 @@ u32 sd_socks_before_exec(struct sd_carry *out, u32 max, const struct sd_tcb *t)
 void sd_socks_exec_failed(const struct sd_carry *out, u32 n, const struct sd_tcb *t)
 {
     for (u32 i = 0; i < n && t->foreign; i++) {
-        struct sock *s = out[i].block == SD_CARRY_EPOLL ? NULL : survivor((u32)out[i].fd, t);
+        struct sock *s = out[i].block >= SD_CARRY_AREAS ? NULL : survivor((u32)out[i].fd, t);
         bool first = true;
         for (u32 k = 0; k < i; k++)
             first &= out[k].block != out[i].block;

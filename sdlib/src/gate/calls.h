@@ -7,7 +7,7 @@
     X(read, Q, sd_read) X(write, Q, sd_write) X(readv, Q, sd_readv) X(writev, Q, sd_writev) \
     X(preadv2, Q, sd_preadv2) X(pwritev2, Q, sd_pwritev2) \
     X(recvfrom, Q, sd_recvfrom) X(sendto, Q, sd_sendto) X(recvmsg, F, sd_recvmsg) X(sendmsg, F, sd_sendmsg) \
-    X(recvmmsg, Q, sd_recvmmsg) X(sendmmsg, Q, sd_sendmmsg) X(sendfile, F, sd_sendfile) X(splice, F, sd_splice) \
+    X(recvmmsg, F, sd_recvmmsg) X(sendmmsg, F, sd_sendmmsg) X(sendfile, F, sd_sendfile) X(splice, F, sd_splice) \
     X(socket, F, sd_socket) X(connect, F, sd_connect) X(accept, F, sd_accept) X(accept4, F, sd_accept4) \
     X(bind, F, sd_bind) X(listen, F, sd_listen) \
     X(close, Q, sd_close) X(close_range, F, sd_close_range) X(dup, Q, sd_dup) X(dup2, F, sd_dup2) X(dup3, F, sd_dup3) \

@@ -289,13 +289,15 @@ static long pending_error(struct sock *s, int fd)
 
 SD_CALL(sd_recvmmsg)
 {
+    struct sock *s = sd_sock_enter(f->rdi);
     struct mmsghdr *v = (struct mmsghdr *)f->rsi;
     u64 i, n = (u32)f->rdx;
     u32 flags = (u32)f->r10;
     struct mm_time time;
     long r;
 
-    HOLD(s, f->rdi);
+    if (!s)
+        return sd_pass_recv_many(f, t);
     r = mm_time_init(&time, (struct timespec64 *)f->r8);
     if (!r)
         r = pending_error(s, (int)f->rdi);
@@ -319,11 +321,13 @@ SD_CALL(sd_recvmmsg)
 
 SD_CALL(sd_sendmmsg)
 {
+    struct sock *s = sd_sock_enter(f->rdi);
     struct mmsghdr *v = (struct mmsghdr *)f->rsi;
     u64 i, n = min_u64((u32)f->rdx, MAX_IOV);
     long r = 0;
 
-    HOLD(s, f->rdi);
+    if (!s)
+        return sd_pass_send_many(f, t);
     for (i = 0; i < n; i++) {
         r = send_one(s, (int)f->rdi, &v[i].hdr, (u32)f->r10);
         if (r >= 0 && !sd_touch_all(&v[i].len, sizeof v[i].len))

@@ -347,6 +347,8 @@ void sd_socks_carried(const struct sd_carry *c, u32 n)
 
         if (c[i].block == SD_CARRY_EPOLL && sd_epoll_of((u64)c[i].fd))
             continue; /* sd_ep_find() has been there */
+        if (c[i].block == SD_CARRY_AREAS)
+            continue;
         sd_fdkind[c[i].fd & 0xffff] = 0;
         if (c[i].block == SD_CARRY_EPOLL)
             continue;

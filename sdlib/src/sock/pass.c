@@ -5,7 +5,8 @@
  * A receiver that descends from the same process sees our blocks, and goes on with the connection wherever its bytes are: the sender counts
  * it as a user before the message leaves, and notes the socket's cookie, by which the receiver finds the block. To everybody else the
  * socket is a plain one, so its bytes have to be on TCP first. Who receives is known if the other end of the unix socket was connected by
- * one of us; the two ends of a socketpair may be anywhere.
+ * one of us; of a socketpair the supervisor looks who holds its other end (sdtrace/kin.py), once. Whoever of these executes another program before
+ * it receives takes the areas along ([P1], start/exec.c).
  *
  * A stranger gets a connection that was never attached as it is, which is how programs that accept for others pass them. One that is on
  * the ring goes back to TCP first, and what is unread in the ring with it (recall.c). Only a peer that has gone, or is in another's hands, cannot do that:
@@ -15,6 +16,7 @@
 #include "sock/sock.h"
 
 #define SCM_RIGHTS 1
+#define AF_UNIX 1
 #define SO_PEERCRED 17
 #define WAIT_MS 200
 
@@ -52,12 +54,46 @@ static bool is_family(int fd)
 {
     u32 cred[3] = {0, 0, 0}, len = sizeof cred;
 
-    if (!g.area[0] || SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, cred, &len) < 0 || !cred[0] || cred[0] == g.pid)
+    if (SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, cred, &len) < 0 || !cred[0] || cred[0] == g.pid)
         return false;
     for (u32 i = 0; i < SD_AREA_PROCS; i++)
         if (load_rlx(&g.area[0]->proc[i].pid) == cred[0])
-            return !g.area[0]->proc[i].execs;
+            return !load_rlx(&g.area[0]->proc[i].execs);
     return false;
+}
+
+/* What was found out about unix sockets: their cookies, and in the lowest bit whether the other end is held by kin alone. That stays so while forks and
+ * execs are all that happens to it; a unix socket that is sent itself makes us forget everything. */
+#define ASKED 64
+static _Atomic u64 asked[ASKED];
+
+static void forget_asked(void)
+{
+    for (u32 i = 0; i < ASKED; i++)
+        store_rlx(&asked[i], 0);
+}
+
+static bool is_kin(int fd)
+{
+    u64 cookie = cookie_of(fd), known = load_rlx(&asked[cookie % ASKED]);
+
+    if (!cookie || sd_sockopt_int(fd, SO_DOMAIN) != AF_UNIX)
+        return false;
+    if (known >> 1 != cookie) {
+        known = cookie << 1 | (sd_hypercall(SD_HC_KIN, (u64)fd, 0) == 1);
+        store_rlx(&asked[cookie % ASKED], known);
+    }
+    return known & 1;
+}
+
+/* Does everybody who may receive this message see the block? */
+static bool sees(const struct msghdr *m, int fd, const struct sock *s)
+{
+    if (!g.area[0] || m->name || s->id >> 16) /* a later area may be younger than its relation to us */
+        return false;
+    store_rlx(&g.area[0]->passing, 1);
+    sd_fence(); /* [P1] */
+    return is_family(fd) || is_kin(fd);
 }
 
 /* ------------------------------------------------------------------ sending */
@@ -103,7 +139,6 @@ static void to_stranger(struct sock *s, int fd)
 /* Before (by 1) the message leaves, and again (by -1) if it did not. Returns how many sockets of ours are in it. */
 static u32 count_in(const struct msghdr *m, int fd, i32 by)
 {
-    bool family = is_family(fd);
     const i32 *fds;
     u64 at = 0;
     u32 ours = 0;
@@ -111,10 +146,12 @@ static u32 count_in(const struct msghdr *m, int fd, i32 by)
     for (u32 n; (n = next_rights(m, &at, &fds));)
         for (u32 i = 0; i < n; i++) {
             struct sock *s = sd_sock_of((u32)fds[i]);
+            if (!s && sd_sockopt_int(fds[i], SO_DOMAIN) == AF_UNIX)
+                forget_asked();
             if (!s)
                 continue;
             ours++;
-            if (family) {
+            if (sees(m, fd, s)) {
                 s->b->passed = cookie_of(fds[i]);
                 sd_fast_off();
                 atomic_fetch_add(&s->b->users, (u32)by);
@@ -125,10 +162,8 @@ static u32 count_in(const struct msghdr *m, int fd, i32 by)
     return ours;
 }
 
-static bool has_control(const struct sd_frame *f)
+static bool has_control(const struct msghdr *m)
 {
-    const struct msghdr *m = (const struct msghdr *)f->rsi;
-
     return !sd_bad_ptr(m) && m->controllen >= sizeof(struct cmsg) && !sd_bad_ptr(m->control);
 }
 
@@ -138,11 +173,31 @@ long sd_pass_send(struct sd_frame *f, struct sd_tcb *t)
     const struct msghdr *m = (const struct msghdr *)f->rsi;
     long r;
 
-    if (likely(!has_control(f)) || t->foreign || !count_in(m, (int)f->rdi, 1))
+    if (likely(!has_control(m)) || t->foreign || !count_in(m, (int)f->rdi, 1))
         return SD_PASS;
     r = SYS3(__NR_sendmsg, f->rdi, f->rsi, f->rdx);
     if (r < 0)
         count_in(m, (int)f->rdi, -1);
+    return r;
+}
+
+long sd_pass_send_many(struct sd_frame *f, struct sd_tcb *t)
+{
+    const struct mmsghdr *v = (const struct mmsghdr *)f->rsi;
+    u32 i, ours = 0, n = (u32)min_u64((u32)f->rdx, MAX_IOV);
+    long r;
+
+    if (sd_bad_ptr(v) || t->foreign)
+        return SD_PASS;
+    for (i = 0; i < n; i++)
+        if (unlikely(has_control(&v[i].hdr)))
+            ours += count_in(&v[i].hdr, (int)f->rdi, 1);
+    if (likely(!ours))
+        return SD_PASS;
+    r = SYS4(__NR_sendmmsg, f->rdi, f->rsi, f->rdx, f->r10);
+    for (i = r > 0 ? (u32)r : 0; i < n; i++)
+        if (has_control(&v[i].hdr))
+            count_in(&v[i].hdr, (int)f->rdi, -1);
     return r;
 }
 
@@ -173,7 +228,8 @@ static void take_over(int fd, u32 id, struct sd_block *b)
         sd_fd_install(fd, s);
 }
 
-static void arrived(int fd)
+/* peeked: the message stays, and holds the socket as before. */
+static void arrived(int fd, bool peeked)
 {
     u32 cookie;
 
@@ -185,6 +241,8 @@ static void arrived(int fd)
         for (u32 i = 0; i < SD_AREA_BLOCKS; i++) {
             struct sd_block *b = &g.area[a]->block[i];
             if (b->passed == cookie && load_acq(&b->state) != SD_BLOCK_FREE) {
+                if (peeked)
+                    atomic_fetch_add(&b->users, 1);
                 take_over(fd, a << 16 | i, b);
                 return;
             }
@@ -205,19 +263,44 @@ SD_CALL(sd_pidfd_getfd)
     return fd;
 }
 
+static void arrived_in(const struct msghdr *m, u64 flags)
+{
+    const i32 *fds;
+    u64 at = 0;
+
+    for (u32 n; (n = next_rights(m, &at, &fds));)
+        for (u32 i = 0; i < n; i++)
+            arrived(fds[i], flags & MSG_PEEK);
+}
+
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t)
 {
     const struct msghdr *m = (const struct msghdr *)f->rsi;
-    const i32 *fds;
-    u64 at = 0;
     long r;
 
-    if (likely(!has_control(f)) || t->foreign || !g.area[0])
+    if (likely(!has_control(m)) || t->foreign || !g.area[0])
         return SD_PASS;
     r = SYS3(__NR_recvmsg, f->rdi, f->rsi, f->rdx);
-    if (r >= 0 && !(f->rdx & MSG_PEEK))
-        for (u32 n; (n = next_rights(m, &at, &fds));)
-            for (u32 i = 0; i < n; i++)
-                arrived(fds[i]);
+    if (r >= 0)
+        arrived_in(m, f->rdx);
+    return r;
+}
+
+long sd_pass_recv_many(struct sd_frame *f, struct sd_tcb *t)
+{
+    const struct mmsghdr *v = (const struct mmsghdr *)f->rsi;
+    u32 n = (u32)min_u64((u32)f->rdx, MAX_IOV);
+    bool any = false;
+    long r;
+
+    if (sd_bad_ptr(v) || t->foreign || !g.area[0])
+        return SD_PASS;
+    for (u32 i = 0; i < n; i++)
+        any |= has_control(&v[i].hdr);
+    if (likely(!any))
+        return SD_PASS;
+    r = SYS5(__NR_recvmmsg, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+    for (long i = 0; i < r; i++)
+        arrived_in(&v[i].hdr, f->r10);
     return r;
 }

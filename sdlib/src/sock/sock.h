@@ -234,6 +234,8 @@ u64 sd_iov_bytes(const struct iovec *iov, u64 n);
 /* sock/pass.c: messages of sockets that are not ours; SD_PASS when nothing of ours is in them. */
 long sd_pass_send(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t);
+long sd_pass_send_many(struct sd_frame *f, struct sd_tcb *t);
+long sd_pass_recv_many(struct sd_frame *f, struct sd_tcb *t);
 i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
 
 /* sock/cork.c */

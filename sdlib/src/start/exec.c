@@ -11,27 +11,37 @@
 #define ARCH_GET_GS 0x1004
 #define PR_SET_SECCOMP 22
 
+/* A connection may be on its way to us in a message that the next program receives. [P1] Who sends one has set `passing` before it looks at `execs`. */
+static u32 along(struct sd_carry *carry, u32 n, const struct sd_tcb *t)
+{
+    if (!t->foreign)
+        store_rlx(&g.proc->execs, 1);
+    sd_fence();
+    if (g.area[0] && load_rlx(&g.area[0]->passing))
+        carry[n++] = (struct sd_carry){.block = SD_CARRY_AREAS};
+    return n;
+}
+
 /* The call is made from here: it comes back only if it fails, and then what was prepared is taken back. */
 static NOINLINE long exec(struct sd_frame *f, struct sd_tcb *t)
 {
     struct sd_carry carry[SD_CARRY_MAX];
-    u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX, t);
+    u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX - 1, t);
     if (n && !t->foreign) { /* a vfork child has the parent's registrations before it */
         sd_ep_before_exec();
-        for (u32 fd = 0; fd < sd_fd_top() && n < SD_CARRY_MAX; fd++) {
+        for (u32 fd = 0; fd < sd_fd_top() && n < SD_CARRY_MAX - 1; fd++) {
             long fl = sd_epoll_of(fd) ? SYS2(__NR_fcntl, fd, F_GETFD) : -1;
             if (fl >= 0 && !(fl & FD_CLOEXEC))
                 carry[n++] = (struct sd_carry){.fd = (i32)fd, .block = SD_CARRY_EPOLL};
         }
     }
+    n = along(carry, n, t);
     if (n) /* whatever we were answered before: without it the connection is lost */
         SYS3(SD_HC_NR, SD_HC_EXEC, carry, n);
-    if (!t->foreign)
-        g.proc->execs = 1;
     sd_faults_own(true);
     long r = SYS5(f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
     if (!t->foreign)
-        g.proc->execs = 0;
+        store_rlx(&g.proc->execs, 0);
     sd_faults_back();
     sd_socks_exec_failed(carry, n, t);
     return r;

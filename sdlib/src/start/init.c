@@ -45,7 +45,8 @@ static void mark_what_is_ours(void)
         return;
     }
     for (u32 i = 0; i < sd_boot.ncarry && i < SD_CARRY_MAX; i++)
-        sd_fdkind[sd_boot.carry[i].fd & 0xffff] = SD_KIND_OURS;
+        if (sd_boot.carry[i].block != SD_CARRY_AREAS)
+            sd_fdkind[sd_boot.carry[i].fd & 0xffff] = SD_KIND_OURS;
 }
 
 static bool gs_in_use(void)

@@ -5,6 +5,7 @@ from tests.differential.behaviours import (
     company,
     descriptors,
     ends,
+    handed,
     options,
     others,
     pointers,
@@ -16,6 +17,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "company", "descriptors", "ends", "options", "others", "pointers", "readiness", "receive", "several", "taken",
-    "transmit",
+    "company", "descriptors", "ends", "handed", "options", "others", "pointers", "readiness",
+    "receive", "several", "taken", "transmit",
 ]  # fmt: skip

@@ -364,62 +364,6 @@ def proc_fd(stage: Stage) -> None:
     exchange(stage, a, x, y)
 
 
-def rights(*fds: int) -> bytes:
-    """An SCM_RIGHTS control message."""
-    body = struct.pack(f"={len(fds)}i", *fds)
-    whole = struct.pack("=Qii", 16 + len(body), SOL_SOCKET, 1) + body
-    return whole + bytes(-len(whole) % 8)
-
-
-def receive_fd(side: Side, fd: int) -> int:
-    """One descriptor, by recvmsg."""
-    call = side.recvmsg(fd, [8], control=64)
-    return int(struct.unpack_from("=i", call.pieces[1], 16)[0])
-
-
-@behaviour("sendmsg SCM_RIGHTS with bytes unread", carried=False)
-def rights_child(stage: Stage) -> None:
-    a, b = stage.a, stage.b
-    one, two = a.pair()
-    child = a.fork("c")
-    x, y = stage.connection()
-    exchange(stage, a, x, y)
-    b.send(y, b"unread")
-    a.sendmsg(one, [b"fd"], control=rights(x))
-    a.close(x)
-    z = receive_fd(child, two)
-    child.recv(z, 100)
-    exchange(stage, child, z, y)
-    child.close(z)
-    b.recv(y, 10)
-    a.sent -= 2
-
-
-@behaviour("sendmsg SCM_RIGHTS, both keep it", carried=False)
-def rights_both(stage: Stage) -> None:
-    a = stage.a
-    one, two = a.pair()
-    child = a.fork("c")
-    x, y = stage.connection()
-    a.sendmsg(one, [b"fd"], control=rights(x))
-    z = receive_fd(child, two)
-    exchange(stage, child, z, y)
-    exchange(stage, a, x, y)
-    exchange(stage, child, z, y)
-
-
-@behaviour("sendmsg SCM_RIGHTS to oneself", carried=False)
-def rights_self(stage: Stage) -> None:
-    a = stage.a
-    one, two = a.pair()
-    x, y = stage.connection()
-    a.sendmsg(one, [b"fd"], control=rights(x))
-    z = receive_fd(a, two)
-    exchange(stage, a, z, y)
-    a.close(x)
-    exchange(stage, a, z, y)
-
-
 @behaviour("io_uring_setup", carried=False, only=("before", "uring"),
            broken={"before": "denied by policy, ENOSYS; `io_uring=allow` keeps all sockets of the tree on TCP"})
 def io_uring(stage: Stage) -> None:

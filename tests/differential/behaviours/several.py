@@ -7,7 +7,7 @@ import signal
 import struct
 from typing import Final
 
-from tests.differential.behaviours.descriptors import exchange, receive_fd, rights
+from tests.differential.behaviours.descriptors import exchange
 from tests.differential.linux import (
     DONTWAIT,
     ET,
@@ -151,33 +151,6 @@ def simultaneous(stage: Stage) -> None:
     x, y = stage.connection()
     both(stage, ((a, "close", (x,)), (b, "close", (y,))))
     exchange(stage, a, *stage.connection())
-
-
-@behaviour("sendmsg SCM_RIGHTS between processes that have a connection of their own")
-def rights_named(stage: Stage) -> None:
-    a = stage.a
-    name = b"\2\0\0sdrun-rights-" + str(a.link.pid).encode()  # abstract
-    name = struct.pack("=H", 1) + name[2:]
-    listener = a.socket(1)
-    memory = a.link.memory()
-    a.sys("bind", listener, memory.put(name), len(name), memory=memory, text="a name")
-    a.listen(listener)
-    x, y = stage.connection()
-    child = a.fork("c")
-    theirs = child.socket(1)
-    memory = child.link.memory()
-    child.sys("connect", theirs, memory.put(name), len(name), memory=memory, text="a name")
-    ours = a.accept(listener).value
-    exchange(stage, a, x, y)
-    stage.b.send(y, b"unread")
-    a.sendmsg(ours, [b"fd"], control=rights(x))
-    a.sent -= 2
-    a.close(x)
-    z = receive_fd(child, theirs)
-    child.close(x)
-    child.recv(z, 100)
-    exchange(stage, child, z, y)
-    exchange(stage, child, z, y, b"again")
 
 
 @behaviour("epoll EPOLLEXCLUSIVE in two processes", "epoll EPOLLEXCLUSIVE in two sets", carried=False,

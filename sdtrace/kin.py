@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who can receive what is sent into a unix socket: those who hold its other end.
+
+A connection that goes along in such a message may stay on shared memory if all of them see its block, which are the
+processes that descend by fork from the one that made it.  Which socket is the other end is told by the kernel
+(sock_diag), who holds it by /proc.  Somebody whose descriptors we may not see could only have been given it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import suppress
+from typing import Final
+
+from sdtrace import procfs
+from sdtrace.areas import Area
+
+_SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG
+_BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
+_REQUEST: Final = 1
+_HEADER: Final = struct.Struct("=IHHII")
+_ASK: Final = struct.Struct("=BBHIIIII")  # struct unix_diag_req: family, protocol, pad, states, inode, show, cookie
+_SHOW_PEER, _PEER = 4, 2
+_ANY: Final = 0xFFFFFFFF
+_ANSWER: Final = struct.Struct("=BBBBIII")  # struct unix_diag_msg: family, type, state, pad, inode, cookie
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_PATIENCE_S: Final = 1.0
+
+
+def alone_receive(inode: int, area: Area) -> bool:
+    """Is the other end of this unix socket held by processes that have the area mapped, and by nobody else?"""
+    peer = _peer(inode)
+    holders = _holders(peer) if peer else []
+    return bool(holders) and all(_is_kin(pid, area) for pid in holders)
+
+
+def _peer(inode: int) -> int:
+    """The inode of the other end; 0: there is none, or the kernel does not tell."""
+    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as diag:
+        diag.settimeout(_PATIENCE_S)
+        ask = _ASK.pack(socket.AF_UNIX, 0, 0, _ANY, inode, _SHOW_PEER, _ANY, _ANY)
+        diag.send(_HEADER.pack(_HEADER.size + len(ask), _BY_FAMILY, _REQUEST, 0, 0) + ask)
+        return _told(diag.recv(4096), inode)
+    return 0
+
+
+def _told(answer: bytes, inode: int) -> int:
+    at = _HEADER.size + _ANSWER.size
+    if len(answer) < at or _HEADER.unpack_from(answer)[1] != _BY_FAMILY:
+        return 0
+    if _ANSWER.unpack_from(answer, _HEADER.size)[4] != inode:
+        return 0
+    while len(answer) >= at + _ATTRIBUTE.size + 4:
+        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+        if kind == _PEER and length == _ATTRIBUTE.size + 4:
+            return int(struct.unpack_from("=I", answer, at + _ATTRIBUTE.size)[0])
+        at += max((length + 3) & ~3, _ATTRIBUTE.size)
+    return 0
+
+
+def _holders(inode: int) -> list[int]:
+    name = f"socket:[{inode}]"
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):
+            if name in procfs.files(pid).values():
+                found.append(pid)
+    return found
+
+
+def _is_kin(pid: int, area: Area) -> bool:
+    """It has the area, and has not begun another program that would not."""
+    try:
+        if area.inode not in procfs.memfds_mapped(pid):
+            return False
+        own = procfs.status(pid).ns_pid
+    except OSError:
+        return False
+    return any(process.pid == own and not process.execs for process in area.view.proc)
