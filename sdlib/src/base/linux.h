@@ -74,6 +74,7 @@
 #define TCP_CORK 3
 #define TCP_INFO 11
 #define TCP_ULP 31
+#define TCP_INQ 36 /* and TCP_CM_INQ */
 #define TCP_ZEROCOPY_RECEIVE 35
 #define TCP_ZEROCOPY_RECEIVE 35
 #define MSG_OOB 1

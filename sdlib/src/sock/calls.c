@@ -5,6 +5,7 @@
  * All of one shape: find the socket, hold it, do it, let it go. A descriptor that is not ours goes to the kernel as it is.
  */
 #include "base/user.h"
+#include "sock/rx.h"
 #include "sock/sock.h"
 
 #define HOLD(s, fd) \
@@ -27,15 +28,18 @@ static bool readable(u64 p, u64 len)
     return !len || sd_readable_all((u8 *)p, len);
 }
 
+/* Room for what is received. MSG_TRUNC throws it away, and looks only whether the addresses are a program's: proxies say NULL. */
+static bool bad_room(u64 p, u64 len, u32 flags) { return flags & MSG_TRUNC ? len && (p + len) >> 47 : bad(p, len); }
+
 /* The same for a vector: 0, -EFAULT, or -EINVAL for a length that is no ssize_t. */
-static long bad_iov(const struct iovec *iov, u64 n)
+static long bad_iov(const struct iovec *iov, u64 n, u32 flags)
 {
     if (!readable((u64)iov, n * sizeof *iov))
         return -EFAULT;
     for (u64 i = 0; i < n; i++) {
         if ((i64)iov[i].len < 0)
             return -EINVAL;
-        if (bad((u64)iov[i].base, iov[i].len))
+        if (bad_room((u64)iov[i].base, iov[i].len, flags))
             return -EFAULT;
     }
     return 0;
@@ -72,7 +76,7 @@ static long vector_in(struct sock *s, struct sd_frame *f, u32 flags)
 
     if (f->rdx > MAX_IOV || !f->rdx)
         return SD_PASS;
-    if ((r = bad_iov(iov, f->rdx)) || !sd_iov_bytes(iov, f->rdx))
+    if ((r = bad_iov(iov, f->rdx, 0)) || !sd_iov_bytes(iov, f->rdx))
         return r; /* read(2) of nothing does not wait, recv(2) of nothing does */
     return sd_rx(s, (int)f->rdi, iov, f->rdx, flags);
 }
@@ -84,7 +88,7 @@ static long vector_out(struct sock *s, struct sd_frame *f, u32 flags)
 
     if (f->rdx > MAX_IOV || !f->rdx)
         return SD_PASS;
-    if ((r = bad_iov(iov, f->rdx)))
+    if ((r = bad_iov(iov, f->rdx, 0)))
         return r;
     return sd_tx(s, (int)f->rdi, iov, f->rdx, flags);
 }
@@ -154,7 +158,7 @@ SD_CALL(sd_recvfrom)
 {
     HOLD(s, f->rdi);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
-    if (bad(f->rsi, f->rdx))
+    if (bad_room(f->rsi, f->rdx, (u32)f->r10))
         return done(s, -EFAULT);
     long r = sd_rx(s, (int)f->rdi, &v, 1, (u32)f->r10);
     if (r >= 0 && f->r8) {
@@ -187,6 +191,43 @@ SD_CALL(sd_sendto)
     return done(s, sd_tx_msg(s, (int)f->rdi, &m, (u32)f->r10));
 }
 
+/* Also TCP_CM_INQ. */
+void sd_inq_set(struct sock *s, int fd)
+{
+    if (sd_get_int(fd, SOL_TCP, TCP_INQ))
+        s->b->opt_saved |= SD_SAVED_INQ;
+    else
+        s->b->opt_saved &= ~SD_SAVED_INQ;
+}
+
+/* The end of the stream has come, which the kernel counts as one byte more. */
+static bool end_is_there(const struct sock *s)
+{
+    return (load_rlx(&s->b->latched) & LATCH_FIN) || (load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED));
+}
+
+/* A control message with what is left to be read, for who has set TCP_INQ. */
+static void tell_inq(struct sock *s, int fd, struct msghdr *m, u64 room)
+{
+    struct { u64 len; i32 level, type, inq, pad; } c = {20, SOL_TCP, TCP_INQ, 0, 0};
+    i64 n = sd_rx_bytes(s, fd);
+
+    m->controllen = 0;
+    m->flags &= ~(u32)MSG_CTRUNC;
+    if (!m->control || room < c.len)
+        m->flags |= MSG_CTRUNC;
+    if (!m->control || room < 16)
+        return;
+    if (n < 0)
+        n = sd_unread(s, fd);
+    c.inq = (i32)n + end_is_there(s);
+    c.len = min_u64(c.len, room);
+    if (!sd_touch_all(m->control, c.len))
+        return;
+    sd_copy(m->control, (const u8 *)&c, c.len);
+    m->controllen = min_u64(sizeof c, room);
+}
+
 static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     long r;
@@ -195,8 +236,9 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
         return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
-    if ((r = bad_iov(m->iov, m->iovlen)))
+    if ((r = bad_iov(m->iov, m->iovlen, flags)))
         return r;
+    u64 room = m->controllen;
     bool told = false;
     r = sd_rx_msg(s, fd, m, flags, &told);
     if (r >= 0 && !told) {
@@ -206,6 +248,8 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
         m->controllen = 0;
         m->flags = flags & MSG_CMSG_CLOEXEC;
     }
+    if (unlikely(s->b->opt_saved & SD_SAVED_INQ) && r >= 0 && sd_attached(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK)
+        tell_inq(s, fd, m, room); /* the kernel knows of doorbells */
     return r;
 }
 
@@ -226,7 +270,7 @@ static long send_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
         return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
-    if ((r = bad_iov(m->iov, m->iovlen)))
+    if ((r = bad_iov(m->iov, m->iovlen, 0)))
         return r;
     return sd_tx_msg(s, fd, m, flags);
 }

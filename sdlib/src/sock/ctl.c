@@ -268,6 +268,12 @@ SD_CALL(sd_setsockopt)
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0)
             sd_go_back(s, (int)f->rdi, SD_REASON_option); /* the kernel's TLS sees the kernel's bytes, once it has its keys */
+    } else {
+        r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+        if (r == 0 && f->rsi == SOL_TCP && f->rdx == TCP_INQ)
+            sd_inq_set(s, (int)f->rdi);
+        else if (r == 0)
+            sd_option_set(s, (int)f->rdi, f->rsi, f->rdx);
     }
     sd_sock_put(s);
     return r;

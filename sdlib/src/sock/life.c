@@ -10,7 +10,13 @@ static void offer(struct sock *s, int fd)
     struct sd_block *b = s->b;
     long r;
 
-    if (load_rlx(&b->users) > 1 || !cas_u32(&b->state, SD_BLOCK_TCP, SD_BLOCK_OFFERED))
+    if (load_rlx(&b->users) > 1)
+        return;
+    if (unlikely(sd_option_keeps(fd))) {
+        sd_reason(s, SD_REASON_option);
+        return;
+    }
+    if (!cas_u32(&b->state, SD_BLOCK_TCP, SD_BLOCK_OFFERED))
         return;
     COUNT(offers);
     r = sd_hypercall(SD_HC_OFFER, (u64)fd, s->id);
@@ -126,6 +132,7 @@ static void attach(struct sock *s, int fd)
             if (again)
                 sd_again_ready(s);
             lower_mark(s, fd);
+            sd_inq_set(s, fd);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
             announce(s);
             done = true;

@@ -6,6 +6,25 @@
 #include "sock/far.h"
 #include "sock/rx.h"
 
+/* The first piece, and with it what the kernel says beside the bytes. */
+static long recv_headed(int fd, struct rx *w, const struct iovec *piece, u32 flags)
+{
+    struct iovec v = {piece->base, w->asked};
+    struct msghdr m = *w->msg;
+    long r;
+
+    m.iov = &v;
+    m.iovlen = 1;
+    r = SYS3(__NR_recvmsg, fd, &m, flags);
+    if (r < 0)
+        return r;
+    w->told = true;
+    w->msg->namelen = m.namelen;
+    w->msg->controllen = m.controllen;
+    w->msg->flags = m.flags & ~(flags & MSG_DONTWAIT);
+    return r;
+}
+
 /* The program's own call for what is still missing, at most `limit` bytes of it. A shorter answer is always allowed. */
 long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit)
 {
@@ -19,6 +38,8 @@ long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit)
     }
     for (u64 i = 0; i < w->n; i++) {
         w->asked = min_u64(w->iov[i].len - skip, limit);
+        if (skip < w->iov[i].len && w->msg && !w->got)
+            return recv_headed(fd, w, &w->iov[i], flags);
         if (skip < w->iov[i].len)
             return SYS6(__NR_recvfrom, fd, w->iov[i].base + skip, w->asked, flags, 0, 0);
         skip -= w->iov[i].len;
@@ -206,6 +227,11 @@ static void peek_on(struct sock *s, struct rx *w)
 {
     u64 skip = w->got, tcp = w->got;
 
+    if (w->drop) {
+        i64 n = sd_rx_avail(&s->e);
+        w->got += n > 0 ? min_u64((u64)n, w->len - w->got) : 0;
+        return;
+    }
     for (u64 i = 0; i < w->n; i++) {
         if (skip >= w->iov[i].len) {
             skip -= w->iov[i].len;

@@ -241,6 +241,7 @@ i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
 /* sock/cork.c */
 #define SD_SAVED_NODELAY 1u /* in opt_saved */
 #define SD_SAVED_CORK 2u
+#define SD_SAVED_INQ 4u /* TCP_INQ: the kernel has it, too */
 bool sd_corked(const struct sock *s, u32 flags);         /* what is sent now is held back until a segment is full */
 void sd_cork_put(struct sock *s, int fd);                /* inside, after bytes were held: uncovers full segments */
 void sd_cork_posted(struct sock *s, int fd, u64 tail);   /* afterwards; `tail` as it was before */
@@ -253,6 +254,11 @@ bool sd_cork_over(struct sock *s);
 bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what is in the ring stays there */
 bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
 bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h);
+
+/* sock/option.c */
+bool sd_option_keeps(int fd);                /* it has one with which it stays on TCP */
+void sd_inq_set(struct sock *s, int fd);     /* sock/calls.c */
+void sd_option_set(struct sock *s, int fd, u64 level, u64 name);
 
 /* sock/back.c */
 void sd_go_back(struct sock *s, int fd, u32 reason); /* to TCP, or never away from it */

@@ -147,7 +147,7 @@ static bool switch_tx(struct sock *s, int fd, struct sd_hold *h)
         return false;
     if (load_acq(&b->tx_plain) == 0 && !kernel_holds(fd) && (pos = sd_tx_pos(s, fd)) >= 0) {
         b->opt_saved = (sd_get_int(fd, SOL_TCP, TCP_NODELAY) ? SD_SAVED_NODELAY : 0) | (sd_get_int(fd, SOL_TCP, TCP_CORK) ? SD_SAVED_CORK : 0) |
-                       (1u << 31);
+                       (b->opt_saved & SD_SAVED_INQ) | (1u << 31);
         /* Nagle with a delayed ACK would hold a doorbell for 40 ms. */
         sd_set_int(fd, SOL_TCP, TCP_CORK, 0);
         sd_set_int(fd, SOL_TCP, TCP_NODELAY, 1);

@@ -2,6 +2,7 @@
 """All behaviours; importing this registers them."""
 
 from tests.differential.behaviours import (
+    beside,
     company,
     descriptors,
     ends,
@@ -17,6 +18,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "company", "descriptors", "ends", "handed", "options", "others", "pointers", "readiness",
+    "beside", "company", "descriptors", "ends", "handed", "options", "others", "pointers", "readiness",
     "receive", "several", "taken", "transmit",
 ]  # fmt: skip

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * option.c - options with which the kernel gives more than bytes, or not all of them: a connection that has one stays on TCP, or goes back to it.
+ *
+ * Receive timestamps are control messages about packets, a filter is asked about each packet (doorbells, too), and SO_PEEK_OFF moves a place in the
+ * kernel's queue. Accepted sockets inherit them, so the kernel is asked before a connection is offered, not only when one is set.
+ */
+#include "sock/sock.h"
+
+#define SO_ATTACH_FILTER 26 /* and SO_GET_FILTER */
+#define SO_TIMESTAMP_OLD 29
+#define SO_TIMESTAMPNS_OLD 35
+#define SO_TIMESTAMPING_OLD 37
+#define SO_PEEK_OFF 42
+#define SO_ATTACH_BPF 50
+#define SO_TIMESTAMP_NEW 63
+#define SO_TIMESTAMPNS_NEW 64
+#define SO_TIMESTAMPING_NEW 65
+
+static bool is_on(int fd, u64 name)
+{
+    return sd_get_int(fd, SOL_SOCKET, (int)name) != 0; /* 0 also where the kernel does not know it */
+}
+
+static bool has_filter(int fd)
+{
+    u32 instructions = 0;
+    long r = SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_ATTACH_FILTER, NULL, &instructions);
+
+    return instructions || r == -EACCES; /* which is no classic one, and not shown */
+}
+
+static bool has_peek_offset(int fd)
+{
+    i32 v = -1;
+    u32 len = sizeof v;
+
+    return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEEK_OFF, &v, &len) == 0 && v >= 0;
+}
+
+bool sd_option_keeps(int fd)
+{
+    return is_on(fd, SO_TIMESTAMP_OLD) || is_on(fd, SO_TIMESTAMPNS_OLD) || is_on(fd, SO_TIMESTAMPING_OLD) || is_on(fd, SO_TIMESTAMP_NEW) ||
+           is_on(fd, SO_TIMESTAMPNS_NEW) || has_filter(fd) || has_peek_offset(fd);
+}
+
+/* The kernel has set it. */
+void sd_option_set(struct sock *s, int fd, u64 level, u64 name)
+{
+    if (level != SOL_SOCKET)
+        return;
+    switch ((u32)name) {
+    case SO_PEEK_OFF:
+        if (has_peek_offset(fd) && sd_attached(s))
+            sd_recall(s, fd); /* the offset counts from the first unread byte */
+        __attribute__((fallthrough));
+    case SO_ATTACH_FILTER:
+    case SO_ATTACH_BPF:
+    case SO_TIMESTAMP_OLD:
+    case SO_TIMESTAMPNS_OLD:
+    case SO_TIMESTAMPING_OLD:
+    case SO_TIMESTAMP_NEW:
+    case SO_TIMESTAMPNS_NEW:
+    case SO_TIMESTAMPING_NEW:
+        if (sd_option_keeps(fd))
+            sd_go_back(s, fd, SD_REASON_option);
+    }
+}
