@@ -206,6 +206,7 @@ struct sock {
     struct sock *next_free;
     _Atomic u64 tcp_pos[2];  /* bytes sent and received on TCP, as far as traced; where the kernel does not tell any more */
     u64 shown;          /* its cookie, once the trace knows it */
+    _Atomic u32 held;   /* [F3] threads that sleep in poll or select on it, and on others */
 };
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */

@@ -103,11 +103,20 @@ static bool in_use(const struct sock *s)
     return false;
 }
 
+/* [F3] For who sleeps on several at once. Let go and look whether it is dead, or make it dead and look whether it is held: one of both sees the other. */
+void sd_sock_let_go(struct sock *s)
+{
+    if (atomic_fetch_sub(&s->held, 1) == 1 && unlikely(load_acq(&s->dead) == 1))
+        sd_sock_reap(s);
+}
+
 /* The table does not lead to s any more. Frees it unless some thread is inside: that one does it then. */
 NOINLINE void sd_sock_reap(struct sock *s)
 {
     u32 one = 1;
 
+    if (load_acq(&s->held))
+        return; /* [F3] */
     if (g.mt) {
         sd_membarrier_threads(); /* [F1] [F2] */
         if (in_use(s))
@@ -178,6 +187,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     store_rlx(&s->attaching, 0);
     s->epoch = 0;
     store_rlx(&s->dead, 0);
+    store_rlx(&s->held, 0);
     s->id = id;
     s->b = b;
     s->ent = index_of(s) + 1;

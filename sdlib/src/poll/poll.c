@@ -7,12 +7,14 @@
  * kernel's POLLIN true; sd_ready() eats it and says what is true of the ring.
  */
 #include "poll/poll.h"
+#include "sock/sock.h"
 
 #define ON_STACK 32           /* entries; 40 bytes each */
 #define MAX_ENTRIES (1u << 20)
 #define LOOK_AT 8             /* sockets asked whether spinning pays */
 #define TIMER_NS 1000000ull   /* see sd_needs_timer */
 #define SNOOZE_NS 10000000ull
+#define HELD 0x100u           /* in `armed`: [F3] */
 #define COUNTED 0x40u         /* in `armed`: other threads know that one sleeps on it [B2] */
 
 bool sd_pollitem_find(struct sd_pollitem *it, int fd)
@@ -175,7 +177,8 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
         struct sd_pollitem *it = &p->item[i];
         if (it->s) {
             u32 want = sd_bits_fold(it->want);
-            it->armed = sd_arm(it->s, want);
+            atomic_fetch_add(&it->s->held, 1);
+            it->armed = sd_arm(it->s, want) | HELD;
             if (g.mt) {
                 atomic_fetch_add(&it->s->parked, 1);
                 it->armed |= COUNTED;
@@ -199,8 +202,27 @@ static void disarm_all(struct sd_pollset *p)
             atomic_fetch_sub(&it->s->parked, 1);
         if (it->armed)
             sd_disarm(it->s, it->armed);
-        it->armed = 0;
+        it->armed &= HELD;
     }
+}
+
+/* What other threads have closed is freed now. */
+static void let_go(struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++)
+        if (p->item[i].armed & HELD) {
+            p->item[i].armed = 0;
+            sd_sock_let_go(p->item[i].s);
+        }
+}
+
+/* Closed meanwhile, or another file has the number: what the kernel has said is of that one. */
+static bool is_stale(const struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++)
+        if (p->item[i].s && sd_sock_of((u32)p->k[i].fd) != p->item[i].s)
+            return true;
+    return false;
 }
 
 /* A descriptor is hung up, which poll always reports but select did not ask for: sleep without it for a while. */
@@ -231,7 +253,9 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     bool timer;
     if (arm_all(p, &timer)) {
         disarm_all(p);
-        return ask_now(p);
+        long n = is_stale(p) ? 0 : ask_now(p);
+        let_go(p);
+        return n;
     }
     for (u32 i = 0; i < p->n; i++)
         if (p->item[i].s)
@@ -250,11 +274,10 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     disarm_all(p);
     if (dozing)
         unsnooze(p);
-    if (r < 0)
-        return r;
     if (r > 0)
         sd_spin_parked(&sd_learn_process, from);
-    long n = translate(p, true);
+    long n = r < 0 ? r : is_stale(p) ? 0 : translate(p, true);
+    let_go(p);
     *idle = r > 0 && n == 0 && !dozing;
     return n;
 }

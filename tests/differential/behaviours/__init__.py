@@ -9,6 +9,7 @@ from tests.differential.behaviours import (
     handed,
     options,
     others,
+    patterns,
     pointers,
     readiness,
     receive,
@@ -18,6 +19,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "beside", "company", "descriptors", "ends", "handed", "options", "others", "pointers", "readiness",
+    "beside", "company", "descriptors", "ends", "handed", "options", "others", "patterns", "pointers", "readiness",
     "receive", "several", "taken", "transmit",
 ]  # fmt: skip
