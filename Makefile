@@ -159,9 +159,9 @@ soak: build $(STAMPS)/packages-test
 model: build
 	MODEL_EXAMPLES=$${MODEL_EXAMPLES:-3000} $(PY) -m pytest tests/differential/test_model.py
 
-# Thousands of mostly idle connections; more where a process may have more descriptors. Minutes.
+# 10,000 mostly idle connections, where a process may have so many descriptors (ulimit -Hn). Minutes.
 many: build
-	SDRUN_CONNECTIONS=$${SDRUN_CONNECTIONS:-9000} $(PY) -m pytest -s tests/tools/test_many_connections.py
+	SDRUN_CONNECTIONS=$${SDRUN_CONNECTIONS:-10000} $(PY) -m pytest -s tests/tools/test_many_connections.py
 
 # docs/compatibility.md, from the results of tests/differential.
 table: build

@@ -3,7 +3,7 @@
  * fastpath.c - the calls whose instructions tools/instructions.py counts. Run by it under sdrun; alone it does nothing of use.
  *
  * Both ends of two loopback connections are in this one process and everything happens in one order, so each call always finds the same
- * state: room when it sends, bytes when it receives. Every call into the library after the start goes through probe(): a counted call must
+ * state: room when it sends, bytes when it receives. "idle N": the epoll set has N connections more, whose other ends a child holds. Every call into the library after the start goes through probe(): a counted call must
  * not find what an uncounted one has left behind. The call is `mov $nr,%eax; syscall`, as libc's wrappers have it, between two `int3`,
  * where the tracer takes over and where it stops; the number of the probe is in r15.
  */
@@ -62,14 +62,20 @@ static void check(int ok, const char *what)
     }
 }
 
-static void connection(int listener, int *tx, int *rx)
+static int outgoing(int listener)
 {
     struct sockaddr_in to;
     socklen_t len = sizeof to;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
 
     check(getsockname(listener, (struct sockaddr *)&to, &len) == 0, "getsockname");
-    *tx = socket(AF_INET, SOCK_STREAM, 0);
-    check(*tx >= 0 && connect(*tx, (struct sockaddr *)&to, sizeof to) == 0, "connect");
+    check(fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0, "connect");
+    return fd;
+}
+
+static void connection(int listener, int *tx, int *rx)
+{
+    *tx = outgoing(listener);
     *rx = accept(listener, NULL, NULL);
     check(*rx >= 0, "accept");
 }
@@ -82,30 +88,56 @@ static void *sleeper(void *unused)
     return NULL;
 }
 
-static void exchange(int tx, int rx)
+static void exchange(int fd, int first)
 {
     char byte = 'x';
 
     for (int i = 0; i < 4; i++) {
-        check(write(tx, &byte, 1) == 1 && read(rx, &byte, 1) == 1, "idle connection");
-        check(write(rx, &byte, 1) == 1 && read(tx, &byte, 1) == 1, "idle connection");
+        if (first)
+            check(write(fd, &byte, 1) == 1, "idle connection");
+        check(read(fd, &byte, 1) == 1, "idle connection");
+        if (!first)
+            check(write(fd, &byte, 1) == 1, "idle connection");
     }
 }
 
-/* Connections in the same epoll set that have moved, and say nothing any more. */
-static void idle_connections(int listener, int epfd, int n)
+static void more_descriptors(void)
 {
-    struct epoll_event event = {.events = EPOLLIN}, got;
     struct rlimit files;
 
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+}
+
+/* The other ends, by a child that holds none of our connections. It waits for a byte; it is as silent as they are, until it is killed with our group. */
+static int idle_peer(int listener, int n)
+{
+    int begin[2];
+    char byte;
+
+    more_descriptors();
+    check(pipe(begin) == 0, "pipe");
+    if (fork() != 0)
+        return begin[1];
+    check(read(begin[0], &byte, 1) == 1, "pipe");
+    for (int i = 0; i < n; i++)
+        exchange(outgoing(listener), 1);
+    for (;;)
+        pause();
+}
+
+/* Connections in the same epoll set that have moved, and say nothing any more. */
+static void idle_connections(int listener, int epfd, int n, int begin)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = 1}, got;
+
+    check(write(begin, "x", 1) == 1, "pipe");
     for (int i = 0; i < n; i++) {
-        int tx, rx;
-        connection(listener, &tx, &rx);
-        exchange(tx, rx);
-        check(epoll_ctl(epfd, EPOLL_CTL_ADD, rx, &event) == 0, "epoll_ctl");
+        int fd = accept(listener, NULL, NULL);
+        check(fd >= 0, "accept");
+        exchange(fd, 0);
+        check(epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) == 0, "epoll_ctl");
         event.data.u32++;
     }
     for (int i = 0; i < 8; i++)
@@ -118,21 +150,24 @@ int main(int argc, char **argv)
     struct epoll_event event = {.events = EPOLLIN}, got;
     struct pollfd ours = {.events = POLLIN}, other = {.events = POLLIN};
     char out[8] = "8 bytes", in[64];
-    int tx, rx, etx, erx, listener, epfd, null, mt;
+    int tx, rx, etx, erx, listener, epfd, null, mt, idle, begin = -1;
     sigset_t none;
     pthread_t thread;
 
     mt = argc > 1 && strcmp(argv[1], "threads") == 0;
+    idle = argc > 2 && strcmp(argv[1], "idle") == 0 ? atoi(argv[2]) : 0;
     listener = socket(AF_INET, SOCK_STREAM, 0);
     check(bind(listener, (struct sockaddr *)&any, sizeof any) == 0 && listen(listener, 8) == 0, "listen");
+    if (idle)
+        begin = idle_peer(listener, idle);
     if (mt)
         check(pthread_create(&thread, NULL, sleeper, NULL) == 0, "pthread_create");
     connection(listener, &tx, &rx);
     connection(listener, &etx, &erx);
     epfd = epoll_create1(0);
     check(epoll_ctl(epfd, EPOLL_CTL_ADD, erx, &event) == 0, "epoll_ctl");
-    if (argc > 2 && strcmp(argv[1], "idle") == 0)
-        idle_connections(listener, epfd, atoi(argv[2]));
+    if (idle)
+        idle_connections(listener, epfd, idle, begin);
     null = open("/dev/null", O_RDWR);
     ours.fd = rx;
     other.fd = null;
