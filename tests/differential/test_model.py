@@ -21,13 +21,19 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.differential.behaviours.handed import NOTE, receive_fd, rights
+from tests.differential.behaviours.taken import take
 from tests.differential.linux import (
     DONTWAIT,
     ET,
     EXCLUSIVE,
+    F_GETFL,
+    F_SETFL,
     FIONREAD,
     IN,
     NOSIGNAL,
+    O_ASYNC,
+    O_NONBLOCK,
     ONESHOT,
     OUT,
     PEEK,
@@ -50,8 +56,11 @@ LATE = next(world for world in WORLDS if world.name == "during")
 NATIVELY = 5
 """A busy machine hands packets over late, natively as well: what differs has to be something that is not seen there."""
 SOON = struct.pack("=qq", 0, 4000)
+SPLICE_F_NONBLOCK = 2
 SLOTS = 4
 """Descriptors of each side: two connections, and places for duplicates."""
+
+Sequence = tuple[bool, list[tuple[str, tuple[object, ...]]]]
 
 slots = st.integers(0, SLOTS - 1)
 sizes = st.sampled_from([1, 2, 3, 7, 8, 9, 100, 256, 257, 900])
@@ -59,7 +68,7 @@ receive_flags = st.sampled_from([0, DONTWAIT, PEEK, PEEK | DONTWAIT, WAITALL, WA
 masks = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | OUT | PRI | RDHUP])
 interests = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | ONESHOT, IN | ET, IN | OUT | RDHUP, IN | EXCLUSIVE])
 
-operations = st.one_of(
+everywhere = (
     st.tuples(st.just("send"), slots, sizes, st.sampled_from([0, DONTWAIT])),
     st.tuples(st.just("writev"), slots, st.lists(sizes, min_size=1, max_size=3).map(tuple)),
     st.tuples(st.just("recv"), slots, sizes, receive_flags),
@@ -80,10 +89,24 @@ operations = st.one_of(
     st.tuples(st.just("lowat"), slots, st.sampled_from([1, 4, 300])),
     st.tuples(st.just("sendfile"), slots, sizes),
     st.tuples(st.just("recvmmsg"), slots, st.lists(sizes, min_size=1, max_size=3).map(tuple)),
+    st.tuples(st.just("splice_in"), slots, sizes),
+    st.tuples(st.just("splice_out"), slots, sizes, st.sampled_from([0, SPLICE_F_NONBLOCK])),
+    st.tuples(st.just("hand"), slots, slots),
+    st.tuples(st.just("asynchronous"), slots),
 )
-calls = st.tuples(st.sampled_from("abc"), operations)
-"""Side c is a child of a with the same descriptors."""
-sequences = st.tuples(st.booleans(), st.lists(calls, min_size=1, max_size=22))
+taking = st.tuples(st.just("take"), slots, slots)
+
+
+def sequences_in(world: str) -> st.SearchStrategy[Sequence]:
+    """Side c is a child of a with the same descriptors.
+
+    Who takes a connection that is about to move is not waited for (docs/limits.md).
+    """
+    operations = st.one_of(*everywhere, *([taking] if world == BEFORE.name else []))
+    calls = st.tuples(st.sampled_from("abc"), operations)
+    return st.tuples(st.booleans(), st.lists(calls, min_size=1, max_size=22))
+
+
 
 
 @dataclass
@@ -93,7 +116,15 @@ class End:
     side: Side
     ep: int
     fds: list[int]
+    way: tuple[int, int]
+    """A socketpair."""
+    marked: list[int]
+    """Connections that SO_RCVLOWAT was set on, of all sides: those cannot be taken."""
     sent: int = field(default=0)
+    peer: End = field(init=False)
+    """Who can be robbed."""
+    heir: End = field(init=False)
+    """Who receives what is sent through the socketpair: oneself, or the child."""
 
     def bytes(self, size: int) -> bytes:
         """The next bytes to send: each place of the stream has its own."""
@@ -156,6 +187,7 @@ class End:
         self.side.setsockopt(self.fds[slot], SOL_SOCKET, SO_LINGER, struct.pack("=ii", 1, 0))
 
     def lowat(self, slot: int, size: int) -> None:
+        self.marked.append(slot)
         self.side.setsockopt(self.fds[slot], SOL_SOCKET, SO_RCVLOWAT, size)
 
     def sendfile(self, slot: int, size: int) -> None:
@@ -166,13 +198,39 @@ class End:
     def recvmmsg(self, slot: int, parts: tuple[int, ...]) -> None:
         self.side.recvmmsg(self.fds[slot], parts, DONTWAIT)
 
+    def splice_in(self, slot: int, size: int) -> None:
+        out, into = self.side.pipe()
+        self.side.write(into, self.bytes(size))
+        self.side.splice(out, self.fds[slot], size)
+        for fd in (out, into):
+            self.side.close(fd)
+
+    def splice_out(self, slot: int, size: int, flags: int) -> None:
+        out, into = self.side.pipe(O_NONBLOCK)
+        self.side.splice(self.fds[slot], into, size, flags)
+        self.side.read(out, size)
+        for fd in (out, into):
+            self.side.close(fd)
+
+    def hand(self, slot: int, to: int) -> None:
+        if self.fds[slot] >= 0 and self.heir.fds[to] < 0:
+            self.side.sendmsg(self.way[0], [NOTE], control=rights(self.fds[slot]))
+            self.heir.fds[to] = receive_fd(self.heir.side, self.way[1])
+
+    def take(self, slot: int, to: int) -> None:
+        if self.peer.fds[slot] >= 0 and self.fds[to] < 0 and not self.marked:
+            self.fds[to] = take(self.side, self.peer.side, self.peer.fds[slot])
+
+    def asynchronous(self, slot: int) -> None:
+        """Which goes on by TCP; nobody is told by signals."""
+        flags = self.side.fcntl(self.fds[slot], F_GETFL).value
+        if flags >= 0:
+            self.side.fcntl(self.fds[slot], F_SETFL, flags | O_ASYNC)
+
     def close(self, slot: int) -> None:
         if self.fds[slot] >= 0:
             fd, self.fds[slot] = self.fds[slot], -1
             self.side.close(fd)
-
-
-Sequence = tuple[bool, list[tuple[str, tuple[object, ...]]]]
 
 
 def play(sequence: Sequence) -> Callable[[Stage], None]:
@@ -180,15 +238,18 @@ def play(sequence: Sequence) -> Callable[[Stage], None]:
 
     def run(stage: Stage) -> None:
         pairs = [stage.connection() for _ in range(2)]
-        ends = {}
+        ends, marked = dict[str, End](), list[int]()
         for side, fds in zip((stage.a, stage.b), zip(*pairs, strict=True), strict=True):
             for fd in fds:
                 side.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, SOON)
-            ends[side.name] = End(side, side.epoll(), [*fds, *[-1] * (SLOTS - 2)])
+            ends[side.name] = End(side, side.epoll(), [*fds, *[-1] * (SLOTS - 2)], side.pair(), marked)
         shared, steps = sequence
         if shared:
             child = stage.a.fork("c")
-            ends["c"] = End(child, child.epoll(), list(ends["a"].fds))
+            ends["c"] = End(child, child.epoll(), list(ends["a"].fds), ends["a"].way, marked)
+        for end in ends.values():
+            end.peer = ends["a" if end is ends["b"] else "b"]
+            end.heir = end if end is ends["b"] else ends.get("c", end)
         for name, (operation, *arguments) in steps:
             getattr(ends.get(name, ends["a"]), str(operation))(*arguments)
 
@@ -211,7 +272,7 @@ def places(guests: Guests, tmp_path_factory: pytest.TempPathFactory,
 def test_random_calls_are_as_natively(world: str, places: dict[str, Place]) -> None:
     @settings(max_examples=EXAMPLES, derandomize="MODEL_EXAMPLES" not in os.environ, database=None, deadline=None,
               suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink))
-    @given(sequences)
+    @given(sequences_in(world))
     def check(sequence: Sequence) -> None:
         behaviour = Behaviour("model", play(sequence), (), carried=False, broken={}, only=())
         wanted = places[NATIVE.name].run(behaviour).transcript
