@@ -94,7 +94,7 @@ def drained(stage: Stage) -> None:
     exchange(stage, a, x, y)
 
 
-@behaviour("a client's connection pool: is it still there", carried=False)
+@behaviour(carried=False)
 def pooled(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
@@ -154,7 +154,7 @@ def handed_round(stage: Stage) -> None:
         side.ctl(ep, "mod", x, IN | ONESHOT | ET)
 
 
-@behaviour("dup2 over a connection that another thread sleeps on, and a signal", carried=False)
+@behaviour(carried=False)
 def preclosed(stage: Stage) -> None:
     """How a runtime closes what its threads use."""
     a, b = stage.a, stage.b
@@ -177,7 +177,7 @@ def preclosed(stage: Stage) -> None:
     a.close(two)
 
 
-@behaviour("lingering close: shutdown, then read to the end", carried=False)
+@behaviour(carried=False)
 def lingering(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
@@ -198,7 +198,7 @@ def lingering(stage: Stage) -> None:
     a.close(x)
 
 
-@behaviour("epoll: a connection moves from one thread's set to another's",
+@behaviour("epoll of a connection that moves from one thread's set to another's",
            only=("before", "tight", "after", "accepting"))
 def migrated(stage: Stage) -> None:
     a, b = stage.a, stage.b
@@ -222,7 +222,7 @@ def migrated(stage: Stage) -> None:
         a.ctl(there, "del", x)
 
 
-@behaviour("abort of many at once (RST) in one epoll set", carried=False)
+@behaviour(carried=False)
 def aborted(stage: Stage) -> None:
     a, b = stage.a, stage.b
     pairs = [stage.connection() for _ in range(4)]
