@@ -129,10 +129,11 @@ class Pairing:
             self.ledger.hold(end.client, end.offer_id, end.uid, inode, segment_bytes(ring_bytes))
         self.counts["paired"] += 1
         try:
-            self._outbox.say(client, messages.Paired(offer.offer_id, side_of(offer.key), ring_bytes), memfd)
             other = self._clients.get(partner.client)
-            if other is not None:
-                self._outbox.say(other, messages.Paired(partner.offer_id, side_of(partner.key), ring_bytes), memfd)
+            for to, end, peer in ((client, offer, other), (other, partner, client)):
+                tree = 0 if peer is None else peer.tree
+                if to is not None:
+                    self._outbox.say(to, messages.Paired(end.offer_id, side_of(end.key), ring_bytes, tree=tree), memfd)
         finally:
             os.close(memfd)
         local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)

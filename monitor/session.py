@@ -67,6 +67,7 @@ class Client:
         self.number = number
         self.sock = sock
         self.pid, self.uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.tree = int.from_bytes(os.urandom(4), "little") | 1 << 31  # what its partners know it by
         self.talk = Conversation()
         self.since = time.monotonic()
         self.queued: deque[tuple[bytes, int]] = deque()  # datagram, descriptor (ours) or -1

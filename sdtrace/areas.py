@@ -105,9 +105,10 @@ class Area:
         """Generation: the upper half of a block id that is not stale."""
         return int(self.view.block[block].gen)
 
-    def set_side(self, block: int, side: int, *, far: bool = False) -> None:
-        """Which side of the segment this end is, and if the other is on another host; written before the state is."""
+    def set_side(self, block: int, side: int, *, far: bool = False, tree: int = 0) -> None:
+        """Which side of the segment this end is, and where the other is; written before the state is."""
         self.view.block[block].side = side
+        self.view.block[block].peer_tree = tree
         self.view.block[block].far = int(far)
 
     def offer_again(self) -> None:

@@ -37,7 +37,7 @@ class Holdings:
         held.segment, held.paired = pair.memfd, True
         held.side, held.far = pair.side, pair.far
         held.bytes = os.fstat(pair.memfd).st_size
-        key.area.set_side(key.block, pair.side, far=pair.far)
+        key.area.set_side(key.block, pair.side, far=pair.far, tree=pair.tree)
         self.all[key] = held
         self.named[held.name] = key
         self._quotas.add(held)

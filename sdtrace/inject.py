@@ -126,6 +126,7 @@ def boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool, trace: i
     boot.version = abi.const.SD_ABI_VERSION
     boot.threads = threads
     boot.no_patch = int(not patch)
+    boot.secret = int.from_bytes(os.urandom(8), "little")
     boot.trace = trace
     boot.ncarry = abi.const.SD_CARRY_ADOPT if adopt else len(carry)
     for slot, (fd, block) in zip(boot.carry, carry, strict=False):

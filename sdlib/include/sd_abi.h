@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 10
+#define SD_ABI_VERSION 11
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -227,7 +227,8 @@ struct sd_block {
     uint64_t parks;             /* waits that left its ring for a sleep in the kernel, perhaps with others (poll, epoll) */
     uint64_t spins;             /* waits that looked at its ring for a while, and it ended them (won), or nothing did */
     uint64_t spins_won;
-    uint64_t pad;
+    uint32_t peer_tree;         /* the other end's tree, as the monitor calls it, with bit 31 set; 0: unknown. Written as side is */
+    uint32_t pad;
 };
 
 /* A thread that uses connections which it shares with others (sock/token.h). Everything but tid is written by its owner, and VOID in a mark
@@ -302,7 +303,8 @@ struct sd_dir {
     SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_*; the producer may make RESEND TAKEN */
     SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU on which the consumer has read its last large message */
     SD_ATOMIC uint32_t arrived;     /* 1: the consumer has read all of TCP and reads the ring, so a reset cannot be for bytes of the program there */
-    uint32_t pad4[12];
+    SD_ATOMIC uint64_t sleep;       /* the sleep of a whole set that the one in rx_armed is part of: one bell ends it ([W4], bell.h); 0: none */
+    uint32_t pad4[10];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
@@ -479,6 +481,7 @@ struct sd_boot {
     uint32_t trace;    /* SD_TRACE_*; beside ncarry, so that one look tells that neither is there */
     uint32_t no_patch; /* leave all sites trapping */
     uint32_t unhooked; /* by the library: 1 once it has given everything back (sdrun --detach) */
+    uint64_t secret;   /* random, of this program alone */
     struct sd_carry carry[SD_CARRY_MAX];
 };
 

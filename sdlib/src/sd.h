@@ -106,6 +106,7 @@ struct sd_global {
     struct sd_proc *proc; /* never NULL: private until an area is mapped */
     const struct sd_config *cfg; /* never NULL */
     u64 tsc_per_us;
+    u64 secret;          /* random, nobody else's */
 };
 extern struct sd_global g;
 
@@ -227,6 +228,7 @@ u32 sd_kernel_want(const struct sock *s, u32 want);
 u32 sd_arm(struct sock *s, u32 want);
 #define SD_ARM_BARRIER 0x80u
 #define SD_ARM_EPOCH 8 /* bits from here on; what was armed in other rings is not taken back in these */
+#define SD_ARM_NAMED 4u /* by the caller: our sleep has a name there ([W4], bell.h) */
 void sd_disarm(struct sock *s, u32 armed);
 /* [B2] The doorbell may not be eaten yet. */
 bool sd_bell_stays(const struct sock *s);

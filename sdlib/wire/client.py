@@ -349,7 +349,7 @@ class MonitorClient:
         try:
             before = self._advance(message.offer_id, messages.Type.PAIRED)
             if before is not OfferState.LEAVING:
-                wrong = "an impossible place" if message.far > 1 or message.zero else None
+                wrong = "an impossible place" if message.far > 1 else None
                 wrong = wrong or segment.wrong_numbers(message.side, message.ring_bytes, asked)
                 wrong = wrong or segment.check_memfd(fd, message.ring_bytes)
                 if wrong:
@@ -360,7 +360,7 @@ class MonitorClient:
         if before is OfferState.LEAVING:
             os.close(fd)
             return None
-        return message.offer_id, Paired(message.offer_id, message.side, fd, bool(message.far))
+        return message.offer_id, Paired(message.offer_id, message.side, fd, bool(message.far), message.tree)
 
     # ------------------------------------------------------------------- events
 

@@ -20,6 +20,8 @@ class Paired(NamedTuple):
     memfd: int
     far: bool = False
     """It is on another host."""
+    tree: int = 0
+    """A number of the client at the other end, the same for all of its pairs; 0: unknown."""
 
 
 class Pending(NamedTuple):

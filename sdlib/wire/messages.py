@@ -16,7 +16,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
 TEXT_BYTES: Final = 104
 MAX_BYTES: Final = 128  # no message is longer
@@ -133,13 +133,14 @@ class Paired(NamedTuple):
     """Monitor, with the segment's memfd: the other end is there. This client is `side` (0 or 1).
 
     `far` 1: it is on another host, and the segment is this host's copy, which the monitor mirrors.
+    `tree`: a number of the client at the other end, the same for all of its pairs; 0: unknown.
     """
 
     offer_id: int
     side: int
     ring_bytes: int
     far: int = 0
-    zero: int = 0
+    tree: int = 0
 
 
 class Refused(NamedTuple):

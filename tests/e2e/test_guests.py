@@ -94,3 +94,13 @@ def test_edges_and_a_doorbell_in_between(runner: Runner) -> None:
     program = runner.run(sys.executable, GUESTS / "edge_bell.py")
     assert program.stdout == b"heard\n"
     runner.check(program, at_least=2)
+
+
+@pytest.mark.parametrize("how", ["level", "edge"])
+def test_one_doorbell_for_a_whole_set(how: str, runner: Runner) -> None:
+    """In each of 20 rounds 8 to 16 connections are written to while their reader sleeps on all of them."""
+    program = runner.run(sys.executable, GUESTS / "one_bell.py", how)
+    assert program.stdout == b"served\n"
+    for report in runner.check(program, at_least=32, of_bytes=300):
+        bells = report.raw["counters"]["bells_tx"]
+        assert bells < 20 * 8, f"{bells} doorbells\n{report}"

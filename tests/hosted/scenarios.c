@@ -179,6 +179,20 @@ static void fencing_ends(void)
     *(u32 *)&w.sock[0].e.tx_fence = 1;
 }
 
+static void asleep_by_name(void)
+{
+    on_ring();
+    g.mt = 0;
+    w.block[0].peer_tree = 1u << 31;
+}
+
+static void asleep_by_name_fenced(void)
+{
+    fencing();
+    g.mt = 0;
+    w.block[0].peer_tree = 1u << 31;
+}
+
 /* ---------------------------------------------------------------- arming */
 
 static void a_sends_1(void) { put(0, "a", 0); }
@@ -205,6 +219,29 @@ static void b_polls_2(void)
     while (!got(1, 2))
         if (take(1, 3, MSG_DONTWAIT) == -EAGAIN)
             wait_for(1, POLLIN);
+}
+
+/* As epoll_wait does it (ep_hot.c), asleep under a name that never comes again [W4]. */
+static void sleep_named(u64 name)
+{
+    struct sock *s = &w.sock[1];
+    struct pollfd p = {FD_OF(1), POLLIN, 0};
+    u32 armed = sd_arm(s, POLLIN) | SD_ARM_NAMED;
+
+    sd_rx_asleep(&s->e, name);
+    if (armed & SD_ARM_BARRIER)
+        sd_membarrier();
+    if (!sd_rx_news(&s->e, 0))
+        SYS5(__NR_ppoll, &p, 1, NULL, 0, 8);
+    sd_disarm(s, armed);
+    sd_look_at_kernel(s, FD_OF(1));
+}
+
+static void b_sleeps_for_3(void)
+{
+    while (!got(1, 3))
+        if (take(1, 1, MSG_DONTWAIT) == -EAGAIN)
+            sleep_named(++prog.plain[0]);
 }
 
 static void a_polls_6(void)
@@ -480,6 +517,8 @@ const struct scenario scenarios[] = {
     {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-begins", on_ring, {a_fences_midway, b_polls_2}, b_has_ab},
+    {"wake-up-named", asleep_by_name, {a_sends_thrice, b_sleeps_for_3}, b_has_abc},
+    {"wake-up-named-fenced", asleep_by_name_fenced, {a_sends_thrice, b_sleeps_for_3}, b_has_abc},
     {"start-over", on_ring, {a_sends_thrice, b_gets_3}, b_has_abc},
     {"room", on_ring, {a_sends_6, b_gets_6}, b_has_6},
     {"room-poll", on_ring, {a_polls_6, b_gets_6}, b_has_6},

@@ -34,6 +34,15 @@ typedef int64_t i64;
 #define NOINLINE __attribute__((noinline))
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
+/* Every bit of x decides every bit of it (splitmix64). */
+static inline u64 sd_mix(u64 x)
+{
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
 static inline u64 min_u64(u64 a, u64 b) { return a < b ? a : b; }
 
 #ifdef SD_INTERPOSE /* tests/hosted: somebody comes in between us and every shared word */

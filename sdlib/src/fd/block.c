@@ -67,8 +67,31 @@ struct sd_area *sd_area_get(u32 index)
     return a;
 }
 
+/* 1 + id of the block that this process has freed last: the next connection finds it in the caches, and goes nowhere near other processes' words. */
+static SD_FORKED u32 last_freed;
+
+static struct sd_block *claim(u32 n, u32 i, u32 *id)
+{
+    struct sd_block *b = &g.area[n]->block[i];
+
+    if (load_rlx(&b->state) != SD_BLOCK_FREE || !cas_u32(&b->state, SD_BLOCK_FREE, SD_BLOCK_TCP))
+        return NULL;
+    u32 gen = load_rlx(&b->gen);
+    sd_zero((u8 *)b + 8, sizeof *b - 8);
+    store_rlx(&b->gen, gen);
+    store_rlx(&b->users, 1);
+    b->owner_pid = g.pid;
+    *id = n << 16 | i;
+    return b;
+}
+
 struct sd_block *sd_block_new(u32 *id)
 {
+    struct sd_block *b;
+    u32 last = last_freed;
+
+    if (last && (b = claim((last - 1) >> 16, (last - 1) & 0xffff, id)))
+        return b;
     for (u32 n = 0; n < SD_MAX_AREAS; n++) {
         struct sd_area *a = sd_area_get(n);
         if (!a)
@@ -76,16 +99,9 @@ struct sd_block *sd_block_new(u32 *id)
         u32 start = load_rlx(&a->next_free);
         for (u32 k = 0; k < SD_AREA_BLOCKS; k++) {
             u32 i = (start + k) % SD_AREA_BLOCKS;
-            struct sd_block *b = &a->block[i];
-            if (load_rlx(&b->state) != SD_BLOCK_FREE || !cas_u32(&b->state, SD_BLOCK_FREE, SD_BLOCK_TCP))
+            if (!(b = claim(n, i, id)))
                 continue;
-            u32 gen = load_rlx(&b->gen);
-            sd_zero((u8 *)b + 8, sizeof *b - 8);
-            store_rlx(&b->gen, gen);
-            store_rlx(&b->users, 1);
-            b->owner_pid = g.pid;
             store_rlx(&a->next_free, i + 1);
-            *id = n << 16 | i;
             return b;
         }
     }
@@ -140,6 +156,7 @@ void sd_block_drop(struct sock *s)
     b->established = 0;
     atomic_fetch_add(&b->gen, 1);
     store_rel(&b->state, SD_BLOCK_FREE);
+    last_freed = 1 + s->id;
 }
 
 void sd_reason(struct sock *s, u32 reason)
@@ -162,8 +179,10 @@ void sd_socks_before_fork(void)
                 continue;
             s->kcheck |= 0x80000000u;
             atomic_fetch_add(&s->b->users, 1);
-            if (s->seg)
+            if (s->seg) {
                 sd_fence_end(&s->e); /* [W3] the child does not know of it */
+                sd_rx_awake(&s->e);  /* [W4] others may sleep on it from now on */
+            }
         }
     }
     for (u32 fd = 0; fd < top; fd++) {

@@ -91,17 +91,26 @@ void ep_drain(struct ep *ep)
 }
 
 /* After a park has ended: what slept beside the one that was rung for is looked at again instead of waiting for its own bell. */
-void ep_warm_up(struct ep *ep)
+void ep_warm_up(struct ep *ep, u32 naps)
 {
     for (u32 i = 0; i < ep->nslept; i++) {
         struct reg *r = ep->slept[i];
         if (r->ep != ep || r->dead || r->ghost || r->hot || r->off || !on_ring(r->s))
             continue;
-        r->naps++;
+        r->naps += naps;
         reg_disarm(r);
         hot_add(ep, r);
     }
     ep->nslept = 0;
+    ep->named = false;
+}
+
+void ep_rise(struct ep *ep, struct sd_tcb *t)
+{
+    if (likely(!ep->named) || load_rlx(&ep->parked) || !ep_enter(ep, t))
+        return;
+    ep_warm_up(ep, 1);
+    ep_leave(ep, t);
 }
 
 /* --------------------------------------------------------------- reporting */
@@ -225,30 +234,59 @@ static u32 waited_for(const struct reg *r)
     return reg_wanted(r) | (r->want & (EPOLLEXCLUSIVE | EPOLLET));
 }
 
-/* Arms the hot registrations (idle_only: those that were idle for long), all with one barrier. */
-static void arm_hot(struct ep *ep, bool idle_only)
+/* A name for the sleep that is about to begin. Where it starts nobody can tell, so no two sets have the same. */
+static void name_sleep(struct ep *ep)
 {
+    if (ep->sleep_pid != g.pid) {
+        ep->sleep_pid = g.pid; /* a forked child goes on elsewhere */
+        ep->sleep = sd_mix(sd_mix(sd_mix(g.secret + g.pid) + (u64)ep) + sd_tsc());
+    }
+    ep->sleep += ep->sleep + 1 ? 1 : 2; /* 0 is none */
+}
+
+/* [E5] Will lie in `slept`, and nobody else may eat its doorbell. */
+static bool may_name(const struct reg *r, u32 place)
+{
+    return place < WARM && r->naps < NAPS && !(r->want & EPOLLEXCLUSIVE) && load_rlx(&r->s->b->users) <= 1 && !r->s->b->far;
+}
+
+/* Arms the hot registrations (COOL_IDLE: those that were idle for long), all with one barrier. */
+static void arm_hot(struct ep *ep, enum cool how)
+{
+    bool barrier = false, named = how == COOL_SLEEP && !g.mt && !ep->watched && !load_rlx(&ep->parked);
     struct reg *r = ep->hot;
-    bool barrier = false;
-    for (u32 i = 0; i < ep->nhot; i++, r = r->hot_next)
-        if (!idle_only || r->idle >= IDLE_ROUNDS)
-            barrier |= arm(r);
+    u32 place = 0;
+    if (named)
+        name_sleep(ep);
+    for (u32 i = 0; i < ep->nhot; i++, r = r->hot_next) {
+        if (how == COOL_IDLE && r->idle < IDLE_ROUNDS)
+            continue;
+        barrier |= arm(r);
+        place += r->naps < NAPS;
+        if (named && (load_rlx(&r->armed) & 1) && may_name(r, place)) {
+            store_rlx(&r->armed, load_rlx(&r->armed) | SD_ARM_NAMED);
+            sd_rx_asleep(&r->s->e, ep->sleep); /* [W4] */
+            ep->named = true;
+        }
+    }
     if (barrier)
         sd_membarrier();
 }
 
-/* Arms the hot registrations (idle_only: those that were idle for long) and looks again. True: one is ready, nothing was changed.
- * False: they are cold now, apart from those that need a timer. */
-bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
+/* Arms the hot registrations and looks again. True: one is ready, nothing was changed. False: they are cold now, apart from those that need a timer. */
+bool ep_cool(struct ep *ep, enum cool how, bool *timer)
 {
     struct reg *r, *next;
-    u32 count = ep->nhot;
+    bool idle_only = how == COOL_IDLE;
     *timer = false;
-    if (!idle_only)
+    if (ep->named && !load_rlx(&ep->parked))
+        ep_warm_up(ep, 1);
+    else if (!idle_only)
         ep->nslept = 0;
+    u32 count = ep->nhot;
     if (!count)
         return false;
-    arm_hot(ep, idle_only);
+    arm_hot(ep, how);
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;
@@ -256,8 +294,11 @@ bool ep_cool(struct ep *ep, bool idle_only, bool *timer)
             continue;
         if (reg_due(r)) {
             reg_disarm(r);
-            if (!idle_only)
+            if (!idle_only) {
+                if (ep->named)
+                    ep_warm_up(ep, 0);
                 return true; /* the caller scans; the others stay hot, what is armed costs one bell */
+            }
             r->idle = 0;
             continue;
         }
@@ -280,7 +321,7 @@ void ep_chill_all(struct ep *ep)
     u32 count = ep->nhot;
     if (!count)
         return;
-    arm_hot(ep, false);
+    arm_hot(ep, COOL_ALL);
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;

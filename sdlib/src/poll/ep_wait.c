@@ -65,7 +65,7 @@ static int translate(struct ep *ep, struct sd_tcb *t, struct epoll_event *e, int
         }
     }
     if (locked && k > 0)
-        ep_warm_up(ep);
+        ep_warm_up(ep, 1);
     if (locked)
         ep_leave(ep, t);
     while (dead--)
@@ -81,6 +81,7 @@ bool sd_ep_peek(void *p)
     struct sd_tcb *t = sd_self();
     struct reg *r;
     bool ready = false;
+    ep_rise(ep, t);
     if (!ep_enter(ep, t))
         return false;
     r = ep->hot;
@@ -98,7 +99,7 @@ bool sd_ep_park(void *p)
     if (!ep_enter(ep, t))
         return false;
     ep->watched = true; /* from now on: the kernel's readiness has to be the truth while nobody is in here */
-    ready = ep_cool(ep, false, &timer);
+    ready = ep_cool(ep, COOL_ALL, &timer);
     ep_leave(ep, t);
     return ready;
 }
@@ -170,7 +171,7 @@ static int look(struct epwait *w, int have)
     int n = ep_scan(ep, w->e + have, w->max - have, w->round, !w->spinning);
     if (!w->spinning && ep->nidle && (ep->calls & (IDLE_ROUNDS - 1)) == 0) {
         ep->nidle = 0;
-        ep_cool(ep, true, &timer);
+        ep_cool(ep, COOL_IDLE, &timer);
     }
     ep_leave(ep, w->t);
     return have && n < 0 ? 0 : n;
@@ -243,7 +244,7 @@ static long park(struct epwait *w, u64 left)
     bool timer = true, counted = false; /* without the lock: come back soon */
     long raw;
     if (ep_enter(ep, w->t)) {
-        bool ready = ep_cool(ep, false, &timer);
+        bool ready = ep_cool(ep, COOL_SLEEP, &timer);
         counted = !ready;
         if (counted)
             atomic_fetch_add(&ep->parked, 1); /* [E1] before the lock is free */
@@ -256,6 +257,7 @@ static long park(struct epwait *w, u64 left)
     long n = ask_kernel(w, 0, timer ? min_u64(left, TIMER_NS) : left, &raw);
     if (counted)
         atomic_fetch_sub(&ep->parked, 1);
+    ep_rise(ep, w->t);
     if (raw > 0 && ep->hot)
         sd_spin_parked(&ep->learn, from);
     return n ? n : raw < 0 ? raw : 0;
@@ -307,6 +309,7 @@ static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
     atomic_fetch_add(&ep->waits, 1); /* another thread may close it meanwhile */
     if (!g.mt)
         store_rlx(&ep->parked, 0); /* one that was left by siglongjmp */
+    ep_rise(ep, w->t);
     long r = wait_loop(w);
     if (ep_slept_on(ep) && ep_enter(ep, w->t)) {
         ep_chill_all(ep); /* [E1] others sleep on, and rely on bells */

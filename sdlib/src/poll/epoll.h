@@ -26,6 +26,8 @@
  *   [E3] Hot list, edge-trigger state and `parked` belong to whoever holds ep->owner. It is never held while parked. Who finds it taken by a
  *        frame below itself (a signal handler) or by somebody who has left by siglongjmp pushes to ep->pending, which takes no lock, and
  *        whoever gives the owner word back looks at ep->pending afterwards.
+ *   [E5] A sleep has a name ([W4], bell.h) where nobody else can eat its bells. Whatever is armed by that name is hot or lies in `slept`, and is looked at as soon as the
+ *        sleep is over, however it has ended: before the program gets an answer, or, where the lock was taken, in its next wait.
  *   [E4] `structure` guards s->regs and the tables; it is held with all signals blocked, so nothing can interrupt it on its own thread.
  */
 #ifndef SD_EPOLL_H
@@ -82,6 +84,9 @@ struct ep {
     u32 nhot, nidle, calls;
     struct reg *slept[WARM];    /* cooled by the last park: a busy set wakes up as one, without a doorbell each */
     u32 nslept;
+    u32 sleep_pid;
+    u64 sleep;                  /* the name of that sleep ([E5]); whose it is */
+    bool named;                 /* some of `slept` are armed by it */
     _Atomic u64 round;
     u64 checked_tsc;
     struct sd_learn learn;
@@ -117,11 +122,13 @@ void reg_heat(struct ep *ep, struct reg *r); /* looked at from now on, or armed 
 void reg_disarm(struct reg *r);
 void push_pending(struct reg *r, u32 why); /* without the lock */
 void ep_drain(struct ep *ep);
-void ep_warm_up(struct ep *ep);
+void ep_warm_up(struct ep *ep, u32 naps);
+void ep_rise(struct ep *ep, struct sd_tcb *t); /* without the lock: nobody sleeps any more [E5] */
 bool reg_due(struct reg *r);
 u32 reg_report(struct reg *r, u32 kev);    /* without the lock too */
 int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age);
-bool ep_cool(struct ep *ep, bool idle_only, bool *timer);
+enum cool { COOL_IDLE, COOL_ALL, COOL_SLEEP }; /* those that were idle for long; all; all, and one thread is about to sleep on them */
+bool ep_cool(struct ep *ep, enum cool how, bool *timer);
 void ep_chill_all(struct ep *ep);          /* [E1] on the way out of a wait while others sleep */
 void ep_settle(struct reg *r, u32 why, struct sd_tcb *t); /* without the lock: note it, and do it now if possible */
 

@@ -14,6 +14,12 @@
  *        producer that rings often fences for a while, and says so in prod_fenced: then the waiter's own rx_armed++ (a full barrier)
  *        is enough. On: first fence, then say so; what went before is in order because stores are. Off: say so, fence, then fence no more:
  *        who has read 1 has counted himself before, and is seen from here on. Only while one process alone uses this end.
+ *   [W4] A set of connections is slept on as one, and one bell wakes it: then all of them are looked at, or armed anew. So the waiter names its sleep, by
+ *        a number that never comes again, in `sleep` of each: rx_armed++, then `sleep`; `sleep` = 0, then rx_armed--. A poster that has rung in
+ *        that sleep need not ring on its other connections. `sleep`, rx_armed, `sleep` again: the same sleep, and 1, so it was that waiter who
+ *        was counted, and nobody else. It stands behind the store of tail as rx_armed does, and what it is of [W1] and [W3] holds of it: a waiter that has
+ *        not seen the bytes is seen. Only of a process with one thread that has its connections for itself, where nobody else can eat the bell. What
+ *        a peer writes in `sleep` costs nobody's wake-up but its own: doorbell.c keeps what it has rung for by the peer's tree.
  *   [B1] bell: poster: exchange(1), and only who changed 0 to 1 sends the byte | receiver: eats the byte, exchange(0), looks at the ring.
  *        Two exchanges of one word: either the poster's comes later and sends a new byte, or it comes earlier, and then what it has
  *        published is seen by the receiver's look behind its own exchange.
@@ -41,6 +47,17 @@ static inline bool sd_rx_arm(const struct sd_end *e)
 {
     atomic_fetch_add(&e->rx->rx_armed, 1);
     return load_rlx(&e->rx->prod_fenced) == 0;
+}
+
+/* [W4], after sd_rx_arm(). */
+static inline void sd_rx_asleep(const struct sd_end *e, u64 sleep)
+{
+    store_rel(&e->rx->sleep, sleep);
+}
+
+static inline void sd_rx_awake(const struct sd_end *e)
+{
+    store_rel(&e->rx->sleep, 0);
 }
 
 static inline void sd_rx_disarm(const struct sd_end *e)
@@ -105,6 +122,14 @@ static inline bool sd_data_wanted(struct sd_end *e)
     if (unlikely(load_rlx(&e->tx_fence)))
         return sd_data_wanted_fenced(e);
     return load_rlx(&e->tx->rx_armed) != 0; /* [W1] */
+}
+
+/* [W4] The sleep of the only one who waits for our bytes; 0: none that has a name. */
+static inline u64 sd_tx_sleep(const struct sd_end *e)
+{
+    u64 sleep = load_acq(&e->tx->sleep);
+
+    return sleep && load_acq(&e->tx->rx_armed) == 1 && load_acq(&e->tx->sleep) == sleep ? sleep : 0;
 }
 
 /* After a commit of the consumer: the peer waits for room and half of the ring is free, so that it is not woken for every byte. */

@@ -9,16 +9,45 @@
 #include "sock/far.h"
 #include "sock/sock.h"
 
+/* ---- [W4] which sleeps we have ended already. By a hash that only this program can compute, so that a peer which names another one's sleep
+ * ends its own alone: the tree that it belongs to is the monitor's word. Threads may overwrite each other's; that costs a bell. */
+_Atomic u64 sd_told[SD_TOLD];
+
+static u64 told_as(const struct sock *s, u64 sleep)
+{
+    return sd_mix(sd_mix(sleep ^ g.secret) + s->b->peer_tree);
+}
+
+static void tell(const struct sock *s, u64 sleep)
+{
+    u64 as = told_as(s, sleep);
+
+    if (s->b->peer_tree >> 31)
+        store_rel(&sd_told[as % SD_TOLD], as);
+}
+
+static bool was_told(const struct sock *s)
+{
+    u64 sleep = sd_is_far(s) ? 0 : sd_tx_sleep(&s->e), as;
+
+    if (!sleep || !(s->b->peer_tree >> 31))
+        return false;
+    as = told_as(s, sleep);
+    return load_acq(&sd_told[as % SD_TOLD]) == as;
+}
+
 /* In a direction that is on the ring. */
 void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
 {
     u8 byte = 0;
+    u64 sleep;
     long r;
 
     if (sd_is_far(s)) {
         sd_far_nudge(s);
         return;
     }
+    sleep = sd_tx_sleep(&s->e);
     if (!sd_bell_take(&s->e)) {
         sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
@@ -26,6 +55,8 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
     r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL | more);
     if (r == 1) {
         COUNT_OF(s, bells_tx);
+        if (sleep && !more) /* else the kernel may hold it back */
+            tell(s, sleep);
         return;
     }
     /* EAGAIN: the peer has unread TCP bytes, is awake by them and will look at the ring. EINTR: thrown out. Others: it is gone. */
@@ -67,7 +98,10 @@ void sd_wake_reader(struct sock *s, int fd)
         if (load_rlx(&s->b->users) > 1) /* somebody has come in who does not know */
             sd_fence_end(&s->e);
     }
-    sd_ring_bell(s, fd);
+    if (was_told(s))
+        sd_tx_unplan(&s->e); /* it may be dead: see peer_left() */
+    else
+        sd_ring_bell(s, fd);
 }
 
 void sd_latch_end(struct sock *s, int fd, u32 err)

@@ -82,6 +82,7 @@ bool sd_map_segment(struct sock *s, int fd)
             SYS2(__NR_munmap, at, st[6]);
         return false;
     }
+    sd_rx_awake(&e); /* [W4] who slept before an execve does not any more */
     s->e = e;
     s->seg = seg;
     if (unlikely(g.cfg->without & SD_WITHOUT_window))

@@ -185,6 +185,8 @@ void sd_disarm(struct sock *s, u32 armed)
 {
     if (unlikely(((armed >> SD_ARM_EPOCH) ^ s->epoch) << SD_ARM_EPOCH))
         return;
+    if (armed & SD_ARM_NAMED)
+        sd_rx_awake(&s->e); /* [W4] */
     if (armed & 1)
         sd_rx_disarm(&s->e);
     if (armed & 2)

@@ -69,6 +69,7 @@ long sd_init_c(void)
     g.pid = (u32)SYS0(__NR_getpid);
     g.mt = sd_boot.threads > 1;
     g.trace = sd_boot.trace;
+    g.secret = sd_boot.secret;
     g.tsc_per_us = calibrate();
     SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0);
     if (!g.mt)
