@@ -12,16 +12,18 @@ import os
 import select
 import syslog
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sdtrace import cli, explain, procfs, report
 from sdtrace.areas import Area
 from sdtrace.enforce import Enforcer
 from sdtrace.hypercalls import Hypercalls
-from sdtrace.learning import Learner
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes
 from sdtrace.vault import Vault
+
+if TYPE_CHECKING:
+    from sdtrace.learning import Learner
 
 _EXIT_PATIENCE_MS: Final = 2000
 _INCOMPLETE: Final = "the supervisor ended before the program; of what it alone knew nothing is told"

@@ -18,19 +18,22 @@ import contextlib
 import errno
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sdlib import abi
 from sdtrace import procfs, strangers
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.injector import Injector
-from sdtrace.learning import Learner
 from sdtrace.lineage import Lineage, Subject
 from sdtrace.notify import X86_64, Listener, Notification
 from sdtrace.processes import Process, Processes
 from sdtrace.succession import answer_forgetful
 from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PIDFD_GETFD, PRCTL
 from sdtrace.workers import Workers
+
+if TYPE_CHECKING:
+    from sdtrace.learning import Learner
 
 
 class Answers:

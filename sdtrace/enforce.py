@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from policies.model import Dir, Verdict
 from sdlib import abi
@@ -47,12 +47,14 @@ from sdtrace.caller import (
     store_address,
     take,
 )
-from sdtrace.learning import Learner
 from sdtrace.lineage import Subject
 from sdtrace.messages import Message, read_message, read_messages
 from sdtrace.notify import Listener, Notification
 from sdtrace.privileges import bound_by, may_act_for
 from sdtrace.workers import POLL_S, Workers, wakeable, with_filesystem_of
+
+if TYPE_CHECKING:
+    from sdtrace.learning import Learner
 
 _LINGER_RESET: Final = struct.pack("=ii", 1, 0)
 _DATA_MAX: Final = 1 << 20

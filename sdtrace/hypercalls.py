@@ -14,7 +14,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from policies import Settings, judge
 from sdlib import abi
@@ -25,8 +25,10 @@ from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker, Key, Origin
 from sdtrace.processes import Process
 from sdtrace.segments import cookie_of
-from sdtrace.trace.drain import Drain
 from sdtrace.vault import Vault
+
+if TYPE_CHECKING:
+    from sdtrace.trace.drain import Drain
 
 _CARRY: Final = struct.Struct("=iI")
 _INVALID: Final = -errno.EINVAL

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from policies import Settings
 from sdtrace import cli, inject, procfs
@@ -20,8 +20,10 @@ from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.syscalls import ARCH_PRCTL, SOCKET_NUMBERS
-from sdtrace.trace.drain import Drain
 from sdtrace.vault import Vault
+
+if TYPE_CHECKING:
+    from sdtrace.trace.drain import Drain
 
 _STOPS_MAX: Final = 5
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)

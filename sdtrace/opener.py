@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import syslog
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -18,11 +18,38 @@ _BACK_OFF_S: Final = (0.2, 1.0, 5.0, 15.0)
 _IMPATIENT_S: Final = 1.0
 
 
+class _Attempt:
+    """What a future would be, without the imports that concurrent.futures needs: they would delay each first socket."""
+
+    def __init__(self, timeout_s: float, away_s: float) -> None:
+        self._client: MonitorClient | None = None
+        self._error: MonitorUnavailable | OSError | None = None
+        self._thread = threading.Thread(target=self._open, args=(timeout_s, away_s), name="open-monitor")
+        self._thread.start()
+
+    def _open(self, timeout_s: float, away_s: float) -> None:
+        try:
+            self._client = MonitorClient.open(spawn=True, timeout_s=timeout_s, host_away_s=away_s)
+        except (MonitorUnavailable, OSError) as error:
+            self._error = error
+
+    def done(self) -> bool:
+        """Is it known how it ended?"""
+        return not self._thread.is_alive()
+
+    def result(self) -> MonitorClient:
+        """Waits for it; MonitorUnavailable, OSError."""
+        self._thread.join()
+        if self._client is None:
+            raise self._error or MonitorUnavailable("opening the monitor has failed")
+        return self._client
+
+
 class Opener:
     """One attempt at a time."""
 
     def __init__(self) -> None:
-        self._opening: Future[MonitorClient] | None = None
+        self._opening: _Attempt | None = None
         self._failures = 0
         self._retry_at = 0.0
         self._had_one = False
@@ -30,11 +57,9 @@ class Opener:
     def prepare(self) -> None:
         """A client is likely to be wanted soon: begin, if it is time to try."""
         if self._opening is None and time.monotonic() >= self._retry_at:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="open-monitor")
             away_s = client.HOST_RESTARTS_S if self._had_one else client.HOST_AWAY_S
             timeout_s = _OPEN_TIMEOUT_S * 2 ** min(self._failures, _DOUBLINGS) if self._had_one else _OPEN_TIMEOUT_S
-            self._opening = pool.submit(MonitorClient.open, spawn=True, timeout_s=timeout_s, host_away_s=away_s)
-            pool.shutdown(wait=False)
+            self._opening = _Attempt(timeout_s, away_s)
 
     def take(self, *, wait: bool, impatient: bool) -> MonitorClient | None:
         """The client, if there is one now; without `wait` only if that is done. `impatient`: somebody waits for it."""

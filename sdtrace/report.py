@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -166,6 +165,8 @@ def build(
 
 def write(path: Path, report: dict[str, Any]) -> None:
     """Replace the file in one step, so that a reader sees a whole report or none. OSError."""
+    import tempfile  # not needed before the end, and by most trees never
+
     text = json.dumps(report, indent=1) + "\n"
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -44,7 +44,6 @@ from sdtrace.image import load as load_image
 from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
-from sdtrace.learning import Learner
 from sdtrace.lineage import Lineage
 from sdtrace.notify import Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
@@ -56,12 +55,13 @@ from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
 from sdtrace.succession import inherit
 from sdtrace.syscalls import Variant
-from sdtrace.trace.drain import from_options
 from sdtrace.vault import Vault
 from sdtrace.workers import POLL_S, Workers
 
 if TYPE_CHECKING:
     from sdtrace.detach import Detachment
+    from sdtrace.learning import Learner
+    from sdtrace.trace.drain import Drain
 
 _LINGERING_POLL_S: Final = 0.01
 _ORPHAN_POLL_S: Final = 5.0
@@ -86,7 +86,7 @@ class Supervisor:
         self._vault = Vault(control)
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload, self._vault)
         reporting_pid = options.root_pid if options.told_at_the_end else 0
-        self._drain = from_options(options.trace, options.pcap)
+        self._drain = _drain(options)
         self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
                                       reporting_pid=reporting_pid, leaving=self._leaving, drain=self._drain,
                                       vault=self._vault)
@@ -96,7 +96,7 @@ class Supervisor:
         strict = bool(self._filtered)
         self._routed = False
         """Strict only since a reload."""
-        self._learner = Learner() if options.learn else None
+        self._learner = _learner() if options.learn else None
         self._workers = Workers(keepsake)
         self._enforcer = Enforcer(self._workers, self._learner)
         self._lineage = Lineage(self._processes, self._settings, options.root_pid, self._filters, _LAUNCHER)
@@ -358,6 +358,20 @@ class Supervisor:
         self._inspection.close()
         self._requests.close()
         self._broker.close()
+
+
+def _learner() -> Learner:
+    from sdtrace.learning import Learner
+
+    return Learner()
+
+
+def _drain(options: cli.Options) -> Drain | None:
+    if options.trace is None and options.pcap is None:
+        return None
+    from sdtrace.trace.drain import from_options
+
+    return from_options(options.trace, options.pcap)
 
 
 def _out_of_reach() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that sleeps in epoll_wait on many connections: however many of them a client writes to, it wakes up, and serves them all.
+"""A server sleeps in epoll_wait on many connections: however many of them a client writes to, it serves them all.
 
 The client stops it while it sleeps, so all that is written comes in one sleep. What was served is told by a pipe: so
 the doorbells of the report are the client's.
