@@ -104,3 +104,9 @@ def test_one_doorbell_for_a_whole_set(how: str, runner: Runner) -> None:
     for report in runner.check(program, at_least=32, of_bytes=300):
         bells = report.raw["counters"]["bells_tx"]
         assert bells < 20 * 8, f"{bells} doorbells\n{report}"
+
+
+def test_a_silent_connection_after_a_fork(runner: Runner) -> None:
+    program = runner.run(sys.executable, GUESTS / "fork_idle.py")
+    assert program.stdout == b"heard\n"
+    runner.check(program, at_least=2)

@@ -17,7 +17,7 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
     struct reg *r = ep ? reg_new(ep) : NULL;
     if (r) {
         ep->fd = epfd;
-        ep->pid = g.pid;
+        ep_used(ep);
         r->s = s;
         r->fd = r->live = fd;
         r->want = r->kmask = ev->events;
@@ -195,6 +195,6 @@ SD_CALL(sd_epoll_ctl)
         rearm(r, &ev, t);
         return 0;
     }
-    ep->pid = g.pid;
+    ep_used(ep);
     return ctl_mod(r, &ev, t);
 }

@@ -40,8 +40,18 @@ void hot_del(struct ep *ep, struct reg *r)
 void reg_disarm(struct reg *r)
 {
     u32 armed = load_rlx(&r->armed) ? atomic_exchange(&r->armed, 0) : 0;
-    if (armed)
+    if (armed && likely(r->ep->pid == g.pid)) /* else it was our parent who has counted itself, and may sleep on it */
         sd_disarm(r->s, armed);
+}
+
+void ep_inherit(struct ep *ep)
+{
+    for (u32 i = 0; i < ep->cap; i++) {
+        struct reg *r = ep->tab[i];
+        if (r && load_rlx(&r->armed) && atomic_exchange(&r->armed, 0))
+            push_pending(r, PEND_TOUCH);
+    }
+    ep->pid = g.pid;
 }
 
 /* ---------------------------------------------------------- notes of others */

@@ -96,6 +96,7 @@ bool sd_ep_park(void *p)
     struct ep *ep = p;
     struct sd_tcb *t = sd_self();
     bool timer, ready;
+    ep_used(ep);
     if (!ep_enter(ep, t))
         return false;
     ep->watched = true; /* from now on: the kernel's readiness has to be the truth while nobody is in here */
@@ -305,7 +306,7 @@ static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
     w->max = (i32)f->rdx;
     w->epfd = ep->fd = (int)f->rdi;
     w->round = atomic_fetch_add(&ep->round, 1) + 1;
-    ep->pid = g.pid;
+    ep_used(ep);
     atomic_fetch_add(&ep->waits, 1); /* another thread may close it meanwhile */
     if (!g.mt)
         store_rlx(&ep->parked, 0); /* one that was left by siglongjmp */

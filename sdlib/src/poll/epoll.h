@@ -120,6 +120,7 @@ void hot_add(struct ep *ep, struct reg *r);
 void hot_del(struct ep *ep, struct reg *r);
 void reg_heat(struct ep *ep, struct reg *r); /* looked at from now on, or armed at once: [E1] */
 void reg_disarm(struct reg *r);
+void ep_inherit(struct ep *ep);              /* without the lock; see ep_used() */
 void push_pending(struct reg *r, u32 why); /* without the lock */
 void ep_drain(struct ep *ep);
 void ep_warm_up(struct ep *ep, u32 naps);
@@ -138,6 +139,13 @@ struct reg *reg_new(struct ep *ep);
 void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel);
 struct ep *ep_new(int epfd, struct sd_tcb *t);
 void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has reported */
+
+/* Before anything is armed or told the kernel. A forked child finds what its parent had armed, which is no sleep of its own: it is looked at again. */
+static inline void ep_used(struct ep *ep)
+{
+    if (unlikely(ep->pid != g.pid))
+        ep_inherit(ep);
+}
 
 /* [E1]: nothing may be hot. */
 static inline bool ep_slept_on(const struct ep *ep)
