@@ -130,8 +130,8 @@ class Pairing:
         self.counts["paired"] += 1
         try:
             other = self._clients.get(partner.client)
-            for to, end, peer in ((client, offer, other), (other, partner, client)):
-                tree = 0 if peer is None else peer.tree
+            for to, end, across in ((client, offer, other), (other, partner, client)):
+                tree = 0 if across is None else across.tree
                 if to is not None:
                     self._outbox.say(to, messages.Paired(end.offer_id, side_of(end.key), ring_bytes, tree=tree), memfd)
         finally:

@@ -57,7 +57,7 @@ SETTLE_ROUNDS, COUNTED_ROUNDS = 2, 3
 LONGEST_CALL = 20_000
 UNLISTED = "also_"
 """Begins the names of probes that only bring about the state for others."""
-VARIANTS = ("alone", "threads")
+VARIANTS = ("alone", "threads", "short")
 
 
 class CountError(Exception):
@@ -181,7 +181,8 @@ def guest(variant: str, options: Sequence[str] = (), patience_s: float = 30) -> 
     """fastpath.c under sdrun with the arguments `variant`, injected and then traced; and the names of its probes."""
     runtime = Path(tempfile.mkdtemp(prefix="sdcount-"))
     env = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "XDG_CONFIG_HOME": str(runtime)}
-    argv = [str(SDRUN), "--set", "upgrade=eager", *options, "--", str(GUEST), *variant.split()]
+    upgrade = "never" if variant == "short" else "eager"
+    argv = [str(SDRUN), "--set", f"upgrade={upgrade}", *options, "--", str(GUEST), *variant.split()]
     program = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert program.stdin and program.stdout
     try:
@@ -219,7 +220,7 @@ def one_round(stepper: Stepper, names: list[str], counts: dict[str, list[Count]]
 
 
 def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> dict[str, Count]:
-    """The median count of every probe, by "name" and "name, with threads". `options`: sdrun's."""
+    """The median count of every probe, by "name", and "name, with threads" of that variant. `options`: sdrun's."""
     result = {}
     for variant in variants:
         counts: dict[str, list[Count]] = {}
@@ -232,7 +233,7 @@ def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> 
             if name.startswith(UNLISTED):
                 continue
             several = sorted(counts[name], key=lambda count: count.total)
-            result[name if variant == "alone" else f"{name}, with threads"] = several[len(several) // 2]
+            result[f"{name}, with threads" if variant == "threads" else name] = several[len(several) // 2]
     return result
 
 

@@ -30,9 +30,19 @@
     X(poll_ready, __NR_poll) X(also_poll_recv8, __NR_recvfrom) X(other_getppid, __NR_getppid) X(other_read, __NR_read) \
     X(other_poll, __NR_poll) X(other_sigprocmask, __NR_rt_sigprocmask)
 
+/* The same for the life of a connection that stays on TCP, in one process. */
+#define SHORT_PROBES(X) \
+    X(short_socket, __NR_socket) X(short_connect, __NR_connect) X(short_accept, __NR_accept) X(short_ask, __NR_sendto) X(short_asked, __NR_recvfrom) \
+    X(short_answer, __NR_sendto) X(short_answered, __NR_recvfrom) X(short_close, __NR_close) X(short_end, __NR_recvfrom) X(short_close_too, __NR_close)
+
 enum { PROBE_NONE,
 #define X(name, nr) PROBE_##name,
 PROBES(X)
+#undef X
+};
+enum { SHORT_NONE,
+#define X(name, nr) PROBE_##name,
+SHORT_PROBES(X)
 #undef X
 };
 
@@ -52,6 +62,7 @@ PROBES(X)
         return r; \
     }
 PROBES(X)
+SHORT_PROBES(X)
 #undef X
 
 static void check(int ok, const char *what)
@@ -144,6 +155,40 @@ static void idle_connections(int listener, int epfd, int n, int begin)
         check(epoll_wait(epfd, &got, 1, 1) == 0, "silence");
 }
 
+/* Until the tracer is there: without one the next int3 is fatal. */
+static int told_to_begin(void)
+{
+    char byte;
+
+    printf("\n");
+    fflush(stdout);
+    return read(0, &byte, 1) == 1;
+}
+
+static int short_lives(int listener)
+{
+    struct sockaddr_in to;
+    socklen_t len = sizeof to;
+    char bytes[64] = "";
+
+    check(getsockname(listener, (struct sockaddr *)&to, &len) == 0, "getsockname");
+#define X(name, nr) printf("%s ", #name);
+    SHORT_PROBES(X)
+#undef X
+    if (!told_to_begin())
+        return 1;
+    for (;;) {
+        long fd = probe_short_socket(AF_INET, SOCK_STREAM, 0, 0), peer;
+        check(fd >= 0 && probe_short_connect(fd, (long)&to, sizeof to, 0) == 0, "connect");
+        peer = probe_short_accept(listener, 0, 0, 0);
+        check(peer >= 0, "accept");
+        check(probe_short_ask(fd, (long)bytes, 64, MSG_NOSIGNAL) == 64 && probe_short_asked(peer, (long)bytes, 64, 0) == 64, "request");
+        check(probe_short_answer(peer, (long)bytes, 64, MSG_NOSIGNAL) == 64 && probe_short_answered(fd, (long)bytes, 64, 0) == 64, "answer");
+        check(probe_short_close(peer, 0, 0, 0) == 0 && probe_short_end(fd, (long)bytes, 1, 0) == 0, "end");
+        check(probe_short_close_too(fd, 0, 0, 0) == 0, "close");
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -160,6 +205,8 @@ int main(int argc, char **argv)
     check(bind(listener, (struct sockaddr *)&any, sizeof any) == 0 && listen(listener, 8) == 0, "listen");
     if (idle)
         begin = idle_peer(listener, idle);
+    if (argc > 1 && strcmp(argv[1], "short") == 0)
+        return short_lives(listener);
     if (mt)
         check(pthread_create(&thread, NULL, sleeper, NULL) == 0, "pthread_create");
     connection(listener, &tx, &rx);
@@ -175,9 +222,7 @@ int main(int argc, char **argv)
 #define X(name, nr) printf("%s ", #name);
     PROBES(X)
 #undef X
-    printf("\n");
-    fflush(stdout);
-    if (read(0, in, sizeof in) <= 0) /* until the tracer is there: without one the next int3 is fatal */
+    if (!told_to_begin())
         return 1;
     for (;;) {
         check(probe_send8(tx, (long)out, 8, 0) == 8, "send8");

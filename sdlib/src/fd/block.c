@@ -67,7 +67,7 @@ struct sd_area *sd_area_get(u32 index)
     return a;
 }
 
-/* 1 + id of the block that this process has freed last: the next connection finds it in the caches, and goes nowhere near other processes' words. */
+/* 1 + id of the block of a connection that was never offered, which this process has freed last: the next connection finds it in the caches, and goes nowhere near other processes' words. */
 static SD_FORKED u32 last_freed;
 
 static struct sd_block *claim(u32 n, u32 i, u32 *id)
@@ -156,7 +156,8 @@ void sd_block_drop(struct sock *s)
     b->established = 0;
     atomic_fetch_add(&b->gen, 1);
     store_rel(&b->state, SD_BLOCK_FREE);
-    last_freed = 1 + s->id;
+    if (st == SD_BLOCK_TCP) /* the supervisor may still have to clear up behind others */
+        last_freed = 1 + s->id;
 }
 
 void sd_reason(struct sock *s, u32 reason)

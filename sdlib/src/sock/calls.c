@@ -51,9 +51,46 @@ static long done(struct sock *s, long r)
     return r;
 }
 
+/* A connection of this process alone that has no ring, and whose time to be offered has not come: the call is the kernel's, as it is. Short
+ * connections live and die here. What sd_tick() would do with it has been done. */
+static inline bool plain(struct sock *s)
+{
+    struct sd_block *b = s->b;
+    const struct sd_config *c = g.cfg;
+    u32 state = load_acq(&b->state), ops;
+
+    if (s->seg || sd_shared(s) || load_rlx(&b->latched) || sd_tracing(SD_TRACE_BYTES) || state == SD_BLOCK_PAIRED || state == SD_BLOCK_ATTACHED)
+        return false;
+    if (state != SD_BLOCK_TCP || !c->accel || !b->established || g.no_supervisor)
+        return true;
+    ops = load_rlx(&b->ops) + 1;
+    if (c->upgrade == SD_UPGRADE_AFTER_OPS ? ops >= c->upgrade_n : c->upgrade != SD_UPGRADE_NEVER)
+        return false;
+    store_rlx(&b->ops, ops);
+    return true;
+}
+
+static long as_it_is(struct sock *s, struct sd_frame *f, u32 dir)
+{
+    long r = SYS6((u32)f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+
+    COUNT(calls_kernel);
+    if (r > 0) {
+        s->b->bytes_tcp += (u64)r;
+        s->b->established = 1;
+        sd_sized(s, dir, (u64)r);
+    }
+    return r;
+}
+
+#define PLAIN_OUT (MSG_DONTWAIT | MSG_NOSIGNAL)
+#define PLAIN_IN (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL)
+
 SD_CALL(sd_read)
 {
     HOLD(s, f->rdi);
+    if (plain(s))
+        return as_it_is(s, f, 1);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
     if (bad(f->rsi, f->rdx))
         return done(s, -EFAULT);
@@ -63,6 +100,8 @@ SD_CALL(sd_read)
 SD_CALL(sd_write)
 {
     HOLD(s, f->rdi);
+    if (plain(s))
+        return as_it_is(s, f, 0);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
     if (bad(f->rsi, f->rdx))
         return done(s, -EFAULT);
@@ -96,12 +135,16 @@ static long vector_out(struct sock *s, struct sd_frame *f, u32 flags)
 SD_CALL(sd_readv)
 {
     HOLD(s, f->rdi);
+    if (plain(s))
+        return as_it_is(s, f, 1);
     return done(s, vector_in(s, f, 0));
 }
 
 SD_CALL(sd_writev)
 {
     HOLD(s, f->rdi);
+    if (plain(s))
+        return as_it_is(s, f, 0);
     return done(s, vector_out(s, f, 0));
 }
 
@@ -157,6 +200,8 @@ static long no_name(i32 *len)
 SD_CALL(sd_recvfrom)
 {
     HOLD(s, f->rdi);
+    if (!((u32)f->r10 & ~(u32)PLAIN_IN) && plain(s))
+        return as_it_is(s, f, 1);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
     if (bad_room(f->rsi, f->rdx, (u32)f->r10))
         return done(s, -EFAULT);
@@ -181,6 +226,8 @@ static long bad_name(u64 name, i32 len)
 SD_CALL(sd_sendto)
 {
     HOLD(s, f->rdi);
+    if (!((u32)f->r10 & ~(u32)PLAIN_OUT) && plain(s))
+        return as_it_is(s, f, 0);
     struct iovec v = {(u8 *)f->rsi, f->rdx};
     struct msghdr m = {.iov = &v, .iovlen = 1, .name = (void *)f->r8, .namelen = (i32)f->r9};
     long r;
