@@ -207,14 +207,13 @@ def guest(variant: str, options: Sequence[str] = (), patience_s: float = 30) -> 
         shutil.rmtree(runtime, ignore_errors=True)
 
 
-def one_round(stepper: Stepper, names: list[str], counts: dict[str, list[Count]] | None,
-              only: Sequence[str] = ()) -> None:
-    """Every probe once; at full speed if `counts` is None, or if it is not one of `only`."""
+def one_round(stepper: Stepper, names: list[str], counts: dict[str, list[Count]] | None) -> None:
+    """Every probe once; at full speed if `counts` is None."""
     for number, name in enumerate(names, 1):
         probe = stepper.run_to_mark()
         if probe != number:
             raise CountError(f"at probe {probe} instead of {name}")
-        if counts is not None and (not only or name in only):
+        if counts is not None:
             counts.setdefault(name, []).append(stepper.count())
         stepper.run_to_mark()
 

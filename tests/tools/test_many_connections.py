@@ -19,7 +19,7 @@ from tools import instructions
 CONNECTIONS = min(int(os.environ.get("SDRUN_CONNECTIONS", "2000")), resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100)
 CARRIED = int(os.environ.get("SDRUN_CONNECTIONS", "250"))
 FEW = 4
-ROUNDS = 128
+ROUNDS = 64
 """Every sixteenth wait asks the kernel, every sixty-fourth looks at idle registrations."""
 WARM_ROUNDS = 2 * 64 * 2
 """At full speed: idle registrations are noticed every 64 waits."""
@@ -36,7 +36,7 @@ def messages(idle: int) -> list[instructions.Count]:
             instructions.one_round(stepper, names, None)
         for _ in range(ROUNDS):
             counts: dict[str, list[instructions.Count]] = {}
-            instructions.one_round(stepper, names, counts, only=MESSAGE)
+            instructions.one_round(stepper, names, counts)
             parts = [counts[name][0] for name in MESSAGE]
             calls = sum(part.system_calls for part in parts)
             taken.append(instructions.Count(sum(part.total for part in parts), calls))
