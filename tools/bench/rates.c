@@ -9,7 +9,7 @@
  * has an open connection. once: nothing is counted; makes a socket and ends.
  *
  * -k: with a seccomp filter that allows every call and a dispatch range that holds every site. That is what the kernel takes for the two ways by which
- * calls can be intercepted, so no launcher that uses them can be below it.
+ * calls can be intercepted, so no launcher that uses them can be below it. Both ends have it.
  */
 #include "bench.h"
 #include <arpa/inet.h>
@@ -55,12 +55,24 @@ static int connected(struct shared *s, uint64_t number)
     return fd;
 }
 
+static void watch(void)
+{
+    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog filter = {1, &allow};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) ||
+        prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, 0l, (1l << 47) - 4096, NULL))
+        die("filter and dispatch");
+}
+
 static void serve(struct shared *s)
 {
     char buffer[SHORT];
     int listener = listening(s), fd;
     bool talk = !strcmp(what, "short");
 
+    if (watched)
+        watch();
     atomic_store(&s->worker[SIDE_B].ready, 1);
     while ((fd = accept(listener, NULL, NULL)) >= 0) {
         if (talk && recv(fd, buffer, sizeof buffer, MSG_WAITALL) == SHORT && send(fd, buffer, SHORT, MSG_NOSIGNAL) != SHORT)
@@ -106,16 +118,6 @@ static void once(struct shared *s, uint64_t number, int null)
     } else {
         dial(s, number);
     }
-}
-
-static void watch(void)
-{
-    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog filter = {1, &allow};
-
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) ||
-        prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, 0l, (1l << 47) - 4096, NULL))
-        die("filter and dispatch");
 }
 
 static void work(struct shared *s, int cpu)

@@ -198,9 +198,9 @@ def rate(prefix: Prefix, what: str, place: Place, plan: Plan, *options: str) -> 
 
 
 def setup(plan: Plan) -> list[Case]:
-    """Connections per second, and those that carry one request."""
+    """Connections per second, and those that carry one request; `kernel` as in `calls`."""
     return [Case("setup", {"what": what, "placement": name}, "rate", {
-        "tcp": rate(natively, mode, place, plan),
+        "tcp": rate(natively, mode, place, plan), "kernel": rate(natively, mode, place, plan, "-k"),
         "sdrun": rate(under_sdrun(), mode, place, plan),
         "sdrun --no-accel": rate(under_sdrun("--no-accel"), mode, place, plan),
     }) for mode, what in (("setup", "connect and close"), ("short", "one request a connection"))
