@@ -21,7 +21,8 @@ from typing import Final
 SYSTEM_SOCKET: Final = "/run/socksdirect/monitor.sock"
 SOCKET_NAME: Final = "monitor.sock"
 ENV_SOCKET: Final = "SOCKSDIRECT_MONITOR"
-_MAX_PATH: Final = 107  # sun_path minus its NUL
+MAX_PATH: Final = 107
+"""sun_path minus its NUL."""
 
 
 class UnsafePath(Exception):
@@ -74,6 +75,6 @@ def user_socket(env: Mapping[str, str], uid: int) -> str:
 
 def checked(path: str) -> str:
     """`path`, if a unix socket can have that name; raises UnsafePath."""
-    if not path.startswith("/") or len(os.fsencode(path)) > _MAX_PATH:
-        raise UnsafePath(f"{path}: a socket's path must be absolute and have at most {_MAX_PATH} bytes")
+    if not path.startswith("/") or len(os.fsencode(path)) > MAX_PATH:
+        raise UnsafePath(f"{path}: a socket's path must be absolute and have at most {MAX_PATH} bytes")
     return path

@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import UnionType
 from typing import Any, Final
 
@@ -67,6 +67,8 @@ def _folders(env: Mapping[str, str], uid: int) -> Iterator[str]:
     who = "*" if uid == 0 else str(uid)
     yield from glob.glob(f"/run/user/{who}/socksdirect")
     yield from glob.glob(f"/tmp/socksdirect-{who}")
+    if uid == 0:
+        yield from glob.glob("/tmp/systemd-private-*/tmp/socksdirect-*")  # of services with PrivateTmp=
 
 
 def find(env: Mapping[str, str], uid: int) -> list[str]:
@@ -93,10 +95,9 @@ def ask(path: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
     so if its own is, which the kernel tells.
     """
     try:
-        paths.checked(path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, _short(path) as name:
             sock.settimeout(timeout_s)
-            _connect(sock, path, time.monotonic() + timeout_s)
+            _connect(sock, paths.checked(name), time.monotonic() + timeout_s)
             pid, uid = peer_of(sock)
             if uid not in (0, os.geteuid()) and os.geteuid() != 0:
                 raise Unreachable(f"{path}: served by uid {uid}, which is neither root nor you")
@@ -145,6 +146,19 @@ def well_formed(document: dict[str, Any]) -> bool:
                 and _fits(dict.fromkeys(CONNECTION_COUNTS, 0) | line, _COUNTS)
                 for line in document["connections"])
     )  # fmt: skip
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """A name that fits into a socket's address."""
+    if len(os.fsencode(path)) <= paths.MAX_PATH:
+        yield path
+        return
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+    finally:
+        os.close(folder)
 
 
 def _connect(sock: socket.socket, path: str, deadline: float) -> None:

@@ -24,6 +24,7 @@ WHERE: Final = {
     "docs/operating.md#Install and remove": "test_machine.py",
     "docs/operating.md#One monitor per host": "test_machine.py",
     "docs/operating.md#Without systemd": "test_tutorial.py",
+    "docs/operating.md#Hardened units": "test_machine.py",
     "docs/questions.md": "test_machine.py",
     "docs/examples.md": "make examples: test_examples.py",
     "docs/observing.md": "test_tutorial.py",

@@ -27,5 +27,8 @@ touch etc/machine-id
 echo 'APT::Get::Assume-Yes "true"; APT::Sandbox::User "root";' >etc/apt/apt.conf.d/90yes
 ip link set lo up
 hostname newcomer
-exec env -i container=sdrun PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot . \
+# Not chroot: the kernel makes no user namespace (PrivateUsers= of units) for who is in one.
+mkdir host
+pivot_root . host
+exec env -i container=sdrun PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c 'cd / && umount -l /host && rmdir /host && exec "$@"' sh \
     /lib/systemd/systemd --system --unit=basic.target --log-target=console --show-status=no

@@ -92,6 +92,31 @@ def _pairs_of_a_user(newcomer: Machine) -> None:
         rm -f report.json redis.log""", "$")
 
 
+def test_a_hardened_service(newcomer: Machine) -> None:
+    """Debian's redis-server.service: as it is sdrun says why not; with the drop-in of the page it is carried."""
+    newcomer.run("apt install ./sdrun_*.deb")
+    newcomer.run("""
+        systemctl restart redis-server
+        sddoctor --unit redis-server > doctor.txt || test $? = 3
+        mkdir -p /etc/systemd/system/redis-server.service.d
+        cat > /etc/systemd/system/redis-server.service.d/sdrun.conf <<'END'
+[Service]
+Restart=no
+ExecStart=
+ExecStart=/usr/bin/sdrun -- /usr/bin/redis-server /etc/redis/redis.conf --supervised systemd --daemonize no
+END
+        systemctl daemon-reload
+        if systemctl restart redis-server; then false; fi""")
+    assert "SystemCallFilter= may only list what it denies" in newcomer.run("journalctl -u redis-server -o cat")
+    commands = of_section("docs/operating.md", "Hardened units")
+    [written] = [text for _, text in commands if text.startswith("cat > ")]
+    doctor = (newcomer.root / "root" / "doctor.txt").read_text()
+    assert doctor.partition("# systemctl edit redis-server\n")[2].strip() in written, doctor
+    said = follow(newcomer, commands, "/root")
+    assert "denies nothing that sdrun needs" in said and '("redis-server",pid=' in said, said[-3000:]
+    newcomer.run("systemctl stop redis-server; systemctl disable --now sdmonitor; apt purge sdrun")
+
+
 def test_the_questions_of_who_runs_nginx(newcomer: Machine) -> None:
     """Put under a service, looked at, crashed, given back, upgraded and removed; wrk sees no error in all of it."""
     newcomer.run("apt install ./sdrun_*.deb")

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -364,6 +365,28 @@ def test_only_its_user_and_root_are_answered(tmp_path: Path, monkeypatch: pytest
             assert client.recv(100) == answer
     inspection.close()
     assert not Path(path).exists()
+
+
+def test_a_folder_with_a_long_name_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of services with a /tmp of their own are, seen from outside."""
+    monkeypatch.setattr(trees, "well_formed", lambda _: True)
+    short = tmp_path / "s"
+    short.mkdir()
+    document = {"version": trees.VERSION, "supervisor": {"pid": os.getpid()}}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short / "tree-1.sock"))
+        listener.listen()
+        long = short.rename(tmp_path / ("l" * 120)) / "tree-1.sock"
+
+        def answer() -> None:
+            conn, _ = listener.accept()
+            conn.sendall(json.dumps(document).encode())
+            conn.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert trees.ask(str(long))["here"]
+        thread.join()
 
 
 def test_asking_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
