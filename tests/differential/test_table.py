@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.differential import table
 from tests.differential.runs import Runs
 from tests.differential.worlds import BEHAVIOURS
 
 
+@pytest.mark.timeout(900)  # alone, it runs all behaviours in two worlds
 def test_page_is_current(runs: Runs) -> None:
     for name in BEHAVIOURS:
         runs.outcome("native", name)

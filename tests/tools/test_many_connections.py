@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thousands of mostly idle connections cost what the active ones cost: counted, not timed.
 
-`make test` has two thousand, `make many` (SDRUN_CONNECTIONS) ten thousand, which take 10,100 descriptors of a process.
+`make test` has a thousand, `make many` (SDRUN_CONNECTIONS) ten thousand, which take 10,100 descriptors of a process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from tests.harness import ROOT, Mode, Runner
 from tools import instructions
 
-CONNECTIONS = min(int(os.environ.get("SDRUN_CONNECTIONS", "2000")), resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100)
+CONNECTIONS = min(int(os.environ.get("SDRUN_CONNECTIONS", "1000")), resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100)
 CARRIED = int(os.environ.get("SDRUN_CONNECTIONS", "250"))
 FEW = 4
 ROUNDS = 64
