@@ -38,7 +38,7 @@ def finish(program: Program) -> None:
 @pytest.mark.parametrize("after_ms", [0, 5, 20, 60, 150, 400])
 def test_kill_the_supervisor(plain: Runner, guests: Guests, after_ms: int) -> None:
     """From before it is ready to long after the injection: the calls of the program keep working."""
-    program = plain.start("sh", "-c", f"sleep 0.6 | {guests('first_socket')}")
+    program = plain.start("sh", "-c", f"sleep {0.6 + after_ms / 200} | {guests('first_socket')}")
     supervisor = supervisor_of(program)
     time.sleep(after_ms / 1000)
     os.kill(supervisor, signal.SIGKILL)
