@@ -25,6 +25,9 @@ void sd_ep_touched(struct sock *s) { (void)s; }
 void sd_ep_full(struct sock *s) { (void)s; }
 struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }
 void sd_sock_put(struct sock *s) { (void)s; }
+void sd_sock_let_go(struct sock *s) { (void)s; }
+bool sd_option_keeps(int fd) { return (void)fd, false; }
+void sd_inq_set(struct sock *s, int fd) { (void)s, (void)fd; }
 void sd_sock_reap(struct sock *s) { (void)s; }
 void *sd_epoll_of(u64 fd) { return (void)fd, NULL; }
 bool sd_ep_peek(void *ep) { return (void)ep, false; }
