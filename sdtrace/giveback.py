@@ -15,6 +15,7 @@ back stays so, and the library can live with that.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -184,7 +185,7 @@ def _producer_back(end: _End, reason: int) -> None:
     position = stream_position(sock, connected=end.connected)
     if position >= 0:
         recalled: Any = abi.ffi.new("struct sd_recalled *")
-        recalled.ring_bytes = end.ring_bytes
+        recalled.ring_bytes, recalled.tcp_pos = end.ring_bytes, position
         abi.lib.sd_back_begin(end.words, end.held.side, recalled)
         if recalled.ring:
             _ring(end)
@@ -211,6 +212,9 @@ def _send_again(end: _End, recalled: Any) -> None:
     position = stream_position(sock, connected=end.connected)
     if position < 0:
         return  # reset meanwhile: the kernel will say so
+    if recalled.broken:
+        sock.shutdown(socket.SHUT_RDWR)
+        raise ConnectionAbortedError(errno.ECONNABORTED, "a doorbell stands where the program's bytes should")
     if not recalled.bytes:
         if end.tx.go_back == _C.SD_GO_BACK_TAKEN:
             abi.lib.sd_recall_end(end.words, side, position)

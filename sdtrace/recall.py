@@ -91,9 +91,12 @@ def resend(segment: int, side: int, sock: socket.socket, *, connected: bool) -> 
     recalled.ring_bytes = ring = (size - abi.const.SD_SEG_HDR_BYTES) // 2
     with mmap.mmap(segment, size) as memory, abi.ffi.from_buffer(memory) as words:
         position = stream_position(sock, connected=connected)
+        recalled.tcp_pos = max(position, 0)
         if position < 0 or not abi.lib.sd_recall_begin(words, side, recalled):
             return False
         try:
+            if recalled.broken:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "a doorbell stands where the program's bytes should")
             if recalled.ring:
                 sock.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 position = stream_position(sock, connected=connected)

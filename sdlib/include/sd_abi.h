@@ -291,7 +291,7 @@ struct sd_dir {
     SD_ATOMIC uint64_t sw_back;     /* 1 + TCP stream position (doorbells included) where the program's bytes go on; 0 = not gone back */
     SD_ATOMIC uint64_t sw_back_at;  /* ring counter behind the last byte in the ring; stored before sw_back */
     SD_ATOMIC uint32_t prod_hint;   /* SD_HINT_*: makes the end of life fast and exact, never the truth */
-    uint32_t pad1;
+    SD_ATOMIC uint32_t bell_first;  /* 1: the doorbell that stands behind the switch is the first byte in the ring ([S6], ring/switch.h) */
     SD_ATOMIC uint64_t held;        /* counter behind the bytes that are held back behind the tail (ring/cork.h); not ahead of tail: none are */
     SD_ATOMIC uint64_t held_since;  /* TSC; stored before held */
     uint64_t pad2[2];
@@ -319,6 +319,7 @@ enum sd_go_back {
     SD_GO_BACK_POLICY = 2, /* both directions: the connection shall be on TCP */
     SD_GO_BACK_RESEND = 3, /* the consumer reads no more: what it has not read is to be sent again by TCP ([S5], ring/switch.h) */
     SD_GO_BACK_TAKEN = 4,  /* that is being done */
+    SD_GO_BACK_UNREAD = 5, /* as RESEND, from a consumer that has not come to the ring: the doorbell in front stays where it is ([S6]) */
 };
 
 /* A producer that has come so far looks whether the ring is empty and starts over, so that few lines of it stay in the caches. */

@@ -93,8 +93,10 @@ uint32_t sd_py_end_error(struct sd_py_end *end, uint32_t err);
 
 struct sd_recalled {
     uint64_t ring_bytes; /* in: as the file's size says */
+    uint64_t tcp_pos;    /* in: bytes that this end has written to TCP */
     uint64_t bytes, at;  /* out: so many are unread, from this place in the ring on */
     bool ring;           /* out: a doorbell goes first */
+    bool broken;         /* out: the other end cannot be given its bytes as they were: reset it ([S6]) */
 };
 
 bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r);

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.guestbuild import Guests
-from tests.harness import GUESTS, Runner
+from tests.harness import GUESTS, Mode, Runner
 
 # Guest and arguments. Each runs its two sides in two processes, so a report has two ends of each connection.
 BEHAVIOURS = [
@@ -40,6 +40,16 @@ def test_passed_to_another_process(how: str, when: str, runner: Runner, guests: 
     assert program.stdout == b"ok\n"
     if how != "exec":  # stays on shared memory; to another program it goes by TCP
         runner.check(program, at_least=2, of_bytes=2000)
+
+
+@pytest.mark.parametrize(("warm", "unread"), [(1, 1), (1, 10), (8, 1), (-2, 0), (-2, 10), (-3, 0), (-8, 3)])
+def test_passed_while_it_moves(warm: int, unread: int, runner: Runner) -> None:
+    """Nobody has read since the peer has gone to the ring, or not all that came by TCP before: no doorbell is read, and no byte is lost."""
+    program = runner.run(sys.executable, "-I", GUESTS / "handed_young.py", str(warm), str(unread))
+    early = (b"early" * -warm)[-warm:] if warm < 0 else b""
+    assert eval(program.stdout) == b"got " + early + bytes(range(65, 65 + unread))
+    if runner.mode is Mode.SHM:
+        assert program.report().raw["connections"]["moved_back"] == {"descriptor-passed": 2}
 
 
 @pytest.mark.parametrize("flavour", ["glibc-static", "musl-static"])

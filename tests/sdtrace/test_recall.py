@@ -57,6 +57,30 @@ def test_who_waits_for_room_gets_the_last_doorbell() -> None:
     os.close(memfd)
 
 
+@pytest.mark.parametrize(("rung", "first", "wanted"), [(0, 0, b"abcdef"), (1, 1, b"abcdef"), (1, 0, None), (2, 1, None)])
+def test_in_front_of_the_ring_a_doorbell_is_its_first_byte(rung: int, first: int, wanted: bytes | None) -> None:
+    """[S6]; a doorbell that is none of the program's bytes ends the connection."""
+    memfd = segment.make(RING)
+    near, far = connected()
+    with mmap.mmap(memfd, os.fstat(memfd).st_size) as memory, near, far:
+        view = abi.view("struct sd_seg", memory)
+        tx, start = view.dir[1], abi.const.SD_SEG_HDR_BYTES + RING
+        memory[start : start + 6] = b"abcdef"
+        near.send(b"before")
+        tx.tail, tx.sw_ring, tx.bell_first, tx.go_back = 6, 1 + len(b"before"), first, abi.const.SD_GO_BACK_UNREAD
+        near.send(b"aa"[:rung])
+        if wanted is None:
+            with pytest.raises(OSError, match="doorbell"):
+                resend(memfd, 1, near, connected=True)
+        else:
+            assert resend(memfd, 1, near, connected=True)
+            assert tx.tail == tx.head == tx.sw_back_at == 0 and tx.sw_back == 1 + len(b"before") + rung
+            near.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: far.recv(65536), b"")) == b"before" + wanted
+        del view, tx
+    os.close(memfd)
+
+
 def connected() -> tuple[socket.socket, socket.socket]:
     """The end that has connected, and the other."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * recall.c - the producer's part of [S5] (ring/switch.h), done by its supervisor while all its threads stand still.
+ * recall.c - the producer's part of [S5] and [S6] (ring/switch.h), done by its supervisor while all its threads stand still.
  */
 #include "ring/bell.h"
 #include "ring/switch.h"
@@ -11,12 +11,17 @@ static struct sd_dir *tx_of(void *segment, u32 side) { return &((struct sd_seg *
 bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r)
 {
     struct sd_dir *tx = tx_of(segment, side), *rx = tx_of(segment, !(side & 1));
+    i64 rung;
+    bool unread;
 
-    if (!sd_recall_claim(tx, r->ring_bytes, &r->bytes))
+    if (!sd_recall_claim(tx, r->ring_bytes, &r->bytes, &unread))
         return false;
-    r->at = (load_rlx(&tx->head) - load_rlx(&tx->base)) & (r->ring_bytes - 1);
+    rung = unread ? sd_recall_rung(tx, r->bytes, r->tcp_pos) : 0;
+    r->broken = rung < 0;
+    r->bytes -= rung > 0;
+    r->at = (load_rlx(&tx->head) - load_rlx(&tx->base) + (rung > 0)) & (r->ring_bytes - 1);
     atomic_fetch_or(&tx->prod_hint, SD_HINT_LEAVING);                                 /* [S4] */
-    r->ring = load_rlx(&rx->tx_armed) && atomic_exchange(&tx->bell, 1) == 0; /* it waits for room: the last bell */
+    r->ring = !unread && load_rlx(&rx->tx_armed) && atomic_exchange(&tx->bell, 1) == 0; /* it waits for room: the last bell */
     return true;
 }
 

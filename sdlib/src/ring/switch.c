@@ -36,11 +36,34 @@ void sd_back_publish(const struct sd_end *e, u64 tcp_pos)
     store_rel(&e->tx->sw_back, tcp_pos + 1); /* [S2] */
 }
 
-bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n)
+bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n, bool *unread)
 {
+    u32 asked = load_rlx(&tx->go_back);
+
+    *unread = asked == SD_GO_BACK_UNREAD;
     sd_cork_uncover(tx, ring_bytes, ring_bytes);
     *n = load_rlx(&tx->tail) - load_acq(&tx->head); /* [R2] */
-    return *n <= ring_bytes && cas_u32(&tx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_TAKEN); /* [S5] */
+    return *n <= ring_bytes && (asked == SD_GO_BACK_RESEND || *unread) && cas_u32(&tx->go_back, asked, SD_GO_BACK_TAKEN); /* [S5] [S6] */
+}
+
+i64 sd_recall_rung(const struct sd_dir *tx, u64 n, u64 tcp_pos)
+{
+    u64 behind = tcp_pos - (load_rlx(&tx->sw_ring) - 1);
+
+    if (!behind)
+        return 0;
+    return behind == 1 && n && load_rlx(&tx->bell_first) ? 1 : -1;
+}
+
+/* Before the consumer arrives its head stands still, and what is in the ring stays there. */
+u8 sd_bell_byte(const struct sd_end *e)
+{
+    u64 head = load_rlx(&e->tx->head);
+
+    if (likely(load_rlx(&e->tx->arrived)) || load_acq(&e->tx->tail) == head)
+        return 0;
+    store_rlx(&e->tx->bell_first, 1);
+    return e->tx_ring[(head - load_rlx(&e->tx->base)) & (e->bytes - 1)];
 }
 
 void sd_recall_sent(struct sd_dir *tx)

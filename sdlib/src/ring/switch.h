@@ -17,6 +17,9 @@
  *        its supervisor while all its threads stand still, makes that TAKEN by a locked instruction, sends what lies between head and tail by TCP
  *        behind the position that it is about to publish, puts its tail back to head, and goes back by [S2]. A consumer that has waited for too
  *        long takes RESEND back, by a locked instruction, too: one of the two wins.
+ *   [S6] recall in front of the ring: a consumer that has not read up to the switch cannot take out the doorbell that may stand there, behind bytes of the
+ *        program. So as long as it has not arrived, a doorbell is no zero but the first byte in the ring, which the producer notes in bell_first. The
+ *        consumer is on TCP for good and asks for UNREAD; the producer does as for RESEND, but begins behind the byte that its doorbell was.
  *
  * Positions are counted by the kernel and handed in by the caller; the words hold 1 + position, so that 0 means "not"; ring counters
  * wrap and have no such value to spare.
@@ -70,9 +73,42 @@ static inline bool sd_recall_give_up(const struct sd_end *e)
     return cas_u32(&e->rx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);
 }
 
-/* [S5] The producer: true: it has to send what is unread, which is *n bytes from e->tx->head on, and then to take them back. */
-bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n);
+/* [S6] The consumer, which will never come to the ring. Its membarrier follows. */
+static inline void sd_unread_ask(const struct sd_end *e)
+{
+    store_rel(&e->rx->go_back, SD_GO_BACK_UNREAD);
+}
+
+/* [S6] True: nobody sends what is in the ring. */
+static inline bool sd_unread_give_up(const struct sd_end *e)
+{
+    return cas_u32(&e->rx->go_back, SD_GO_BACK_UNREAD, SD_GO_BACK_CALL);
+}
+
+/* [S6] The consumer: bytes of the program that are in the ring alone. */
+static inline bool sd_unread_lost(const struct sd_end *e)
+{
+    u64 left = load_acq(&e->rx->tail) - load_rlx(&e->rx->head);
+
+    return left && !(left == 1 && load_rlx(&e->rx->bell_first) && load_rlx(&e->rx->bell));
+}
+
+/* [S5] [S6] The producer is asked to send its bytes again. */
+static inline bool sd_recall_asked(const struct sd_end *e)
+{
+    u32 asked = load_rlx(&e->tx->go_back);
+
+    return asked == SD_GO_BACK_RESEND || asked == SD_GO_BACK_UNREAD;
+}
+
+/* What the doorbell says that is to be sent now: [S6], else 0. */
+u8 sd_bell_byte(const struct sd_end *e);
+
+/* [S5] The producer: true: it has to send what is unread, which is *n bytes from e->tx->head on, and then to take them back. *unread: [S6]. */
+bool sd_recall_claim(struct sd_dir *tx, u64 ring_bytes, u64 *n, bool *unread);
 void sd_recall_sent(struct sd_dir *tx);
+/* [S6] How many of them are on TCP already, before tcp_pos: 1, as the doorbell, or 0. -1: what stands there is no byte of the program. */
+i64 sd_recall_rung(const struct sd_dir *tx, u64 n, u64 tcp_pos);
 
 /* The consumer has asked for the way back. */
 static inline bool sd_back_asked(const struct sd_end *e)

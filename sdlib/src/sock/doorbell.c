@@ -39,9 +39,9 @@ static bool was_told(const struct sock *s)
 /* In a direction that is on the ring. */
 void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
 {
-    u8 byte = 0;
     u64 sleep;
     long r;
+    u8 byte;
 
     if (sd_is_far(s)) {
         sd_far_nudge(s);
@@ -52,6 +52,7 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
         sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
     }
+    byte = sd_bell_byte(&s->e); /* [S6] */
     r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL | more);
     if (r == 1) {
         COUNT_OF(s, bells_tx);

@@ -13,6 +13,7 @@
  * then the passing program waits WAIT_MS for the end of the ring, and what stays in it is lost to the other one.
  */
 #include "poll/poll.h"
+#include "sock/far.h"
 #include "sock/sock.h"
 
 #define SCM_RIGHTS 1
@@ -118,8 +119,13 @@ static void off_the_ring(struct sock *s, int fd)
         for (u32 i = 0; i < WAIT_MS && !is_back(s, fd); i++) {
             SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
             sd_look_at_kernel(s, fd);
+            if (sd_recall(s, fd)) /* it has switched as we asked */
+                break;
         }
     }
+    /* It was on the ring and is back before we have come there: its doorbells lie behind bytes that nobody has read ([S6]), and will not be taken out. */
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_is_far(s) && load_rlx(&s->e.rx->sw_back) != load_rlx(&s->e.rx->sw_ring))
+        sd_reset(s, fd);
     sd_tx_back(s, fd, SD_REASON_passed);
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * recall.c - unread bytes leave the ring for TCP: [S5] of ring/switch.h, between two kernel sockets.
+ * recall.c - unread bytes leave the ring for TCP: [S5] and [S6] of ring/switch.h, between two kernel sockets.
  *
  * The socket goes to a process that cannot see the ring (pass.c), so what the peer has put there has to be where that process reads. Only the peer can
  * put it there. It does so at once if it waits on this connection, for the bell wakes it, or at its next call; if it does neither, its supervisor
@@ -22,6 +22,15 @@ static void nap(void)
     struct timespec64 ms = {0, 1000000};
 
     SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+}
+
+/* Both ends are told: shutdown alone would look like the stream's end. */
+void sd_reset(struct sock *s, int fd)
+{
+    u16 unspec[8] = {0};
+
+    sd_drop(s, fd);
+    SYS3(__NR_connect, fd, unspec, sizeof unspec);
 }
 
 /* ------------------------------------------------------------------ consumer */
@@ -80,8 +89,50 @@ bool sd_recall_wait(struct sock *s, int fd)
     return false;
 }
 
+/* The direction is TCP's from here on, or else (false) it has come to the ring meanwhile. */
+static bool stay_on_tcp(struct sock *s)
+{
+    struct sd_hold h;
+    bool done;
+
+    sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+    done = sd_still_inside(&h) && cas_u32(&s->b->rx_mode, SD_MODE_TCP, SD_MODE_BACK);
+    sd_leave(&h);
+    return done;
+}
+
+/* [S6] TCP bytes in front of the ring are unread. What nobody sends any more is lost to the other program, which has to hear of it. */
+static bool recall_unread(struct sock *s, int fd)
+{
+    bool asked = false;
+
+    if (!stay_on_tcp(s))
+        return false;
+    sd_unread_ask(&s->e);
+    sd_membarrier(); /* whoever sends from here on sees it */
+    sd_ring_bell(s, fd);
+    for (u32 i = 0; !sd_back_published(&s->e); i++) {
+        if (i == ASK_MS)
+            asked = sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0;
+        if ((i >= PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || ended(fd)) && sd_unread_give_up(&s->e)) {
+            if (sd_unread_lost(&s->e))
+                sd_reset(s, fd);
+            break;
+        }
+        if (i > PATIENCE_MS + TAKEN_MS) {
+            sd_reset(s, fd); /* as in sd_recall_wait() */
+            break;
+        }
+        nap();
+    }
+    return true;
+}
+
 bool sd_recall(struct sock *s, int fd)
 {
+    sd_rx_poll_switch(s, fd); /* nobody may have read since the peer has switched */
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_back_published(&s->e) && !sd_is_far(s))
+        return recall_unread(s, fd);
     if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !freeze(s))
         return false;
     if (sd_is_far(s)) {
@@ -97,15 +148,22 @@ bool sd_recall(struct sock *s, int fd)
 /* ------------------------------------------------------------------ producer */
 
 /* Inside, on the way back: sends again what the peer has asked for. False: the connection is of no use any more. */
-bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h)
+bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos)
 {
     struct sd_dir *tx = s->e.tx;
     u64 n, at, full = 0;
+    i64 rung = 0;
+    bool unread;
     long r;
 
-    if (!sd_recall_claim(tx, s->e.bytes, &n))
+    if (!sd_recall_claim(tx, s->e.bytes, &n, &unread))
         return true; /* it has changed its mind */
-    at = load_rlx(&tx->head) - load_rlx(&tx->base);
+    if (unread && (rung = sd_recall_rung(tx, n, tcp_pos)) < 0) {
+        sd_reset(s, fd);
+        return false;
+    }
+    at = load_rlx(&tx->head) - load_rlx(&tx->base) + (u64)rung;
+    n -= (u64)rung;
     while (n) {
         u64 from = at & (s->e.bytes - 1);
         r = sd_revocable(h, __NR_sendmsg, fd, s->e.tx_ring + from, min_u64(n, s->e.bytes - from), MSG_DONTWAIT | MSG_NOSIGNAL);

@@ -256,7 +256,8 @@ bool sd_cork_over(struct sock *s);
 /* sock/recall.c */
 bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what is in the ring stays there */
 bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
-bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h);
+void sd_reset(struct sock *s, int fd); /* as sd_drop(), and so that both kernels say so */
+bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos);
 
 /* sock/option.c */
 bool sd_option_keeps(int fd);                /* it has one with which it stays on TCP */

@@ -234,9 +234,9 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
 {
     struct sd_block *b = s->b;
     bool ring, unsure = false;
-    u8 byte = 0;
     i64 pos;
     u64 to;
+    u8 byte;
 
     sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
     ring = sd_back_announce(&s->e);
@@ -257,11 +257,12 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
      * one that is not the program's. One too many is eaten by position. */
     if (unsure) {
         sd_bell_take(&s->e);
+        byte = sd_bell_byte(&s->e);
         sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
     pos = sd_tx_pos(s, fd);
     to = pos >= 0 ? (u64)pos : UNKNOWN;
-    if (unlikely(load_rlx(&s->e.tx->go_back) == SD_GO_BACK_RESEND) && pos >= 0 && !sd_recall_resend(s, fd, h)) {
+    if (unlikely(sd_recall_asked(&s->e)) && pos >= 0 && !sd_recall_resend(s, fd, h, to)) {
         sd_drop(s, fd);
         return;
     }
