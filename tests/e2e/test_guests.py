@@ -44,12 +44,22 @@ def test_passed_to_another_process(how: str, when: str, runner: Runner, guests: 
 
 @pytest.mark.parametrize(("warm", "unread"), [(1, 1), (1, 10), (8, 1), (-2, 0), (-2, 10), (-3, 0), (-8, 3)])
 def test_passed_while_it_moves(warm: int, unread: int, runner: Runner) -> None:
-    """Nobody has read since the peer has gone to the ring, or not all that came by TCP before: no doorbell is read, and no byte is lost."""
+    """Nobody has read since the peer has gone to the ring, or not all that came by TCP before.
+
+    No doorbell is read for a byte, and none is lost.
+    """
     program = runner.run(sys.executable, "-I", GUESTS / "handed_young.py", str(warm), str(unread))
     early = (b"early" * -warm)[-warm:] if warm < 0 else b""
     assert eval(program.stdout) == b"got " + early + bytes(range(65, 65 + unread))
     if runner.mode is Mode.SHM:
         assert program.report().raw["connections"]["moved_back"] == {"descriptor-passed": 2}
+
+
+def test_end_of_a_large_message(runner: Runner) -> None:
+    """libuv's tests ask for it (tcp_write_in_a_row)."""
+    program = runner.run(sys.executable, "-I", GUESTS / "message_end.py")
+    assert program.stdout == b"[1, 1, 1, 1, 1]\n"
+    runner.check(program, at_least=2, of_bytes=1 << 20)
 
 
 @pytest.mark.parametrize("flavour", ["glibc-static", "musl-static"])

@@ -57,7 +57,9 @@ def test_who_waits_for_room_gets_the_last_doorbell() -> None:
     os.close(memfd)
 
 
-@pytest.mark.parametrize(("rung", "first", "wanted"), [(0, 0, b"abcdef"), (1, 1, b"abcdef"), (1, 0, None), (2, 1, None)])
+@pytest.mark.parametrize(("rung", "first", "wanted"), [
+    (0, 0, b"abcdef"), (1, 1, b"abcdef"), (1, 0, None), (2, 1, None),
+])  # fmt: skip
 def test_in_front_of_the_ring_a_doorbell_is_its_first_byte(rung: int, first: int, wanted: bytes | None) -> None:
     """[S6]; a doorbell that is none of the program's bytes ends the connection."""
     memfd = segment.make(RING)

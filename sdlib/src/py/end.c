@@ -76,7 +76,7 @@ int64_t sd_py_writable(struct sd_py_end *end)
 int64_t sd_py_gather(struct sd_py_end *end, struct sd_py_buffer *buffers, uint64_t count, uint64_t skip)
 {
     u64 from = load_rlx(&end->e.tx->tail);
-    i64 put = sd_tx_gather(&end->e, (const struct iovec *)buffers, count, skip, 0);
+    i64 put = sd_tx_gather(&end->e, (const struct iovec *)buffers, count, skip, 0, ~(u64)0);
 
     if (put > 0)
         sd_tx_commit(&end->e, from, (u64)put);

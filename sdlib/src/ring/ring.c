@@ -169,11 +169,11 @@ void sd_tx_begin(struct sd_end *e)
 void sd_tx_plan(struct sd_end *e, u64 n)
 {
     u64 tail = load_rlx(&e->tx->tail), at = (tail - e->tx_base) & (e->bytes - 1), used = tail - e->tx_head_seen;
-    u64 room = used < e->tx_bytes ? min_u64(e->bytes - at, e->tx_bytes - used) : 0;
+    u64 free = used < e->tx_bytes ? e->tx_bytes - used : 0, room = min_u64(e->bytes - at, free), spare = sd_tx_spare(e);
 
     e->tx_from = tail;
     e->tx_place = e->tx_ring + at;
-    e->tx_room = min_u64(n, room);
+    e->tx_room = min_u64(n, min_u64(room, free > spare ? free - spare : 0));
     e->tx_span = room > SD_SMALL ? min_u64(min_u64(n, SMALL_AT_ONCE), room - SD_SMALL) : 0;
 }
 

@@ -45,6 +45,13 @@ static inline bool sd_tx_writable(const struct sd_end *e, u64 room)
     return room * 4 >= e->tx_bytes;
 }
 
+/* A kernel that has taken the end of a large message takes a few bytes more, and programs count on it (libuv's queue of writes). So much of the ring
+ * is left free by larger messages that do not wait; smaller ones may have it. */
+static inline u64 sd_tx_spare(const struct sd_end *e)
+{
+    return e->tx_bytes / 64;
+}
+
 static inline bool sd_tx_past(const struct sd_end *e, u64 n)
 {
     u32 there;

@@ -4,6 +4,7 @@
  *
  * `skip` bytes of the buffers are done with already. Both return the count of this attempt, SD_BROKEN or SD_FAULT.
  * A receive that consumes nothing takes from `behind` bytes after the head; a send that is held back goes `behind` bytes after the tail.
+ * A send takes `most` bytes at the most.
  */
 #ifndef SD_VEC_H
 #define SD_VEC_H
@@ -31,7 +32,7 @@ static inline i64 sd_rx_scatter(struct sd_end *e, const struct iovec *iov, u64 n
     return got;
 }
 
-static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n, u64 skip, u64 behind)
+static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n, u64 skip, u64 behind, u64 most)
 {
     i64 put = 0;
 
@@ -40,7 +41,8 @@ static inline i64 sd_tx_gather(struct sd_end *e, const struct iovec *iov, u64 n,
             skip -= iov[i].len;
             continue;
         }
-        i64 r = sd_tx_copy(e, iov[i].base + skip, iov[i].len - skip, behind + (u64)put);
+        u64 left = most - (u64)put, len = iov[i].len - skip < left ? iov[i].len - skip : left;
+        i64 r = sd_tx_copy(e, iov[i].base + skip, len, behind + (u64)put);
         if (r < 0)
             return r;
         put += r;

@@ -88,7 +88,7 @@ long sd_feed_no_room(struct sock *s, int fd, bool nb, u64 *deadline)
 {
     if (!nb)
         return sd_wait_room(s, fd, deadline, 1);
-    if (sd_arm_room(s))
+    if (sd_arm_room(s, 1))
         return 0;
     sd_ep_full(s);
     return -EAGAIN;

@@ -24,12 +24,12 @@ static bool room_now(struct sock *s, u64 need)
     return room < 0 || (u64)room >= need;
 }
 
-/* Arms for room. True if there is some already. */
-bool sd_arm_room(struct sock *s)
+/* Arms for room. True if there is as much already. */
+bool sd_arm_room(struct sock *s, u64 need)
 {
     sd_tx_arm(&s->e, &s->b->tx_wait);
     sd_membarrier();
-    return room_now(s, 1);
+    return room_now(s, need);
 }
 
 #define LOOK 1

@@ -196,7 +196,7 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags);
 long sd_broken_pipe(u32 flags);            /* SIGPIPE unless MSG_NOSIGNAL; -EPIPE */
 long sd_after_reset(struct sock *s, u32 flags);
 long sd_after_shutdown(int fd, u32 flags);
-bool sd_arm_room(struct sock *s);          /* true: there is room already */
+bool sd_arm_room(struct sock *s, u64 need);          /* true: there is room already */
 long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need); /* 0, -EINTR, -EAGAIN */
 /* Around calls that let the kernel send or receive on its own; false: look again, it is not on the kernel any more. r: what came of it. */
 bool sd_tx_plain_enter(struct sock *s);

@@ -79,11 +79,27 @@ static bool room_for(struct sock *s, u64 need)
     return room < 0 || (u64)room >= need;
 }
 
+static inline u64 spare(const struct sock *s, u64 want)
+{
+    return want > sd_tx_spare(&s->e) ? sd_tx_spare(&s->e) : 0;
+}
+
 /* Others that send (threads, processes, a handler that comes in while we wait) must not cut a small message in two, nor a signal end it in the
  * middle: one that does not fit waits until it does. */
 static inline u64 room_needed(const struct sock *s, u64 want, bool nb)
 {
-    return !nb && want <= s->e.tx_bytes / 4 ? want : 1;
+    return nb ? spare(s, want) + 1 : want <= s->e.tx_bytes / 4 ? want : 1;
+}
+
+/* How many of `want` bytes go behind `behind` others that are held back. */
+static inline u64 share(struct sock *s, u64 want, u64 behind, u64 leave)
+{
+    u64 taken = behind + leave;
+    i64 room = leave ? sd_tx_room(&s->e) : 0;
+
+    if (leave && room >= 0 && (u64)room < want + taken)
+        room = sd_tx_look(&s->e);
+    return !leave || room < 0 ? want : (u64)room > taken ? min_u64(want, (u64)room - taken) : 0;
 }
 
 /* A handler sends on the socket on which its own thread is copying into the ring, or was when a handler left it by siglongjmp. In the first
@@ -112,7 +128,7 @@ static bool put_commit(struct sock *s, struct sd_hold *h, _Atomic u64 *index, u6
 }
 
 /* hold: what is put there is held back (cork.h). Else nothing is, any more: *late is what sd_uncork_late() has to know. */
-static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, bool hold, bool *late)
+static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, u64 want, u64 leave, bool hold, bool *late)
 {
     _Atomic u64 *index = hold ? &s->e.tx->held : &s->e.tx->tail;
     struct sd_block *b = s->b;
@@ -135,7 +151,7 @@ static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, str
         u64 from = load_rlx(index);
         took = 0;
         if (load_rlx(&b->tx_mode) == SD_MODE_RING && room_for(s, need + behind)) /* or a broken ring, which the gathering tells */
-            took = sd_tx_gather(&s->e, iov, n, skip, behind);
+            took = sd_tx_gather(&s->e, iov, n, skip, behind, share(s, want, behind, leave));
         bool done = took <= 0 || put_commit(s, &h, index, from, (u64)took);
         if (unlikely(hold) && done && took > 0)
             sd_cork_put(s, fd);
@@ -154,16 +170,16 @@ static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, str
     }
 }
 
-static i64 ring_put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, bool *late)
+static i64 ring_put(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, u64 want, u64 leave, bool *late)
 {
-    return put(s, fd, iov, n, skip, need, false, late);
+    return put(s, fd, iov, n, skip, need, want, leave, false, late);
 }
 
-static NOINLINE i64 ring_hold(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need)
+static NOINLINE i64 ring_hold(struct sock *s, int fd, struct iovec *iov, u64 n, u64 skip, u64 need, u64 want, u64 leave)
 {
     u64 tail = load_rlx(&s->e.tx->tail);
     bool late;
-    i64 r = put(s, fd, iov, n, skip, need, true, &late);
+    i64 r = put(s, fd, iov, n, skip, need, want, leave, true, &late);
 
     sd_cork_posted(s, fd, tail);
     return r;
@@ -256,7 +272,9 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             return -ERANGE;
         }
         u64 need = room_needed(s, want - sent, nb);
-        i64 r = unlikely(hold) ? ring_hold(s, fd, iov, n, sent, need) : ring_put(s, fd, iov, n, sent, need, &late);
+        u64 leave = nb ? spare(s, want - sent) : 0;
+        i64 r = unlikely(hold) ? ring_hold(s, fd, iov, n, sent, need, want - sent, leave)
+                               : ring_put(s, fd, iov, n, sent, need, want - sent, leave, &late);
         if (unlikely(late)) {
             late = false;
             sd_uncork_late(s, fd);
@@ -283,7 +301,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
                 sd_ep_full(s); /* who waits for room now must be woken though nobody was told EAGAIN */
                 return (long)sent;
             }
-            if (sd_arm_room(s))
+            if (sd_arm_room(s, need))
                 continue;
             if (sd_rx_poll_switch(s, fd)) { /* the doorbell comes from there */
                 sd_look_at_kernel(s, fd); /* a dead peer never makes room */
