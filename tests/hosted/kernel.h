@@ -32,6 +32,8 @@ struct world {
     struct sock sock[SIDES];
     u8 ring[SIDES][8]; /* tiny, so that full and wrapped are the usual case */
     u64 now_ns;        /* moves when a time-out ends */
+    u64 supervised;    /* somebody hears of SD_HC_NUDGE; he can do nothing */
+    u64 reset;         /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
 };
 

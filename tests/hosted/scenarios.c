@@ -138,6 +138,7 @@ static void on_ring(void)
     for (u32 i = 0; i < SIDES; i++) {
         *(u64 *)&w.seg.dir[i].sw_ring = 1;
         *(u32 *)&w.seg.dir[i].rx_armed = 0;
+        *(u32 *)&w.seg.dir[i].arrived = 1;
         *(u32 *)&w.block[i].rx_mode = *(u32 *)&w.block[i].tx_mode = SD_MODE_RING;
     }
 }
@@ -162,6 +163,7 @@ static void tx_on_ring_only(void)
     g.mt = 0;
     *(u64 *)&w.seg.dir[1].sw_ring = 0;
     *(u32 *)&w.seg.dir[1].rx_armed = 1;
+    *(u32 *)&w.seg.dir[1].arrived = 0;
     *(u32 *)&w.block[0].rx_mode = *(u32 *)&w.block[1].tx_mode = SD_MODE_TCP;
 }
 
@@ -336,6 +338,40 @@ static void recalled(void)
 {
     expect(1, "ab");
     expect(0, "x");
+}
+
+/* [S6] The same when TCP bytes in front of the ring are unread. Here no supervisor can help, so a peer that is slow is not waited for: a reset. */
+static void recalling_early(void)
+{
+    tcp_bytes_on_the_way();
+    w.supervised = 1;
+    mc_name(&w.seg.dir[0].go_back, "0.go_back");
+    mc_name(&w.seg.dir[0].bell_first, "0.bell_first");
+}
+
+static void a_sends_or_is_reset(void)
+{
+    struct iovec v = {(u8 *)"c", 1};
+
+    put(0, "ab", 0);
+    if (send_once(0, &v, 0) != 1 && !w.reset)
+        host_fail("send has failed");
+}
+
+static void b_recalls_unread(void)
+{
+    get(1, 1);
+    sd_recall(&w.sock[1], FD_OF(1));
+    if (w.reset)
+        return;
+    get(1, 5);
+}
+
+static void recalled_or_reset(void)
+{
+    if (w.reset)
+        return;
+    expect(1, "xyabc");
 }
 
 /* ------------------------------------------------------------------ the end */
@@ -538,6 +574,7 @@ const struct scenario scenarios[] = {
     {"cork-back", corking, {a_holds_and_goes_back, b_gets_4}, b_has_abcd},
     {"recall", recalling, {a_sends_abcd, b_recalls_and_gets_4}, b_has_abcd},
     {"recall-asleep", recalling, {a_sends_and_waits, b_recalls_and_answers}, recalled},
+    {"recall-unread", recalling_early, {a_sends_or_is_reset, b_recalls_unread}, recalled_or_reset},
     {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
     {"half-close", on_ring, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
     {"half-close-poll", on_ring, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},

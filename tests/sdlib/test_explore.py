@@ -77,6 +77,8 @@ MUTANTS = [
     Mutant("recall", "", "ring/switch.c", "    store_rel(&tx->tail, load_rlx(&tx->head)); /* [S5]", "    /*"),
     Mutant("recall", "", "ring/switch.h", "    return cas_u32(&e->rx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);",
            "    store_rlx(&e->rx->go_back, SD_GO_BACK_CALL);\n    return true;"),
+    Mutant("recall-unread", "", "sock/recall.c", "    n -= (u64)rung;\n", ""),
+    Mutant("recall-unread", "", "ring/switch.c", "    return behind == 1 && n", "    return behind && n"),
     Mutant("company", "a sleeper would sleep on", "sock/doorbell.c",
            "    return sd_shared(s) && (load_rlx(&s->b->users) > 1",
            "    return false && (load_rlx(&s->b->users) > 1"),

@@ -9,10 +9,10 @@
 #include "sock/far.h"
 #include "sock/sock.h"
 
-#define ASK_MS 3
 #ifndef SD_RECALL_MS
 #define SD_RECALL_MS 1000
 #endif
+#define ASK_MS (SD_RECALL_MS > 3 ? 3 : 1)
 #define PATIENCE_MS SD_RECALL_MS
 #define TAKEN_MS (5 * SD_RECALL_MS)
 #define FULL_MS 2000
@@ -114,8 +114,9 @@ static bool recall_unread(struct sock *s, int fd)
     for (u32 i = 0; !sd_back_published(&s->e); i++) {
         if (i == ASK_MS)
             asked = sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0;
-        if ((i >= PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || ended(fd)) && sd_unread_give_up(&s->e)) {
-            if (sd_unread_lost(&s->e))
+        bool over = ended(fd);
+        if ((over || i >= PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5)) && sd_unread_give_up(&s->e)) {
+            if (sd_unread_lost(&s->e) || (asked && !over)) /* the second: its supervisor could not, so it was stopped while it puts bytes there */
                 sd_reset(s, fd);
             break;
         }
