@@ -141,8 +141,8 @@ class Hypercalls:
             origin = _origin(process, key, notif.tid, fd, sock)
             if self.taken(os.fstat(sock).st_ino):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_passed
-            elif origin is None:
-                result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_refused
+            elif origin is None:  # it has ended meanwhile: a library offers nothing else
+                result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_not_switched
             elif self.stays(origin):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_policy
             else:
