@@ -62,6 +62,15 @@ def test_end_of_a_large_message(runner: Runner) -> None:
     runner.check(program, at_least=2, of_bytes=1 << 20)
 
 
+@pytest.mark.parametrize(("upgrade", "count"), [("eager", 1), ("eager", 2100), ("after_ops:16", 1)])
+def test_places_are_used_again(upgrade: str, count: int, runner: Runner) -> None:
+    """Two ends each, in an area of 4096 places."""
+    runner.options = ["--set", f"upgrade={upgrade}"] if runner.mode is Mode.SHM else runner.options
+    program = runner.run(sys.executable, "-I", GUESTS / "used_again.py", str(count), timeout=120)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2, of_bytes=500)
+
+
 @pytest.mark.parametrize("flavour", ["glibc-static", "musl-static"])
 @pytest.mark.parametrize("command", STATIC)
 def test_static_program(command: str, flavour: str, runner: Runner, guests: Guests) -> None:

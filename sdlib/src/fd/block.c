@@ -152,7 +152,7 @@ void sd_block_drop(struct sock *s)
     if (b->established)
         fold(b);
     if (st == SD_BLOCK_OFFERED || st == SD_BLOCK_PAIRED)
-        sd_hypercall(SD_HC_WITHDRAW, s->id, 1);
+        sd_hypercall(SD_HC_WITHDRAW, sd_sock_name(s), 1);
     b->established = 0;
     atomic_fetch_add(&b->gen, 1);
     store_rel(&b->state, SD_BLOCK_FREE);

@@ -15,7 +15,7 @@ void sd_go_back(struct sock *s, int fd, u32 reason)
 
     if (!sd_attached(s)) {
         if (state == SD_BLOCK_OFFERED || state == SD_BLOCK_PAIRED)
-            sd_hypercall(SD_HC_WITHDRAW, s->id, 0);
+            sd_hypercall(SD_HC_WITHDRAW, sd_sock_name(s), 0);
         sd_reason(s, reason);
         return;
     }

@@ -20,12 +20,12 @@ void sd_far_nudge(struct sock *s)
 {
     if (!sd_bell_take(&s->e))
         return;
-    if (sd_hypercall(SD_HC_NUDGE, s->id, 0) != 0)
+    if (sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) != 0)
         sd_bell_give_back(&s->e); /* no supervisor: its monitor knows that, and does not sleep */
     COUNT_OF(s, bells_tx);
 }
 
-void sd_far_leave(struct sock *s) { sd_hypercall(SD_HC_NUDGE, s->id, 1); }
+void sd_far_leave(struct sock *s) { sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 1); }
 
 bool sd_far_settle(struct sock *s)
 {
@@ -56,7 +56,7 @@ static void mark_of(const struct sock *s, u64 at, struct sd_mark *m)
     *m = (struct sd_mark){SD_MARK_MAGIC, {s->seg->far_id[0], s->seg->far_id[1]}, at};
 }
 
-static bool alone(const struct sock *s) { return sd_hypercall(SD_HC_NUDGE, s->id, 0) == -ENOSYS; }
+static bool alone(const struct sock *s) { return sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) == -ENOSYS; }
 
 /* The bytes to send now, `done` of our mark and of what follows it; 0: all are sent. */
 static u64 next_part(const struct sock *s, u64 done, struct sd_mark *m, u8 **part)
@@ -128,7 +128,7 @@ bool sd_far_shut(struct sock *s)
     if (!sd_far_busy(s))
         return false;
     store_rel(&s->seg->pump_end, 1);
-    return sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0; /* it looks again, whatever it has seen before */
+    return sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) == 0; /* it looks again, whatever it has seen before */
 }
 
 /* ----------------------------------------------------------------- their way back */

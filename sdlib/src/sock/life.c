@@ -19,7 +19,7 @@ static void offer(struct sock *s, int fd)
     if (!cas_u32(&b->state, SD_BLOCK_TCP, SD_BLOCK_OFFERED))
         return;
     COUNT(offers);
-    r = sd_hypercall(SD_HC_OFFER, (u64)fd, s->id);
+    r = sd_hypercall(SD_HC_OFFER, (u64)fd, sd_sock_name(s));
     if (r == SD_OFFER_PAIRED) {
         store_rel(&b->state, SD_BLOCK_PAIRED);
     } else if (r != SD_OFFER_PENDING) {
@@ -59,7 +59,7 @@ bool sd_map_segment(struct sock *s, int fd)
     u32 len;
     long sfd, at;
 
-    sfd = sd_hypercall_fd(SD_HC_ATTACH, 0, s->id);
+    sfd = sd_hypercall_fd(SD_HC_ATTACH, 0, sd_sock_name(s));
     if (sfd < 0)
         return false;
     if (SYS2(__NR_fstat, sfd, st) < 0) {

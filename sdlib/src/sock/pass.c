@@ -139,7 +139,7 @@ static void to_stranger(struct sock *s, int fd)
     }
     sd_reason(s, SD_REASON_passed);
     if (state == SD_BLOCK_OFFERED || state == SD_BLOCK_PAIRED)
-        sd_hypercall(SD_HC_WITHDRAW, s->id, 0);
+        sd_hypercall(SD_HC_WITHDRAW, sd_sock_name(s), 0);
 }
 
 /* Before (by 1) the message leaves, and again (by -1) if it did not. Returns how many sockets of ours are in it. */

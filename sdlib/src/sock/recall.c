@@ -78,7 +78,7 @@ bool sd_recall_wait(struct sock *s, int fd)
             continue;
         }
         if (i == ASK_MS)
-            asked = sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0;
+            asked = sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) == 0;
         if ((i == PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || ended(fd)) && sd_recall_give_up(&s->e)) {
             cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
             return false;
@@ -113,7 +113,7 @@ static bool recall_unread(struct sock *s, int fd)
     sd_ring_bell(s, fd);
     for (u32 i = 0; !sd_back_published(&s->e); i++) {
         if (i == ASK_MS)
-            asked = sd_hypercall(SD_HC_NUDGE, s->id, 0) == 0;
+            asked = sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) == 0;
         bool over = ended(fd);
         if ((over || i >= PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5)) && sd_unread_give_up(&s->e)) {
             if (sd_unread_lost(&s->e) || (asked && !over)) /* the second: its supervisor could not, so it was stopped while it puts bytes there */

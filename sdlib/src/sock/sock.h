@@ -38,6 +38,12 @@ void sd_block_drop(struct sock *s);
 struct sd_area *sd_area_get(u32 index);
 void sd_foreign_dup(struct sd_tcb *t, u64 old, long fd);
 void sd_foreign_exit(const struct sd_tcb *t);
+/* As the supervisor knows it: with the generation, which tells it from those that have had the block before. */
+static inline u64 sd_sock_name(const struct sock *s)
+{
+    return (u64)load_rlx(&s->b->gen) << 32 | s->id;
+}
+
 struct sock *sd_sock_carried(u32 id, struct sd_block *b);
 void sd_reason(struct sock *s, u32 reason);/* pins a block that is not attached */
 
