@@ -13,7 +13,8 @@ u32 sd_fdent[65536];
 void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }
 u32 sd_cpu(void) { return 0; }
-long sd_hypercall(u32 op, u64 a, u64 b) { return (void)a, (void)b, op == SD_HC_NUDGE && w.supervised ? 0 : -ENOSYS; }
+bool hosted_supervised;
+long sd_hypercall(u32 op, u64 a, u64 b) { return (void)a, (void)b, op == SD_HC_NUDGE && hosted_supervised ? 0 : -ENOSYS; }
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
 u32 sd_again_begin(struct sock *s, int fd) { return (void)s, (void)fd, SD_BLOCK_ATTACHED; }

@@ -32,7 +32,6 @@ struct world {
     struct sock sock[SIDES];
     u8 ring[SIDES][8]; /* tiny, so that full and wrapped are the usual case */
     u64 now_ns;        /* moves when a time-out ends */
-    u64 supervised;    /* somebody hears of SD_HC_NUDGE; he can do nothing */
     u64 reset;         /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
 };
@@ -51,6 +50,7 @@ void host_fail(const char *why);
 void world_init(u32 start_at_ring, u32 ring_bytes);
 bool net_deliver(u32 dir); /* one byte, or the FIN, arrives */
 u32 net_bells_unread(u32 dir);
+extern bool hosted_supervised; /* of a scenario: somebody hears of SD_HC_NUDGE; he can do nothing (around.c) */
 extern u64 bells_sent; /* no part of the world: a statistic */
 extern u32 bells_at_most; /* in one direction at a time; 2 where one that is being eaten does not count */
 

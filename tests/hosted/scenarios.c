@@ -344,7 +344,7 @@ static void recalled(void)
 static void recalling_early(void)
 {
     tcp_bytes_on_the_way();
-    w.supervised = 1;
+    hosted_supervised = true;
     mc_name(&w.seg.dir[0].go_back, "0.go_back");
     mc_name(&w.seg.dir[0].bell_first, "0.bell_first");
 }
