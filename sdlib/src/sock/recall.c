@@ -35,14 +35,14 @@ void sd_reset(struct sock *s, int fd)
 
 /* ------------------------------------------------------------------ consumer */
 
-/* No thread and no process of ours reads the ring, or is about to: from the inside of the token. */
-static bool freeze(struct sock *s)
+/* From the inside of the token, so that no thread and no process of ours is reading the ring, or about to. False: another has moved it meanwhile. */
+static bool receives_by(struct sock *s, u32 from, u32 to)
 {
     struct sd_hold h;
     bool done;
 
     sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
-    done = sd_still_inside(&h) && cas_u32(&s->b->rx_mode, SD_MODE_RING, SD_MODE_RETIRE);
+    done = sd_still_inside(&h) && cas_u32(&s->b->rx_mode, from, to);
     sd_leave(&h);
     return done;
 }
@@ -89,25 +89,13 @@ bool sd_recall_wait(struct sock *s, int fd)
     return false;
 }
 
-/* The direction is TCP's from here on, or else (false) it has come to the ring meanwhile. */
-static bool stay_on_tcp(struct sock *s)
-{
-    struct sd_hold h;
-    bool done;
-
-    sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
-    done = sd_still_inside(&h) && cas_u32(&s->b->rx_mode, SD_MODE_TCP, SD_MODE_BACK);
-    sd_leave(&h);
-    return done;
-}
-
 /* [S6] TCP bytes in front of the ring are unread. What nobody sends any more is lost to the other program, which has to hear of it. */
 static bool recall_unread(struct sock *s, int fd)
 {
     bool asked = false;
 
-    if (!stay_on_tcp(s))
-        return false;
+    if (!receives_by(s, SD_MODE_TCP, SD_MODE_BACK))
+        return false; /* it has come to the ring */
     sd_unread_ask(&s->e);
     sd_membarrier(); /* whoever sends from here on sees it */
     sd_ring_bell(s, fd);
@@ -134,7 +122,7 @@ bool sd_recall(struct sock *s, int fd)
     sd_rx_poll_switch(s, fd); /* nobody may have read since the peer has switched */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_back_published(&s->e) && !sd_is_far(s))
         return recall_unread(s, fd);
-    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !freeze(s))
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !receives_by(s, SD_MODE_RING, SD_MODE_RETIRE))
         return false;
     if (sd_is_far(s)) {
         sd_far_leave(s); /* the other supervisor sends what we have not acknowledged */
