@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def asked(serve: Serve, load: Load, way: Way) -> Ask:
 
 def new_address(stage: Stage, way: Way, name: str) -> str:
     """Where a server is to listen."""
-    return str(stage.folder / f"{name}-{free_port()}.sock") if way.local else str(free_port())
+    return str(Path(tempfile.mkdtemp(dir=stage.folder)) / f"{name}.sock") if way.local else str(free_port())
 
 
 def is_up(address: str) -> bool:
@@ -199,8 +200,10 @@ SMALL, LARGE = 612, 65536
 
 def nginx_folder(stage: Stage, address: str, origin: str | None) -> Path:
     """Configuration and two files."""
-    folder = stage.folder / f"nginx-{address.strip('/').replace('/', '-')}"
-    (folder / "www").mkdir(parents=True)
+    # Not named after the port: the kernel gives one out again within minutes.
+    folder = Path(tempfile.mkdtemp(prefix="nginx-", dir=stage.folder))
+    folder.chmod(0o755)
+    (folder / "www").mkdir()
     (folder / "www" / "small").write_bytes(b"x" * SMALL)
     (folder / "www" / "large").write_bytes(b"x" * LARGE)
     stage.folder.chmod(0o755)
