@@ -20,7 +20,7 @@ UNDER_TEST = ("ring/bell.c", "ring/ring.c", "ring/switch.c", "sock/cork.c", "soc
 # -Wno-unused-value: an atomic whose old value nobody wants is an expression here. No canaries: stacks are copied.
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-value", "-Wno-missing-field-initializers",
          "-fno-strict-aliasing", "-DSD_HOSTED=1", "-DSD_INTERPOSE=1")
-EXPLORER = ("-O1", "-DSPINS=1", "-DSD_RECALL_MS=2", "-DSD_FENCE_FOR=2", "-DSD_RING_WINDOW=2", "-DSD_SMALL=1u",
+EXPLORER = ("-O2", "-DSPINS=1", "-DSD_RECALL_MS=2", "-DSD_FENCE_FOR=2", "-DSD_RING_WINDOW=2", "-DSD_SMALL=1u",
             "-fno-stack-protector", "-fcf-protection=none")
 SANITIZED = ("-O1", "-g", "-DSPINS=4", "-fsanitize=address,undefined", "-fno-sanitize=alignment",
              "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
