@@ -168,6 +168,28 @@ UNUSED static void warm_up(int fd, bool first)
     }
 }
 
+/* Numbered messages, each of which comes back as it was. The pauses are for the supervisor, as in warm_up(). */
+UNUSED static void converse(int fd, int rounds)
+{
+    for (int i = 0; i < rounds; i++) {
+        char text[32], back[32];
+        if (i % 50 == 10)
+            sleep_ms(4);
+        int n = snprintf(text, sizeof text, "%d:%d", (int)getpid(), i);
+        write_all(fd, text, (size_t)n);
+        read_all(fd, back, (size_t)n);
+        CHECK(memcmp(text, back, (size_t)n) == 0);
+    }
+}
+
+/* Gives back what comes, until the end. */
+UNUSED static void give_back(int in, int out)
+{
+    char buf[64];
+    for (ssize_t n; (n = read(in, buf, sizeof buf)) > 0;)
+        write_all(out, buf, (size_t)n);
+}
+
 UNUSED static void reap(pid_t child)
 {
     int status;

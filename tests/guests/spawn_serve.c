@@ -14,25 +14,11 @@ static const char self[] = "/proc/self/exe", none[] = "/nonexistent/program";
 static volatile bool over;
 static int go[2]; /* who talks begins when only one holds each connection: as long as two do it stays on TCP */
 
-static int serve(int in, int out)
-{
-    char buf[64];
-    for (ssize_t n; (n = read(in, buf, sizeof buf)) > 0;)
-        write_all(out, buf, (size_t)n);
-    return 0;
-}
-
 static void client(const struct sockaddr_in *addr)
 {
     int fd = connect_loopback(addr);
     expect(go[0], "g");
-    for (int i = 0; i < ROUNDS; i++) {
-        char text[32], back[32];
-        int n = snprintf(text, sizeof text, "%d:%d", (int)getpid(), i);
-        write_all(fd, text, (size_t)n);
-        read_all(fd, back, (size_t)n);
-        CHECK(memcmp(text, back, (size_t)n) == 0);
-    }
+    converse(fd, ROUNDS);
     close(fd);
     _exit(0);
 }
@@ -72,8 +58,10 @@ static pid_t by_fork(int fd)
     pid_t child = by_vfork(none, none, fd);
     CHECK(waitpid(child, &status, 0) == child && status == 126 << 8);
     child = fork();
-    if (child == 0)
-        _exit(serve(fd, fd));
+    if (child == 0) {
+        give_back(fd, fd);
+        _exit(0);
+    }
     return child;
 }
 
@@ -101,8 +89,10 @@ int main(int argc, char **argv)
     pid_t clients[CONNECTIONS], servers[CONNECTIONS];
     pthread_t other;
     CHECK(argc >= 2);
-    if (strcmp(argv[1], "serve") == 0)
-        return serve(atoi(argv[2]), atoi(argv[2]) ? atoi(argv[2]) : 1);
+    if (strcmp(argv[1], "serve") == 0) {
+        give_back(atoi(argv[2]), atoi(argv[2]) ? atoi(argv[2]) : 1);
+        return 0;
+    }
     int listener = listen_loopback(&addr, 16);
     CHECK(pipe(go) == 0);
     for (int i = 0; i < CONNECTIONS; i++) {
