@@ -95,6 +95,15 @@ def test_who_serves_after_vfork(kind: str, runner: Runner, guests: Guests) -> No
     runner.check(program, at_least=8, of_bytes=4 * 2 * 500)
 
 
+def test_others_close_what_one_goes_on_with(runner: Runner, guests: Guests) -> None:
+    """Each byte is counted once, at each end as sent or as received, however many have closed it meanwhile."""
+    program = runner.run(guests("closers"))
+    trips = int(program.stdout.split()[0])
+    assert trips > 1000
+    for report in runner.check(program, at_least=2):
+        assert report.shm_bytes + report.raw["bytes"]["tcp"] == 4 * (100 + trips), str(report)
+
+
 def test_a_thousand_short_connections(runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("churn"))
     assert program.stdout == b"ok\n"

@@ -1,54 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sdss, sdstat, sdtop and the supervisors' interface: what they say is compared with what the programs have done."""
+"""sdss, sdstat and sdtop: what they say is compared with what the programs have done."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
-import sys
-import threading
-import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sdlib import abi
-from sdlib.wire import trees
-from sdtrace.inspection import Inspection
 from tests.harness import ROOT, SDRUN, Program, Runner, free_port
-from tests.sdtrace.support import supervisor_of
+from tests.tools.support import BIN, SERVER, ask, python, rows, wait_for
 from tools.observe.view import path_of
 
-BIN = SDRUN.parent
 MONITOR_METRICS = {"sdmonitor_clients", "sdmonitor_open_offers", "sdmonitor_segments", "sdmonitor_memory_bytes",
                    "sdmonitor_memory_limit_bytes", "sdmonitor_user_memory_bytes", "sdmonitor_events_total",
                    "sdmonitor_start_time_seconds", "sdmonitor_silent_clients"}
 """All of them: tests/monitor/test_metrics.py asks the monitor."""
 SIZE, UNREAD = 16, 1000
 
-SERVER = """
-import socket, sys, threading
-def serve(conn):
-    while data := conn.recv(64):
-        if data.startswith(b"stop"): return threading.Event().wait()
-        conn.sendall(data)
-with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
-    kept = []
-    while True:
-        kept.append(listener.accept()[0])
-        threading.Thread(target=serve, args=kept[-1:], daemon=True).start()
-"""
 # Sixteen bytes there and back until the file of the last argument is there, then what the server leaves unread, then
 # nothing more until it is killed.
 CLIENT = f"""
@@ -91,20 +66,19 @@ print("said", flush=True)
 signal.pause()
 """
 
-
-def python(code: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-I", "-c", code, *arguments)
-
-
-def ask(env: dict[str, str], command: str, *options: str) -> str:
-    done = subprocess.run([BIN / command, *options], env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def rows(env: dict[str, str], *options: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(ask(env, "sdss", "--json", *options))["connections"]
-    return found
+# In the middle of it, a child closes its copy.
+FORKING = """
+import os, socket, sys
+conn = socket.create_server(("127.0.0.1", int(sys.argv[1]))).accept()[0]
+for turn in range(400):
+    conn.sendall(conn.recv(64))
+    if turn == 200:
+        if not os.fork():
+            conn.close()
+            os._exit(0)
+        os.wait()
+conn.recv(64)
+"""
 
 
 class Scene:
@@ -244,6 +218,17 @@ def test_who_waits_for_many_counts_for_each_that_it_looked_at(shm: Runner, waits
     assert min(waited) > 0, ends
 
 
+def test_another_process_that_closes_a_connection_leaves_its_counts(shm: Runner) -> None:
+    port = str(free_port())
+    shm.start(*python(FORKING, port)).listening(int(port))
+    client = shm.start(*python(TALK, port, "400"))
+    client.until(lambda: b"said" in client.stdout, "all is said")
+    for which in (f"sport = :{port}", f"dport = :{port}"):
+        [end] = rows(shm.env, which)
+        carried = end["bytes"]
+        assert carried["bytes_shm_tx"] + carried["bytes_shm_rx"] + carried["bytes_tcp"] == 400 * 2 * 16, end
+
+
 def test_rates_of_what_goes_by_tcp_are_the_kernels(shm: Runner) -> None:
     """Connections that the library leaves alone are counted by the kernel; one that is idle is told to be so."""
     port = str(free_port())
@@ -297,46 +282,6 @@ def _metrics(scene: Scene, sent: dict[str, int], rounds: int) -> None:
     assert {name for name in asked if name.startswith("sdmonitor_")} <= MONITOR_METRICS and len(asked) > 10
 
 
-def test_clients_that_do_not_read_hold_up_nobody(shm: Runner) -> None:
-    program = shm.start(*python(SERVER, str(free_port())))
-    path = wait_for(lambda: next(iter(sockets(shm, program)), None))
-    idle = [socket.socket(socket.AF_UNIX) for _ in range(60)]
-    for client in idle:
-        client.setblocking(False)
-        client.connect_ex(str(path))
-    with suppress(OSError):  # it may have been hung up on already
-        idle[0].send(b"GET / HTTP/1.0\r\n" * 100)
-    assert trees.ask(str(path))["supervisor"]["root_pid"] == program.pid
-    for client in idle:
-        client.close()
-    program.stop()
-    wait_for(lambda: not path.exists())
-
-
-def sockets(runner: Runner, program: Program) -> list[Path]:
-    folder = Path(runner.env["XDG_RUNTIME_DIR"]) / "socksdirect"
-    return list(folder.glob(trees.socket_name(supervisor_of(program))))
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 30
-    while not (result := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return result
-
-
-def test_a_killed_supervisor_leaves_a_name_that_the_next_removes(shm: Runner) -> None:
-    first = shm.start("sleep", "60")
-    path = wait_for(lambda: next(iter(sockets(shm, first)), None))
-    os.kill(supervisor_of(first), signal.SIGKILL)
-    with pytest.raises(trees.Unreachable):
-        wait_for(lambda: trees.ask(str(path)) and None)
-    assert str(path) not in ask(shm.env, "sdss", "-a")
-    second = shm.start("sleep", "60")
-    wait_for(lambda: sockets(shm, second) and not path.exists())
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
 def test_pids_of_another_namespace_are_not_taken_for_ours(native: Runner) -> None:
     port = free_port()
@@ -349,92 +294,6 @@ def test_pids_of_another_namespace_are_not_taken_for_ours(native: Runner) -> Non
 
     wait_for(lambda: said()["in_other_pid_namespaces"] == 1)
     assert said()["connections"] == []
-
-
-def test_only_its_user_and_root_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    inspection = Inspection(lambda: {"version": trees.VERSION})
-    inspection.open()
-    [path] = glob.glob(f"{tmp_path}/*/tree-*.sock")
-    for uid, answer in ((os.geteuid(), b'{"version":1}\n'), (4711, b"")):
-        monkeypatch.setattr(trees, "peer_of", lambda _, uid=uid: (1, uid))
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(path)
-            inspection.events()
-            client.settimeout(10)
-            assert client.recv(100) == answer
-    inspection.close()
-    assert not Path(path).exists()
-
-
-def test_a_folder_with_a_long_name_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of services with a /tmp of their own are, seen from outside."""
-    monkeypatch.setattr(trees, "well_formed", lambda _: True)
-    short = tmp_path / "s"
-    short.mkdir()
-    document = {"version": trees.VERSION, "supervisor": {"pid": os.getpid()}}
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(short / "tree-1.sock"))
-        listener.listen()
-        long = short.rename(tmp_path / ("l" * 120)) / "tree-1.sock"
-
-        def answer() -> None:
-            conn, _ = listener.accept()
-            conn.sendall(json.dumps(document).encode())
-            conn.close()
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        assert trees.ask(str(long))["here"]
-        thread.join()
-
-
-def test_asking_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks all the time, and however long an answer takes to build: by a clock of our own."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    clock, spent = [1000.0], [0.0]
-
-    def build() -> dict[str, Any]:
-        clock[0] += 0.5
-        spent[0] += 0.5
-        return {"version": trees.VERSION}
-
-    inspection = Inspection(build)
-    inspection.open()
-    monkeypatch.setattr("sdtrace.inspection.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    [path] = glob.glob(f"{tmp_path}/*/tree-*.sock")
-    for _ in range(1000):
-        clock[0] += 0.1
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(path)
-            inspection.events()
-            assert client.recv(100) == b'{"version":1}\n'
-    inspection.close()
-    assert 0.04 <= spent[0] / (clock[0] - 1000) <= 0.05
-
-
-@pytest.mark.parametrize("change", [
-    {"version": 2}, {"supervisor": None}, {"processes": [{"pid": 1}]}, {"connections": [1]}, {"counters": {}},
-    {"connections": [{"inode": "x"}]}, {"tcp_reasons": {"x": "y"}}, {"monitor": {}},
-])  # fmt: skip
-def test_a_document_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            change: dict[str, Any]) -> None:
-    counters = dict.fromkeys(abi.COUNTERS, 0)
-    meter = {"times": 0, "seconds": 0.0}
-    document: dict[str, Any] = {
-        "version": trees.VERSION, "monitor": {"offers": meter}, "counters": counters, "tcp_reasons": {},
-        "moved_back": {},
-        "supervisor": {"pid": 1, "root_pid": 1, "command": "x", "errors": 0, "notifications": meter},
-        "processes": [], "connections": [], "connections_left_out": 0,
-    }  # fmt: skip
-    assert trees.well_formed(document)
-    monkeypatch.setattr(trees, "_read_all", lambda _: json.dumps(document | change).encode())
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        with pytest.raises(trees.Unreachable):
-            trees.ask(path)
 
 
 @pytest.mark.parametrize(("tx", "rx", "path", "reason"), [

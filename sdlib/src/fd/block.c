@@ -108,6 +108,20 @@ struct sd_block *sd_block_new(u32 *id)
     return NULL;
 }
 
+/* The bytes of a connection are counted in one place as long as somebody has it: others may be adding to them. */
+static void fold_bytes(struct sd_block *b)
+{
+    if (b->far) {
+        COUNT_N(bytes_rdma_tx, b->bytes_shm_tx);
+        COUNT_N(bytes_rdma_rx, b->bytes_shm_rx);
+    } else {
+        COUNT_N(bytes_shm_tx, b->bytes_shm_tx);
+        COUNT_N(bytes_shm_rx, b->bytes_shm_rx);
+    }
+    COUNT_N(bytes_tcp_tx, b->bytes_tcp);
+    b->bytes_shm_tx = b->bytes_shm_rx = b->bytes_tcp = 0;
+}
+
 /* Counts a connection whose end is over. */
 static void fold(struct sd_block *b)
 {
@@ -136,17 +150,9 @@ void sd_block_drop(struct sock *s)
     struct sd_block *b = s->b;
     u32 st = load_rlx(&b->state);
 
-    if (b->far) {
-        COUNT_N(bytes_rdma_tx, b->bytes_shm_tx);
-        COUNT_N(bytes_rdma_rx, b->bytes_shm_rx);
-    } else {
-        COUNT_N(bytes_shm_tx, b->bytes_shm_tx);
-        COUNT_N(bytes_shm_rx, b->bytes_shm_rx);
-    }
-    COUNT_N(bytes_tcp_tx, b->bytes_tcp);
-    b->bytes_shm_tx = b->bytes_shm_rx = b->bytes_tcp = 0;
     if (atomic_fetch_sub(&b->users, 1) != 1)
         return; /* another process goes on with it and counts it */
+    fold_bytes(b);
     if (sd_tracing(SD_TRACE_BYTES))
         sd_saw_end(s, SD_TRACE_END_CLOSED);
     if (b->established)
