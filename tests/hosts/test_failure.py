@@ -28,21 +28,34 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
     size = 1 << 20  # at least: they send until all failures are over
     stay = world.a.folder / "stay"
     server, client = world.exchange(guests("integrity"), 7010, size, STAY=str(stay))
-    for _ in range(FAILURES):
+    for done in range(FAILURES):
         time.sleep(dice.uniform(0, 0.4))
         host = dice.choice((world.a, world.b))
+        tell(f"{what} {done} of {FAILURES}: {host.name}")
         if what == "monitors":
-            os.kill(host.monitor_pid(), signal.SIGKILL)
+            try:
+                os.kill(host.monitor_pid(), signal.SIGKILL)
+            except AssertionError as error:
+                raise AssertionError(f"after {done} of {FAILURES}: {error}\n{world.known()}") from None
         else:
             world.cut(host, True)
             time.sleep(dice.choice((0.05, 1.2)) * (6 if VERBS else 1))
             world.cut(host, False)
+        for program in (client, server):
+            assert program.process.poll() is None, f"ended after {done} of {FAILURES}\n{world.known()}"
     stay.touch()
     world.finish(client, server)
     assert_whole(client, server, size)
     world.linked()
     if VERBS and what == "link" and FAILURES >= 20:
         assert sum(shown(host)["retries"] for host in (world.a, world.b)), "the device has sent some of it again"
+
+
+def tell(line: str) -> None:
+    """For whoever waits for hours: $SDRUN_HOSTS_PROGRESS names a file."""
+    if name := os.environ.get("SDRUN_HOSTS_PROGRESS"):
+        with open(name, "a") as progress:
+            print(time.strftime("%H:%M:%S"), line, file=progress, flush=True)
 
 
 def shown(host: Host) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from sdlib.wire import Answered, MonitorClient, Part, messages, papers, trees
 from tests.harness import PATIENCE, ROOT, Mode, Program, Report, Runner
+from tests.hosts.facts import Syslog, gather
 
 MONITOR = ROOT / "monitor" / "__main__.py"
 LIMIT_S = 60.0 * PATIENCE
@@ -185,6 +186,7 @@ class World:
         self._tag = f"sd{os.getpid() % 10000:04d}"
         self._spaces: list[str] = []
         self.hosts: dict[str, Host] = {}
+        self._syslog = Syslog() if VERBS else None
         try:
             self._make_verbs() if VERBS else self._make_spaces()
         except BaseException:
@@ -273,12 +275,21 @@ class World:
             try:
                 program.ok()
             except AssertionError as error:
-                found = "\n".join(f"{host.log}\n{json.dumps(host.status().get('hosts'))}"
-                                  f"\n{json.dumps(host.tells(other))}"
-                                  for host in (self.a, self.b) for runner in host.runners for other in runner.programs)
-                raise AssertionError(f"{error}\n{found}") from None
+                raise AssertionError(f"{error}\n{self.known()}") from None
+
+    def known(self) -> str:
+        """What there is to know when something does not come about: programs, supervisors, monitors, the kernel."""
+        found = [gather(), "--- syslog", "" if self._syslog is None else self._syslog.last()]
+        for host in (self.a, self.b):
+            found += [f"--- monitor of {host.name}", host.log, json.dumps(host.status().get("hosts"))]
+            for program in [one for runner in host.runners for one in runner.programs]:
+                found += [f"--- program on {host.name}: {program.process.poll()}", program.describe(),
+                          json.dumps(host.tells(program))]
+        return "\n".join(found)
 
     def close(self) -> None:
+        if self._syslog is not None:
+            self._syslog.close()
         for host in self.hosts.values():
             host.close()
         for space in self._spaces:
