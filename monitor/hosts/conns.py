@@ -194,7 +194,7 @@ class Connections:
             self.free(conn)
 
     def lose(self, conn: Conn) -> None:
-        """The other host is not coming back, or our program has broken its own copy: the connection ends."""
+        """Neither can it go back to TCP, or our program has broken its own copy: the connection ends."""
         if not conn.lost:
             conn.lost = True
             conn.mirror.stop()
@@ -243,3 +243,9 @@ class Connections:
         """We leave; copies stay as they are, for the next monitor."""
         for conn in self:
             self.free(conn)
+    def give_up(self, conn: Conn) -> None:
+        """The other host is not coming back: who can go on by TCP does so now, whatever `back_s` says."""
+        self.leave(conn)
+        if not conn.left and not conn.peer_gone:
+            self.lose(conn)
+

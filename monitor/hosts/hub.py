@@ -324,8 +324,7 @@ class Hub:
                 contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, 1)))  # type: ignore[misc]
             if contact.link is None and now - contact.down_since > self._config.lost_s:
                 for conn in self._conns.of(contact):
-                    if not conn.peer_gone:
-                        self._conns.lose(conn)
+                    self._conns.give_up(conn)
         for caller in [late for late in self._callers if now - late.since > HANDSHAKE_S]:
             caller.fail("does not say who it is")
 

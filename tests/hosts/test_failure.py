@@ -21,7 +21,7 @@ FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
 
 @pytest.mark.parametrize("what", ["monitors", "link"])
 def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> None:
-    world.start(dead_s=5 if VERBS else 0.8, back_s=600)
+    world.start(dead_s=5 if VERBS else 0.8, back_s=600)  # rings, not TCP, carry it
     seed = os.environ.get("SDRUN_HOSTS_SEED", "") + what
     print(f"SDRUN_HOSTS_SEED={seed.removesuffix(what)}, {FAILURES} failures")
     dice = random.Random(seed)

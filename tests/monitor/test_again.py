@@ -44,14 +44,15 @@ def mapped(text: str) -> bytes:
 class Host:
     """A hub, and the supervisor of one program with one connection."""
 
-    def __init__(self, name: str, listen: socket.socket, far: tuple[str, tuple[str, int]], number: int) -> None:
+    def __init__(self, name: str, listen: socket.socket, far: tuple[str, tuple[str, int]], number: int,
+                 back_s: float = BACK_S, lost_s: float = 30) -> None:
         self.number = number
         self.selector = selectors.DefaultSelector()
         address = listen.getsockname()
         listen.close()
         other, there = far
         peer = Peer(other, there, (ipaddress.ip_network(f"10.0.0.{2 - number}/32"),), KEY)
-        config = Config(name, address, {other: peer}, transport=FOR_TESTS, dead_s=60, back_s=BACK_S)
+        config = Config(name, address, {other: peer}, transport=FOR_TESTS, dead_s=60, back_s=back_s, lost_s=lost_s)
         self.open: set[tuple[int, int]] = set()
         self.copies: list[Copy] = []
         self.told: list[Bell] = []
@@ -115,11 +116,15 @@ class Host:
             copy.close()
 
 
-@pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
+def make_hosts(**times: float) -> tuple[Host, Host]:
     ends = [socket.create_server(("127.0.0.1", 0)) for _ in "ab"]
     addresses = [end.getsockname() for end in ends]
-    made = (Host("a", ends[0], ("b", addresses[1]), 0), Host("b", ends[1], ("a", addresses[0]), 1))
+    return Host("a", ends[0], ("b", addresses[1]), 0, **times), Host("b", ends[1], ("a", addresses[0]), 1, **times)
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    made = make_hosts()
     yield made
     for host in made:
         host.close()
@@ -177,3 +182,21 @@ def test_a_second_time(hosts: tuple[Host, Host], order: tuple[str, ...], between
     assert a.told.count(Bell.BREAK) == b.told.count(Bell.BREAK) == 0
     assert Bell.BACK in a.told and Bell.BACK in b.told
     carries(hosts)
+
+
+def test_who_can_go_on_by_tcp_is_not_reset() -> None:
+    """However patient the other times are: when a host is given up for lost, that is the last moment to go back."""
+    a, b = made = make_hosts(back_s=600, lost_s=0.5)
+    try:
+        for host in made:
+            host.offer()
+        until(made, lambda: bool(a.linked()) and a.linked() == b.linked())
+        b.hub.close()
+        a.contact.fail("the other host is gone")
+        until((a, a), lambda: bool(a.told))
+        assert a.told == [Bell.BACK] and not len(a.hub._conns)
+    finally:
+        a.close()
+        b.selector.close()
+        for copy in b.copies:
+            copy.close()
