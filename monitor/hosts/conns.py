@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connections to other hosts that a monitor holds: whose they are, their bells, and their ends."""
+"""The connections to other hosts that a monitor holds: whose they are, their bells, and their ends.
+
+*Active* are those that the next pass looks at (vigil.py says when one ceases to be).  Whatever happens to one stirs it:
+its supervisor's words, a record or a completion of the other host, something that it has not been able to send.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EAGAIN
 from typing import Any, Protocol
@@ -16,6 +20,7 @@ from monitor.hosts.contact import Contact
 from monitor.hosts.copy import Copy
 from monitor.hosts.mirror import Mirror
 from monitor.hosts.pairs import Candidate, Candidates
+from monitor.hosts.vigil import QUIET
 from monitor.match import Offer
 from sdlib.wire.messages import Bell, Rang
 
@@ -47,6 +52,16 @@ class Conn:
     left: bool = False
     """It has gone back to TCP; until the other host has heard so, what that sends goes on arriving."""
 
+    @property
+    def deaf(self) -> bool:
+        """Nobody tells us when its program has news."""
+        return self.client is None
+
+    @property
+    def unsettled(self) -> bool:
+        """Something is due for it by and by, whether or not anything happens."""
+        return bool(self.waiting or self.client is None or self.local_gone or self.peer_gone or self.mirror.untold)
+
 
 class Connections:
     """By slot, our name for each, and by the name that its supervisor knows."""
@@ -56,6 +71,9 @@ class Connections:
         self._conns: dict[int, Conn] = {}
         self._named: dict[tuple[int, int], Conn] = {}
         self._slots = 0
+        self.active: dict[int, Conn] = {}
+        self._owing: dict[int, Conn] = {}
+        """With small credits that have not been told."""
 
     def __len__(self) -> int:
         return len(self._conns)
@@ -71,9 +89,70 @@ class Connections:
         """By slot."""
         return self._conns[slot]
 
-    def carried(self) -> int:
-        """Bytes of all that are there."""
-        return sum(conn.mirror.bytes_out + conn.mirror.bytes_in for conn in self._conns.values())
+    # ------------------------------------------------------------------------ active
+
+    def stir(self, slot: int) -> None:
+        """The next pass looks at it."""
+        conn = self._conns.get(slot)
+        if conn is not None and slot not in self.active:
+            conn.mirror.quiet = 0
+            conn.mirror.watch(True)
+            self.active[slot] = conn
+
+    def stir_named(self, client: int, name: int) -> None:
+        """The same, by what its supervisor calls it."""
+        conn = self._named.get((client, name))
+        if conn is not None:
+            self.stir(conn.mirror.slot)
+
+    def stir_due(self) -> None:
+        """Now and then: those for which something may be due by now."""
+        for conn in self._conns.values():
+            if conn.unsettled:
+                self.stir(conn.mirror.slot)
+
+    def stir_owing(self) -> None:
+        """Those whose small credits are to go out."""
+        owing, self._owing = self._owing, {}
+        for slot in owing:
+            self.stir(slot)
+
+    @property
+    def owing(self) -> bool:
+        """Small credits wait."""
+        return bool(self._owing)
+
+    def alive(self, looked_at: Iterable[Conn]) -> list[Conn]:
+        """Those that are still there."""
+        return [conn for conn in looked_at if conn.mirror.slot in self._conns]
+
+    def stirred_since(self, looked_at: Iterable[Conn]) -> bool:
+        """Whether some have become active that were not looked at."""
+        slots = {conn.mirror.slot for conn in looked_at}
+        return any(slot not in slots for slot in self.active)
+
+    def count(self, looked_at: Iterable[Conn]) -> int:
+        """Bytes that have moved since the last pass; who has moved none grows quiet."""
+        sum_of = 0
+        for conn in looked_at:
+            moved = conn.mirror.moved()
+            sum_of += moved
+            conn.mirror.quiet = 0 if moved or conn.mirror.said_something else conn.mirror.quiet + 1
+        return sum_of
+
+    def rest(self, looked_at: Iterable[Conn], *, all_armed: bool) -> None:
+        """Those that were armed and then looked at in vain need not be looked at again. `all_armed`: we sleep."""
+        for conn in looked_at:
+            mirror = conn.mirror
+            if mirror.behind or conn.deaf or not mirror.armed:
+                continue
+            if all_armed or mirror.quiet > QUIET:
+                self.active.pop(mirror.slot, None)
+                mirror.watch(False)
+                if mirror.owes:
+                    self._owing[mirror.slot] = conn
+
+    # ------------------------------------------------------------------------- names
 
     def knows(self, client: int, name: int) -> bool:
         """Whether that offer is a connection already."""
@@ -89,6 +168,7 @@ class Connections:
         contact.mirrors[mirror.slot] = mirror
         contact.by_id[far_id] = mirror
         mirror.awake()
+        self.stir(mirror.slot)
         return conn
 
     def hand_over(self, conn: Conn) -> bool:
@@ -112,8 +192,13 @@ class Connections:
             conn.ringing = False
             if message.result != EAGAIN:  # else there was no room for a byte: once more
                 conn.mirror.rang()
+            if conn.mirror.owes_bell:
+                self.stir(conn.mirror.slot)
 
-    def _ring(self, conn: Conn) -> None:
+    def ring(self, conn: Conn) -> None:
+        """Have its supervisor send the doorbell that the other host asks for, if it does."""
+        if not conn.mirror.linked and not conn.peer_gone:
+            return
         if conn.mirror.owes_bell and not conn.ringing and conn.client is not None:
             conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.mirror.next_bell)
 
@@ -125,16 +210,17 @@ class Connections:
         if conn is not None:
             self._ends(conn)
 
-    @staticmethod
-    def _ends(conn: Conn) -> None:
+    def _ends(self, conn: Conn) -> None:
         conn.local_gone = conn.local_gone or time.monotonic()
         conn.mirror.ends = True
+        self.stir(conn.mirror.slot)
 
     def client_gone(self, client: int) -> None:
         """A supervisor is gone; its programs may live."""
         for key in [key for key in self._named if key[0] == client]:
             conn = self._named.pop(key)
             conn.client = None
+            self.stir(conn.mirror.slot)
             if conn.waiting is not None:
                 self._ends(conn)
 
@@ -144,6 +230,7 @@ class Connections:
         conn = None if mirror is None else self._conns.get(mirror.slot)
         if mirror is None or conn is None:
             return
+        self.stir(mirror.slot)
         if conn.waiting is not None:
             self.free(conn)
             return
@@ -169,6 +256,8 @@ class Connections:
             conn.waiting = None
         mirror = conn.mirror
         del self._conns[mirror.slot]
+        self.active.pop(mirror.slot, None)
+        self._owing.pop(mirror.slot, None)
         del conn.contact.mirrors[mirror.slot]
         del conn.contact.by_id[mirror.far_id]
         if conn.client is not None:
@@ -193,6 +282,12 @@ class Connections:
         if not conn.mirror.linked:
             self.free(conn)
 
+    def give_up(self, conn: Conn) -> None:
+        """The other host is not coming back: who can go on by TCP does so now, whatever `back_s` says."""
+        self.leave(conn)
+        if not conn.left and not conn.peer_gone:
+            self.lose(conn)
+
     def lose(self, conn: Conn) -> None:
         """Neither can it go back to TCP, or our program has broken its own copy: the connection ends."""
         if not conn.lost:
@@ -206,15 +301,14 @@ class Connections:
     def look_after(self, conn: Conn) -> None:
         """What is due for one connection, apart from its bytes."""
         mirror = conn.mirror
-        if conn.left:
+        if mirror.slot not in self._conns or conn.left:
             return
         if mirror.copy.taken:
             self.leave(conn)
             return
         if conn.waiting is not None and mirror.linked and not self.hand_over(conn):
             self._ends(conn)
-        if mirror.linked or conn.peer_gone:
-            self._ring(conn)
+        self.ring(conn)
         if conn.peer_gone:
             mirror.settle_alone()
         if conn.local_gone and mirror.linked and mirror.all_told():
@@ -243,9 +337,3 @@ class Connections:
         """We leave; copies stay as they are, for the next monitor."""
         for conn in self:
             self.free(conn)
-    def give_up(self, conn: Conn) -> None:
-        """The other host is not coming back: who can go on by TCP does so now, whatever `back_s` says."""
-        self.leave(conn)
-        if not conn.left and not conn.peer_gone:
-            self.lose(conn)
-

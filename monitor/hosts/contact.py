@@ -105,7 +105,7 @@ class Contact:
 
     def __init__(
         self, config: Config, peer: Peer, selector: selectors.BaseSelector, make_port: Callable[[Contact], Port | None],
-        asked: Callable[[Contact, Record], None], down: Callable[[Contact], None],
+        asked: Callable[[Contact, Record], None], down: Callable[[Contact], None], stirred: Callable[[int], None],
     ) -> None:  # fmt: skip
         self.peer = peer
         self.mirrors: dict[int, Mirror] = {}
@@ -118,7 +118,7 @@ class Contact:
         """Conversations so far; calls in vain since the last; connections that have gone back to their own TCP."""
         self.dials = config.name < peer.name
         self._config, self._selector = config, selector
-        self._make_port, self._asked, self._down = make_port, asked, down
+        self._make_port, self._asked, self._down, self._stirred = make_port, asked, down, stirred
         self._wire: Wire | None = None
         self._caller: Caller | None = None
         self._dial_at = 0.0
@@ -183,7 +183,7 @@ class Contact:
         except OSError as error:  # what is on rings already is carried by this connection meanwhile
             journal.warn("no-rdma", host=self.peer.name, why=error.strerror or str(error))
         self.link = Link(self.peer.name, sealer, self.mirrors, self.by_id, port,
-                         lambda record: self._asked(self, record))
+                         lambda record: self._asked(self, record), self._stirred)
         self.links += 1
         journal.event("host-up", host=self.peer.name, connections=len(self.mirrors))
         self._guard(lambda link: link.feed(b""))

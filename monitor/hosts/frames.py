@@ -3,7 +3,7 @@
 
 A record is one byte of type and a body of a fixed size; only DATA has bytes behind it.  The same records travel in
 the TCP stream between the monitors and, when there are queue pairs, in RDMA SENDs; there DATA is an RDMA WRITE
-instead.
+instead, and one without bytes asks for one doorbell more than the last words did.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from monitor.match import Address
 
-VERSION: Final = 2
+VERSION: Final = 3
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """All connections to other hosts: pairing them, and keeping their copies equal.
 
-The monitor's loop calls `turn` before it waits (vigil.py).  A copy whose supervisor is gone has nobody to nudge: then
-we look every DEAF_S.
+The monitor's loop calls `turn` before it waits (vigil.py).  It looks at the connections that are active (conns.py), and
+now and then at all those for which something may be due.  A copy whose supervisor is gone has nobody to nudge: then we
+look every DEAF_S.
 
 Two hosts see each other's offers (SEEK).  The one whose name sorts first decides: it names the connection (ACCEPT),
 the other one tells its program and says RESUME, and only then the first tells its own.
@@ -30,6 +31,7 @@ from monitor.hosts.copy import Copy
 from monitor.hosts.discover import find
 from monitor.hosts.frames import Record
 from monitor.hosts.link import Link, Port
+from monitor.hosts.mirror import Mirror
 from monitor.hosts.pairs import Candidate, Candidates
 from monitor.hosts.vigil import Vigil, spin_s
 from monitor.match import Offer, side_of
@@ -76,10 +78,10 @@ class Hub:
         self._vigil = Vigil(device, spin_s(config.spin_us))
         self._ticked = 0.0
         self._credit_at: float | None = None
-        self._looks = self._carried = 0
+        self._looks = self._looked_at = 0
         self._ready: set[str] = set()
         self.contacts = {
-            name: Contact(config, peer, selector, self._port, self._asked, self._down)
+            name: Contact(config, peer, selector, self._port, self._asked, self._down, self._stirred)
             for name, peer in config.peers.items()
         }
         self._listener = None if config.listen is None else self._listen(config.listen)
@@ -196,6 +198,10 @@ class Hub:
         conn.waiting = (candidate, memfd)
         return conn
 
+    def _stirred(self, slot: int) -> None:
+        """The other host has said something about it."""
+        self._conns.stir(slot)
+
     def _on_accept(self, contact: Contact, said: frames.Accept) -> None:
         assert contact.link is not None
         candidate = self._candidate(contact, said)
@@ -248,6 +254,7 @@ class Hub:
     def heard(self, client: int, message: Nudge | Rang) -> None:
         """A program has news, which `turn` looks for; or a supervisor has rung, or not."""
         if isinstance(message, Nudge):
+            self._conns.stir_named(client, message.offer_id)
             self._vigil.stirred()
         else:
             self._conns.rang(client, message)
@@ -262,39 +269,46 @@ class Hub:
         if due or any(one.link is None and one.dials for one in self.contacts.values()):
             self._tick(now)
         credit = self._credit_at is not None and now >= self._credit_at
+        if due:
+            self._conns.stir_due()
         if due or credit:
             self._credit_at = None
-        found = self._pass(idle=due or credit)
-        again = self._vigil.looked(found, self._moved() if found else 0, (conn.mirror for conn in self._conns))
-        if again is not None:
-            return again
-        if any(conn.mirror.owes for conn in self._conns):
-            self._credit_at = self._credit_at or now + CREDIT_S
-            return min(self._nap(), max(0.0, self._credit_at - now))
-        return self._nap()
-
-    def _moved(self) -> int:
-        """Bytes since it was asked last."""
-        before, self._carried = self._carried, self._conns.carried()
-        return self._carried - before
+            self._conns.stir_owing()
+        found, active = self._pass(idle=due or credit)
+        moved = self._conns.count(active)
+        again = self._vigil.looked(found or moved > 0, moved, [conn.mirror for conn in active])
+        self._conns.rest(active, all_armed=again is None)
+        if self._conns.owing and self._credit_at is None:
+            self._credit_at = now + CREDIT_S
+        if again is not None or self._conns.stirred_since(active):
+            return again or 0.0
+        nap = self._nap()
+        return nap if self._credit_at is None else min(nap, max(0.0, self._credit_at - now))
 
     def _nap(self) -> float:
-        if any(conn.client is None for conn in self._conns):
+        if any(conn.deaf for conn in self._conns.active.values()):
             return DEAF_S
         if any(one.link is None and one.dials for one in self.contacts.values()):
             return 0.05
         return _TICK_S
 
-    def _pass(self, *, idle: bool) -> bool:
+    def _pass(self, *, idle: bool) -> tuple[bool, list[Conn]]:
+        """Whether there was anything, and which connections were looked at."""
         busy = self._device.poll() if self._device is not None else False
-        for contact in self.contacts.values():
+        active = list(self._conns.active.values())
+        self._looked_at += len(active)
+        mirrors: dict[str, list[Mirror]] = {}
+        for conn in active:
+            self._conns.ring(conn)  # a program over there sleeps until then
+            mirrors.setdefault(conn.contact.peer.name, []).append(conn.mirror)
+        for name, contact in self.contacts.items():
             if contact.link is not None:
-                busy |= self._serve(contact, contact.link, idle)
-        for conn in self._conns:
+                busy |= self._serve(contact, contact.link, mirrors.get(name, []), idle)
+        for conn in active:
             self._conns.look_after(conn)
-        return busy
+        return busy, self._conns.alive(active)
 
-    def _serve(self, contact: Contact, link: Link, idle: bool) -> bool:
+    def _serve(self, contact: Contact, link: Link, mirrors: list[Mirror], idle: bool) -> bool:
         if contact.usable and contact.peer.name not in self._ready:
             self._ready.add(contact.peer.name)
             for candidate in self._candidates.of(contact.peer.name):
@@ -304,7 +318,7 @@ class Hub:
 
         def pump(link: Link) -> None:
             nonlocal busy
-            busy, broken = link.pump(list(contact.mirrors.values()), idle=idle)
+            busy, broken = link.pump(mirrors, idle=idle)
             for mirror in broken:
                 self._conns.lose(self._conns.at(mirror.slot))
                 self._conns.say_gone(self._conns.at(mirror.slot))
@@ -338,6 +352,7 @@ class Hub:
             "peers": [self._peer(contact) for contact in self.contacts.values()],
             "connections": [self._conns.status(conn) for conn in self._conns],
             "candidates": len(self._candidates), "looks": self._looks,
+            "looked_at": self._looked_at, "active": len(self._conns.active),
         }  # fmt: skip
 
     @staticmethod

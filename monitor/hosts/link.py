@@ -65,16 +65,16 @@ class Link:
 
     def __init__(
         self, peer: str, sealer: Sealer, mirrors: dict[int, Mirror], by_id: dict[bytes, Mirror], port: Port | None,
-        asked: Callable[[Record], None],
+        asked: Callable[[Record], None], stirred: Callable[[int], None] = lambda _slot: None,
     ) -> None:  # fmt: skip
-        """`asked`: SEEK, ACCEPT, GONE, and RESUME of what we do not hold, are the hub's."""
+        """`asked`: SEEK, ACCEPT, GONE, and RESUME of what we do not hold, are the hub's; `stirred`: it has news."""
         self.peer = peer
         self.stream = Stream(sealer)
         self.port = port
         self.switched_out = self.switched_in = False
         self._sealer = sealer
         self._mirrors, self._by_id = mirrors, by_id
-        self._asked = asked
+        self._asked, self._stirred = asked, stirred
         self._aside: list[tuple[int, int] | bytes] = []
         self._connected = False
         self.begin()
@@ -139,17 +139,24 @@ class Link:
         return found[0], memoryview(body)[found[1]:]
 
     def on_written(self, slot: int, size: int) -> None:
-        """An RDMA WRITE has put bytes behind those in our copy. Raises BadPeer."""
+        """An RDMA WRITE has put bytes behind those in our copy; none: it asks for a doorbell. Raises BadPeer."""
         if not self.switched_in:
             self._put_aside((slot, size))
-        else:
+        elif size:
             self._mirror(slot).on_landed(size)
+        else:
+            self._mirror(slot).on_bell()
 
     def on_sleeper(self, slot: int) -> None:
         """Bytes were published, and their program sleeps."""
         mirror = self._mirrors.get(slot)
         if mirror is not None:
             mirror.ring()
+            self._stirred(slot)
+
+    def on_woken(self, slot: int) -> None:
+        """Bytes were published for one that nobody looked at."""
+        self._stirred(slot)
 
     def on_broken(self, slot: int) -> None:
         """A program of ours has written nonsense into its own copy."""
@@ -194,6 +201,7 @@ class Link:
         mirror = self._mirrors.get(slot)
         if mirror is None or not mirror.linked:
             raise BadPeer(f"speaks of connection {slot}, which is not linked")
+        self._stirred(slot)
         return mirror
 
     def _on_resume(self, said: Resume) -> None:
@@ -205,6 +213,7 @@ class Link:
         if mirror.linked:
             return  # said twice: the first one, that we sent when we began, was not for nothing after all
         mirror.on_resume(said)
+        self._stirred(mirror.slot)
         if said.reply:
             self.introduce(mirror, reply=0)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RDMA by the C loop over libibverbs (sdlib/include/sd_verbs.h). verbs.py says how queue pairs are used.
 
-Bytes of connections that are linked never come here: C posts their writes, and publishes what has arrived.
+Bytes of connections that are linked never come here: C posts their writes, publishes what has arrived, and asks for
+doorbells.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class Device:
     def status(self) -> dict[str, Any]:
         """For sdctl."""
         found = {**self.found._asdict(), "gid": self.found.gid.hex(), "counters": counters(self.found)}
-        return {**found, "queue_pairs": len(self.ports), "turns": self.turns, "events": self.events}
+        looks = int(abi.lib.sd_device_looks(self._device))
+        return {**found, "queue_pairs": len(self.ports), "turns": self.turns, "events": self.events, "looks": looks}
 
 
 class QueuePair:
@@ -192,6 +194,10 @@ class QueuePair:
                 link.on_written(slot, int(event.size))
             case lib.SD_LOOP_SLEEPS:
                 link.on_sleeper(slot)
+            case lib.SD_LOOP_WOKE:
+                link.on_woken(slot)
+            case lib.SD_LOOP_BELL:
+                link.on_written(slot, 0)
             case lib.SD_LOOP_BROKEN:
                 link.on_broken(slot)
             case lib.SD_LOOP_LIES:
@@ -223,5 +229,5 @@ class QueuePair:
         return {
             "number": self.number, "depth": int(counts.depth), "under_way": int(counts.posted - counts.done),
             "writes": int(counts.writes), "sends": int(counts.sends), "received": int(counts.received),
-            "inline": int(counts.inline_bytes),
+            "inline": int(counts.inline_bytes), "bells": int(counts.bells),
         }  # fmt: skip

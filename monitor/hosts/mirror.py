@@ -20,7 +20,11 @@ the programs' own TCP stream (sdlib/src/sock/far.h, [H3]).
 
 Doorbells: `bells_asked` counts those that this side has asked for, each after it took the bell word of its copy; the
 other side rings when that has grown past its own `bells_rung`.  Both counts stand in the copies, so that a monitor
-that is started anew neither forgets nor repeats one.
+that is started anew neither forgets nor repeats one.  The loop in C asks for one by itself, behind words that have said
+how many there were before: one more (on_bell).
+
+`watched`: somebody looks at it in every pass; else it is `armed`, and its program says when there is news (vigil.py).
+`behind`: there was something to send, and no room.
 """
 
 from __future__ import annotations
@@ -73,6 +77,7 @@ class Mirror:
 
     sent, landed, bytes_out, bytes_in = _Word(), _Word(), _Word(), _Word()
     slot, far_slot, far_address, far_rkey = _Word(), _Word(), _Word(), _Word()
+    asked = _Word()
 
     def __init__(self, far_id: bytes, copy: Copy, slot: int) -> None:
         self.far_id = far_id
@@ -84,9 +89,14 @@ class Mirror:
         self.linked = self.broken = self.dead = False
         self.ends = self.owes = False
         """Its program has closed it, so nothing more comes after. Credit was untold when we last went to sleep."""
+        self.armed = self.behind = self.said_something = False
+        self.quiet = self._counted = 0
+        """Looks without news, in a row; bytes that `moved` has told of."""
         self.sent = copy.credited()
         self.landed = copy.landed()
         self.asked, self.rung = copy.bells()
+        self.wanted = self.rung
+        """Doorbells that the other side has asked for, as far as we know."""
         self.theirs: Words | None = None
         self._told: Words | None = None
         self._answer = self._question = 0
@@ -112,11 +122,12 @@ class Mirror:
         self.linked = True
         self.resumes += 1
         self._told = None
+        self.state.worded = 0
         self._judge()
 
     def unlink(self) -> None:
         """The conversation is over."""
-        self.linked = False
+        self.linked = self.behind = False
         self._judge()
 
     def stop(self) -> None:
@@ -143,16 +154,31 @@ class Mirror:
         words = self.copy.read()
         self._head = words.head
         busy = self._send_bytes(words, transport)
-        if self.sent == words.tail and transport.room():
+        self.said_something = False
+        self.behind = self.sent != words.tail or not transport.room()
+        if not self.behind:
             now = self._words(words)
-            if now != self._told and (idle or self.ends or self._urgent(now)):
+            told = self._heard()
+            if now != told and (idle or self.ends or self._urgent(now, told)):
                 if now.sw_ring:
                     self.copy.told()
                 transport.send(now)
-                self._told, busy = now, True
-                self.state.head_said = now.head
+                self._told, busy, self.said_something = now, True, True
+                self.state.head_said, self.state.asked_said, self.state.worded = now.head, now.bells_asked, 1
             self.state.rest_said = rest
         return busy
+
+    def _heard(self) -> Words | None:
+        """What the other side knows of our words: those that it was sent, and doorbells that C has asked for since."""
+        told = self._told
+        if told is not None and told.bells_asked != self.state.asked_said:
+            told = self._told = told._replace(bells_asked=int(self.state.asked_said))
+        return told
+
+    def moved(self) -> int:
+        """Bytes in both directions since it was asked last."""
+        before, self._counted = self._counted, self.bytes_out + self.bytes_in
+        return self._counted - before
 
     def _send_bytes(self, words: Program, transport: Transport) -> bool:
         left = (words.tail - self.sent) & _U64
@@ -176,8 +202,7 @@ class Mirror:
             self._answer, self.asked, words.head, words.sw_ring, int(words.heard),
         )  # fmt: skip
 
-    def _urgent(self, now: Words) -> bool:
-        told = self._told
+    def _urgent(self, now: Words, told: Words | None) -> bool:
         if told is None or now._replace(head=told.head) != told:
             return True
         return (now.head - told.head) & _U64 >= self.copy.ring_bytes // 4
@@ -215,8 +240,7 @@ class Mirror:
         credited = self.copy.credited()
         if (said.head - credited) & _U64 > (self.sent - credited) & _U64:
             raise BadPeer("has read what was never sent")
-        if (said.bells_asked - self.rung) & 0xFFFFFFFF > 2:  # the last may be eaten before we know that it was sent
-            raise BadPeer("asks for a peal of bells")
+        self._want(said.bells_asked)
         before = self.theirs or said._replace(sw_ring=0, go_back=0)
         news = said.go_back != before.go_back
         switched = said.sw_ring != before.sw_ring
@@ -234,6 +258,15 @@ class Mirror:
 
     # ---------------------------------------------------------------- doorbells
 
+    def on_bell(self) -> None:
+        """The other side asks for one more. Raises BadPeer."""
+        self._want((self.wanted + 1) & 0xFFFFFFFF)
+
+    def _want(self, asked: int) -> None:
+        if (asked - self.rung) & 0xFFFFFFFF > 2:  # the last may be eaten before we know that it was sent
+            raise BadPeer("asks for a peal of bells")
+        self.wanted = asked
+
     def ring(self) -> None:
         """Our program sleeps: the other side is to send a byte, in a direction that has switched and not gone back."""
         said = self.theirs
@@ -246,7 +279,7 @@ class Mirror:
     @property
     def owes_bell(self) -> bool:
         """The other side has asked for one that was not sent yet."""
-        return self.theirs is not None and self.theirs.bells_asked != self.rung
+        return self.wanted != self.rung
 
     def rang(self) -> None:
         """One of them was sent, or need not be. The supervisor counts them, in the copy: it may outlive us."""
@@ -266,18 +299,29 @@ class Mirror:
         said = int(self.state.head_said)
         used = (self.landed - said) & _U64
         self.owes = self.linked and self.copy.head() != said
+        self.armed = True
         self.copy.arm(data=True, room=not self.copy.switched or used > self.copy.ring_bytes // 2)
 
     def awake(self) -> None:
         """We look by ourselves."""
+        self.armed = False
         self.copy.arm(data=False, room=not self.copy.switched)
+
+    def watch(self, watched: bool) -> None:
+        """Whether C is to look at it in every turn."""
+        abi.lib.sd_mirrored_watch(self.state, watched)
+
+    @property
+    def untold(self) -> bool:
+        """Its program may read what has landed, and that would have to be said."""
+        return self.linked and self.landed != int(self.state.head_said)
 
     # ------------------------------------------------------------------ its end
 
     def all_told(self) -> bool:
         """The other side knows everything that our program has ever said."""
         words = self.copy.read()
-        return self.sent == words.tail and self._told is not None and self._told == self._words(words)
+        return self.sent == words.tail and self._told is not None and self._heard() == self._words(words)
 
     def settle_alone(self) -> None:
         """The other side has told everything and forgotten the connection."""

@@ -10,13 +10,18 @@ for one piece instead of for many.  So we *doze*: asleep for a millisecond, and 
 
 To be woken: each copy is armed, as a reader arms its ring ([W1]: membarrier, look once more); programs nudge, and the
 completion channel and the other monitors' TCP connections are descriptors.
+
+Only those connections are looked at that may have news, the *active* ones (conns.py): whatever happens to another one,
+its program, a completion or a record of the other host says so, and makes it active.  One that has been so for QUIET
+looks in vain is armed by itself, looked at once more, and left alone.  So what a pass costs follows the connections
+that do something, however many are open.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from monitor.hosts.mirror import Mirror
@@ -25,6 +30,7 @@ from sdlib import abi
 SPIN_S: Final = 0.001
 SPIN_CPUS: Final = 4
 DOZE_S: Final = 0.001
+QUIET: Final = 32
 _STREAM: Final = 3
 """News so many times in a row are a stream."""
 _MUCH: Final = 16384
@@ -63,10 +69,10 @@ class Vigil:
         """Somebody says that there is news."""
         self._until = max(self._until, time.monotonic() + self._spin_s)
 
-    def looked(self, found: bool, moved: int, mirrors: Iterable[Mirror]) -> float | None:
+    def looked(self, found: bool, moved: int, mirrors: Collection[Mirror]) -> float | None:
         """In how many seconds to look again; None: when we are woken.
 
-        `found`: there was something this time; `moved`: bytes, among others.
+        `found`: there was something this time; `moved`: bytes, among others; `mirrors`: the active ones.
         """
         if found:
             self._until = time.monotonic() + self._spin_s
@@ -74,7 +80,7 @@ class Vigil:
             if moved >= _MUCH and not self._spin_s:
                 self._dozes = DOZES
             if self._spin_s or self._dozes or self._row >= _STREAM:
-                self._disarm(mirrors)
+                self._attend(mirrors)
             else:
                 self._arm(mirrors)  # so that the next look may be the last
             return 0.0
@@ -91,7 +97,7 @@ class Vigil:
         self._arm(mirrors)
         return 0.0
 
-    def _arm(self, mirrors: Iterable[Mirror]) -> None:
+    def _arm(self, mirrors: Collection[Mirror]) -> None:
         self.armed = True
         for mirror in mirrors:
             mirror.sleep()
@@ -99,8 +105,16 @@ class Vigil:
         if self._device is not None:
             self._device.arm()
 
-    def _disarm(self, mirrors: Iterable[Mirror]) -> None:
-        if self.armed:
-            self.armed = False
-            for mirror in mirrors:
-                mirror.awake()
+    def _attend(self, mirrors: Collection[Mirror]) -> None:
+        """Look by ourselves, but at those that are quiet for long only once more."""
+        self.armed = False
+        late = False
+        for mirror in mirrors:
+            if mirror.quiet < QUIET:
+                if mirror.armed:
+                    mirror.awake()
+            elif not mirror.armed:
+                mirror.sleep()
+                late = True
+        if late:
+            abi.lib.sd_py_membarrier()  # [W1]

@@ -2,8 +2,12 @@
  *
  * sd_verbs.h - the monitor's mirroring loop in C over libibverbs, for Python (monitor/hosts/loop.py; src/verbs/).
  *
- * The loop carries bytes: it posts writes for what programs have put into their copies, and publishes what has arrived. All else (records, doorbells,
- * words, failures) it hands to Python as events. The counters of a connection stand in struct sd_mirrored, which both use, never at the same time.
+ * The loop carries bytes: it posts writes for what programs have put into their copies, publishes what has arrived, and asks the other host for a
+ * doorbell where the program sleeps: a write of no bytes, whose immediate is the slot. All else (records, words, failures) it hands to Python as
+ * events. The counters of a connection stand in struct sd_mirrored, which both use, never at the same time.
+ *
+ * It looks at the connections that are `watched`, and at no others: a program whose copy is armed has its monitor told by itself, and what arrives is
+ * told by a completion. So a turn costs as many looks as there are active connections (monitor/hosts/vigil.py).
  *
  * libibverbs is opened when the first device is: nothing links with it. Functions return -errno where they can fail.
  */
@@ -24,9 +28,15 @@ struct sd_mirrored {
     uint64_t rest_said;   /* the other words in those, and what else is of interest, as sd_mirrored_rest() sums it up */
     uint64_t far_address;
     void *copy;           /* mapped */
+    void *queue;          /* that carries it, or NULL */
     uint64_t ring_bytes;
     uint32_t far_rkey, far_slot, lkey, slot, side;
     uint32_t live;        /* the loop may carry its bytes */
+    uint32_t watched;     /* it looks for them by itself */
+    uint32_t place;       /* among the watched ones of its queue, from 1 */
+    uint32_t asked;       /* doorbells that we have asked for, */
+    uint32_t asked_said;  /* and of those the other monitor was told of */
+    uint32_t worded;      /* words were sent in this conversation, so that it can count on from there */
 };
 
 struct sd_region {
@@ -42,7 +52,9 @@ struct sd_route {
 enum sd_loop_kind {
     SD_LOOP_MESSAGE = 1, /* a SEND has come: `body` */
     SD_LOOP_WRITTEN,     /* bytes have come for a connection that the loop does not carry */
-    SD_LOOP_SLEEPS,      /* bytes have been published, and the program sleeps */
+    SD_LOOP_SLEEPS,      /* bytes have been published, and the program sleeps; the loop cannot ask for a doorbell now */
+    SD_LOOP_WOKE,        /* bytes have come for a connection that was not watched, and now is */
+    SD_LOOP_BELL,        /* the other host's program sleeps: a doorbell, please */
     SD_LOOP_NEWS,        /* the program has said something, or read much */
     SD_LOOP_BROKEN,      /* the program has written an index that leaves the ring */
     SD_LOOP_LIES,        /* the other monitor has written what does not fit */
@@ -55,7 +67,7 @@ struct sd_loop_event {
 };
 
 struct sd_queue_counts {
-    uint64_t posted, done, writes, sends, received;
+    uint64_t posted, done, writes, sends, received, bells;
     uint32_t depth, inline_bytes; /* as the device allows */
 };
 
@@ -74,6 +86,8 @@ void sd_queue_count(struct sd_queue *queue, struct sd_queue_counts *counts);
 void sd_queue_live(struct sd_queue *queue);
 int sd_queue_carry(struct sd_queue *queue, struct sd_mirrored *m);
 void sd_queue_drop(struct sd_queue *queue, uint32_t slot);
+/* Look at it in every turn, or no more; also before it is carried, or after. */
+void sd_mirrored_watch(struct sd_mirrored *m, bool watched);
 int sd_queue_register(struct sd_queue *queue, void *at, uint64_t bytes, bool remote, struct sd_region *region);
 void sd_region_close(struct sd_region *region);
 bool sd_queue_room(struct sd_queue *queue, uint32_t spare);
@@ -83,6 +97,8 @@ int sd_queue_write(struct sd_queue *queue, const struct sd_mirrored *m, uint64_t
 /* What the program says beside its counters, in one number: another one is news. */
 uint64_t sd_mirrored_rest(const struct sd_mirrored *m);
 
+/* How many times a connection was looked at, so far. */
+uint64_t sd_device_looks(const struct sd_device *device);
 /* Takes completions and carries bytes, until there is an event or nothing has happened for `ns`. How many events; *busy: anything has happened. */
 int sd_device_turn(struct sd_device *device, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy);
 

@@ -137,11 +137,13 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_
     *bad = wr;
     if (q->posted - q->freed >= q->depth)
         return ENOMEM;
-    if (wr->num_sge != 1 || wr->next || ((wr->send_flags & IBV_SEND_INLINE) && wr->sg_list->length > INLINE_MOST))
+    if (wr->num_sge > 1 || wr->next || (wr->num_sge && (wr->send_flags & IBV_SEND_INLINE) && wr->sg_list->length > INLINE_MOST))
         return EINVAL;
+    if (wr->num_sge && !wr->sg_list->length)
+        return EINVAL; /* some devices take that for 2 GiB */
     r->wr = *wr;
-    r->sge = *wr->sg_list;
-    if (wr->send_flags & IBV_SEND_INLINE)
+    r->sge = wr->num_sge ? *wr->sg_list : (struct ibv_sge){0};
+    if (wr->send_flags & IBV_SEND_INLINE && wr->num_sge)
         memcpy(r->copied, (void *)(uintptr_t)r->sge.addr, r->sge.length);
     q->posted++;
     return 0;

@@ -26,7 +26,7 @@ from monitor.hosts.copy import Copy
 from monitor.hosts.hub import Hub
 from monitor.match import Address, Key, Offer
 from sdlib import abi
-from sdlib.wire.messages import Bell
+from sdlib.wire.messages import Bell, Nudge
 from sdlib.wire.segment import segment_bytes
 
 RING = 4096
@@ -83,8 +83,12 @@ class Host:
         """As the supervisor does when the library has let go of the old rings (Broker.offer)."""
         if self.offers:
             self.hub.closed(1, self.offers)
+        self.offer_another(1000)
+
+    def offer_another(self, port: int) -> None:
+        """One connection more; `port` at both ends."""
         self.offers += 1
-        own, other = (Address(mapped(f"10.0.0.{number + 1}"), 0, 1000) for number in (self.number, 1 - self.number))
+        own, other = (Address(mapped(f"10.0.0.{number + 1}"), 0, port) for number in (self.number, 1 - self.number))
         self.open.add((1, self.offers))
         self.hub.offered(Offer(1, self.offers, 0, 5, Key(3, own, other), RING), SHAPE)
 
@@ -145,6 +149,7 @@ def carries(hosts: tuple[Host, Host]) -> None:
                                for host in (here, there)]
         text = os.urandom(BYTES)
         assert abi.lib.sd_py_put(programs[0], text, BYTES) == BYTES
+        here.hub.heard(1, Nudge(here.offers))
         until(hosts, partial(lambda reader: abi.lib.sd_py_readable(reader) == BYTES, programs[1]))
         buffer = abi.ffi.new("uint8_t[]", BYTES)
         abi.lib.sd_py_take(programs[1], buffer, BYTES)

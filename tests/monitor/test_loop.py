@@ -70,10 +70,11 @@ class CSide(Side):
     def __init__(self, number: int, seed: int) -> None:
         self.device = loop.Device(FOUND)
         self.port: loop.QueuePair | None = None
+        self.woken: list[int] = []
         super().__init__(number, seed)
 
     def pump(self, idle: bool = True) -> bool:
-        return self.device.poll() | super().pump(idle)
+        return not self.dozing and self.device.poll() | super().pump(idle)
 
     def close(self) -> None:
         super().close()
@@ -118,7 +119,7 @@ class CPair(Pair):
         for side, sealer in zip(self.sides, sealers(), strict=True):
             contact: Any = Contact(side)
             side.port = side.device.port(contact)
-            side.link = Link("x", sealer, side.mirrors, side.by_id, side.port, lambda record: None)
+            side.link = Link("x", sealer, side.mirrors, side.by_id, side.port, lambda record: None, side.woken.append)
         self.pipes = [Wire(a, b), Wire(b, a)]
 
 
@@ -156,6 +157,90 @@ def test_bytes_are_carried_by_c_and_not_posted_without_room() -> None:
         made.settle()
         assert a.mirror.bytes_out == b.mirror.bytes_in == 3000
         assert a.port.status()["writes"] < 100, "what is adjacent goes together"
+    finally:
+        made.close()
+
+
+def test_a_turn_looks_at_active_connections_only() -> None:
+    """A thousand that nobody watches cost none; one of them is watched from its first byte on."""
+    made = ready()
+    try:
+        a, b = made.sides
+        assert b.port is not None
+        idle: list[Any] = []
+        for slot in range(100, 1100):
+            state: Any = abi.ffi.new("struct sd_mirrored *")
+            state.copy, state.ring_bytes, state.slot, state.live = b.copy.pointer, RING, slot, 1
+            assert abi.lib.sd_queue_carry(b.port._queue, state) == 0
+            idle.append(state)
+        b.mirror.watch(False)
+
+        def looks() -> int:
+            return int(b.device.status()["looks"])
+
+        b.woken.clear()
+        before = looks()
+        for _ in range(50):
+            b.device.poll()
+        assert looks() == before
+        b.write(5)
+        b.device.poll()
+        assert not made.pipes[1].operations, "its program would have said so"
+        a.write(10)
+        a.device.poll()
+        made.pipes[0].step()
+        b.device.poll()
+        assert looks() == before + 1 and b.woken == [b.mirror.slot]
+        made.settle()
+        for state in idle:
+            abi.lib.sd_queue_drop(b.port._queue, state.slot)
+    finally:
+        made.close()
+
+
+def test_c_asks_for_doorbells_by_itself() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        assert b.port is not None
+        a.write(1)  # the first doorbell is due with the first byte
+        made.settle()
+        b.sleep()
+        assert b.sleeps
+        before, bells = int(b.port.status()["sends"]), int(b.port.status()["bells"])
+        a.write(10)
+        a.device.poll()
+        made.pipes[0].deliver()
+        assert int(b.port.status()["bells"]) == bells + 1 and int(b.port.status()["sends"]) == before
+        assert not a.mirror.owes_bell
+        made.pipes[1].deliver()
+        assert a.mirror.owes_bell
+        asked = a.mirror.wanted
+        b.mirror.pump(b.port, idle=True)
+        made.settle()
+        assert a.mirror.wanted == asked and b.read == a.wrote, "the next words say the same"
+    finally:
+        made.close()
+
+
+def test_a_bell_that_has_no_room_is_asked_for_with_words() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        assert b.port is not None
+        a.write(1)
+        made.settle()
+        b.sleep()
+        for _ in range(30):  # its queue is full
+            b.write(30)
+            b.device.poll()
+        assert not b.port.room()
+        a.write(10)
+        a.device.poll()
+        made.pipes[0].deliver()
+        assert b.mirror.asked != int(b.mirror.state.asked_said)
+        made.settle()
+        assert b.read == a.wrote
     finally:
         made.close()
 

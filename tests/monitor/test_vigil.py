@@ -16,6 +16,7 @@ class Mirror:
     """What is armed."""
 
     armed: bool | None = None
+    quiet = 0
 
     def sleep(self) -> None:
         self.armed = True
@@ -82,6 +83,20 @@ def test_while_much_goes_by_it_dozes_and_need_not_be_woken() -> None:
         made.looked(False, 0, mirrors)
     assert made.looked(False, 0, mirrors) == 0.0 and mirror.armed and device.arms == 1
     assert made.looked(False, 0, mirrors) is None
+
+
+def test_who_is_quiet_in_a_stream_of_others_is_left_alone() -> None:
+    device, stream, idle = Device(), Mirror(), Mirror()
+    made, mirrors = Vigil(device, 0.001), cast(Any, [stream, idle])
+    stream.awake()
+    idle.awake()
+    for idle.quiet in range(vigil.QUIET + 1):
+        assert not idle.armed
+        looks(made, mirrors, True)
+    assert idle.armed and not stream.armed
+    idle.quiet = 0
+    looks(made, mirrors, True)
+    assert not idle.armed, "it has news again"
 
 
 def test_with_many_processors_it_looks_for_a_while(clock: list[float]) -> None:

@@ -45,6 +45,42 @@ static struct sd_mirrored *find(const struct sd_queue *q, u32 slot)
     return at < q->count && q->carried[at]->slot == slot ? q->carried[at] : NULL;
 }
 
+static void unwatch(struct sd_queue *q, struct sd_mirrored *m)
+{
+    struct sd_mirrored *last;
+
+    if (!m->place)
+        return;
+    last = q->watched[--q->watching];
+    q->watched[m->place - 1] = last;
+    last->place = m->place;
+    m->place = 0;
+}
+
+void sd_mirrored_watch(struct sd_mirrored *m, bool watched)
+{
+    struct sd_queue *q = m->queue;
+
+    m->watched = watched;
+    if (!q)
+        return;
+    if (!watched) {
+        unwatch(q, m);
+    } else if (!m->place) {
+        q->watched[q->watching++] = m;
+        m->place = q->watching;
+    }
+}
+
+static bool grow(struct sd_mirrored ***list, u32 size)
+{
+    void *more = realloc(*list, size * sizeof **list);
+
+    if (more)
+        *list = more;
+    return more;
+}
+
 int sd_queue_carry(struct sd_queue *q, struct sd_mirrored *m)
 {
     u32 at = place_of(q, m->slot);
@@ -53,15 +89,15 @@ int sd_queue_carry(struct sd_queue *q, struct sd_mirrored *m)
         return 0;
     if (q->count == q->size) {
         u32 size = q->size ? 2 * q->size : 16;
-        void *more = realloc(q->carried, size * sizeof *q->carried);
-        if (!more)
+        if (!grow(&q->carried, size) || !grow(&q->watched, size))
             return -ENOMEM;
-        q->carried = more;
         q->size = size;
     }
     memmove(q->carried + at + 1, q->carried + at, (q->count - at) * sizeof *q->carried);
     q->carried[at] = m;
     q->count++;
+    m->queue = q;
+    sd_mirrored_watch(m, m->watched);
     return 0;
 }
 
@@ -69,8 +105,11 @@ void sd_queue_drop(struct sd_queue *q, uint32_t slot)
 {
     u32 at = place_of(q, slot);
 
-    if (at < q->count && q->carried[at]->slot == slot)
-        memmove(q->carried + at, q->carried + at + 1, (--q->count - at) * sizeof *q->carried);
+    if (at == q->count || q->carried[at]->slot != slot)
+        return;
+    unwatch(q, q->carried[at]);
+    q->carried[at]->queue = NULL;
+    memmove(q->carried + at, q->carried + at + 1, (--q->count - at) * sizeof *q->carried);
 }
 
 void sd_queue_live(struct sd_queue *q) { q->live = true; }
@@ -120,6 +159,27 @@ int sd_queue_write(struct sd_queue *q, const struct sd_mirrored *m, uint64_t at,
     wr.wr.rdma.rkey = m->far_rkey;
     q->writes++;
     return post(q, &wr, size);
+}
+
+/* The program that reads this copy sleeps: ask the other host for a doorbell [B1]. False: not now; asking is Python's, with the next words. */
+static bool ask(struct sd_queue *q, struct sd_mirrored *m)
+{
+    struct ibv_send_wr wr = {.opcode = IBV_WR_RDMA_WRITE_WITH_IMM, .imm_data = htonl(m->far_slot)};
+
+    if (!load_acq(&into(m)->sw_ring) || load_acq(&into(m)->sw_back))
+        return true; /* it sleeps on TCP, or looks by itself */
+    if (!m->worded || m->asked != m->asked_said || !sd_queue_room(q, SPARE))
+        return false;
+    if (!sd_copy_bell_take(m->copy, m->side))
+        return true;
+    store_rlx(&((struct sd_seg *)m->copy)->bells_asked, ++m->asked); /* to outlive us */
+    wr.wr.rdma.remote_addr = m->far_address;
+    wr.wr.rdma.rkey = m->far_rkey;
+    if (post(q, &wr, 0) < 0)
+        return false;
+    m->asked_said = m->asked;
+    q->bells++;
+    return true;
 }
 
 /* What is new of one program's bytes. 1: something, 0: nothing, -errno; -EPROTO: it writes nonsense. */
@@ -176,9 +236,10 @@ static void event(struct sd_loop_event *e, u32 kind, const struct sd_queue *q, u
 }
 
 /* Bytes stand in a copy. How many events: 0 or 1. */
-static int landed(const struct sd_queue *q, struct sd_loop_event *e, u32 slot, u32 size)
+static int landed(struct sd_queue *q, struct sd_loop_event *e, u32 slot, u32 size)
 {
     struct sd_mirrored *m = q->live ? find(q, slot) : NULL;
+    bool watched;
     u64 unread;
 
     if (!m || !m->live) {
@@ -197,9 +258,15 @@ static int landed(const struct sd_queue *q, struct sd_loop_event *e, u32 slot, u
         event(e, SD_LOOP_BROKEN, q, slot);
         return 1;
     }
-    if (!sd_copy_land(m->copy, m->side, m->landed))
+    watched = m->place;
+    sd_mirrored_watch(m, true); /* what the program reads of it is to be told */
+    if (sd_copy_land(m->copy, m->side, m->landed) && !ask(q, m)) {
+        event(e, SD_LOOP_SLEEPS, q, slot);
+        return 1;
+    }
+    if (watched)
         return 0;
-    event(e, SD_LOOP_SLEEPS, q, slot);
+    event(e, SD_LOOP_WOKE, q, slot);
     return 1;
 }
 
@@ -213,7 +280,10 @@ static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ib
             event(e, SD_LOOP_FAILED, q, 0);
             return 1;
         }
-        return landed(q, e, ntohl(wc->imm_data), size);
+        if (size)
+            return landed(q, e, ntohl(wc->imm_data), size);
+        event(e, SD_LOOP_BELL, q, ntohl(wc->imm_data));
+        return 1;
     }
     event(e, SD_LOOP_MESSAGE, q, 0);
     e->size = (u32)min_u64(size, SD_VERBS_MESSAGE);
@@ -249,8 +319,9 @@ static int carry_all(struct sd_queue *q, struct sd_loop_event *events, u32 most,
 {
     u32 n = 0;
 
-    for (u32 i = 0; q->live && i < q->count && n < most; i++) {
-        struct sd_mirrored *m = q->carried[i];
+    for (u32 i = 0; q->live && i < q->watching && n < most; i++) {
+        struct sd_mirrored *m = q->watched[i];
+        q->device->looks++;
         if (!m->live)
             continue;
         int r = carry(q, m);
@@ -272,6 +343,8 @@ static u64 now_ns(void)
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
 }
+
+uint64_t sd_device_looks(const struct sd_device *d) { return d->looks; }
 
 int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy)
 {

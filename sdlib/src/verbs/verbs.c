@@ -195,6 +195,10 @@ void sd_queue_close(struct sd_queue *q)
             *at = q->next;
             break;
         }
+    for (u32 i = 0; i < q->count; i++) {
+        q->carried[i]->queue = NULL;
+        q->carried[i]->place = 0;
+    }
     if (q->qp)
         lib.ibv_destroy_qp_(q->qp);
     if (q->pool)
@@ -203,12 +207,13 @@ void sd_queue_close(struct sd_queue *q)
         lib.ibv_dealloc_pd_(q->pd);
     free(q->messages);
     free(q->carried);
+    free(q->watched);
     free(q);
 }
 
 void sd_queue_count(struct sd_queue *q, struct sd_queue_counts *c)
 {
-    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->depth, q->inline_bytes};
+    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->bells, q->depth, q->inline_bytes};
 }
 
 int sd_queue_register(struct sd_queue *q, void *at, uint64_t bytes, bool remote, struct sd_region *region)

@@ -21,9 +21,10 @@ struct sd_queue {
     struct ibv_mr *pool;
     u8 *messages;               /* `depth` to receive into, then `depth` to send from */
     struct sd_mirrored **carried; /* by slot, ascending */
-    u32 count, size;
+    struct sd_mirrored **watched; /* those of them, in any order */
+    u32 count, size, watching;
     u32 depth, inline_bytes;
-    u64 posted, done, writes, sends, received;
+    u64 posted, done, writes, sends, received, bells;
     bool live;
 };
 
@@ -32,6 +33,7 @@ struct sd_device {
     struct ibv_comp_channel *channel;
     struct ibv_cq *cq;
     struct sd_queue *queues;
+    u64 looks;
     u32 port, most; /* requests in a queue pair */
 };
 

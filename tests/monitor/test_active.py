@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pass over the connections to other hosts costs follows those that do something (monitor/hosts/conns.py)."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import pytest
+
+from monitor.hosts.vigil import QUIET
+from sdlib import abi
+from sdlib.wire.messages import Nudge
+from sdlib.wire.segment import segment_bytes
+from tests.monitor.test_again import LIMIT_S, RING, Host, hosts, until
+
+IDLE = 1000
+ROUNDS = 50
+__all__ = ["hosts"]
+
+
+@pytest.fixture(autouse=True)
+def _many_descriptors() -> Any:
+    """Each copy is mapped by the hub and by the test, and Python keeps a descriptor for each mapping."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * IDLE + 500
+    if before[1] != resource.RLIM_INFINITY and before[1] < wanted:
+        pytest.skip(f"needs {wanted} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], wanted), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def looked_at(hosts: tuple[Host, Host]) -> list[int]:
+    return [int(host.hub.status()["looked_at"]) for host in hosts]
+
+
+def settle(hosts: tuple[Host, Host]) -> None:
+    """Until nobody looks at anything."""
+    deadline = time.monotonic() + LIMIT_S
+    while any(host.hub.status()["active"] for host in hosts):
+        assert time.monotonic() < deadline, [host.hub.status()["active"] for host in hosts]
+        for host in hosts:
+            host.turn()
+
+
+def paired(hosts: tuple[Host, Host], count: int) -> list[tuple[int, tuple[Any, Any]]]:
+    """So many connections, and the programs at both ends of each."""
+    for port in range(1000, 1000 + count):
+        for host in hosts:
+            host.offer_another(port)
+        for host in hosts:
+            host.turn()
+    until(hosts, lambda: all(len(host.copies) == count for host in hosts))
+    settle(hosts)
+    by_id = [{copy.far_id(): copy for copy in host.copies} for host in hosts]
+    made = []
+    for name, copies in enumerate(zip(*([found[far_id] for far_id in by_id[0]] for found in by_id), strict=True), 1):
+        ends = tuple(abi.lib.sd_py_open(copy._at, segment_bytes(RING), copy.side) for copy in copies)
+        made.append((name, (ends[0], ends[1])))
+    return made
+
+
+def exchange(hosts: tuple[Host, Host], name: int, ends: tuple[Any, Any], text: bytes) -> None:
+    """There and back."""
+    for here, there in ((0, 1), (1, 0)):
+        assert abi.lib.sd_py_put(ends[here], text, len(text)) == len(text)
+        if abi.lib.sd_py_data_wanted(ends[here]) and abi.lib.sd_py_bell_take(ends[here]):
+            hosts[here].hub.heard(1, Nudge(name))
+        until(hosts, lambda there=there: abi.lib.sd_py_readable(ends[there]) == len(text))  # type: ignore[misc]
+        buffer = abi.ffi.new("uint8_t[]", len(text))
+        abi.lib.sd_py_take(ends[there], buffer, len(text))
+        assert bytes(abi.ffi.buffer(buffer)) == text
+
+
+def test_idle_connections_cost_nothing(hosts: tuple[Host, Host]) -> None:
+    made = paired(hosts, IDLE + 1)
+    name, ends = made[IDLE // 2]
+    began, before = time.monotonic(), looked_at(hosts)
+    for number in range(ROUNDS):
+        exchange(hosts, name, ends, b"x" * (1 + number))
+    spent = [after - old for after, old in zip(looked_at(hosts), before, strict=True)]
+    passes = [int(host.hub.status()["looks"]) for host in hosts]
+    ticks = (time.monotonic() - began) / 0.5 + 2
+    assert max(spent) < 40 * ROUNDS + QUIET * ticks, (spent, passes)
+    for _, each in made:
+        for end in each:
+            abi.lib.sd_py_close(end)
+
+
+def test_each_of_many_is_heard_when_it_speaks(hosts: tuple[Host, Host]) -> None:
+    """One after the other, and several in turn while others fall asleep."""
+    made = paired(hosts, 40)
+    for name, ends in made:
+        exchange(hosts, name, ends, b"once")
+    for number in range(200):
+        name, ends = made[number * 7 % 5]
+        exchange(hosts, name, ends, bytes([number]) * 100)
+    for name, ends in made:
+        exchange(hosts, name, ends, b"again")
+    settle(hosts)
+    for _, each in made:
+        for end in each:
+            abi.lib.sd_py_close(end)
