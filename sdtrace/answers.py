@@ -53,6 +53,7 @@ class Answers:
         self._learner, self._launcher = learner, launcher
         self._guard, self._leaving = guard, leaving
         self.strict, self._forgetful = strict, forgetful
+        hypercalls.scattered = self._scattered
 
     def one(self, listener: Listener, notif: Notification, *, answered: bool) -> None:
         """Answer one notification, come what may."""
@@ -116,6 +117,9 @@ class Answers:
         else:
             self._workers.run(listener, notif, partial(strangers.have_it_passed, listener, notif, inode),
                               too_many=Listener.let_through)
+
+    def _scattered(self, listener: Listener, notif: Notification, inode: int) -> None:
+        self._workers.run(listener, notif, partial(strangers.have_it_known, inode))
 
     def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
                          process: Process) -> None:

@@ -30,10 +30,10 @@ from policies import Settings
 from sdlib import abi
 from sdlib.wire import trees
 from sdtrace import procfs
-from sdtrace.dormant import Dormant, is_given_back, renew
+from sdtrace.dormant import Dormant, renew
 from sdtrace.holders import adoptable
 from sdtrace.image import PAGE, Image
-from sdtrace.inject import boot_bytes, check_registers, library_present, start_library, write_memory
+from sdtrace.inject import boot_bytes, check_registers, is_given_back, library_present, start_library, write_memory
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener
 from sdtrace.opening import AttachError

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
@@ -29,13 +28,6 @@ from sdtrace.seized import Seized
 _NOTIFY: Final = "anon_inode:seccomp notify"
 _MADVISE, _DONTNEED = 28, 4
 _ARRIVES_MS: Final = 500
-_YES: Final = struct.pack("=I", 1)
-_UNHOOKED_AT: Final = abi.offsetof("struct sd_boot", "unhooked")
-
-
-def is_given_back(pid: int, image: Image) -> bool:
-    """Has it an image that has let go of it? OSError: it has none."""
-    return read_memory(pid, image.symbols["sd_boot"] + _UNHOOKED_AT, 4) == _YES
 
 
 class Dormant:

@@ -55,6 +55,11 @@ class Hypercalls:
         self.areas: list[Area] = []
         self.taken: Callable[[int], bool] = lambda _inode: False
         """Has somebody else this socket, who could not see its ring? See strangers.py."""
+        self.has_library: Callable[[int], bool] = lambda _pid: False
+        """Of any process."""
+        self.scattered: Callable[[Listener, Notification, int], object] = \
+            lambda listener, notif, _inode: listener.reply(notif, -errno.ENOSYS)
+        """Answers when nobody offers this socket any more."""
         self._perform = False
         self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
             abi.const.SD_HC_AREA: self._area,
@@ -66,6 +71,7 @@ class Hypercalls:
             abi.const.SD_HC_NUDGE: self._nudge,
             abi.const.SD_HC_TRACE: self._trace,
             abi.const.SD_HC_KIN: self._kin,
+            abi.const.SD_HC_SCATTER: self._scatter,
         }
 
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
@@ -139,7 +145,9 @@ class Hypercalls:
         try:
             key.area.sockets[key.block] = (key.generation, os.fstat(sock).st_ino)
             origin = _origin(process, key, notif.tid, fd, sock)
-            if self.taken(os.fstat(sock).st_ino):
+            if not self._alone(key, process, sock):
+                result, reason = abi.const.SD_OFFER_LATER, 0
+            elif self.taken(os.fstat(sock).st_ino):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_passed
             elif origin is None:  # it has ended meanwhile: a library offers nothing else
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_not_switched
@@ -152,6 +160,12 @@ class Hypercalls:
         if reason:
             key.area.view.block[key.block].reason = reason
         return result
+
+    @staticmethod
+    def _alone(key: Key, process: Process, sock: int) -> bool:
+        """A connection that came in a message may be held by somebody who could not see its ring."""
+        given = int(key.area.view.block[key.block].given) & abi.const.SD_GIVEN_CAME
+        return not given or kin.alone(process.pid, os.fstat(sock).st_ino)
 
     def stays(self, origin: Origin) -> bool:
         """Does a rule keep this connection on TCP? Who connected is the library's word: nobody else gains by a lie."""
@@ -203,6 +217,8 @@ class Hypercalls:
         key = self._key(process, notif.args[1])
         if key is None:
             return _INVALID
+        if int(key.area.view.block[key.block].given) & ~abi.const.SD_GIVEN_CAME == abi.const.SD_GIVEN_ONCE:
+            self._broker.forsake(key)
         self._broker.withdraw(key, closing=notif.args[2] == 1)
         return 0
 
@@ -217,15 +233,30 @@ class Hypercalls:
     # --------------------------------------------------------------- messages
 
     def _kin(self, _listener: Listener, notif: Notification, process: Process) -> int:
-        """Asked before a connection is sent in a message."""
+        """Asked before a connection is sent in a message, and when one has come."""
         fd, area = notif.int_arg(1), self._known_area(process, 0)
         if fd < 0 or area is None:
             return _INVALID
         sock = _take_socket(notif.tid, fd)
         try:
-            return int(kin.alone_receive(os.fstat(sock).st_ino, area))
+            return kin.who_receives(os.fstat(sock).st_ino, area, self.has_library)
         finally:
             os.close(sock)
+
+    def _scatter(self, listener: Listener, notif: Notification, _process: Process) -> int | None:
+        """A connection is sent to a second program; which may come in any of the user's trees."""
+        fd = notif.int_arg(1)
+        if fd < 0:
+            return _INVALID
+        sock = _take_socket(notif.tid, fd)
+        try:
+            about = os.fstat(sock)
+        finally:
+            os.close(sock)
+        if not stat.S_ISSOCK(about.st_mode):
+            return _INVALID
+        self.scattered(listener, notif, about.st_ino)
+        return None
 
     # ------------------------------------------------------------------ trace
 

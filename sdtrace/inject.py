@@ -29,6 +29,7 @@ _MAP_ANONYMOUS: Final = 0x20
 _MAP_FIXED_NOREPLACE: Final = 0x100000
 _USER_CS_64: Final = 0x33
 _VFORK_PATIENCE_S: Final = 0.002
+_UNHOOKED_AT: Final = abi.offsetof("struct sd_boot", "unhooked")
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -71,6 +72,19 @@ def library_present(pid: int, image: Image) -> bool:
     if found != image.head:
         raise RemoteError("address-taken")
     return True
+
+
+def is_given_back(pid: int, image: Image) -> bool:
+    """Has it an image that has let go of it? OSError: it has none."""
+    return any(read_memory(pid, image.symbols["sd_boot"] + _UNHOOKED_AT, 4))
+
+
+def has_library(pid: int, image: Image) -> bool:
+    """Is our image there, and in use? Of another sdrun, too, if it is the same."""
+    try:
+        return library_present(pid, image) and not is_given_back(pid, image)
+    except (OSError, RemoteError):
+        return False
 
 
 def _check_threads(pid: int) -> None:

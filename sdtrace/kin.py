@@ -2,8 +2,9 @@
 """Who can receive what is sent into a unix socket: those who hold its other end.
 
 A connection that goes along in such a message may stay on shared memory if all of them see its block, which are the
-processes that descend by fork from the one that made it.  Which socket is the other end is told by the kernel
-(sock_diag), who holds it by /proc.  Somebody whose descriptors we may not see could only have been given it.
+processes that descend by fork from the one that made it.  It goes back to TCP for others, and may move up again with
+them if they have the library (sdlib/src/sock/pass.c).  Which socket is the other end is told by the kernel (sock_diag),
+who holds it by /proc.  Somebody whose descriptors we may not see could only have been given it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
 
@@ -29,11 +32,20 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _PATIENCE_S: Final = 1.0
 
 
-def alone_receive(inode: int, area: Area) -> bool:
-    """Is the other end of this unix socket held by processes that have the area mapped, and by nobody else?"""
+def who_receives(inode: int, area: Area, has_library: Callable[[int], bool]) -> int:
+    """Who holds the other end of this unix socket (`enum sd_kin`)."""
     peer = _peer(inode)
-    holders = _holders(peer) if peer else []
-    return bool(holders) and all(_is_kin(pid, area) for pid in holders)
+    having = holders(peer) if peer else []
+    if not having:
+        return abi.const.SD_KIN_UNKNOWN
+    if all(_is_kin(pid, area) for pid in having):
+        return abi.const.SD_KIN_FAMILY
+    return abi.const.SD_KIN_LIBRARY if all(map(has_library, having)) else abi.const.SD_KIN_UNKNOWN
+
+
+def alone(pid: int, inode: int) -> bool:
+    """Does the process hold this socket by one descriptor, and nobody else at all?"""
+    return holders(inode) == [pid]
 
 
 def _peer(inode: int) -> int:
@@ -60,22 +72,47 @@ def _told(answer: bytes, inode: int) -> int:
     return 0
 
 
-def _holders(inode: int) -> list[int]:
+def holders(inode: int) -> list[int]:
+    """Processes that have a socket, each as often as it has descriptors of it. Not we, who have it while we ask."""
     name = f"socket:[{inode}]"
-    found = []
+    found: list[int] = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError):
-            if name in procfs.files(pid).values():
-                found.append(pid)
+            if pid != os.getpid():
+                found += [pid] * list(procfs.files(pid).values()).count(name)
     return found
 
 
 def _is_kin(pid: int, area: Area) -> bool:
     """It has the area, and has not begun another program that would not."""
     try:
-        if area.inode not in procfs.memfds_mapped(pid):
+        if not _sees(pid, area):
             return False
         own = procfs.status(pid).ns_pid
     except OSError:
         return False
-    return any(process.pid == own and not process.execs for process in area.view.proc)
+    slots = [process for process in area.view.proc if process.pid == own]
+    return any(not process.execs for process in slots) if slots else _is_unborn(pid, area)
+
+
+def _sees(pid: int, area: Area) -> bool:
+    return area.inode in procfs.memfds_mapped(pid)
+
+
+def _is_unborn(pid: int, area: Area) -> bool:
+    """A forked child that has not run yet: it takes a slot before anything else, and knows whatever is done meanwhile.
+
+    Others without a slot are one that found none (`slotless`), and those that have but their parent's memory.
+    """
+    if area.view.slotless or not procfs.shares_memory(pid, pid):  # the second: the kernel does not tell
+        return False
+    family = []
+    for other in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):
+            if other not in (pid, os.getpid()) and _sees(other, area):
+                family.append(other)
+    try:
+        parent = procfs.status(pid).ppid
+    except OSError:
+        return False
+    return parent in family and not any(procfs.shares_memory(pid, other) for other in family)

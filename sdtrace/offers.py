@@ -27,7 +27,7 @@ from sdtrace.held import Held, Key, Origin, as_paper, forbidden, reason_of
 from sdtrace.holdings import Holdings
 from sdtrace.meter import Meter
 from sdtrace.opener import Opener
-from sdtrace.segments import same_socket, send_back
+from sdtrace.segments import forsake, same_socket, send_back
 from sdtrace.stuck import Stuck
 from sdtrace.vault import Vault
 
@@ -315,6 +315,12 @@ class Broker:
         """A connection that is not attached shall stay on TCP (`enum sd_reason`)."""
         self.withdraw(key)
         key.pin(reason)
+
+    def forsake(self, key: Key) -> None:
+        """Our end of a segment that it has not attached goes to another program, which may offer the connection."""
+        held = self._own.all.get(key)
+        if held is not None and held.segment >= 0 and not held.attached and not held.far:
+            forsake(held.segment, held.side)
 
     def withdraw(self, key: Key, *, closing: bool = False) -> None:
         """Forget an open offer or a segment that was not attached. `closing`: the program closes the connection."""

@@ -11,6 +11,7 @@ import struct
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from sdlib import abi
 from sdtrace import calls, procfs
@@ -78,6 +79,14 @@ def send_back(segment: int) -> bool:
     for direction in view.dir:
         direction.go_back = abi.const.SD_GO_BACK_POLICY
     return True
+
+
+def forsake(segment: int, side: int) -> None:
+    """Tell the other end that nobody comes to these rings from our side (sdlib/src/sock/again.c)."""
+    with mmap.mmap(segment, abi.sizeof("struct sd_seg")) as memory, abi.ffi.from_buffer(memory) as words:
+        rings: Any = abi.ffi.cast("struct sd_seg *", words)
+        rings.dir[1 - side].go_back = abi.const.SD_GO_BACK_CALL
+        rings.dir[side].prod_hint = abi.const.SD_HINT_GIVEN
 
 
 def end_connection(sock: socket.socket) -> None:

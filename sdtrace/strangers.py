@@ -95,6 +95,13 @@ def have_it_passed(listener: Listener, notif: Notification, inode: int) -> None:
         listener.let_through(notif)
 
 
+def have_it_known(inode: int) -> int:
+    """No supervisor offers this connection any more. In a thread, as the other."""
+    for path in trees.find(os.environ, os.geteuid()):
+        _ask(path, inode)
+    return 0
+
+
 def _ask(path: str, inode: int) -> str:
     """Why a supervisor could not do it; "" when it could, or has nothing to do with it."""
     folder, name = os.path.split(path)

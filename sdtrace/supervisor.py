@@ -41,6 +41,7 @@ from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
 from sdtrace.image import load as load_image
+from sdtrace.inject import has_library
 from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
@@ -118,6 +119,8 @@ class Supervisor:
         self._detachment: Detachment | None = None
         self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
+        if not isinstance(image, str):
+            self._hypercalls.has_library = partial(has_library, image=image)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
                                   self._filters, self._drain, self._vault)
         self._answers = Answers(self._hypercalls, self._processes, self._injector, self._workers, self._enforcer,

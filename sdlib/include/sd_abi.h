@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 11
+#define SD_ABI_VERSION 12
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -61,8 +61,10 @@ enum sd_hypercall {
     SD_HC_NUDGE = 7,
     /* (index) -> fd of the family's trace memory number `index`; -errno: what follows is not traced. */
     SD_HC_TRACE = 8,
-    /* (fd of a unix socket) -> 1: whoever can receive what is sent there has our area number 0 mapped; 0: not so, or nobody knows. */
+    /* (fd of a unix socket) -> enum sd_kin: who has its other end. */
     SD_HC_KIN = 9,
+    /* (fd) -> 0. This connection, which is on TCP, was sent to more than one program: none of this user's is to offer it any more. Blocks until all know. */
+    SD_HC_SCATTER = 10,
     /* (its number in the upper half of the first argument; four arguments of connect, bind, listen, accept or accept4) -> what the call returns, made by
      * the supervisor, or SD_PERFORM_YOURSELF. Only where cfg.perform says so. */
     SD_HC_PERFORM = 16,
@@ -72,7 +74,18 @@ enum sd_hypercall {
 
 #define SD_PERFORM_YOURSELF 0x53440001
 
-enum sd_offer_result { SD_OFFER_PENDING = 0, SD_OFFER_PAIRED = 1, SD_OFFER_REFUSED = 2 };
+enum sd_offer_result {
+    SD_OFFER_PENDING = 0,
+    SD_OFFER_PAIRED = 1,
+    SD_OFFER_REFUSED = 2,
+    SD_OFFER_LATER = 3, /* it came in a message, and somebody else has it as well: ask again */
+};
+
+enum sd_kin {
+    SD_KIN_UNKNOWN = 0, /* or somebody who has no library */
+    SD_KIN_FAMILY = 1,  /* processes that have our area number 0 mapped, and nobody else */
+    SD_KIN_LIBRARY = 2, /* others as well, but they all have the library */
+};
 
 /* ---------------------------------------------------------------- counters */
 
@@ -228,8 +241,13 @@ struct sd_block {
     uint64_t spins;             /* waits that looked at its ring for a while, and it ended them (won), or nothing did */
     uint64_t spins_won;
     uint32_t peer_tree;         /* the other end's tree, as the monitor calls it, with bit 31 set; 0: unknown. Written as side is */
-    uint32_t pad;
+    SD_ATOMIC uint32_t given;   /* SD_GIVEN_*: how it went from program to program (sock/pass.c) */
 };
+
+/* The low byte is n > 0 of a connection that came in a message: 2^(n-1) operations from now on it is asked whether nobody else has it, and offered. */
+#define SD_GIVEN_CAME 0xffu
+#define SD_GIVEN_ONCE 0x100u      /* counts how often it was sent to another program that has the library */
+#define SD_GIVEN_AWAY 0x80000000u /* and to one that has not */
 
 /* A thread that uses connections which it shares with others (sock/token.h). Everything but tid is written by its owner, and VOID in a mark
  * and 0 in a length by whoever throws it out. A thread that ends, or is found dead, leaves its participant to another. */
@@ -260,7 +278,8 @@ struct sd_area {
     SD_ATOMIC uint32_t moved;    /* supervisor: how often it has moved connections of this area to TCP, while those who use them stood still */
     SD_ATOMIC uint32_t next_proc;/* hint where to look for a free `proc` */
     SD_ATOMIC uint32_t passing;  /* 1: connections are sent in messages (sock/pass.c), which a next program may receive */
-    uint32_t pad[5];
+    SD_ATOMIC uint32_t slotless; /* 1: a process has found no free `proc`; without one it is not known what it does */
+    uint32_t pad[4];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];
@@ -338,6 +357,7 @@ enum sd_hint {
     SD_HINT_CLOSED = 4,  /* closed in an orderly way, or shut in both directions: what is sent now is answered with a reset */
     SD_HINT_LEAVING = 8, /* goes back to TCP: no doorbell comes here any more, so nobody may wait for one */
     SD_HINT_URGENT = 16, /* has sent, or is about to send, urgent data by TCP */
+    SD_HINT_GIVEN = 32,  /* both directions are on TCP for good: this end is another program's, which may offer the connection anew */
 };
 
 /* Direction d is written by side d. Ring of direction d starts at SD_SEG_HDR_BYTES + d * ring_bytes. */

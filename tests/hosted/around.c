@@ -17,9 +17,8 @@ bool hosted_supervised;
 long sd_hypercall(u32 op, u64 a, u64 b) { return (void)a, (void)b, op == SD_HC_NUDGE && hosted_supervised ? 0 : -ENOSYS; }
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
-u32 sd_again_begin(struct sock *s, int fd) { return (void)s, (void)fd, SD_BLOCK_ATTACHED; }
-bool sd_again_may(struct sock *s) { return (void)s, true; }
-void sd_again_ready(struct sock *s) { (void)s; }
+struct sd_tcb *sd_tcbs(void) { return NULL; }
+void sd_given_alone(struct sock *s, int fd) { (void)s, (void)fd; }
 void sd_ep_changed(struct sock *s) { (void)s; }
 void sd_ep_follow(void) { }
 void sd_ep_touched(struct sock *s) { (void)s; }

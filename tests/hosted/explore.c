@@ -576,9 +576,9 @@ static void start(const struct scenario *which)
         th[t] = (struct thread){.sp = (u64)sp, .state = sc->thread[t] ? RUNS : DONE};
     }
     search();
-    printf("ok %s: %llu states, %llu ends, %llu parked, %llu bells, %llu back\n", sc->name, (unsigned long long)seen,
+    printf("ok %s: %llu states, %llu ends, %llu parked, %llu bells, %llu back, %llu again\n", sc->name, (unsigned long long)seen,
            (unsigned long long)ends, (unsigned long long)marks[MARK_PARKED], (unsigned long long)bells_sent,
-           (unsigned long long)marks[MARK_BACK]);
+           (unsigned long long)marks[MARK_BACK], (unsigned long long)marks[MARK_AGAIN]);
     if (!ends) {
         printf("FAIL %s: no execution has come to its end\n", sc->name);
         exit(1);

@@ -35,6 +35,6 @@ void mc_name(const volatile void *p, const char *name); /* for traces */
 void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */
 void mc_mark(u32 what);                                 /* this execution has been here: the report counts it */
 u32 mc_thread(void);
-enum { MARK_PARKED, MARK_BACK, MARK_TIMED, MARKS };
+enum { MARK_PARKED, MARK_BACK, MARK_TIMED, MARK_AGAIN, MARKS };
 
 #endif

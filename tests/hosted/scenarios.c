@@ -349,13 +349,18 @@ static void recalling_early(void)
     mc_name(&w.seg.dir[0].bell_first, "0.bell_first");
 }
 
+static void put_or_be_reset(u32 side, const char *byte)
+{
+    struct iovec v = {(u8 *)byte, 1};
+
+    if (send_once(side, &v, 0) != 1 && !w.reset)
+        host_fail("send has failed");
+}
+
 static void a_sends_or_is_reset(void)
 {
-    struct iovec v = {(u8 *)"c", 1};
-
     put(0, "ab", 0);
-    if (send_once(0, &v, 0) != 1 && !w.reset)
-        host_fail("send has failed");
+    put_or_be_reset(0, "c");
 }
 
 static void b_recalls_unread(void)
@@ -372,6 +377,66 @@ static void recalled_or_reset(void)
     if (w.reset)
         return;
     expect(1, "xyabc");
+}
+
+/* -------------------------------------------------------------------- given */
+
+/* Side 1 goes to another program, which has it alone then. When side 0 takes the connection for one that may be offered anew, no doorbell is on its way
+ * any more. Nobody offers it here. */
+static void nothing_is_left(void)
+{
+    if (*(u32 *)&w.block[0].state != SD_BLOCK_TCP)
+        return;
+    mc_mark(MARK_AGAIN);
+    for (u32 d = 0; d < SIDES; d++)
+        if (net_bells_unread(d))
+            host_fail("a doorbell of the old rings is left");
+}
+
+static void giving(void)
+{
+    recalling();
+    *(u32 *)&w.block[1].given = SD_GIVEN_ONCE;
+}
+
+static void giving_young(void)
+{
+    on_tcp();
+    mc_name(&w.seg.dir[0].go_back, "0.go_back");
+    *(u32 *)&w.block[1].given = SD_GIVEN_ONCE;
+}
+
+static void a_talks(void)
+{
+    put_or_be_reset(0, "a");
+    get(0, 1);
+    put_or_be_reset(0, "b");
+    nothing_is_left();
+}
+
+/* pass.c, and the last close; what comes then are the other program's calls. */
+static void b_is_given(void)
+{
+    if (!sd_recall(&w.sock[1], FD_OF(1)) && *(u32 *)&w.block[1].rx_mode == SD_MODE_TCP && !sd_sw_published(&w.sock[1].e)) {
+        sd_back_ask(&w.sock[1].e);
+        sd_membarrier();
+    }
+    sd_recall_tx(&w.sock[1], FD_OF(1));
+    sd_recall_over(&w.sock[1]);
+    if (w.reset)
+        return; /* as above: nobody helps */
+    get(1, 1);
+    put(1, "x", 0);
+    get(1, 2);
+}
+
+static void given(void)
+{
+    if (w.reset)
+        return;
+    expect(1, "ab");
+    expect(0, "x");
+    nothing_is_left();
 }
 
 /* ------------------------------------------------------------------ the end */
@@ -575,6 +640,8 @@ const struct scenario scenarios[] = {
     {"recall", recalling, {a_sends_abcd, b_recalls_and_gets_4}, b_has_abcd},
     {"recall-asleep", recalling, {a_sends_and_waits, b_recalls_and_answers}, recalled},
     {"recall-unread", recalling_early, {a_sends_or_is_reset, b_recalls_unread}, recalled_or_reset},
+    {"given", giving, {a_talks, b_is_given}, given},
+    {"given-young", giving_young, {a_talks, b_is_given}, given},
     {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
     {"half-close", on_ring, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
     {"half-close-poll", on_ring, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},

@@ -81,6 +81,9 @@ MUTANTS = [
     Mutant("recall", "", "ring/switch.h", "    return cas_u32(&e->rx->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);",
            "    store_rlx(&e->rx->go_back, SD_GO_BACK_CALL);\n    return true;"),
     Mutant("recall-unread", "", "sock/recall.c", "    n -= (u64)rung;\n", ""),
+    Mutant("given-young", "", "sock/again.c",
+           "    return mode == SD_MODE_BACK || (mode == SD_MODE_TCP && !sd_sw_published(&s->e));",
+           "    return mode == SD_MODE_BACK || mode == SD_MODE_TCP;"),
     Mutant("company", "a sleeper would sleep on", "sock/doorbell.c",
            "    return sd_shared(s) && (load_rlx(&s->b->users) > 1",
            "    return false && (load_rlx(&s->b->users) > 1"),
@@ -139,10 +142,12 @@ def results(request: pytest.FixtureRequest,
 def test_every_interleaving(results: dict[Any, Future[Result]], scenario: str) -> None:
     result = results[scenario].result()
     assert result.returncode == 0, result.stdout[:3000]
-    numbers = re.search(r"(\d+) states, (\d+) ends, (\d+) parked, (\d+) bells", result.stdout)
+    numbers = re.search(r"(\d+) states, (\d+) ends, (\d+) parked, (\d+) bells, \d+ back, (\d+) again",
+                        result.stdout)
     assert numbers
-    states, _ends, parked, bells = map(int, numbers.groups())
+    states, _ends, parked, bells, again = map(int, numbers.groups())
     assert states > 1000
+    assert (again > 0) == scenario.startswith("given")
     assert (parked > 0 and bells > 0) or scenario.startswith(("token", "two-", "company"))
 
 

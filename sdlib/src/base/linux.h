@@ -72,6 +72,7 @@
 #define TCP_NODELAY 1
 #define TCP_MAXSEG 2
 #define TCP_CORK 3
+#define TCP_NOTSENT_LOWAT 25
 #define TCP_INFO 11
 #define TCP_ULP 31
 #define TCP_INQ 36 /* and TCP_CM_INQ */

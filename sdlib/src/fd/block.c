@@ -204,6 +204,8 @@ void sd_socks_after_fork_child(void)
     u32 parent = g.proc->pid;
 
     if (!g.area[0] || !claim_proc(g.area[0], parent, NULL)) {
+        if (g.area[0])
+            store_rlx(&g.area[0]->slotless, 1);
         sd_zero(&early_proc, sizeof early_proc);
         g.proc = &early_proc;
     }
@@ -224,8 +226,10 @@ void sd_socks_exit(void)
 
     for (u32 fd = 0; fd < top; fd++) {
         struct sock *s = sd_sock_of(fd);
-        if (s && sd_attached(s) && load_rlx(&s->b->users) <= 1 && sd_bell_due(&s->e))
-            sd_look_at_kernel(s, (int)fd); /* an unread doorbell would turn our end into a reset */
+        if (s && sd_attached(s) && load_rlx(&s->b->users) <= 1 && sd_bell_due(&s->e)) /* unread, it would turn our end into a reset */
+            load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e) ? (void)sd_rx_back(s, (int)fd) : sd_look_at_kernel(s, (int)fd);
+        if (s && s->b && sd_attached(s) && load_rlx(&s->b->users) <= 1)
+            sd_recall_over(s);
         if (sd_tracing(SD_TRACE_BYTES) && s && s->b && load_rlx(&s->b->users) <= 1)
             sd_saw_end(s, SD_TRACE_END_CLOSED);
         if (s && s->b && (load_rlx(&s->refs) == 1 || counted_once(s, fd)) && load_rlx(&s->b->users) > 1)

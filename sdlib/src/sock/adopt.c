@@ -12,6 +12,9 @@
  *     not known, and the connection stays on TCP.
  *   - options that keep a connection on TCP: they are asked for.
  *   - who else has it: the supervisor has looked.
+ *
+ * So is one that came in a message from another program (pass.c). Who else has it changes, and those may change what belongs to the socket: the
+ * supervisor looks when it is offered, and what we keep of that is read once more then.
  */
 #include "poll/poll.h"
 #include "sock/sock.h"
@@ -108,6 +111,32 @@ static void adopt(int fd, bool held)
     reason = connected ? why_not(fd, ti.head.state, role, flags, held) : SD_REASON_none;
     if (reason)
         sd_reason(s, reason);
+}
+
+void sd_adopt_given(int fd, bool held)
+{
+    struct tcp_info_sent ti;
+    struct sock *s;
+
+    if (!sent_info(fd, &ti) || ti.head.state != TCP_ESTABLISHED)
+        return;
+    adopt(fd, held);
+    s = sd_sock_of((u64)fd);
+    if (s)
+        store_rlx(&s->b->given, 1);
+}
+
+void sd_given_alone(struct sock *s, int fd)
+{
+    struct pollfd p = {fd, POLLRDHUP, 0};
+    struct timespec64 zero = {0, 0};
+    long flags = SYS2(__NR_fcntl, fd, F_GETFL);
+
+    store_rlx(&s->b->nonblock, flags & O_NONBLOCK ? 1 : 0);
+    if (flags & O_ASYNC)
+        sd_go_back(s, fd, SD_REASON_option);
+    else if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0)
+        sd_go_back(s, fd, SD_REASON_peer_fin); /* or somebody has shut our reading side */
 }
 
 static void adopt_everything(void)

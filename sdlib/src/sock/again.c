@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * again.c - a connection to another host that went back to TCP, since its link was lost, gets rings once more.
+ * again.c - a connection that went back to TCP gets rings once more: to another host, since its link was lost; on one host, since the other end's
+ * program has given its socket to another one, and has said so at its last close (HINT_GIVEN, pass.c).
  *
  * Both directions are back, or have never moved: what the old rings held was read, every doorbell and mark of theirs lies before the positions that the way back has
- * published, and nothing is sent for them any more ([H2] [H4] of far.h). So it is a TCP connection like any other, at a position that the kernel
+ * published, and nothing is sent for them any more ([H2] [H4] of far.h; the other program has no descriptor left). So it is a TCP connection like any other, at a position that the kernel
  * knows, and [S1] holds for it as for one that was never on a ring. The block goes back to TCP, is offered and paired by the same steps as ever,
  * and the new segment takes the place of the old one in memory.
  *
@@ -33,12 +34,12 @@ static bool tx_over(const struct sock *s)
     return mode == SD_MODE_BACK || (mode == SD_MODE_TCP && !load_acq(&s->e.tx->sw_ring) && sd_back_asked(&s->e));
 }
 
-/* The link is what it went back for, and the program itself has nothing against rings. */
+/* That is what it went back for, and the program itself has nothing against rings. */
 static bool wants(const struct sock *s)
 {
     const struct sd_block *b = s->b;
 
-    return sd_is_far(s) && load_acq(&s->seg->lost) && rx_over(s) && tx_over(s) && !b->reason && load_rlx(&b->users) <= 1 && !load_rlx(&b->latched) &&
+    return sd_forsaken(s) && rx_over(s) && tx_over(s) && !b->reason && load_rlx(&b->users) <= 1 && !load_rlx(&b->latched) &&
            !b->tx_shut && !load_rlx(&b->rx_shut) && !load_rlx(&b->rx_err);
 }
 

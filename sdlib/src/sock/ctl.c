@@ -25,6 +25,7 @@ static void farewell(struct sock *s, int fd)
 
     if (!sd_attached(s) || load_rlx(&s->refs) > 1 || load_rlx(&s->b->users) > 1)
         return;
+    sd_recall_over(s);
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
     if (load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
         linger[0] = 1; /* bytes that nobody will read: TCP answers a close with a reset, at once */
@@ -33,6 +34,8 @@ static void farewell(struct sock *s, int fd)
     }
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
     sd_rx_poll_switch(s, fd); /* what is unread by TCP may be a doorbell only */
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e))
+        sd_rx_back(s, fd); /* which stands in front of the way back then */
     if (load_rlx(&s->b->rx_mode) != SD_MODE_RING)
         return;
     if (!(load_rlx(&s->b->latched) & LATCH_FIN))
@@ -175,6 +178,9 @@ SD_CALL(sd_ioctl)
         u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head) + sd_cork_held(s->e.tx, s->e.bytes);
         *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
         r = 0;
+    } else if (f->rsi == SIOCOUTQNSD && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+        *(i32 *)f->rdx = (i32)min_u64(sd_cork_held(s->e.tx, s->e.bytes), s->e.bytes);
+        r = 0;
     }
     sd_sock_put(s);
     return r;
@@ -261,7 +267,8 @@ SD_CALL(sd_setsockopt)
         r = 0;
     } else if (sd_attached(s) && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
         r = set_lowat(s, f);
-    } else if (sd_attached(s) && f->rsi == SOL_SOCKET && (f->rdx == SO_SNDBUF || f->rdx == SO_SNDBUFFORCE)) {
+    } else if (sd_attached(s) && ((f->rsi == SOL_SOCKET && (f->rdx == SO_SNDBUF || f->rdx == SO_SNDBUFFORCE)) ||
+                                  (f->rsi == SOL_TCP && f->rdx == TCP_NOTSENT_LOWAT))) {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         sd_tx_limit(s, (int)f->rdi);
     } else if (f->rsi == SOL_TCP && f->rdx == TCP_ULP) {

@@ -37,6 +37,12 @@ static inline bool sd_far_busy(const struct sock *s)
     return pumped == SD_PUMPED_MARK || (pumped == SD_PUMPED_BYTES && load_rlx(&s->e.tx->tail) != load_acq(&s->e.tx->head));
 }
 
+/* Nobody uses the other end of these rings any more (again.c). A peer that says so and goes on has but its own connection to lose. */
+static inline bool sd_forsaken(const struct sock *s)
+{
+    return sd_is_far(s) ? load_acq(&s->seg->lost) != 0 : unlikely(load_acq(&s->e.rx->prod_hint) & SD_HINT_GIVEN) != 0;
+}
+
 /* Sending goes on by TCP: the peer asks for it or sends nothing any more. */
 static inline bool sd_must_go_back(const struct sock *s)
 {

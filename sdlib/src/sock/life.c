@@ -5,6 +5,24 @@
 #include "sock/far.h"
 #include "sock/sock.h"
 
+#define LATER_MOST 17u /* 2^16 operations from one question to the next */
+
+/* Of one that came in a message: is it time to ask whether we are alone with it? */
+static inline bool is_time(const struct sd_block *b, u32 ops)
+{
+    u32 n = load_rlx(&b->given) & SD_GIVEN_CAME;
+
+    return likely(!n) || ops >= 1u << (n - 1);
+}
+
+static void later(struct sd_block *b)
+{
+    if ((load_rlx(&b->given) & SD_GIVEN_CAME) < LATER_MOST)
+        atomic_fetch_add(&b->given, 1);
+    store_rlx(&b->ops, 0);
+    cas_u32(&b->state, SD_BLOCK_OFFERED, SD_BLOCK_TCP);
+}
+
 static void offer(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
@@ -22,6 +40,9 @@ static void offer(struct sock *s, int fd)
     r = sd_hypercall(SD_HC_OFFER, (u64)fd, sd_sock_name(s));
     if (r == SD_OFFER_PAIRED) {
         store_rel(&b->state, SD_BLOCK_PAIRED);
+    } else if (r == SD_OFFER_LATER) {
+        later(b);
+        return;
     } else if (r != SD_OFFER_PENDING) {
         if (r == -ENOSYS)
             g.no_supervisor = 1;
@@ -30,23 +51,29 @@ static void offer(struct sock *s, int fd)
         else if (!b->reason)
             b->reason = SD_REASON_refused;
         store_rel(&b->state, SD_BLOCK_PINNED);
+        return;
     }
+    if (unlikely(load_rlx(&b->given) & SD_GIVEN_CAME))
+        sd_given_alone(s, fd);
 }
 
 #define BUF_LOCK_SND 1u /* SOCK_SNDBUF_LOCK: the program has set SO_SNDBUF */
 
 /* A program that has chosen how much the kernel may take before it says "full" gets no megabyte from us: as much as its own buffer and the
- * peer's window hold. The kernel counts its overhead, too, and says twice what was asked for. */
+ * peer's window hold. The kernel counts its overhead, too, and says twice what was asked for. TCP_NOTSENT_LOWAT is about what the window does not hold. */
 void sd_tx_limit(struct sock *s, int fd)
 {
     struct tcp_info_window w = {0};
-    u32 len = sizeof w;
+    bool chosen = sd_get_int(fd, SOL_SOCKET, SO_BUF_LOCK) & BUF_LOCK_SND;
+    u32 len = sizeof w, unsent = sd_get_int(fd, SOL_TCP, TCP_NOTSENT_LOWAT);
     u64 most = s->e.bytes;
 
-    if (sd_get_int(fd, SOL_SOCKET, SO_BUF_LOCK) & BUF_LOCK_SND) {
+    if (chosen || unsent)
         SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &w, &len);
+    if (chosen)
         most = min_u64(most, sd_get_int(fd, SOL_SOCKET, SO_SNDBUF) / 2 + (u64)w.snd_wnd);
-    }
+    if (unsent)
+        most = min_u64(most, (u64)unsent + w.snd_wnd);
     s->e.tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
     sd_tx_unplan(&s->e);
 }
@@ -67,8 +94,12 @@ bool sd_map_segment(struct sock *s, int fd)
         return false;
     }
     if (unlikely(s->seg) && st[6] != SD_SEG_HDR_BYTES + 2 * s->e.bytes) {
-        SYS1(__NR_close, sfd);
-        return false;
+        if (g.mt) { /* a sleeper may look at the old rings yet */
+            SYS1(__NR_close, sfd);
+            return false;
+        }
+        SYS2(__NR_munmap, s->seg, SD_SEG_HDR_BYTES + 2 * s->e.bytes);
+        s->seg = NULL;
     }
     at = SYS6(__NR_mmap, s->seg, st[6], PROT_READ | PROT_WRITE, MAP_SHARED | (s->seg ? MAP_FIXED : 0), sfd, 0); /* again.c */
     SYS1(__NR_close, sfd);
@@ -150,7 +181,7 @@ void sd_tick(struct sock *s, int fd)
     u32 state = load_acq(&b->state);
     const struct sd_config *c = g.cfg;
 
-    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING) && state == SD_BLOCK_ATTACHED && sd_is_far(s))
+    if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING) && state == SD_BLOCK_ATTACHED && sd_forsaken(s))
         state = sd_again_begin(s, fd);
     if (likely(state == SD_BLOCK_ATTACHED)) {
         if (s->seg && unlikely(!sd_attached_said(s->seg, b->side)))
@@ -161,8 +192,9 @@ void sd_tick(struct sock *s, int fd)
     if (state == SD_BLOCK_TCP && c->accel && b->established && !g.no_supervisor) {
         u32 ops = load_rlx(&b->ops) + 1;
         store_rlx(&b->ops, ops);
-        if (c->upgrade == SD_UPGRADE_EAGER || (c->upgrade == SD_UPGRADE_AFTER_OPS && ops >= c->upgrade_n) ||
-            (c->upgrade == SD_UPGRADE_AFTER_BYTES && b->bytes_tcp >= c->upgrade_n))
+        bool wanted = c->upgrade == SD_UPGRADE_EAGER || (c->upgrade == SD_UPGRADE_AFTER_OPS && ops >= c->upgrade_n) ||
+                      (c->upgrade == SD_UPGRADE_AFTER_BYTES && b->bytes_tcp >= c->upgrade_n);
+        if (wanted && is_time(b, ops))
             offer(s, fd);
         state = load_acq(&b->state);
     }

@@ -11,6 +11,14 @@
  * A stranger gets a connection that was never attached as it is, which is how programs that accept for others pass them. One that is on
  * the ring goes back to TCP first, and what is unread in the ring with it (recall.c). Only a peer that has gone, or is in another's hands, cannot do that:
  * then the passing program waits WAIT_MS for the end of the ring, and what stays in it is lost to the other one.
+ *
+ * A stranger that has the library makes the connection one of its own (adopt.c), and offers it when it alone has the socket. That is the kernel's word
+ * as far as descriptors go (the supervisor looks in /proc), but a message that nobody has received yet holds the socket, too, and does not show. So:
+ *   [G1] Who receives adopts only what comes from where nobody lacks the library, so each program that it has been through has counted its messages.
+ *   [G2] One message: who has received it is who asks. The sender's last close tells the peer, in the old rings, that the connection may be offered anew
+ *        (HINT_GIVEN, again.c); without that the peer never does. It is said if there was one message in all, to a stranger that has the library.
+ *   [G3] A connection that is not attached has no rings to say so, and its peer may have an open offer. So the second message waits until no supervisor of
+ *        this user offers it any more (SD_HC_SCATTER); its sender has the socket meanwhile, so nobody is alone with it.
  */
 #include "poll/poll.h"
 #include "sock/far.h"
@@ -63,7 +71,7 @@ static bool is_family(int fd)
     return false;
 }
 
-/* What was found out about unix sockets: their cookies, and in the lowest bit whether the other end is held by kin alone. That stays so while forks and
+/* What was found out about unix sockets: their cookies, and in the lowest bits who has the other end, enum sd_kin. That stays so while forks and
  * execs are all that happens to it; a unix socket that is sent itself makes us forget everything. */
 #define ASKED 64
 static _Atomic u64 asked[ASKED];
@@ -74,27 +82,32 @@ static void forget_asked(void)
         store_rlx(&asked[i], 0);
 }
 
-static bool is_kin(int fd)
+static u32 other_end(int fd)
 {
     u64 cookie = cookie_of(fd), known = load_rlx(&asked[cookie % ASKED]);
+    long who;
 
     if (!cookie || sd_sockopt_int(fd, SO_DOMAIN) != AF_UNIX)
-        return false;
-    if (known >> 1 != cookie) {
-        known = cookie << 1 | (sd_hypercall(SD_HC_KIN, (u64)fd, 0) == 1);
+        return SD_KIN_UNKNOWN;
+    if (known >> 2 != cookie) {
+        who = sd_hypercall(SD_HC_KIN, (u64)fd, 0);
+        known = cookie << 2 | (who == SD_KIN_FAMILY || who == SD_KIN_LIBRARY ? (u64)who : SD_KIN_UNKNOWN);
         store_rlx(&asked[cookie % ASKED], known);
     }
-    return known & 1;
+    return known & 3;
 }
 
-/* Does everybody who may receive this message see the block? */
-static bool sees(const struct msghdr *m, int fd, const struct sock *s)
+/* Who may receive this message; FAMILY: they all see the block. */
+static u32 receivers(const struct msghdr *m, int fd, const struct sock *s)
 {
-    if (!g.area[0] || m->name || s->id >> 16) /* a later area may be younger than its relation to us */
-        return false;
+    u32 who;
+
+    if (!g.area[0] || m->name)
+        return SD_KIN_UNKNOWN;
     store_rlx(&g.area[0]->passing, 1);
     sd_fence(); /* [P1] */
-    return is_family(fd) || is_kin(fd);
+    who = is_family(fd) ? SD_KIN_FAMILY : other_end(fd);
+    return who == SD_KIN_FAMILY && s->id >> 16 ? SD_KIN_LIBRARY : who; /* a later area may be younger than its relation to us */
 }
 
 /* ------------------------------------------------------------------ sending */
@@ -126,20 +139,28 @@ static void off_the_ring(struct sock *s, int fd)
     /* It was on the ring and is back before we have come there: its doorbells lie behind bytes that nobody has read ([S6]), and will not be taken out. */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_is_far(s) && load_rlx(&s->e.rx->sw_back) != load_rlx(&s->e.rx->sw_ring))
         sd_reset(s, fd);
-    sd_tx_back(s, fd, SD_REASON_passed);
+    sd_recall_tx(s, fd);
 }
 
-static void to_stranger(struct sock *s, int fd)
+static void to_stranger(struct sock *s, int fd, u32 who)
 {
-    u32 state = load_rlx(&s->b->state);
+    struct sd_block *b = s->b;
+    u32 state = load_rlx(&b->state), before;
 
+    if (who == SD_KIN_UNKNOWN)
+        before = atomic_fetch_or(&b->given, SD_GIVEN_AWAY);
+    else
+        before = atomic_fetch_add(&b->given, SD_GIVEN_ONCE);
     if (sd_attached(s)) {
         off_the_ring(s, fd);
+        b->reason = SD_REASON_passed; /* from here on; before, it may take a doorbell, and with it our switch, to have its bytes back */
         return;
     }
     sd_reason(s, SD_REASON_passed);
     if (state == SD_BLOCK_OFFERED || state == SD_BLOCK_PAIRED)
         sd_hypercall(SD_HC_WITHDRAW, sd_sock_name(s), 0);
+    if (before & ~SD_GIVEN_CAME)
+        sd_hypercall(SD_HC_SCATTER, (u64)fd, 0); /* [G3] */
 }
 
 /* Before (by 1) the message leaves, and again (by -1) if it did not. Returns how many sockets of ours are in it. */
@@ -157,12 +178,15 @@ static u32 count_in(const struct msghdr *m, int fd, i32 by)
             if (!s)
                 continue;
             ours++;
-            if (sees(m, fd, s)) {
+            u32 who = receivers(m, fd, s);
+            if (who == SD_KIN_FAMILY) {
                 s->b->passed = cookie_of(fds[i]);
                 sd_fast_off();
                 atomic_fetch_add(&s->b->users, (u32)by);
             } else if (by > 0) {
-                to_stranger(s, fds[i]);
+                to_stranger(s, fds[i], who);
+            } else if (who == SD_KIN_LIBRARY) {
+                atomic_fetch_sub(&s->b->given, SD_GIVEN_ONCE);
             }
         }
     return ours;
@@ -234,8 +258,8 @@ static void take_over(int fd, u32 id, struct sd_block *b)
         sd_fd_install(fd, s);
 }
 
-/* peeked: the message stays, and holds the socket as before. */
-static void arrived(int fd, bool peeked)
+/* peeked: the message stays, and holds the socket as before. `from`: where it came. */
+static void arrived(int fd, int from, bool peeked)
 {
     u32 cookie;
 
@@ -253,6 +277,8 @@ static void arrived(int fd, bool peeked)
                 return;
             }
         }
+    if (sd_area_get(0) && other_end(from) != SD_KIN_UNKNOWN) /* [G1] */
+        sd_adopt_given(fd, peeked);
 }
 
 /* Out of ourselves: one descriptor more. Out of another process: the filter has held the call until the connection was on TCP (sdtrace/strangers.py). */
@@ -269,14 +295,14 @@ SD_CALL(sd_pidfd_getfd)
     return fd;
 }
 
-static void arrived_in(const struct msghdr *m, u64 flags)
+static void arrived_in(const struct msghdr *m, int from, u64 flags)
 {
     const i32 *fds;
     u64 at = 0;
 
     for (u32 n; (n = next_rights(m, &at, &fds));)
         for (u32 i = 0; i < n; i++)
-            arrived(fds[i], flags & MSG_PEEK);
+            arrived(fds[i], from, flags & MSG_PEEK);
 }
 
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t)
@@ -284,11 +310,11 @@ long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t)
     const struct msghdr *m = (const struct msghdr *)f->rsi;
     long r;
 
-    if (likely(!has_control(m)) || t->foreign || !g.area[0])
+    if (likely(!has_control(m)) || t->foreign)
         return SD_PASS;
     r = SYS3(__NR_recvmsg, f->rdi, f->rsi, f->rdx);
     if (r >= 0)
-        arrived_in(m, f->rdx);
+        arrived_in(m, (int)f->rdi, f->rdx);
     return r;
 }
 
@@ -299,7 +325,7 @@ long sd_pass_recv_many(struct sd_frame *f, struct sd_tcb *t)
     bool any = false;
     long r;
 
-    if (sd_bad_ptr(v) || t->foreign || !g.area[0])
+    if (sd_bad_ptr(v) || t->foreign)
         return SD_PASS;
     for (u32 i = 0; i < n; i++)
         any |= has_control(&v[i].hdr);
@@ -307,6 +333,6 @@ long sd_pass_recv_many(struct sd_frame *f, struct sd_tcb *t)
         return SD_PASS;
     r = SYS5(__NR_recvmmsg, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
     for (long i = 0; i < r; i++)
-        arrived_in(&v[i].hdr, f->r10);
+        arrived_in(&v[i].hdr, (int)f->rdi, f->r10);
     return r;
 }

@@ -134,6 +134,33 @@ bool sd_recall(struct sock *s, int fd)
     return sd_recall_wait(s, fd);
 }
 
+/* --------------------------------------------------------- our own direction */
+
+/* One that has never been on the ring does not come there any more: who has the socket then would not see it. */
+void sd_recall_tx(struct sock *s, int fd)
+{
+    struct sd_hold h;
+    u32 mode;
+
+    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
+    mode = load_rlx(&s->b->tx_mode);
+    if ((mode & 0xff) == SD_MODE_SWITCH) /* of somebody who was thrown out */
+        cas_u32(&s->b->tx_mode, mode, SD_MODE_TCP);
+    cas_u32(&s->b->tx_mode, SD_MODE_TCP, SD_MODE_BACK);
+    sd_leave(&h);
+    sd_tx_back(s, fd, SD_REASON_passed);
+}
+
+/* [G2] of pass.c. The program's last descriptor goes. */
+void sd_recall_over(const struct sock *s)
+{
+    u32 rx = load_rlx(&s->b->rx_mode);
+
+    if ((load_rlx(&s->b->given) & ~SD_GIVEN_CAME) == SD_GIVEN_ONCE && load_rlx(&s->b->tx_mode) == SD_MODE_BACK &&
+        (rx == SD_MODE_BACK || (rx == SD_MODE_TCP && !sd_sw_published(&s->e))))
+        sd_hint_say(&s->e, SD_HINT_GIVEN);
+}
+
 /* ------------------------------------------------------------------ producer */
 
 /* Inside, on the way back: sends again what the peer has asked for. False: the connection is of no use any more. */

@@ -75,6 +75,21 @@ void sd_rx_plain_leave(struct sock *s, long r)
     }
 }
 
+/* The program has sent no byte by TCP since the switch: what the peer's kernel calls unread are doorbells. The kernel counts what it was given by what it
+ * has sent, too, and that also of a connection that is closed. */
+static bool only_bells(const struct sock *s, int fd)
+{
+    struct tcp_info_sent ti = {0};
+    u32 len = sizeof ti, mode = load_rlx(&s->b->tx_mode);
+    u64 back = load_rlx(&s->e.tx->sw_back);
+
+    if (mode == SD_MODE_RING)
+        return true;
+    if (mode != SD_MODE_BACK || !back || sd_is_far(s) || load_rlx(&s->e.tx->go_back) == SD_GO_BACK_TAKEN)
+        return false;
+    return SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &ti, &len) == 0 && len == sizeof ti && ti.bytes_sent - ti.bytes_retrans + ti.notsent == back - 1;
+}
+
 long sd_plain_rx(struct sock *s, int fd, struct rx *w)
 {
     long r;
@@ -85,7 +100,7 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
     sd_rx_plain_leave(s, w->peek ? 0 : r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0 && !w->peek)
         sd_saw_tcp(s, fd, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
-    if (unlikely(r == -ECONNRESET) && sd_attached(s) && !load_rlx(&s->b->rx_shut) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (!sd_is_far(s) || sd_far_settle(s)))
+    if (unlikely(r == -ECONNRESET) && sd_attached(s) && !load_rlx(&s->b->rx_shut) && only_bells(s, fd) && (!sd_is_far(s) || sd_far_settle(s)))
         r = -(long)sd_end_error(&s->e, ECONNRESET); /* what the peer has left unread on TCP were doorbells of ours */
     if (unlikely(r == 0 && !w->peek && w->len && load_rlx(&s->b->rx_err)))
         r = -(long)atomic_exchange(&s->b->rx_err, 0); /* taken from the kernel by sd_rx_pos() */

@@ -10,7 +10,7 @@
  *               tx TCP -> RING  at one of our sends, once the other end has attached too
  *               rx TCP -> RING  when the peer's sw_ring says so and all TCP bytes before it are read
  *               RING -> BACK    sw_back; final for these rings
- *             Both BACK after a link to another host was lost: TCP once more, and other rings (again.c)
+ *             Both BACK after a link to another host was lost, or the peer's program has given its end away: TCP once more, and other rings (again.c)
  *   PINNED    never to be offered; `reason` says why
  */
 #ifndef SD_SOCK_H
@@ -247,6 +247,10 @@ long sd_pass_send_many(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv_many(struct sd_frame *f, struct sd_tcb *t);
 i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
 
+/* sock/adopt.c: a connection that came in a message from another program. */
+void sd_adopt_given(int fd, bool held); /* held: by the message, too, which stays */
+void sd_given_alone(struct sock *s, int fd); /* nobody else has it any more, and it is offered */
+
 /* sock/cork.c */
 #define SD_SAVED_NODELAY 1u /* in opt_saved */
 #define SD_SAVED_CORK 2u
@@ -262,6 +266,8 @@ bool sd_cork_over(struct sock *s);
 /* sock/recall.c */
 bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what is in the ring stays there */
 bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
+void sd_recall_tx(struct sock *s, int fd);   /* what we send, too */
+void sd_recall_over(const struct sock *s);   /* attached, and the last descriptor goes */
 void sd_reset(struct sock *s, int fd); /* as sd_drop(), and so that both kernels say so */
 bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos);
 

@@ -269,6 +269,59 @@ def rights_elsewhere(stage: Stage) -> None:
     exchange(stage, a, x, y)
 
 
+@behaviour("sendmsg SCM_RIGHTS to a program that was started elsewhere, and has it alone then", carried=False)
+def rights_away(stage: Stage) -> None:
+    """Both ends may move up again."""
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    ours, theirs = named(stage, thief)
+    x, y = stage.connection()
+    ep = b.epoll()
+    b.ctl(ep, "add", y, IN)
+    b.send(y, b"unread")
+    hand(a, ours, x)
+    a.close(x)
+    z = receive_fd(thief, theirs)
+    thief.recv(z, 100)
+    for number in range(12):
+        exchange(stage, thief, z, y, b"message %d" % number)
+    thief.send(z, b"ready")
+    b.wait(ep)
+    b.recv(y, 100)
+    b.wait(ep, timeout=0)
+    copy = thief.fork("copy")
+    exchange(stage, copy, z, y)
+    copy.close(z)
+    thief.close(z)
+    b.wait(ep)
+    b.recv(y, 10)
+
+
+@behaviour("sendmsg SCM_RIGHTS there and back", carried=False)
+def rights_back(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    ours, theirs = named(stage, thief)
+    x, y = stage.connection()
+    for turn in range(3):
+        b.send(y, b"unread")
+        hand(a, ours, x)
+        a.close(x)
+        z = receive_fd(thief, theirs)
+        thief.recv(z, 3)
+        for number in range(6):
+            thief.send(z, b"from there %d" % number)
+            b.recv(y, 100)
+        thief.send(z, b"on its way")
+        hand(thief, theirs, z)
+        thief.close(z)
+        x = receive_fd(a, ours)
+        a.recv(x, 100)
+        b.recv(y, 100)
+        for number in range(6):
+            exchange(stage, a, x, y, b"turn %d, %d" % (turn, number))
+
+
 @behaviour("sendmsg SCM_RIGHTS of the unix socket, and a connection through it", carried=False)
 def rights_of_the_way(stage: Stage) -> None:
     a, b = stage.a, stage.b

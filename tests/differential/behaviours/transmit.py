@@ -27,11 +27,14 @@ from tests.differential.linux import (
     RDBAND,
     SHUT_WR,
     SIOCATMARK,
+    SIOCOUTQNSD,
     SO_OOBINLINE,
+    SO_RCVBUF,
     SO_ZEROCOPY,
     SOL_SOCKET,
     TCP_CORK,
     TCP_NODELAY,
+    TCP_NOTSENT_LOWAT,
     ZEROCOPY,
 )
 from tests.differential.side import MINUS_ONE, Call, Side, settle
@@ -53,6 +56,25 @@ def fill(stage: Stage, x: int) -> int:
             total += value
     stage.a.say(f"filled, then {value}")
     return total
+
+
+@behaviour("setsockopt TCP_NOTSENT_LOWAT", "getsockopt TCP_NOTSENT_LOWAT", only=("before", "after", "accepting"))
+def notsent_lowat(stage: Stage) -> None:
+    """How much the peer's window holds depends on the moment; what may wait behind it is asked for."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    b.setsockopt(y, SOL_SOCKET, SO_RCVBUF, 4096)
+    a.setsockopt(x, 6, TCP_NOTSENT_LOWAT, 8192)
+    a.option(x, 6, TCP_NOTSENT_LOWAT)
+    total = fill(stage, x)
+    a.say("little" if total < 300_000 else "much")
+    a.poll([(x, OUT)])
+    a.sent += total
+    b.recv_all_quietly(y, total)
+    a.poll([(x, OUT)])
+    a.setsockopt(x, 6, TCP_NOTSENT_LOWAT, 0)
+    a.send(x, b"more")
+    b.recv(y, 10)
 
 
 # A switch in the middle finds an empty ring behind a full TCP: not "during".
@@ -450,7 +472,7 @@ def promptly(stage: Stage, calls: Callable[[], T], undo: Callable[[T], None]) ->
         del stage.a.log[lines:]
 
 
-@behaviour("setsockopt TCP_CORK")
+@behaviour("setsockopt TCP_CORK", "ioctl SIOCOUTQNSD")
 def cork(stage: Stage) -> None:
     a, b = stage.a, stage.b
 
@@ -468,11 +490,13 @@ def cork(stage: Stage) -> None:
         b.select([y])
         b.wait(ep)
         a.option(x, 6, TCP_CORK)
+        a.ioctl(x, SIOCOUTQNSD)
         a.setsockopt(x, 6, TCP_CORK, 0)
 
     promptly(stage, look, lambda _: empty(b, y))
     a.option(x, 6, TCP_CORK)
     b.recv_all(y, 6)
+    a.ioctl(x, SIOCOUTQNSD)
     a.send(x, b"ghijkl")
     b.recv_all(y, 6)
     later = b.start
