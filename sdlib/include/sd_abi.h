@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 12
+#define SD_ABI_VERSION 13
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -268,6 +268,17 @@ struct sd_part {
     uint64_t pad;
 };
 
+#define SD_TOLD 64
+
+/* A call site at which forked children trap (gate/patch.c). */
+#define SD_AREA_SITES 16
+struct sd_site {
+    SD_ATOMIC uint64_t image;   /* the secret that a process and its forks share: only there it is that site; 0 = free */
+    SD_ATOMIC uint64_t ret;     /* behind the instruction; 0: not there yet */
+    uint32_t nr;                /* stored before ret */
+    SD_ATOMIC uint32_t seen;    /* how often; some may be missed */
+};
+
 struct sd_area {
     uint64_t magic;
     uint32_t version;
@@ -284,6 +295,8 @@ struct sd_area {
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];
     struct sd_part part[SD_AREA_PARTS]; /* of area 0 only: whoever shares a block shares area 0 */
+    SD_ATOMIC uint64_t told[SD_TOLD];   /* of area 0: sleeps of peers that these processes have ended, sock/doorbell.c ([W4]) */
+    struct sd_site site[SD_AREA_SITES]; /* of area 0 */
 };
 
 /* Block id: area index << 16 | block index. Handed over with the generation in the upper half of the u64. */
@@ -330,7 +343,9 @@ struct sd_dir {
     uint32_t pad5[14];
     /* line 5, both, by exchange: 1 while a doorbell byte of this direction's TCP stream is unread, 2 while a consumer with company is about to eat it. */
     SD_ATOMIC uint32_t bell;
-    uint32_t pad6[15];
+    uint32_t pad6;
+    SD_ATOMIC uint64_t rung_at;     /* producer: TSC when it last rang; only for learning how long to spin */
+    uint32_t pad8[12];
 };
 
 enum sd_go_back {

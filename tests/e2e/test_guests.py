@@ -134,14 +134,21 @@ def test_edges_and_a_doorbell_in_between(runner: Runner) -> None:
     runner.check(program, at_least=2)
 
 
-@pytest.mark.parametrize("how", ["level", "edge"])
+@pytest.mark.parametrize("how", ["level", "edge", "poll", "select", "threads"])
 def test_one_doorbell_for_a_whole_set(how: str, runner: Runner) -> None:
-    """In each of 20 rounds 8 to 16 connections are written to while their reader sleeps on all of them."""
+    """In each of 20 rounds 8 to 16 connections are written to while their reader, or two, sleep on all of them."""
     program = runner.run(sys.executable, GUESTS / "one_bell.py", how)
     assert program.stdout == b"served\n"
     for report in runner.check(program, at_least=32, of_bytes=300):
         bells = report.raw["counters"]["bells_tx"]
         assert bells < 20 * 8, f"{bells} doorbells\n{report}"
+
+
+@pytest.mark.parametrize("what", ["answer", "poll", "peek", "mod", "del", "same", "fork"])
+def test_a_doorbell_that_another_thread_takes_away(what: str, runner: Runner, guests: Guests) -> None:
+    program = runner.run(guests("bell_takers"), what)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=16, of_bytes=300)
 
 
 def test_a_silent_connection_after_a_fork(runner: Runner) -> None:

@@ -22,6 +22,7 @@ void sd_given_alone(struct sock *s, int fd) { (void)s, (void)fd; }
 void sd_ep_changed(struct sock *s) { (void)s; }
 void sd_ep_follow(void) { }
 void sd_ep_touched(struct sock *s) { (void)s; }
+void sd_ep_joined(struct sock *s) { (void)s; }
 void sd_ep_full(struct sock *s) { (void)s; }
 struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }
 void sd_sock_put(struct sock *s) { (void)s; }

@@ -349,7 +349,7 @@ static u32 parts_of(struct part *out)
     out[n++] = (struct part){&w, sizeof w};
     out[n++] = (struct part){&prog, sizeof prog};
     out[n++] = (struct part){th, sizeof th};
-    out[n++] = (struct part){(void *)sd_told, sizeof sd_told};
+    out[n++] = (struct part){(void *)hosted_area.told, sizeof hosted_area.told};
     out[n++] = (struct part){hosted_area.part, (THREADS + 1) * sizeof *hosted_area.part};
     for (u32 i = 0; i < THREADS; i++)
         if (sc->thread[i] && th[i].state != DONE)

@@ -246,6 +246,32 @@ static void b_sleeps_for_3(void)
             sleep_named(++prog.plain[0]);
 }
 
+/* A whole set of side 1 sleeps, armed, and does not run. */
+static void sleeps_as_7(void)
+{
+    asleep_by_name();
+    w.block[0].peer_tree |= 1;
+    *(u32 *)&w.seg.dir[0].rx_armed = 1;
+    *(u64 *)&w.seg.dir[0].sleep = 7;
+}
+
+/* Another peer, of another tree, goes by the same name: it was not told. */
+static void a_sends_to_two_trees(void)
+{
+    put(0, "a", 0);
+    sd_look_at_kernel(&w.sock[1], FD_OF(1));
+    w.block[0].peer_tree += 1;
+    put(0, "b", 0);
+}
+
+static void b_sends_1(void) { put(1, "x", 0); }
+
+static void was_rung_for(void)
+{
+    if (!net_bells_unread(0))
+        host_fail("another's name has kept it asleep");
+}
+
 static void a_polls_6(void)
 {
     static const char bytes[] = "abcdef";
@@ -620,6 +646,7 @@ const struct scenario scenarios[] = {
     {"wake-up-fence-begins", on_ring, {a_fences_midway, b_polls_2}, b_has_ab},
     {"wake-up-named", asleep_by_name, {a_sends_thrice, b_sleeps_for_3}, b_has_abc},
     {"wake-up-named-fenced", asleep_by_name_fenced, {a_sends_thrice, b_sleeps_for_3}, b_has_abc},
+    {"two-trees", sleeps_as_7, {a_sends_to_two_trees, b_sends_1}, was_rung_for},
     {"start-over", on_ring, {a_sends_thrice, b_gets_3}, b_has_abc},
     {"room", on_ring, {a_sends_6, b_gets_6}, b_has_6},
     {"room-poll", on_ring, {a_polls_6, b_gets_6}, b_has_6},

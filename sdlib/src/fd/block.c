@@ -6,6 +6,7 @@
  * compare-and-swap on the block's state; `users` counts the processes that hold the socket. A process that dies without a word leaves
  * `users` too high: such a connection is only never upgraded any more.
  */
+#include "poll/poll.h"
 #include "sock/sock.h"
 
 static struct sd_proc early_proc; /* of a forked child that finds no slot */
@@ -189,6 +190,7 @@ void sd_socks_before_fork(void)
             if (s->seg) {
                 sd_fence_end(&s->e); /* [W3] the child does not know of it */
                 sd_rx_awake(&s->e);  /* [W4] others may sleep on it from now on */
+                sd_ep_joined(s);
             }
         }
     }

@@ -96,6 +96,8 @@ static void hold(struct sock *s, const struct sd_carry *out, u32 n, const struct
         if (out[i].block == s->id)
             return;
     atomic_fetch_add(&s->b->users, 1);
+    if (s->seg)
+        sd_rx_awake(&s->e); /* [W4] threads of the parent's may sleep on it, and have woken up long before the program runs */
 }
 
 /* Connections that are not on a ring go on by TCP in any case; the new program's library may move them up later. Where our table is not the

@@ -51,6 +51,8 @@ void ep_inherit(struct ep *ep)
         if (r && load_rlx(&r->armed) && atomic_exchange(&r->armed, 0))
             push_pending(r, PEND_TOUCH);
     }
+    store_rlx(&ep->named, 0); /* nobody sleeps here yet */
+    store_rlx(&ep->parked, 0);
     ep->pid = g.pid;
 }
 
@@ -77,6 +79,8 @@ void ep_settle(struct reg *r, u32 why, struct sd_tcb *t)
 void ep_drain(struct ep *ep)
 {
     struct reg *r = atomic_exchange(&ep->pending, NULL), *next;
+    if (ep_sleeps_by_name(ep))
+        ep_anonymous(ep);
     for (; r; r = next) {
         next = r->pend_next;
         u32 why = atomic_exchange(&r->pending, 0);
@@ -112,15 +116,35 @@ void ep_warm_up(struct ep *ep, u32 naps)
         hot_add(ep, r);
     }
     ep->nslept = 0;
-    ep->named = false;
+    store_rlx(&ep->named, 0);
 }
 
+/* Somebody else sleeps on, or begins to: then it has no name any more, and what it was woken for has been looked at. */
 void ep_rise(struct ep *ep, struct sd_tcb *t)
 {
-    if (likely(!ep->named) || load_rlx(&ep->parked) || !ep_enter(ep, t))
+    if (likely(!load_rlx(&ep->named)) || !ep_enter(ep, t))
         return;
-    ep_warm_up(ep, 1);
+    if (load_rlx(&ep->named))
+        ep_warm_up(ep, 1);
     ep_leave(ep, t);
+}
+
+/* What sleeps goes by its own bells from now on, and what has come while it did not is told. */
+void ep_anonymous(struct ep *ep)
+{
+    store_rlx(&ep->named, 0);
+    ep->anonymous = ANONYMOUS;
+    for (u32 i = 0; i < ep->nslept; i++) {
+        struct reg *r = ep->slept[i];
+        if (r->ep == ep && !r->dead && (atomic_fetch_and(&r->armed, ~SD_ARM_NAMED) & SD_ARM_NAMED))
+            sd_rx_awake(&r->s->e); /* [W4] */
+    }
+    sd_membarrier();
+    for (u32 i = 0; i < ep->nslept; i++) {
+        struct reg *r = ep->slept[i];
+        if (r->ep == ep && !r->dead && !r->ghost && !r->hot && !r->off && on_ring(r->s) && reg_due(r))
+            reg_kick(r);
+    }
 }
 
 /* --------------------------------------------------------------- reporting */
@@ -222,8 +246,8 @@ int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
 
 /* ------------------------------------------------------------------ cooling */
 
-/* True: a membarrier has to follow. */
-static bool arm(struct reg *r)
+/* `name`: of the sleep, 0: none. True: a membarrier has to follow. */
+static bool arm(struct reg *r, u64 name)
 {
     reg_disarm(r);
     if (load_rlx(&r->s->b->tx_wait))
@@ -232,6 +256,11 @@ static bool arm(struct reg *r)
     if ((r->want & EPOLLET) && !r->fresh && !r->tx_full)
         want &= ~(u32)(POLLOUT | POLLWRNORM); /* the edge comes after a send that found no room, and that arms itself */
     u32 armed = sd_arm(r->s, want);
+    if (name && (armed & 1)) {
+        store_rlx(&r->ep->named, 1); /* [E5] before a peer can see it */
+        armed |= SD_ARM_NAMED;
+        sd_rx_asleep(&r->s->e, name); /* [W4] */
+    }
     store_rlx(&r->armed, armed);
     /* What is waited for decides what the kernel is asked. It must be asked anew where it has reported a doorbell by an edge that nobody has eaten, say
      * because bytes of TCP stood before it then: no other one is sent as long as that one lies there. */
@@ -244,17 +273,19 @@ static u32 waited_for(const struct reg *r)
     return reg_wanted(r) | (r->want & (EPOLLEXCLUSIVE | EPOLLET));
 }
 
-/* A name for the sleep that is about to begin. Where it starts nobody can tell, so no two sets have the same. */
-static void name_sleep(struct ep *ep)
+/* The name of the sleep that is about to begin, 0: it has none. */
+static u64 name_of_sleep(struct ep *ep, enum cool how)
 {
-    if (ep->sleep_pid != g.pid) {
-        ep->sleep_pid = g.pid; /* a forked child goes on elsewhere */
-        ep->sleep = sd_mix(sd_mix(sd_mix(g.secret + g.pid) + (u64)ep) + sd_tsc());
+    if (how != COOL_SLEEP || ep->watched || ep->nhot < 2 || load_rlx(&ep->parked))
+        return 0;
+    if (unlikely(ep->anonymous)) {
+        ep->anonymous--;
+        return 0;
     }
-    ep->sleep += ep->sleep + 1 ? 1 : 2; /* 0 is none */
+    return sd_sleep_name();
 }
 
-/* [E5] Will lie in `slept`, and nobody else may eat its doorbell. */
+/* [E5] Will lie in `slept`, and no other process may eat its doorbell. */
 static bool may_name(const struct reg *r, u32 place)
 {
     return place < WARM && r->naps < NAPS && !(r->want & EPOLLEXCLUSIVE) && load_rlx(&r->s->b->users) <= 1 && !r->s->b->far;
@@ -263,21 +294,15 @@ static bool may_name(const struct reg *r, u32 place)
 /* Arms the hot registrations (COOL_IDLE: those that were idle for long), all with one barrier. */
 static void arm_hot(struct ep *ep, enum cool how)
 {
-    bool barrier = false, named = how == COOL_SLEEP && !g.mt && !ep->watched && !load_rlx(&ep->parked);
+    bool barrier = false;
+    u64 name = name_of_sleep(ep, how);
     struct reg *r = ep->hot;
     u32 place = 0;
-    if (named)
-        name_sleep(ep);
     for (u32 i = 0; i < ep->nhot; i++, r = r->hot_next) {
         if (how == COOL_IDLE && r->idle < IDLE_ROUNDS)
             continue;
-        barrier |= arm(r);
         place += r->naps < NAPS;
-        if (named && (load_rlx(&r->armed) & 1) && may_name(r, place)) {
-            store_rlx(&r->armed, load_rlx(&r->armed) | SD_ARM_NAMED);
-            sd_rx_asleep(&r->s->e, ep->sleep); /* [W4] */
-            ep->named = true;
-        }
+        barrier |= arm(r, name && may_name(r, place) ? name : 0);
     }
     if (barrier)
         sd_membarrier();
@@ -289,7 +314,7 @@ bool ep_cool(struct ep *ep, enum cool how, bool *timer)
     struct reg *r, *next;
     bool idle_only = how == COOL_IDLE;
     *timer = false;
-    if (ep->named && !load_rlx(&ep->parked))
+    if (load_rlx(&ep->named))
         ep_warm_up(ep, 1);
     else if (!idle_only)
         ep->nslept = 0;
@@ -305,7 +330,7 @@ bool ep_cool(struct ep *ep, enum cool how, bool *timer)
         if (reg_due(r)) {
             reg_disarm(r);
             if (!idle_only) {
-                if (ep->named)
+                if (load_rlx(&ep->named))
                     ep_warm_up(ep, 0);
                 return true; /* the caller scans; the others stay hot, what is armed costs one bell */
             }

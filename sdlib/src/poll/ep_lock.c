@@ -64,8 +64,7 @@ static NOINLINE bool ep_lock_slow(struct ep *ep, struct sd_tcb *t)
     return true;
 }
 
-/* False: a frame below us on this thread, or a thread that is gone, is in there. */
-bool ep_lock(struct ep *ep, struct sd_tcb *t)
+static inline __attribute__((always_inline)) bool lock(struct ep *ep, struct sd_tcb *t)
 {
     if (load_rlx(&ep->owner) == t->tid) {
         if (t->level > ep->owner_level)
@@ -81,12 +80,23 @@ bool ep_lock(struct ep *ep, struct sd_tcb *t)
     return true;
 }
 
+/* False: a frame below us on this thread, or a thread that is gone, is in there. */
+bool ep_lock(struct ep *ep, struct sd_tcb *t) { return lock(ep, t); }
+
+static NOINLINE void take_over(struct ep *ep)
+{
+    if (load_rlx(&ep->pending))
+        ep_drain(ep);
+    else if (ep_sleeps_by_name(ep))
+        ep_anonymous(ep);
+}
+
 bool ep_enter(struct ep *ep, struct sd_tcb *t)
 {
-    if (!ep_lock(ep, t))
+    if (!lock(ep, t))
         return false;
-    if (unlikely(load_rlx(&ep->pending) != NULL))
-        ep_drain(ep);
+    if (unlikely(load_rlx(&ep->pending) != NULL || load_rlx(&ep->named)))
+        take_over(ep);
     return true;
 }
 

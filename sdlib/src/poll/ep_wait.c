@@ -9,6 +9,21 @@
 #define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
 
+struct epwait {
+    struct ep *ep;
+    struct sd_tcb *t;
+    struct epoll_event *e;
+    int max, epfd;
+    u64 round;
+    u64 began, rung; /* tsc: of spinning and sleeping; of the doorbell that has ended it */
+    struct sd_deadline d;
+    struct sd_mask m;
+    bool precise; /* epoll_pwait2: nanoseconds */
+    bool called;
+    bool spinning;
+    bool parked;  /* counted in ep->parked */
+};
+
 /* --------------------------------------------------- what the kernel reports */
 
 /* A kernel event of an entry that is not translated: a one-shot of a socket on TCP. */
@@ -38,11 +53,15 @@ static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
 }
 
 /* k events of the kernel -> what the program is told, in place. */
-static int translate(struct ep *ep, struct sd_tcb *t, struct epoll_event *e, int k, u64 round)
+static int translate(struct epwait *w, struct epoll_event *e, int k)
 {
+    struct ep *ep = w->ep;
+    struct sd_tcb *t = w->t;
     struct reg *ghosts[GHOSTS];
     bool locked = ep_enter(ep, t);
     int n = 0, dead = 0;
+    if (locked && k > 0)
+        store_rlx(&ep->named, 0); /* what it was for is looked at below: ep_warm_up() */
     for (int i = 0; i < k; i++) {
         u32 kev = e[i].events, out;
         u64 data = e[i].data;
@@ -57,9 +76,13 @@ static int translate(struct ep *ep, struct sd_tcb *t, struct epoll_event *e, int
                 ghosts[dead++] = r; /* the others are reported again */
             continue;
         }
+        if (unlikely(!locked))
+            push_pending(r, PEND_TOUCH); /* [E5] its bell may be the one that somebody else sleeps for */
+        if (!w->rung && translated(r->s))
+            w->rung = load_rlx(&r->s->e.rx->rung_at);
         out = translated(r->s) ? translate_one(ep, r, kev, locked) : plain_report(r, kev);
         if (out) {
-            r->stamp = round;
+            r->stamp = w->round;
             r->naps = 0;
             ep_put(&e[n++], out, r->data);
         }
@@ -107,19 +130,6 @@ bool sd_ep_park(void *p)
 
 /* ----------------------------------------------------------------- waiting */
 
-struct epwait {
-    struct ep *ep;
-    struct sd_tcb *t;
-    struct epoll_event *e;
-    int max, epfd;
-    u64 round;
-    struct sd_deadline d;
-    struct sd_mask m;
-    bool precise; /* epoll_pwait2: nanoseconds */
-    bool called;
-    bool spinning;
-};
-
 /* Returns what the kernel has, translated; *raw its own count or -errno. */
 static int ask_kernel(struct epwait *w, int have, u64 ns, long *raw)
 {
@@ -136,8 +146,11 @@ static int ask_kernel(struct epwait *w, int have, u64 ns, long *raw)
         *raw = SYS6(__NR_epoll_pwait, w->epfd, e, w->max - have, ns == SD_FOREVER ? -1 : (long)ms, set, 8);
     }
     w->t->wakeable = 0;
+    if (w->parked)
+        atomic_fetch_sub(&w->ep->parked, 1); /* awake: what it finds is looked at by itself */
+    w->parked = false;
     w->ep->checked_tsc = sd_tsc();
-    return *raw > 0 ? translate(w->ep, w->t, e, (int)*raw, w->round) : 0;
+    return *raw > 0 ? translate(w, e, (int)*raw) : 0;
 }
 
 /* Without the lock: all registrations are looked at and nothing but their own state changes. */
@@ -242,12 +255,12 @@ static long spin(struct epwait *w, u64 left)
 static long park(struct epwait *w, u64 left)
 {
     struct ep *ep = w->ep;
-    bool timer = true, counted = false; /* without the lock: come back soon */
+    bool timer = true; /* without the lock: come back soon */
     long raw;
     if (ep_enter(ep, w->t)) {
         bool ready = ep_cool(ep, COOL_SLEEP, &timer);
-        counted = !ready;
-        if (counted)
+        w->parked = !ready;
+        if (w->parked)
             atomic_fetch_add(&ep->parked, 1); /* [E1] before the lock is free */
         ep_leave(ep, w->t);
         if (ready)
@@ -255,12 +268,11 @@ static long park(struct epwait *w, u64 left)
     }
     COUNT(parks);
     u64 from = sd_tsc();
+    w->rung = 0;
     long n = ask_kernel(w, 0, timer ? min_u64(left, TIMER_NS) : left, &raw);
-    if (counted)
-        atomic_fetch_sub(&ep->parked, 1);
     ep_rise(ep, w->t);
     if (raw > 0 && ep->hot)
-        sd_spin_parked(&ep->learn, from);
+        sd_spin_parked(&ep->learn, w->began, from, w->rung);
     return n ? n : raw < 0 ? raw : 0;
 }
 
@@ -285,6 +297,7 @@ static long wait_loop(struct epwait *w)
             n = ask_kernel(w, 0, 0, &raw);
             return n ? n : raw < 0 ? raw : 0;
         }
+        w->began = sd_tsc();
         long r = spin(w, left);
         if (r == 0)
             r = park(w, sd_deadline_left(&w->d));

@@ -26,8 +26,12 @@
  *   [E3] Hot list, edge-trigger state and `parked` belong to whoever holds ep->owner. It is never held while parked. Who finds it taken by a
  *        frame below itself (a signal handler) or by somebody who has left by siglongjmp pushes to ep->pending, which takes no lock, and
  *        whoever gives the owner word back looks at ep->pending afterwards.
- *   [E5] A sleep has a name ([W4], bell.h) where nobody else can eat its bells. Whatever is armed by that name is hot or lies in `slept`, and is looked at as soon as the
+ *   [E5] A sleep has a name ([W4], bell.h) where no other process can eat its bells. Whatever is armed by that name is hot or lies in `slept`, and is looked at as soon as the
  *        sleep is over, however it has ended: before the program gets an answer, or, where the lock was taken, in its next wait.
+ *        Another thread may take the bell away that the whole set was to wake up by: eat it, close the connection, change the kernel's half of it, wait on the same set,
+ *        share the connection with a process. Each of these ends with the lock taken, or with a note for who has it, and whoever takes the lock or a note while
+ *        a named sleep is under way ends the name (ep_anonymous): no ring has it any more, membarrier, look again, kick what is due. `named` is set before the first
+ *        ring has the name, so who has got a bell that was rung for it knows.
  *   [E4] `structure` guards s->regs and the tables; it is held with all signals blocked, so nothing can interrupt it on its own thread.
  */
 #ifndef SD_EPOLL_H
@@ -42,6 +46,7 @@
 #define TIMER_NS 1000000ull
 #define WARM 128              /* so many stay hot over a park, if they had an event in the last NAPS of them */
 #define NAPS 4
+#define ANONYMOUS 64          /* sleeps without a name after one that had to end its own */
 #define REGS_SEEN 256         /* bound of a walk over s->regs that runs without the lock */
 
 enum { PEND_TOUCH = 1, PEND_SYNC = 2 };
@@ -84,9 +89,8 @@ struct ep {
     u32 nhot, nidle, calls;
     struct reg *slept[WARM];    /* cooled by the last park: a busy set wakes up as one, without a doorbell each */
     u32 nslept;
-    u32 sleep_pid;
-    u64 sleep;                  /* the name of that sleep ([E5]); whose it is */
-    bool named;                 /* some of `slept` are armed by it */
+    u32 anonymous;              /* so many sleeps are to have no name: others come in while it sleeps */
+    _Atomic u32 named;          /* some of `slept` are armed by the name of a sleep ([E5]) */
     _Atomic u64 round;
     u64 checked_tsc;
     struct sd_learn learn;
@@ -124,7 +128,8 @@ void ep_inherit(struct ep *ep);              /* without the lock; see ep_used() 
 void push_pending(struct reg *r, u32 why); /* without the lock */
 void ep_drain(struct ep *ep);
 void ep_warm_up(struct ep *ep, u32 naps);
-void ep_rise(struct ep *ep, struct sd_tcb *t); /* without the lock: nobody sleeps any more [E5] */
+void ep_rise(struct ep *ep, struct sd_tcb *t); /* without the lock: a sleep is over [E5] */
+void ep_anonymous(struct ep *ep);              /* [E5] */
 bool reg_due(struct reg *r);
 u32 reg_report(struct reg *r, u32 kev);    /* without the lock too */
 int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age);
@@ -151,6 +156,12 @@ static inline void ep_used(struct ep *ep)
 static inline bool ep_slept_on(const struct ep *ep)
 {
     return unlikely(load_rlx(&ep->parked) || ep->watched);
+}
+
+/* Has the lock: is it a sleeper's, who goes by the name of its sleep? */
+static inline bool ep_sleeps_by_name(const struct ep *ep)
+{
+    return unlikely(load_rlx(&ep->named)) && load_rlx(&ep->parked) && ep->pid == g.pid;
 }
 
 /* Can event n of a report be written? Looked at before the registration is taken to have been reported; once a page. */

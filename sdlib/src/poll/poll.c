@@ -14,7 +14,7 @@
 #define LOOK_AT 8             /* sockets asked whether spinning pays */
 #define TIMER_NS 1000000ull   /* see sd_needs_timer */
 #define SNOOZE_NS 10000000ull
-#define HELD 0x100u           /* in `armed`: [F3] */
+#define HELD 0x20u            /* in `armed`: [F3] */
 #define COUNTED 0x40u         /* in `armed`: other threads know that one sleeps on it [B2] */
 
 bool sd_pollitem_find(struct sd_pollitem *it, int fd)
@@ -169,8 +169,15 @@ static long spin(struct sd_pollset *p, u64 left)
     return r;
 }
 
+/* [W4] Nobody else may eat its doorbell. (In a program with threads nobody could tell a sleeper in poll that it was eaten.) */
+static bool may_name(const struct sock *s, u32 armed)
+{
+    return (armed & 1) && !g.mt && load_rlx(&s->b->users) <= 1 && !s->b->far;
+}
+
 static bool arm_all(struct sd_pollset *p, bool *timer)
 {
+    u64 sleep = !g.mt && p->ours > 1 ? sd_sleep_name() : 0;
     bool ready = false, barrier = false;
     *timer = false;
     for (u32 i = 0; i < p->n; i++) {
@@ -179,6 +186,10 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
             u32 want = sd_bits_fold(it->want);
             atomic_fetch_add(&it->s->held, 1);
             it->armed = sd_arm(it->s, want) | HELD;
+            if (sleep && may_name(it->s, it->armed)) {
+                it->armed |= SD_ARM_NAMED;
+                sd_rx_asleep(&it->s->e, sleep);
+            }
             if (g.mt) {
                 atomic_fetch_add(&it->s->parked, 1);
                 it->armed |= COUNTED;
@@ -246,6 +257,15 @@ static void unsnooze(struct sd_pollset *p)
             p->k[i].fd = ~p->k[i].fd;
 }
 
+/* Of what the kernel has reported. */
+static u64 rung_at(const struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++)
+        if (p->item[i].s && p->k[i].revents && sd_sock_of((u32)p->k[i].fd) == p->item[i].s)
+            return load_rlx(&p->item[i].s->e.rx->rung_at);
+    return 0;
+}
+
 /* Sleeps once. > 0: ready; 0: look again (bells only, or time over); < 0: -errno. */
 static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *idle)
 {
@@ -275,7 +295,7 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     if (dozing)
         unsnooze(p);
     if (r > 0)
-        sd_spin_parked(&sd_learn_process, from);
+        sd_spin_parked(&sd_learn_process, p->began, from, rung_at(p));
     long n = r < 0 ? r : is_stale(p) ? 0 : translate(p, true);
     let_go(p);
     *idle = r > 0 && n == 0 && !dozing;
@@ -304,6 +324,7 @@ long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct s
         u64 left = sd_deadline_left(d);
         if (left == 0)
             return ask_now(p); /* a last look, as the kernel does */
+        p->began = sd_tsc();
         r = spin(p, left);
         if (r == 0) {
             left = sd_deadline_left(d);

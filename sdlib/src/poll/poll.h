@@ -12,7 +12,9 @@
 /* Doorbells of s were eaten: registrations that rely on a bell must look at the ring again. Cheap, takes no lock, makes
  * no system call, may be called anywhere. */
 void sd_ep_touched(struct sock *s);
-/* The same after a send that took less than it was given: the program may wait for room though no send said EAGAIN. */
+/* Another process holds s from now on, and may eat its doorbells. After it was counted. */
+void sd_ep_joined(struct sock *s);
+/* The same as sd_ep_touched() after a send that took less than it was given: the program may wait for room though no send said EAGAIN. */
 void sd_ep_full(struct sock *s);
 /* An execve follows: registrations with the kernel become the program's own again, as the next image expects them.
  * If the execve fails, the next epoll call of this image takes them back. */
@@ -67,8 +69,10 @@ static inline void sd_spun(const struct sock *s, bool won)
     s->b->spins++;
     s->b->spins_won += won;
 }
-/* A park that began at tsc `from` and was ended by a doorbell or data. */
-void sd_spin_parked(struct sd_learn *l, u64 from);
+/* A wait that began at tsc `since` has ended in a park, which began at `from`, by a doorbell or data. `rung`: when the peer says that it has rung, 0: not known. */
+void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung);
+/* [W4] A name for the sleep that is about to begin, never 0. Where they start nobody can tell, so no two processes have the same. */
+u64 sd_sleep_name(void);
 /* The peer last waited on this CPU: it can only run if we let it. */
 bool sd_peer_here(const struct sock *s);
 
@@ -115,6 +119,7 @@ struct sd_pollset {
     struct sd_pollitem *item;
     u32 n;
     u32 ours;     /* items with s or ep */
+    u64 began;    /* tsc: the present round of looking, spinning and sleeping */
     bool unasked; /* the answer may be given without asking the kernel */
     bool called;  /* a system call was made */
 };

@@ -4,7 +4,8 @@
  *
  * A spin that wins saves two system calls and a wake-up of several microseconds; one that loses burns a CPU that the
  * peer may need. So the budget is halved with each loss down to SPIN_MIN_US and doubled with each win, and with each
- * park that ended so soon that a longer spin would have won.
+ * park where a longer spin would have won. Who rings says when: how long a park lasts tells nothing of that, for waking up may take longer than what was
+ * waited for.
  *
  * More runnable threads than CPUs: a spin takes the time from the one that it waits for. A hole in the spinner's clock tells that it was
  * preempted; then the next waits only yield, and more of them each time that happens again. A peer that is known to need this CPU gets it at
@@ -153,10 +154,39 @@ void sd_spin_end(struct sd_spin *sp, bool won)
     }
 }
 
-void sd_spin_parked(struct sd_learn *l, u64 from)
+void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung)
 {
-    if (sd_tsc() - from < PARK_SHORT_US * g.tsc_per_us)
-        grow(l);
+    u64 now = sd_tsc(), us = g.tsc_per_us ? g.tsc_per_us : 1;
+    u32 limit = spin_limit();
+
+    if (rung - since > now - since) { /* it was not rung for */
+        if (now - from < PARK_SHORT_US * us)
+            grow(l);
+        return;
+    }
+    if (rung - since >= limit * us)
+        return;
+    u32 enough = (u32)((rung - since) / us) * 2;
+    if (l->budget_us < enough)
+        l->budget_us = enough < limit ? enough : limit;
+}
+
+u64 sd_sleep_name(void)
+{
+    static SD_FORKED u32 pid;
+    static SD_FORKED _Atomic u64 last;
+    u64 name;
+
+    if (unlikely(pid != g.pid)) { /* a forked child goes on elsewhere; two threads may both begin, each at a place of its own */
+        store_rlx(&last, sd_mix(sd_mix(sd_mix(g.secret + g.pid) + (u64)sd_self()) + sd_tsc()));
+        pid = g.pid;
+    }
+    do
+        name = 1 + (g.mt ? atomic_fetch_add(&last, 1) : load_rlx(&last));
+    while (unlikely(!name));
+    if (!g.mt)
+        store_rlx(&last, name);
+    return name;
 }
 
 bool sd_peer_here(const struct sock *s)

@@ -18,7 +18,8 @@
  *        a number that never comes again, in `sleep` of each: rx_armed++, then `sleep`; `sleep` = 0, then rx_armed--. A poster that has rung in
  *        that sleep need not ring on its other connections. `sleep`, rx_armed, `sleep` again: the same sleep, and 1, so it was that waiter who
  *        was counted, and nobody else. It stands behind the store of tail as rx_armed does, and what it is of [W1] and [W3] holds of it: a waiter that has
- *        not seen the bytes is seen. Only of a process with one thread that has its connections for itself, where nobody else can eat the bell. What
+ *        not seen the bytes is seen. Only of a process that has its connections for itself; another of its threads that takes the bell away ends the name
+ *        first ([E5] of poll/epoll.h), which for sleepers in poll nobody could, so there only of one with a single thread. What
  *        a peer writes in `sleep` costs nobody's wake-up but its own: doorbell.c keeps what it has rung for by the peer's tree.
  *   [B1] bell: poster: exchange(1), and only who changed 0 to 1 sends the byte | receiver: eats the byte, exchange(0), looks at the ring.
  *        Two exchanges of one word: either the poster's comes later and sends a new byte, or it comes earlier, and then what it has

@@ -10,8 +10,10 @@
 #include "sock/sock.h"
 
 /* ---- [W4] which sleeps we have ended already. By a hash that only this program can compute, so that a peer which names another one's sleep
- * ends its own alone: the tree that it belongs to is the monitor's word. Threads may overwrite each other's; that costs a bell. */
-_Atomic u64 sd_told[SD_TOLD];
+ * ends its own alone: the tree that it belongs to is the monitor's word. All that descend from one process by fork share the secret, and note it where
+ * all of them look, for a sleeper may have a connection with each of them, as a client of a server that forks has. They may overwrite each other's; that
+ * costs a bell. */
+static _Atomic u64 *place_of(u64 as) { return &g.area[0]->told[as % SD_TOLD]; }
 
 static u64 told_as(const struct sock *s, u64 sleep)
 {
@@ -23,7 +25,7 @@ static void tell(const struct sock *s, u64 sleep)
     u64 as = told_as(s, sleep);
 
     if (s->b->peer_tree >> 31)
-        store_rel(&sd_told[as % SD_TOLD], as);
+        store_rel(place_of(as), as);
 }
 
 static bool was_told(const struct sock *s)
@@ -33,7 +35,7 @@ static bool was_told(const struct sock *s)
     if (!sleep || !(s->b->peer_tree >> 31))
         return false;
     as = told_as(s, sleep);
-    return load_acq(&sd_told[as % SD_TOLD]) == as;
+    return load_acq(place_of(as)) == as;
 }
 
 /* In a direction that is on the ring. */
@@ -52,6 +54,7 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
         sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see peer_left() */
         return;
     }
+    store_rlx(&s->e.tx->rung_at, sd_tsc());
     byte = sd_bell_byte(&s->e); /* [S6] */
     r = sd_revocable(h, __NR_sendmsg, fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL | more);
     if (r == 1) {

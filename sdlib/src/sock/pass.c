@@ -183,6 +183,7 @@ static u32 count_in(const struct msghdr *m, int fd, i32 by)
                 s->b->passed = cookie_of(fds[i]);
                 sd_fast_off();
                 atomic_fetch_add(&s->b->users, (u32)by);
+                sd_ep_joined(s);
             } else if (by > 0) {
                 to_stranger(s, fds[i], who);
             } else if (who == SD_KIN_LIBRARY) {

@@ -95,7 +95,7 @@ static bool spin_rx(struct sock *s, u64 had)
 /* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
 static long wait_rx(struct sock *s, int fd, struct rx *w)
 {
-    u64 had = w->peek ? w->got : 0, t0 = sd_tsc();
+    u64 had = w->peek ? w->got : 0, began = sd_tsc(), t0 = began;
     bool again = w->since != 0;
     long r;
 
@@ -114,7 +114,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
     if (r == SD_NEWS)
         return 1;
     if (r >= 0)
-        sd_spin_parked(&sd_learn_process, t0);
+        sd_spin_parked(&sd_learn_process, began, t0, load_rlx(&s->e.rx->rung_at));
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
     if (r < 0) { /* the error is consumed: keep it */

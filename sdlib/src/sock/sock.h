@@ -99,8 +99,6 @@ void sd_switch_finish(struct sock *s, u32 mode, u64 tcp_pos); /* what a COMMIT o
 void sd_back_finish(struct sock *s, u64 tcp_pos);             /* may run twice */
 
 /* sock/doorbell.c */
-#define SD_TOLD 64
-extern _Atomic u64 sd_told[SD_TOLD]; /* [W4] */
 struct sd_hold;
 void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more); /* inside, in a direction that is on the ring */
 void sd_ring_bell(struct sock *s, int fd);

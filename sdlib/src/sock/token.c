@@ -2,6 +2,7 @@
  *
  * token.c - taking and giving back a direction: waiting, throwing out. The protocol is token.h.
  */
+#include "poll/poll.h"
 #include "sock/sock.h"
 
 #ifndef SPINS /* tests/hosted explores every single one */
@@ -62,6 +63,14 @@ static void call_off(struct sd_part *p, u32 l, u64 m)
         doze(&rounds);
 }
 
+/* Who was about to eat it is thrown out. Maybe it is eaten, maybe not: a bell too many is harmless, one that is missed is not. */
+static void bell_gone(struct sock *s)
+{
+    sd_bell_eaten(&s->e);
+    if (s->regs)
+        sd_ep_touched(s);
+}
+
 /* V1 to V3. False: p was faster. */
 static bool throw_out(struct sock *s, struct sd_part *p, u32 l, u64 m, u32 dir, bool gone)
 {
@@ -71,7 +80,7 @@ static bool throw_out(struct sock *s, struct sd_part *p, u32 l, u64 m, u32 dir, 
     if (dir == SD_DIR_TX && sd_mark_state(m) == SD_MARK_OP && !gone)
         cas_u32(&s->b->tx_mode, SD_MODE_RING, SD_MODE_RETIRE);
     if (dir == SD_DIR_RX && sd_mark_state(m) == SD_MARK_EAT && sd_attached(s))
-        sd_bell_eaten(&s->e); /* maybe it is, maybe not: a bell too many is harmless, one that is missed is not */
+        bell_gone(s);
     if (!sd_mark_void(&p->mark[l], m))
         return false;
     barrier(s);
@@ -165,7 +174,7 @@ static void nested(struct sock *s, struct sd_part *p, u32 level, u64 key, u32 di
             cas_u32(&s->b->tx_mode, SD_MODE_RING, SD_MODE_RETIRE);
         if (state == SD_MARK_EAT) {
             if (dir == SD_DIR_RX)
-                sd_bell_eaten(&s->e);
+                bell_gone(s);
             store_rlx(&p->io[l].len, 0); /* it is not in the call: we are in its place */
         }
         if (state == SD_MARK_OP || state == SD_MARK_EAT || state == SD_MARK_COMMIT)
