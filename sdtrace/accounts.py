@@ -95,8 +95,9 @@ class Accounts:
     def _free_slots(self, area: Area) -> None:
         """Slots of processes that are gone go to the next forks. In another PID namespace nobody can be told dead."""
         for slot in area.slots() if area.host_pids else ():
-            if not procfs.running(slot.pid):
-                self.ledger.add_slot(area, slot)
+            pid = int(slot.pid)
+            if not procfs.running(pid) and area.take_slot(slot, pid):
+                self.ledger.add_slot(area, slot, pid)
                 area.free_slot(slot)
         for part in area.parts() if area.host_pids else ():
             if not procfs.running(part.pid):

@@ -36,6 +36,7 @@ _atomic: Final = ctypes.CDLL("libatomic.so.1").__atomic_compare_exchange_4
 _atomic.restype = ctypes.c_bool
 _atomic.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32), ctypes.c_uint32, ctypes.c_int, ctypes.c_int]
 _ACQ_REL, _RELAXED = 4, 0
+_NOBODY: Final = 0xFFFFFFFF
 
 
 class Area:
@@ -126,8 +127,14 @@ class Area:
         return (slot for slot in self.view.proc if slot.pid)
 
     @staticmethod
+    def take_slot(slot: abi.CData, pid: int) -> bool:
+        """False: it has just been given back by `pid`, which is gone, and may be another process's by now."""
+        address = int(abi.ffi.cast("uintptr_t", abi.ffi.addressof(slot, "pid")))
+        return bool(_atomic(address, ctypes.byref(ctypes.c_uint32(pid)), _NOBODY, _ACQ_REL, _RELAXED))
+
+    @staticmethod
     def free_slot(slot: abi.CData) -> None:
-        """Make a slot free for the next fork; its process has to be gone. The pid goes last: it gives the slot away."""
+        """Make a slot that was taken free for the next fork. The pid goes last: it gives the slot away."""
         pid_bytes = abi.sizeof("uint32_t")
         abi.ffi.buffer(abi.ffi.addressof(slot))[pid_bytes:] = bytes(abi.sizeof("struct sd_proc") - pid_bytes)
         slot.pid = 0

@@ -41,7 +41,7 @@ class Totals:
     by_process: dict[tuple[int, int], tuple[str, Counter[str]]] = field(default_factory=dict)
     """Program and counters by (serial of the area, pid in its namespace)."""
 
-    def add_slot(self, area: Area, slot: abi.CData) -> None:
+    def add_slot(self, area: Area, slot: abi.CData, pid: int = 0) -> None:
         """Take in the counters of one process."""
         own = Counter({name: int(slot.ctr[index]) for index, name in enumerate(abi.COUNTERS)})
         for index, reason in enumerate(abi.REASONS):
@@ -51,7 +51,7 @@ class Totals:
             for index in range(abi.const.SD_SIZES):
                 own[f"{name}:{index}"] = int(slot.sizes[direction][index])
         self.counters.update(own)
-        _, sums = self.by_process.setdefault((area.serial, int(slot.pid)), (area.exe, Counter()))
+        _, sums = self.by_process.setdefault((area.serial, pid or int(slot.pid)), (area.exe, Counter()))
         sums.update(own)
 
     def add_block(self, area: Area, block: abi.CData) -> None:

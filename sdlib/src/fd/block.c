@@ -9,7 +9,7 @@
 #include "poll/poll.h"
 #include "sock/sock.h"
 
-static struct sd_proc early_proc; /* of a forked child that finds no slot */
+static struct sd_proc early_proc; /* of a forked child that finds no slot, or has given it back */
 
 #define COUNTERS_AT offsetof(struct sd_proc, ctr) /* and all that follows */
 
@@ -214,6 +214,23 @@ void sd_socks_after_fork_child(void)
     /* later areas of the parent are ours too: the mapping is inherited; new ones are not shared */
 }
 
+/* Of a forked child of which there is nothing to tell: the next one has it, instead of the next of the slots that the supervisor has to free. */
+static void give_slot_back(void)
+{
+    struct sd_area *a = g.area[0];
+    struct sd_proc *p = g.proc;
+    const u64 *counted = (const u64 *)((const u8 *)p + COUNTERS_AT);
+
+    if (!a || p < a->proc || p >= a->proc + SD_AREA_PROCS || !p->ppid)
+        return;
+    for (u32 i = 0; i < (sizeof *p - COUNTERS_AT) / 8; i++)
+        if (counted[i])
+            return;
+    g.proc = &early_proc;
+    store_rlx(&a->next_proc, (u32)(p - a->proc));
+    cas_u32(&p->pid, g.pid, 0);
+}
+
 static bool counted_once(struct sock *s, u32 fd)
 {
     for (u32 i = 0; i < fd; i++)
@@ -225,9 +242,11 @@ static bool counted_once(struct sock *s, u32 fd)
 void sd_socks_exit(void)
 {
     u32 top = sd_fd_top();
+    bool owns = false;
 
     for (u32 fd = 0; fd < top; fd++) {
         struct sock *s = sd_sock_of(fd);
+        owns |= s && s->b && s->b->owner_pid == g.pid;
         if (s && sd_attached(s) && load_rlx(&s->b->users) <= 1 && sd_bell_due(&s->e)) /* unread, it would turn our end into a reset */
             load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e) ? (void)sd_rx_back(s, (int)fd) : sd_look_at_kernel(s, (int)fd);
         if (s && s->b && sd_attached(s) && load_rlx(&s->b->users) <= 1)
@@ -237,4 +256,6 @@ void sd_socks_exit(void)
         if (s && s->b && (load_rlx(&s->refs) == 1 || counted_once(s, fd)) && load_rlx(&s->b->users) > 1)
             atomic_fetch_sub(&s->b->users, 1);
     }
+    if (!owns) /* else the supervisor looks for whose connection it was */
+        give_slot_back();
 }

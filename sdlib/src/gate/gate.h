@@ -32,6 +32,8 @@ long sd_call_handler(struct sd_frame *f, struct sd_tcb *t);
 long sd_call_traced(struct sd_frame *f, struct sd_tcb *t); /* gate/traced.c */
 void sd_trace_fault(const struct sd_frame *f, struct sd_tcb *t); /* the same for one that ends with EFAULT where it is */
 void sd_patch_site(u32 slot, u64 ret, u32 nr); /* once for each site */
+void sd_patch_for_children(void); /* before a fork */
+i32 sd_slot_of(u64 ret, bool must); /* gate/signal.c */
 void sd_patch_forbid(void);
 void sd_patch_after_fork(void);
 void sd_patch_undo(void);

@@ -3,7 +3,8 @@
  * patch.c - make call sites jump to their slots instead of trapping.
  *
  * A site is looked at once, when it has trapped PATCH_AT times in this process: a look costs as much as five traps, and the children of a
- * fork have sites that each of them uses once. It is patched only in private file-backed text that is not writable, and in the vdso
+ * fork have sites that each of them uses once. Of these they tell their parent, by the area: where its children have trapped as often as that, it looks before the next fork.
+ * A site is patched only in private file-backed text that is not writable, and in the vdso
  * (a clock that it cannot read becomes a system call there). What is overwritten:
  *
  *   mov $nr,%eax          the five bytes become `jmp stub`; the stub loads the number. The `syscall` behind stays: a thread that is
@@ -54,8 +55,9 @@ struct stubs sd_stubs[AREAS];
 struct undo sd_undo[UNDO_MAX];
 u32 sd_nundo;
 static SD_FORKED _Atomic u32 lock; /* taken with all signals blocked, for the time of a few system calls */
-static SD_FORKED _Atomic u16 traps[SD_SLOTS]; /* LOOKED_AT, or how many, and in which generation of forks */
+static _Atomic u16 traps[SD_SLOTS] __attribute__((section("sd_forked_last"))); /* LOOKED_AT, or how many, and in which generation of forks */
 static SD_FORKED u16 generation;
+static SD_FORKED u32 looked_at; /* bits of sd_area.site[] */
 static bool forbidden;
 #define PATCH_AT 3u
 #define COUNT_MASK 3u
@@ -266,6 +268,12 @@ static bool patch(u32 slot, u64 ret, u32 nr)
     return patch_mov(site, &m, to, nr) || patch_syscall(site, &m, to);
 }
 
+/* This process has trapped there. */
+static bool is_counted(u32 seen)
+{
+    return (seen & ~COUNT_MASK) == generation && (seen & COUNT_MASK);
+}
+
 /* Counts a trap. True: the site is worth a look. Two threads may count one trap less. */
 static bool often(u32 slot)
 {
@@ -273,7 +281,7 @@ static bool often(u32 slot)
 
     if (seen == LOOKED_AT)
         return false;
-    if ((seen & ~COUNT_MASK) != generation || !(seen & COUNT_MASK)) {
+    if (!is_counted(seen)) {
         COUNT(sites_trapping);
         seen = generation;
     }
@@ -282,21 +290,81 @@ static bool often(u32 slot)
     return (seen & COUNT_MASK) == PATCH_AT;
 }
 
-void sd_patch_site(u32 slot, u64 ret, u32 nr)
+/* With all signals blocked. */
+static void look_at(u32 slot, u64 ret, u32 nr)
 {
-    if (!often(slot) || forbidden || sd_boot.no_patch || !g.cfg->patch)
-        return;
-    /* A child that shares our memory may be killed at any moment, and would leave the lock and writable text behind. */
-    if (SYS0(__NR_getpid) != (long)g.pid)
-        return;
     while (!cas_u32(&lock, 0, 1))
         SYS0(__NR_sched_yield);
-    if (load_rlx(&traps[slot]) != LOOKED_AT) {
+    u32 seen = load_rlx(&traps[slot]);
+    if (seen != LOOKED_AT) {
         store_rlx(&traps[slot], LOOKED_AT);
         if (patch(slot, ret, nr)) {
             COUNT(sites_patched);
-            g.proc->ctr[SD_CTR_sites_trapping]--;
+            g.proc->ctr[SD_CTR_sites_trapping] -= is_counted(seen); /* a child's, if not */
         }
     }
     store_rel(&lock, 0);
+}
+
+static bool may_patch(void)
+{
+    return !forbidden && !sd_boot.no_patch && g.cfg->patch;
+}
+
+/* In a forked child. */
+static void tell_parent(u64 ret, u32 nr)
+{
+    for (u32 i = 0; i < SD_AREA_SITES; i++) {
+        struct sd_site *p = &g.area[0]->site[i];
+        u64 image = load_acq(&p->image);
+        if (!image && atomic_compare_exchange_strong(&p->image, &image, g.secret)) {
+            p->nr = nr;
+            store_rlx(&p->seen, 1);
+            store_rel(&p->ret, ret);
+            return;
+        }
+        if (image == g.secret && load_acq(&p->ret) == ret) {
+            store_rlx(&p->seen, load_rlx(&p->seen) + 1);
+            return;
+        }
+    }
+}
+
+void sd_patch_site(u32 slot, u64 ret, u32 nr)
+{
+    if (generation && g.area[0] && load_rlx(&traps[slot]) != LOOKED_AT)
+        tell_parent(ret, nr);
+    if (!often(slot) || !may_patch())
+        return;
+    /* A child that shares our memory may be killed at any moment, and would leave the lock and writable text behind. */
+    if (SYS0(__NR_getpid) == (long)g.pid)
+        look_at(slot, ret, nr);
+}
+
+/* True: bit i is to be set. */
+static bool look_for_children(const struct sd_site *p)
+{
+    u64 all = ~0ull, old, ret = load_acq(&p->ret);
+    i32 slot;
+
+    if (load_rlx(&p->image) != g.secret || !ret || load_rlx(&p->seen) < PATCH_AT)
+        return false;
+    slot = sd_slot_of(ret, false);
+    if (slot < 0)
+        return true;
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
+    look_at((u32)slot, ret, p->nr);
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &old, NULL, 8);
+    return true;
+}
+
+void sd_patch_for_children(void)
+{
+    struct sd_area *a = g.area[0];
+
+    if (!a || !may_patch())
+        return;
+    for (u32 i = 0; i < SD_AREA_SITES && load_rlx(&a->site[i].image); i++)
+        if (!(looked_at >> i & 1) && look_for_children(&a->site[i]))
+            looked_at |= 1u << i;
 }

@@ -43,7 +43,7 @@ static long set_mask(u64 mask)
 
 /* The slot of a site, made if it is new; -1 if there is no room. An open hash table without deletion, so no lock. First in NEAR slots, of which few
  * pages are code and table: a forked child pays for each page that it traps by. */
-static i32 slot_of(u64 ret, bool must)
+i32 sd_slot_of(u64 ret, bool must)
 {
     u32 hash = (u32)((ret * 0x9e3779b97f4a7c15ull) >> 52), at = hash % NEAR;
     _Static_assert(SD_SLOTS == 1 << 12, "the shift above");
@@ -204,7 +204,7 @@ void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
         uc->reg[UC_RAX] = (u64)SYS0(__NR_restart_syscall);
         return;
     }
-    i32 slot = slot_of(ret, needs_slot(nr));
+    i32 slot = sd_slot_of(ret, needs_slot(nr));
     if (unlikely(slot < 0)) {
         if (needs_slot(nr))
             uc->reg[UC_RAX] = (u64)-EAGAIN;

@@ -20,6 +20,7 @@ static long before(struct sd_tcb *t, u64 flags)
         t->flags |= SD_TCB_CLEAR_SIGHAND;
     if (!(flags & CLONE_VM)) {
         sd_fast_off();
+        sd_patch_for_children();
         sd_ep_before_fork();
         sd_parts_before_fork(t);
         sd_socks_before_fork();

@@ -19,6 +19,8 @@
 #define TCB_ALT_LO 32
 #define TCB_ALT_HI 40
 #define TCB_FRAME0 64
+/* What sahf and an addition bring back, and what is always so. popfq, which takes several times as long as that, is for the others, DF and TF say. */
+#define FLAGS_USUAL 0xad7                    /* CF PF AF ZF SF OF; IF and bit 1 */
 
 #include "unwind.h"
 
@@ -88,6 +90,20 @@ sd_leave_c:                                  /* also from fault.c: rbx, rbp and 
     pop     %rdx
     pop     %rsi
     pop     %rdi
+    mov     (%rsp), %r11d
+    test    $~FLAGS_USUAL, %r11d
+    jnz     .Lrare_flags
+    mov     %rax, %rcx
+    mov     (%rsp), %ah
+    bt      $11, %r11d
+    setc    %al
+    add     $0x7f, %al                       /* OF */
+    sahf
+    mov     %rcx, %rax
+    mov     8(%rsp), %rcx
+    lea     144(%rsp), %rsp
+    jmp     *%rcx
+.Lrare_flags:
     popfq
     pop     %rcx
     lea     128(%rsp), %rsp
