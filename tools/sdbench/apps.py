@@ -74,9 +74,9 @@ def asked(serve: Serve, load: Load, way: Way) -> Ask:
     def ask(stage: Stage) -> Sample:
         with serve(stage, way) as served:
             own = resource.getrusage(resource.RUSAGE_CHILDREN)
-            before = cputime.of_sessions(served.pids)
+            before = cputime.of_servers(served.pids)
             sample, requests = load(stage, way, served)
-            after = cputime.of_sessions(served.pids)
+            after = cputime.of_servers(served.pids)
             client = resource.getrusage(resource.RUSAGE_CHILDREN)
         used = after - before + client.ru_utime + client.ru_stime - own.ru_utime - own.ru_stime
         return {**sample, "cpu_us": used / requests * 1e6}
