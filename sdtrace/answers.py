@@ -54,6 +54,7 @@ class Answers:
         self._guard, self._leaving = guard, leaving
         self.strict, self._forgetful = strict, forgetful
         hypercalls.scattered = self._scattered
+        hypercalls.equip = self._equip
 
     def one(self, listener: Listener, notif: Notification, *, answered: bool) -> None:
         """Answer one notification, come what may."""
@@ -120,6 +121,13 @@ class Answers:
 
     def _scattered(self, listener: Listener, notif: Notification, inode: int) -> None:
         self._workers.run(listener, notif, partial(strangers.have_it_known, inode))
+
+    def _equip(self, listener: Listener, notif: Notification, pids: list[int], who: Callable[[], int]) -> None:
+        def work() -> int:
+            strangers.have_libraries(pids)
+            return who()
+
+        self._workers.run(listener, notif, work)
 
     def _answer_strictly(self, listener: Listener, notif: Notification, status: procfs.Status,
                          process: Process) -> None:

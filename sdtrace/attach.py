@@ -188,6 +188,26 @@ class Attacher:
         return listener
 
 
+def equip(pid: int, image: Image, keepsake: Keepsake, *, patch: bool, trace: int) -> None:
+    """Give a program that is under our filter the library, whatever it is doing; RemoteError, AttachError."""
+    with Seized(pid, keepsake) as seized:
+        _refuse_files(pid)
+        check_registers(seized.registers())
+        if seized.dispatched_by_itself():
+            raise AttachError("it uses Syscall User Dispatch itself")
+        seized.prepare_calls()
+        mapped = _map(seized, image)
+        try:
+            write_memory(pid, image.symbols["sd_adopt"], adoptable(pid))
+            start_library(seized, image, boot_bytes(seized.thread_count, [], patch, trace, adopt=True))
+        except (RemoteError, OSError):
+            seized.dispatch_nowhere()
+            seized.prepare_calls()
+            _unmap(seized, mapped)
+            raise
+        seized.commit()
+
+
 def _map(seized: Seized, image: Image) -> list[tuple[int, int]]:
     done: list[tuple[int, int]] = []
     try:

@@ -57,6 +57,9 @@ class Hypercalls:
         """Has somebody else this socket, who could not see its ring? See strangers.py."""
         self.has_library: Callable[[int], bool] = lambda _pid: False
         """Of any process."""
+        self.equip: Callable[[Listener, Notification, list[int], Callable[[], int]], object] = \
+            lambda listener, notif, _pids, who: listener.reply(notif, who())
+        """Give these processes the library if they are under sdrun, and answer then."""
         self.scattered: Callable[[Listener, Notification, int], object] = \
             lambda listener, notif, _inode: listener.reply(notif, -errno.ENOSYS)
         """Answers when nobody offers this socket any more."""
@@ -232,16 +235,21 @@ class Hypercalls:
 
     # --------------------------------------------------------------- messages
 
-    def _kin(self, _listener: Listener, notif: Notification, process: Process) -> int:
+    def _kin(self, listener: Listener, notif: Notification, process: Process) -> int | None:
         """Asked before a connection is sent in a message, and when one has come."""
         fd, area = notif.int_arg(1), self._known_area(process, 0)
         if fd < 0 or area is None:
             return _INVALID
         sock = _take_socket(notif.tid, fd)
         try:
-            return kin.who_receives(os.fstat(sock).st_ino, area, self.has_library)
+            inode = os.fstat(sock).st_ino
         finally:
             os.close(sock)
+        who, without = kin.who_receives(inode, area, self.has_library)
+        if without and notif.args[2] and self._accelerate:
+            self.equip(listener, notif, without, lambda: kin.who_receives(inode, area, self.has_library)[0])
+            return None
+        return who
 
     def _scatter(self, listener: Listener, notif: Notification, _process: Process) -> int | None:
         """A connection is sent to a second program; which may come in any of the user's trees."""

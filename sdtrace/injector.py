@@ -17,6 +17,7 @@ from sdtrace.image import Image
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
+from sdtrace.opening import AttachError
 from sdtrace.processes import Process, Processes, Program
 from sdtrace.ptrace import RemoteError
 from sdtrace.syscalls import ARCH_PRCTL, SOCKET_NUMBERS
@@ -57,6 +58,39 @@ class Injector:
         elif notif.nr in SOCKET_NUMBERS and notif.ip not in self._gate:
             injected = self._first_use(listener, notif, status, process)
         return injected
+
+    def at_once(self, pid: int) -> str:
+        """A process that is about to be sent a connection, whatever it does; "" or why not. Others: nothing is done."""
+        from sdtrace.attach import equip
+
+        try:
+            status = procfs.status(pid)
+            if isinstance(self._image, str) or self._options.no_accel or not self._is_ours(status):
+                return ""
+            process = self._processes.find(status)
+            settings = self._settings(process.program.exe, status.uid)
+            if process.program.refused or not settings.accelerate:
+                return process.program.reason or "policy"
+            inject.check(status, process.pidfd, self._image, self._filters)
+            process.program.stops += 1
+            equip(pid, self._image, self._keepsake, patch=settings.patch,
+                  trace=self._drain.what if self._drain is not None else 0)
+        except (RemoteError, AttachError) as error:
+            return str(error)
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+        self.has_library(process.program)
+        self._broker.prepare()
+        return ""
+
+    def _is_ours(self, status: procfs.Status) -> bool:
+        """One whose start we have seen, or a child of such."""
+        if status.filters != self._filters:
+            return False
+        pid = status.tgid
+        while pid > 1 and self._processes.known(pid) is None:
+            pid = procfs.status(pid).ppid
+        return pid > 1
 
     @staticmethod
     def has_library(program: Program) -> None:

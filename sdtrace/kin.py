@@ -32,15 +32,14 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _PATIENCE_S: Final = 1.0
 
 
-def who_receives(inode: int, area: Area, has_library: Callable[[int], bool]) -> int:
-    """Who holds the other end of this unix socket (`enum sd_kin`)."""
+def who_receives(inode: int, area: Area, has_library: Callable[[int], bool]) -> tuple[int, list[int]]:
+    """Who holds the other end of this unix socket (`enum sd_kin`), and who of these has no library."""
     peer = _peer(inode)
     having = holders(peer) if peer else []
-    if not having:
-        return abi.const.SD_KIN_UNKNOWN
-    if all(_is_kin(pid, area) for pid in having):
-        return abi.const.SD_KIN_FAMILY
-    return abi.const.SD_KIN_LIBRARY if all(map(has_library, having)) else abi.const.SD_KIN_UNKNOWN
+    if having and all(_is_kin(pid, area) for pid in having):
+        return abi.const.SD_KIN_FAMILY, []
+    without = sorted({pid for pid in having if not has_library(pid)})
+    return abi.const.SD_KIN_LIBRARY if having and not without else abi.const.SD_KIN_UNKNOWN, without
 
 
 def alone(pid: int, inode: int) -> bool:

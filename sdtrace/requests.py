@@ -20,6 +20,8 @@ DETACH: Final = b"detach"
 """Give the whole tree back."""
 PASS: Final = b"pass"
 """And the inode of a socket, which somebody is about to take who cannot see its ring (strangers.py)."""
+LIBRARY: Final = b"library"
+"""And a process that is about to be sent a connection (kin.py): if it is of the tree, it gets the library."""
 _BACKLOG: Final = 16
 _LONGEST: Final = 64
 
@@ -60,7 +62,7 @@ class Requests:
             client.settimeout(1.0)
             word, _, number = client.recv(_LONGEST).partition(b" ")
             heard = trees.peer_of(client)[1] in (0, os.geteuid())
-            if heard and word in (DETACH, PASS) and (number.isdigit() or not number):
+            if heard and word in (DETACH, PASS, LIBRARY) and (number.isdigit() or not number):
                 return client, word, int(number or b"0")
             client.close()
         return None

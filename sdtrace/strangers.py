@@ -33,7 +33,7 @@ from sdtrace.image import Image
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
-from sdtrace.requests import PASS
+from sdtrace.requests import LIBRARY, PASS
 from sdtrace.rouse import rouse, standing_still
 
 RETRY_S: Final = 0.005
@@ -87,7 +87,7 @@ def have_it_passed(listener: Listener, notif: Notification, inode: int) -> None:
     """Ask all supervisors, wait, and let the call go. In a thread: one of those who are asked is ours."""
     try:
         for path in trees.find(os.environ, os.geteuid()):
-            why = _ask(path, inode)
+            why = _ask(path, PASS, inode)
             if why:
                 text = f"process {notif.tid} takes a connection whose bytes it cannot see: {why}"
                 syslog.syslog(syslog.LOG_WARNING, text)
@@ -98,11 +98,18 @@ def have_it_passed(listener: Listener, notif: Notification, inode: int) -> None:
 def have_it_known(inode: int) -> int:
     """No supervisor offers this connection any more. In a thread, as the other."""
     for path in trees.find(os.environ, os.geteuid()):
-        _ask(path, inode)
+        _ask(path, PASS, inode)
     return 0
 
 
-def _ask(path: str, inode: int) -> str:
+def have_libraries(pids: list[int]) -> None:
+    """Who is about to receive a connection gets the library, whatever tree it is of. In a thread, as the others."""
+    for path in trees.find(os.environ, os.geteuid()):
+        for pid in pids:
+            _ask(path, LIBRARY, pid)
+
+
+def _ask(path: str, what: bytes, number: int) -> str:
     """Why a supervisor could not do it; "" when it could, or has nothing to do with it."""
     folder, name = os.path.split(path)
     pid = re.fullmatch(re.escape(trees.socket_name(0)).replace("0", r"(\d+)"), name)
@@ -112,7 +119,7 @@ def _ask(path: str, inode: int) -> str:
         sock.settimeout(_ANSWER_S)
         try:
             sock.connect(f"{folder}/{trees.request_name(int(pid[1]))}")
-            sock.send(PASS + b" %d" % inode)
+            sock.send(what + b" %d" % number)
             return sock.recv(4096).decode(errors="replace").strip()
         except (ConnectionError, FileNotFoundError, BrokenPipeError):
             return ""  # it has ended, and holds nothing

@@ -50,7 +50,7 @@ from sdtrace.notify import Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
-from sdtrace.requests import DETACH, Requests, answer
+from sdtrace.requests import DETACH, LIBRARY, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
@@ -221,6 +221,8 @@ class Supervisor:
         client, word, number = request
         if word == DETACH:
             self._asked_to_detach(client)
+        elif word == LIBRARY:
+            answer(client, self._injector.at_once(number))
         else:
             self._strangers.request(number, partial(answer, client))
 

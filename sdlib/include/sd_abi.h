@@ -61,7 +61,7 @@ enum sd_hypercall {
     SD_HC_NUDGE = 7,
     /* (index) -> fd of the family's trace memory number `index`; -errno: what follows is not traced. */
     SD_HC_TRACE = 8,
-    /* (fd of a unix socket) -> enum sd_kin: who has its other end. */
+    /* (fd of a unix socket, sending) -> enum sd_kin: who has its other end. `sending`: those under sdrun who have no library yet get it first. Blocks then. */
     SD_HC_KIN = 9,
     /* (fd) -> 0. This connection, which is on TCP, was sent to more than one program: none of this user's is to offer it any more. Blocks until all know. */
     SD_HC_SCATTER = 10,

@@ -30,7 +30,6 @@ def give(way: socket.socket, conn: socket.socket) -> None:
 
 
 def receive(path: str) -> tuple[socket.socket, socket.socket]:
-    socket.socket().close()  # before its first TCP socket a program has no library
     way = socket.socket(socket.AF_UNIX)
     way.connect(path)
     _, [[_, _, rights]], _, _ = way.recvmsg(1, socket.CMSG_SPACE(4))

@@ -71,8 +71,9 @@ static bool is_family(int fd)
     return false;
 }
 
-/* What was found out about unix sockets: their cookies, and in the lowest bits who has the other end, enum sd_kin. That stays so while forks and
- * execs are all that happens to it; a unix socket that is sent itself makes us forget everything. */
+/* What was found out about unix sockets: their cookies, and in the lowest bits who has the other end, enum sd_kin, and when that was asked. It stays so
+ * while forks and execs are all that happens to it; a unix socket that is sent itself makes us forget everything. Who had no library when something
+ * came from there had none when it sent that; who is to receive something gets it first. */
 #define ASKED 64
 static _Atomic u64 asked[ASKED];
 
@@ -82,17 +83,17 @@ static void forget_asked(void)
         store_rlx(&asked[i], 0);
 }
 
-static u32 other_end(int fd)
+static u32 other_end(int fd, bool sending)
 {
-    u64 cookie = cookie_of(fd), known = load_rlx(&asked[cookie % ASKED]);
+    u64 cookie = cookie_of(fd), key = cookie << 1 | sending, known = load_rlx(&asked[key % ASKED]);
     long who;
 
     if (!cookie || sd_sockopt_int(fd, SO_DOMAIN) != AF_UNIX)
         return SD_KIN_UNKNOWN;
-    if (known >> 2 != cookie) {
-        who = sd_hypercall(SD_HC_KIN, (u64)fd, 0);
-        known = cookie << 2 | (who == SD_KIN_FAMILY || who == SD_KIN_LIBRARY ? (u64)who : SD_KIN_UNKNOWN);
-        store_rlx(&asked[cookie % ASKED], known);
+    if (known >> 2 != key) {
+        who = sd_hypercall(SD_HC_KIN, (u64)fd, sending);
+        known = key << 2 | (who == SD_KIN_FAMILY || who == SD_KIN_LIBRARY ? (u64)who : SD_KIN_UNKNOWN);
+        store_rlx(&asked[key % ASKED], known);
     }
     return known & 3;
 }
@@ -106,7 +107,7 @@ static u32 receivers(const struct msghdr *m, int fd, const struct sock *s)
         return SD_KIN_UNKNOWN;
     store_rlx(&g.area[0]->passing, 1);
     sd_fence(); /* [P1] */
-    who = is_family(fd) ? SD_KIN_FAMILY : other_end(fd);
+    who = is_family(fd) ? SD_KIN_FAMILY : other_end(fd, true);
     return who == SD_KIN_FAMILY && s->id >> 16 ? SD_KIN_LIBRARY : who; /* a later area may be younger than its relation to us */
 }
 
@@ -278,7 +279,7 @@ static void arrived(int fd, int from, bool peeked)
                 return;
             }
         }
-    if (sd_area_get(0) && other_end(from) != SD_KIN_UNKNOWN) /* [G1] */
+    if (sd_area_get(0) && other_end(from, false) != SD_KIN_UNKNOWN) /* [G1] */
         sd_adopt_given(fd, peeked);
 }
 
