@@ -76,9 +76,9 @@ static long take(u32 side, u32 most, u32 flags)
             host_fail("a doorbell has reached the program");
         prog.got[side][prog.ngot[side]++] = bytes[i];
     }
-    if (r == 0)
+    if (r == 0 || (r == -ECONNRESET && w.reset))
         prog.eof[side] = 1;
-    if (r < 0 && r != -EAGAIN)
+    else if (r < 0 && r != -EAGAIN)
         host_fail("receive has failed");
     return r;
 }
@@ -436,7 +436,7 @@ static void a_talks(void)
 {
     put_or_be_reset(0, "a");
     get(0, 1);
-    put_or_be_reset(0, "b");
+    sd_tick(&w.sock[0], FD_OF(0)); /* its next call */
     nothing_is_left();
 }
 
@@ -453,14 +453,13 @@ static void b_is_given(void)
         return; /* as above: nobody helps */
     get(1, 1);
     put(1, "x", 0);
-    get(1, 2);
 }
 
 static void given(void)
 {
     if (w.reset)
         return;
-    expect(1, "ab");
+    expect(1, "a");
     expect(0, "x");
     nothing_is_left();
 }
