@@ -39,21 +39,27 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
     return 0;
 }
 
-/* The kernel's half will do as it is: nothing but our own state changes. */
-static void rearm(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
+/* The kernel's half will do as it is: nothing but our own state changes. False: it was a ghost, which another thread has just ended. */
+static bool rearm(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
 {
     struct ep *ep = r->ep;
     bool locked = ep_enter(ep, t);
+    if (unlikely(r->dead)) {
+        if (locked)
+            ep_leave(ep, t);
+        return false;
+    }
     r->want = ev->events;
     r->data = ev->data;
     r->off = r->ghost = false;
     r->fresh = true;
     if (!locked) {
         push_pending(r, PEND_TOUCH);
-        return;
+        return true;
     }
     reg_heat(ep, r);
     ep_leave(ep, t);
+    return true;
 }
 
 /* Would the kernel's half of r, live or a ghost, do for this? */
@@ -179,10 +185,8 @@ SD_CALL(sd_epoll_ctl)
     if (op == EPOLL_CTL_ADD) {
         if (r && !r->ghost)
             return -EEXIST;
-        if (r && may_rearm(r, &ev)) {
-            rearm(r, &ev, t);
+        if (r && may_rearm(r, &ev) && rearm(r, &ev, t))
             return 0;
-        }
         if (r)
             reg_end(r, t);
         return ctl_add(epfd, fd, s, &ev, t);
@@ -191,10 +195,8 @@ SD_CALL(sd_epoll_ctl)
         return SD_PASS;
     if (r->ghost)
         return -ENOENT;
-    if (may_rearm(r, &ev)) {
-        rearm(r, &ev, t);
-        return 0;
-    }
+    if (may_rearm(r, &ev))
+        return rearm(r, &ev, t) ? 0 : -ENOENT; /* taken out by another thread meanwhile */
     ep_used(ep);
     return ctl_mod(r, &ev, t);
 }

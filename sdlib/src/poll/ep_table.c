@@ -136,12 +136,23 @@ struct ep *ep_new(int epfd, struct sd_tcb *t)
     return ep;
 }
 
+/* Structure held. If it is still a ghost: whoever wakes it up has the lock of its epoll, and looks whether it is dead. */
+static void ghost_drop(struct reg *r, struct sd_tcb *t)
+{
+    bool locked = ep_lock(r->ep, t), ends = r->ghost && !r->dead;
+    if (ends)
+        r->dead = true;
+    if (locked)
+        ep_leave(r->ep, t);
+    if (ends)
+        reg_drop(r, t, true);
+}
+
 void reg_end(struct reg *r, struct sd_tcb *t)
 {
     u64 old;
     ep_structure_lock(&old);
-    if (r->ghost && !r->dead)
-        reg_drop(r, t, true);
+    ghost_drop(r, t);
     ep_structure_unlock(&old);
 }
 
@@ -155,7 +166,7 @@ void sd_ep_before_fork(void)
     for (struct ep *ep = all_eps; ep; ep = ep->next)
         for (u32 i = 0; i < ep->cap && ep->pid == g.pid; i++)
             if (ep->tab[i] && ep->tab[i]->ghost)
-                reg_drop(ep->tab[i], sd_self(), true);
+                ghost_drop(ep->tab[i], sd_self());
     ep_structure_unlock(&old);
 }
 
@@ -169,7 +180,7 @@ void sd_ep_before_exec(void)
         for (u32 i = 0; i < ep->cap; i++) {
             struct reg *r = ep->tab[i];
             if (r && r->ghost)
-                reg_drop(r, sd_self(), true);
+                ghost_drop(r, sd_self());
             else if (r && r->tagged && reg_hand_back(r))
                 push_pending(r, PEND_TOUCH | PEND_SYNC);
         }
