@@ -24,6 +24,7 @@ struct programs {
     u32 ngot[SIDES];
     u32 eof[SIDES];
     u32 killed[THREADS];           /* this thread runs no further: its process is dead */
+    u32 all_switched;              /* from the start; then only those that sleep are armed */
     _Atomic u64 word[4];           /* shared words of scenarios that need no connection */
     u64 plain[2];                  /* what such words protect: torn if two are in there at once */
 };

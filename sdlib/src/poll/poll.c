@@ -14,8 +14,9 @@
 #define LOOK_AT 8             /* sockets asked whether spinning pays */
 #define TIMER_NS 1000000ull   /* see sd_needs_timer */
 #define SNOOZE_NS 10000000ull
-#define HELD 0x20u            /* in `armed`: [F3] */
+#define HELD 0x20u            /* in `armed`, below SD_ARM_BARRIER: [F3] */
 #define COUNTED 0x40u         /* in `armed`: other threads know that one sleeps on it [B2] */
+_Static_assert((HELD | COUNTED) < SD_ARM_BARRIER && !((HELD | COUNTED) & (3 | SD_ARM_NAMED)), "sd_disarm() reads the rest");
 
 bool sd_pollitem_find(struct sd_pollitem *it, int fd)
 {
