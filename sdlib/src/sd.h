@@ -41,6 +41,13 @@ struct sd_aside {
     u64 reg[SD_CONTEXT_REGS];
 };
 
+/* What an operation has counted itself in and takes back at its end: sock/owed.c. */
+struct sd_owed {
+    struct sock *s; /* NULL: nothing */
+    u32 armed;      /* as sd_arm gave it */
+    u32 plain;      /* SD_OWES_* */
+};
+
 /* One per thread, at the top of its stack mapping. %gs base: its distance from sd_nobody (enter.S). Offsets 0, 8, 32, 40 and 64 are known to enter.S, that of own_alt to gate.S. */
 struct sd_tcb {
     u64 top;              /* stack of level 0 starts here and grows down: the block's own address; of sd_nobody 0 */
@@ -67,6 +74,7 @@ struct sd_tcb {
     u64 small_lo, small_hi; /* the program's then; alt_lo and alt_hi are 0 */
     u32 nasides;
     struct sd_aside asides[SD_STACK_LEVELS];
+    struct sd_owed owed[SD_STACK_LEVELS];
     u64 foreign_counted[SD_FOREIGN_COUNTED]; /* cookies of sockets among whose users a foreign one is counted, as it has moved them; 0: none */
 };
 

@@ -55,6 +55,13 @@ def test_passed_while_it_moves(warm: int, unread: int, runner: Runner) -> None:
         assert program.report().raw["connections"]["moved_back"] == {"descriptor-passed": 2}
 
 
+@pytest.mark.parametrize("what", ["recv", "poll", "select", "epoll", "room", "parent", "child", "tcp"])
+def test_a_handler_forks_while_its_thread_sleeps(what: str, runner: Runner, guests: Guests) -> None:
+    program = runner.run(guests("fork_in_handler"), what)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2, of_bytes=100)
+
+
 def test_end_of_a_large_message(runner: Runner) -> None:
     """libuv's tests ask for it (tcp_write_in_a_row)."""
     program = runner.run(sys.executable, "-I", GUESTS / "message_end.py")

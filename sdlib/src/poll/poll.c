@@ -206,13 +206,15 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
     return ready || any_ready(p);
 }
 
-static void disarm_all(struct sd_pollset *p)
+/* `pid`: who has armed them. A handler may have forked meanwhile: what its parent has counted is not the child's to take back, and to sleep on it does not
+ * go, since poll is never restarted. */
+static void disarm_all(struct sd_pollset *p, u32 pid)
 {
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
         if (it->armed & COUNTED)
             atomic_fetch_sub(&it->s->parked, 1);
-        if (it->armed)
+        if (it->armed && likely(pid == g.pid))
             sd_disarm(it->s, it->armed);
         it->armed &= HELD;
     }
@@ -272,8 +274,9 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
 {
     struct timespec64 ts;
     bool timer;
+    u32 pid = g.pid;
     if (arm_all(p, &timer)) {
-        disarm_all(p);
+        disarm_all(p, pid);
         long n = is_stale(p) ? 0 : ask_now(p);
         let_go(p);
         return n;
@@ -292,7 +295,7 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     sd_self()->wakeable = SD_WAKE_AS(0);
     long r = SYS5(__NR_ppoll, p->k, p->n, sd_ns_ts(left, &ts), m->set, 8);
     sd_self()->wakeable = 0;
-    disarm_all(p);
+    disarm_all(p, pid);
     if (dozing)
         unsnooze(p);
     if (r > 0)

@@ -89,12 +89,12 @@ long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
         u64 to = send_timeout_ns(fd);
         *deadline = to ? sd_now_ns() + to : (u64)-1;
     }
-    sd_room_arm(&s->e);
+    u32 armed = sd_owe_armed(s, 0);
     u64 sleeper = sd_sleeper_enter(s);
     sd_membarrier();
     r = room_now(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
     sd_sleeper_leave(s, sleeper);
-    sd_room_disarm(&s->e);
+    sd_owed_armed(s, armed);
     if (r == LOOK)
         sd_look_at_kernel(s, fd);
     return r < 0 ? r : 0;

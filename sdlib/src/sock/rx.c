@@ -104,13 +104,13 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
     if (spin_rx(s, had))
         return 1;
     t0 = sd_tsc();
-    u32 armed = sd_arm(s, POLLIN);
+    u32 armed = sd_owe_armed(s, POLLIN);
     u64 sleeper = sd_sleeper_enter(s);
     if ((armed & SD_ARM_BARRIER) || sleeper != SD_NOT_PARKED)
         sd_membarrier();
     r = more(s, had) ? SD_NEWS : park(s, fd, again, w, sleeper);
     sd_sleeper_leave(s, sleeper);
-    sd_disarm(s, armed);
+    sd_owed_armed(s, armed);
     if (r == SD_NEWS)
         return 1;
     if (r >= 0)

@@ -51,14 +51,15 @@ long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit)
 bool sd_rx_plain_enter(struct sock *s)
 {
     struct sd_block *b = s->b;
+    bool shared = sd_shared(s);
 
-    if (!sd_shared(s))
+    sd_owe_plain(s, shared ? SD_OWES_RX : 0); /* [A1] */
+    if (!shared)
         return true;
-    atomic_fetch_add(&b->rx_plain, 1); /* [A1] */
     if (load_acq(&b->state) != SD_BLOCK_ATTACHED || load_rlx(&b->rx_mode) == SD_MODE_BACK || !s->seg ||
         !sd_attached_said(s->seg, b->side))
         return true;
-    atomic_fetch_sub(&b->rx_plain, 1);
+    sd_owed_plain(s, SD_OWES_RX);
     return false;
 }
 
@@ -66,8 +67,7 @@ void sd_rx_plain_leave(struct sock *s, long r)
 {
     struct sd_block *b = s->b;
 
-    if (sd_shared(s))
-        atomic_fetch_sub(&b->rx_plain, 1);
+    sd_owed_plain(s, SD_OWES_RX);
     COUNT(calls_kernel);
     if (r > 0) {
         b->bytes_tcp += (u64)r;
@@ -193,11 +193,11 @@ static long wait_tcp(struct sock *s, int fd, const struct rx *w)
     u8 byte;
     /* Another thread may take the connection to the ring, and us with it, while we sleep here. */
     u64 sleeper = w->nb ? SD_NOT_PARKED : sd_sleeper_enter(s);
-    u32 armed = sleeper == SD_NOT_PARKED ? 0 : sd_arm(s, POLLIN);
+    u32 armed = w->nb ? 0 : sd_owe_armed(s, POLLIN); /* or by another process: a handler may fork meanwhile */
     bool gone = load_rlx(&s->b->rx_mode) != SD_MODE_TCP;
     long r = gone ? -ERANGE : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb ? MSG_DONTWAIT : 0), 0, 0);
 
-    sd_disarm(s, armed);
+    sd_owed_armed(s, armed);
     sd_sleeper_leave(s, sleeper);
     if (r == 0 && sd_is_far(s))
         sd_far_settle(s); /* [H1] */

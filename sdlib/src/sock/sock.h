@@ -207,6 +207,14 @@ bool sd_tx_plain_enter(struct sock *s);
 void sd_tx_plain_leave(struct sock *s, long r);
 bool sd_rx_plain_enter(struct sock *s);
 void sd_rx_plain_leave(struct sock *s, long r);
+/* sock/owed.c */
+#define SD_OWES_RX 1u /* rx_plain of the block */
+#define SD_OWES_TX 2u
+void sd_owe_plain(struct sock *s, u32 which);  /* 0: it is not counted */
+void sd_owed_plain(struct sock *s, u32 which); /* takes it back, if it was counted */
+u32 sd_owe_armed(struct sock *s, u32 want);    /* sd_arm(), or, without `want`, sd_room_arm() */
+void sd_owed_armed(struct sock *s, u32 armed); /* sd_disarm() */
+void sd_owed_before_fork(struct sd_tcb *t);
 
 /* The stream that we read is over, and nobody reads what we send any more, as far as is known. A peer that has shut its sending side alone reads on; so
  * does one of which we only do not want to hear any more. */

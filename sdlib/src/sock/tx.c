@@ -22,15 +22,16 @@ static NOINLINE void await_switch(struct sock *s, u32 mode)
 bool sd_tx_plain_enter(struct sock *s)
 {
     struct sd_block *b = s->b;
+    bool shared = sd_shared(s);
     u32 mode;
 
-    if (!sd_shared(s))
+    sd_owe_plain(s, shared ? SD_OWES_TX : 0); /* [K1] */
+    if (!shared)
         return load_rlx(&b->tx_mode) != SD_MODE_RETIRE && load_rlx(&b->tx_mode) != SD_MODE_RING;
-    atomic_fetch_add(&b->tx_plain, 1); /* [K1] */
     mode = load_acq(&b->tx_mode);
     if (mode == SD_MODE_TCP || mode == SD_MODE_BACK)
         return true;
-    atomic_fetch_sub(&b->tx_plain, 1);
+    sd_owed_plain(s, SD_OWES_TX);
     if ((mode & 0xff) == SD_MODE_SWITCH)
         await_switch(s, mode);
     return false;
@@ -40,8 +41,7 @@ void sd_tx_plain_leave(struct sock *s, long r)
 {
     struct sd_block *b = s->b;
 
-    if (sd_shared(s))
-        atomic_fetch_sub(&b->tx_plain, 1);
+    sd_owed_plain(s, SD_OWES_TX);
     COUNT(calls_kernel);
     if (r > 0) {
         b->bytes_tcp += (u64)r;

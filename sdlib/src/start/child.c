@@ -23,6 +23,7 @@ static long before(struct sd_tcb *t, u64 flags)
         sd_patch_for_children();
         sd_ep_before_fork();
         sd_parts_before_fork(t);
+        sd_owed_before_fork(t);
         sd_socks_before_fork();
     } else if (!(flags & CLONE_VFORK) || (flags & CLONE_THREAD)) {
         g.mt = 1;

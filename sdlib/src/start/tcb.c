@@ -68,8 +68,10 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
         return NULL;
     t->part = NULL; /* of a thread that has ended: whoever runs out of participants finds that */
     t->channel = NULL;
-    for (u32 l = 0; l < SD_STACK_LEVELS; l++)
+    for (u32 l = 0; l < SD_STACK_LEVELS; l++) {
         store_rlx(&t->use[l], NULL);
+        t->owed[l].s = NULL;
+    }
     t->marks = t->uses = t->foreign_dups = 0;
     for (u32 i = 0; i < SD_FOREIGN_COUNTED; i++)
         t->foreign_counted[i] = 0;
