@@ -21,6 +21,7 @@ BEHAVIOURS = [
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
     "gone close", "gone exit", "gone kill", "gone unread", "mid_switch", "lowat",
     "early_epoll thread", "early_epoll set", "early_epoll dup", "int80",
+    "int80_more select", "int80_more messages", "int80_more signals", "int80_more threads",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
 
@@ -60,6 +61,12 @@ def test_a_handler_forks_while_its_thread_sleeps(what: str, runner: Runner, gues
     program = runner.run(guests("fork_in_handler"), what)
     assert program.stdout == b"ok\n"
     runner.check(program, at_least=2, of_bytes=100)
+
+
+def test_own_filter_by_int80(runner: Runner, guests: Guests) -> None:
+    """A connection goes back to TCP before the filter is installed."""
+    program = runner.run(guests("int80_more"), "filter")
+    assert program.stdout == b"ok\n"
 
 
 def test_end_of_a_large_message(runner: Runner) -> None:

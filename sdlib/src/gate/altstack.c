@@ -31,21 +31,75 @@
 
 static bool is_on(const struct sd_tcb *t, u64 at) { return at - t->small_lo < t->small_hi - t->small_lo || sd_on_own_alt(t, at); }
 
-/* The kernel has `ss` for this thread. */
-static void learn(struct sd_tcb *t, const struct stack_t_ *ss)
+static bool is_small(const struct stack_t_ *ss)
+{
+    return ss->size < SMALL && !(ss->flags & (SS_DISABLE | SS_ONSTACK | SS_AUTODISARM));
+}
+
+static struct stack_t_ own_of(const struct sd_tcb *t) { return (struct stack_t_){.sp = t->lo, .size = SD_OWN_ALT}; }
+
+/* The program has `ss` for this thread, and the kernel has it, too, or `own`. */
+static void learned(struct sd_tcb *t, const struct stack_t_ *ss, bool own)
 {
     bool off = ss->flags & SS_DISABLE;
-    struct stack_t_ own = {.sp = t->lo, .size = SD_OWN_ALT};
 
     t->own_alt = t->small_lo = t->small_hi = 0;
     t->alt_lo = off ? 0 : ss->sp;
     t->alt_hi = off ? 0 : ss->sp + ss->size;
-    if (off || ss->size >= SMALL || (ss->flags & (SS_ONSTACK | SS_AUTODISARM)) || SYS2(__NR_sigaltstack, &own, 0) < 0)
+    if (!own)
         return;
     t->small_lo = t->alt_lo;
     t->small_hi = t->alt_hi;
     t->alt_lo = t->alt_hi = 0;
-    t->own_alt = own.sp;
+    t->own_alt = t->lo;
+}
+
+/* The kernel has `ss`. */
+static void learn(struct sd_tcb *t, const struct stack_t_ *ss)
+{
+    struct stack_t_ own = own_of(t);
+
+    learned(t, ss, is_small(ss) && SYS2(__NR_sigaltstack, &own, 0) >= 0);
+}
+
+long sd_sys_from(u64 sp, long nr, const void *a, void *b); /* gate.S */
+
+/* From our SIGSYS handler, which may run on that very stack: the kernel looks at the stack pointer. */
+static long change_from_ours(const struct sd_tcb *t, const struct stack_t_ *ss)
+{
+    u32 level = t->level < SD_STACK_LEVELS ? t->level : SD_STACK_LEVELS - 1;
+    u64 all = ~0ull, was;
+    long r;
+
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &was, 8); /* a handler would find us nowhere */
+    r = sd_sys_from(t->top - (u64)level * SD_STACK_SLICE, __NR_sigaltstack, ss, NULL);
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &was, NULL, 8);
+    return r;
+}
+
+/* sigaltstack of the thread that our SIGSYS handler has interrupted at *uc. When that returns the kernel takes it from there once more. */
+long sd_alt_change(struct ucontext *uc, const struct stack_t_ *ss, struct stack_t_ *old)
+{
+    struct sd_tcb *t = sd_self() ? sd_self() : sd_tcb_new((u64)uc);
+    u64 sp = uc->reg[UC_RSP];
+    struct stack_t_ own;
+    bool on;
+    long r;
+
+    if (!t)
+        return -ENOMEM;
+    on = t->own_alt ? is_on(t, sp) : sp - t->alt_lo < t->alt_hi - t->alt_lo;
+    *old = t->own_alt ? (struct stack_t_){.sp = t->small_lo, .size = t->small_hi - t->small_lo} : uc->stack;
+    old->flags = (old->flags & SS_AUTODISARM) | (on ? SS_ONSTACK : old->size ? 0 : SS_DISABLE);
+    if (!ss || on)
+        return ss ? -EPERM : 0;
+    r = change_from_ours(t, ss);
+    if (r < 0)
+        return r;
+    own = own_of(t);
+    learned(t, ss, is_small(ss) && change_from_ours(t, &own) >= 0);
+    uc->stack = t->own_alt ? own : *ss;
+    return 0;
 }
 
 void sd_alt_learn(struct sd_tcb *t)

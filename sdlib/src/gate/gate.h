@@ -38,24 +38,9 @@ void sd_patch_forbid(void);
 void sd_patch_after_fork(void);
 void sd_patch_undo(void);
 void sd_actions_own(void); /* signal.c: every action as the program means it */
-/* gate/int80.c: 0 and the call in c->f, to be made and then told to sd_int80_over(), or -errno, or: */
-#define SD_INT80_AS_IT_IS 1
-struct sd_int80 {
-    struct sd_frame f;
-    u64 user;           /* the program's own msghdr */
-    struct msghdr m;
-    struct iovec iov[8];
-    struct {
-        void *at;
-        u64 bytes;
-    } map[2];           /* lists that are longer */
-    u32 nmaps;
-};
-long sd_int80_means(const struct ucontext *uc, struct sd_int80 *c);
-long sd_int80_over(struct sd_int80 *c, long r); /* its result as the program is told */
-long sd_int80(const u64 *reg); /* gate.S: with the registers of a context */
 /* gate/altstack.c */
 void sd_alt_learn(struct sd_tcb *t); /* a new thread's */
+long sd_alt_change(struct ucontext *uc, const struct stack_t_ *ss, struct stack_t_ *old); /* in a SIGSYS handler */
 static inline bool sd_on_own_alt(const struct sd_tcb *t, u64 at) { return t && t->own_alt && at - t->own_alt < SD_OWN_ALT; }
 struct ucontext *sd_alt_move(struct sd_tcb *t, const struct ucontext *uc, const struct ucontext *shown, u32 level);
 struct sd_aside *sd_alt_aside(struct sd_tcb *t, const struct ucontext *uc); /* of a context that was moved, once; NULL: it was not, or need not */

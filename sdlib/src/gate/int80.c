@@ -4,18 +4,20 @@
  *
  * It is never patched: whoever does that today does it once. Most such calls are none of our business, and go to the kernel as they are. Those that make
  * sockets or processes, wait, or use a descriptor which may be one of ours are made as the 64-bit call that means the same, with arguments translated
- * where i386 lays them out otherwise. What is left gets ENOSYS, as on a kernel that has no such calls, and is listed as REFUSED below: handlers, whose
- * frames would be those of 32-bit code; clone with shared memory; descriptors in control messages, and time-outs of 32 bits, where sockets of ours may be
- * concerned. In trees that deny something the filter refuses the calls that make connections, as long as we are not there (sdtrace/syscalls.py).
+ * where i386 lays them out otherwise (int80_*.c). What is left gets ENOSYS, as on a kernel that has no such calls: handlers, whose frames would be those of
+ * 32-bit code, and what such code returns by; TLS for a thread, which would be a segment; strict mode. In trees that deny something the
+ * filter refuses the calls that make connections, as long as we are not there (sdtrace/syscalls.py).
  */
-#include "base/user.h"
-#include "gate/gate.h"
+#include "gate/int80.h"
+#include "gate/calls.h"
 #include "sock/sock.h"
 
 #define AS_IT_IS 0xfffeu
 #define REFUSED 0xffffu
 #define SOCKETCALL 102u
 #define IOV_MAX 1024u
+#define CHUNK 65536u
+#define PR_SET_SECCOMP 22
 
 /* Numbers of i386, from arch/x86/entry/syscalls/syscall_32.tbl. */
 static const struct {
@@ -23,27 +25,23 @@ static const struct {
 } calls[] = {
     {3, __NR_read}, {4, __NR_write}, {6, __NR_close}, {41, __NR_dup}, {63, __NR_dup2}, {330, __NR_dup3}, {168, __NR_poll}, {373, __NR_shutdown},
     {254, __NR_epoll_create}, {329, __NR_epoll_create1}, {255, __NR_epoll_ctl}, {256, __NR_epoll_wait}, {319, __NR_epoll_pwait},
-    {441, __NR_epoll_pwait2}, {414, __NR_ppoll}, {436, __NR_close_range}, {252, __NR_exit_group}, {438, __NR_pidfd_getfd},
+    {441, __NR_epoll_pwait2}, {309, __NR_ppoll}, {414, __NR_ppoll}, {436, __NR_close_range}, {252, __NR_exit_group}, {438, __NR_pidfd_getfd},
+    {82, __NR_select}, {142, __NR_select}, {308, __NR_pselect6}, {413, __NR_pselect6},
     {359, __NR_socket}, {360, __NR_socketpair}, {361, __NR_bind}, {362, __NR_connect}, {363, __NR_listen}, {364, __NR_accept4},
-    {369, __NR_sendto}, {371, __NR_recvfrom}, {370, __NR_sendmsg}, {372, __NR_recvmsg},
-    {2, __NR_fork}, {190, __NR_vfork}, {120, __NR_clone}, {11, __NR_execve}, {358, __NR_execveat},
-    {175, __NR_rt_sigprocmask}, {179, __NR_rt_sigsuspend}, {425, __NR_io_uring_setup}, {426, __NR_io_uring_enter}, {427, __NR_io_uring_register},
-    /* clone3; sigreturn, rt_sigreturn; signal, sigaction, rt_sigaction, sigprocmask, sigsuspend, rt_sigtimedwait (both), sigaltstack */
-    {435, REFUSED}, {119, REFUSED}, {173, REFUSED}, {48, REFUSED}, {67, REFUSED}, {174, REFUSED}, {126, REFUSED}, {72, REFUSED}, {177, REFUSED},
-    {421, REFUSED}, {186, REFUSED},
-    /* select, _newselect, pselect6 (both), ppoll; prctl, seccomp; sendmmsg, recvmmsg (both) */
-    {82, REFUSED}, {142, REFUSED}, {308, REFUSED}, {413, REFUSED}, {309, REFUSED}, {172, REFUSED}, {354, REFUSED}, {345, REFUSED}, {337, REFUSED},
-    {417, REFUSED},
+    {369, __NR_sendto}, {371, __NR_recvfrom}, {370, __NR_sendmsg}, {372, __NR_recvmsg}, {345, __NR_sendmmsg}, {337, __NR_recvmmsg}, {417, __NR_recvmmsg},
+    {2, __NR_fork}, {190, __NR_vfork}, {120, __NR_clone}, {435, __NR_clone3}, {11, __NR_execve}, {358, __NR_execveat},
+    {48, __NR_rt_sigaction}, {67, __NR_rt_sigaction}, {174, __NR_rt_sigaction}, {126, __NR_rt_sigprocmask}, {175, __NR_rt_sigprocmask},
+    {72, __NR_rt_sigsuspend}, {179, __NR_rt_sigsuspend}, {186, __NR_sigaltstack}, {172, __NR_prctl}, {354, __NR_seccomp},
+    {425, __NR_io_uring_setup}, {426, __NR_io_uring_enter}, {427, __NR_io_uring_register},
+    {119, REFUSED}, {173, REFUSED}, /* sigreturn, rt_sigreturn */
 };
 
 /* Also with a descriptor in front, and none of our business unless that is ours. */
 static const struct {
     u16 nr, as;
 } on_ours[] = {
-    {54, __NR_ioctl}, {55, __NR_fcntl}, {221, __NR_fcntl}, {145, __NR_readv}, {146, __NR_writev}, {239, __NR_sendfile}, {313, __NR_splice},
-    {315, __NR_tee}, {365, __NR_getsockopt}, {366, __NR_setsockopt},
-    /* preadv, pwritev, preadv2, pwritev2, sendfile, vmsplice */
-    {333, REFUSED}, {334, REFUSED}, {378, REFUSED}, {379, REFUSED}, {187, REFUSED}, {316, REFUSED},
+    {54, __NR_ioctl}, {55, __NR_fcntl}, {221, __NR_fcntl}, {145, __NR_readv}, {146, __NR_writev}, {378, __NR_preadv2}, {379, __NR_pwritev2},
+    {187, __NR_sendfile}, {239, __NR_sendfile}, {313, __NR_splice}, {315, __NR_tee}, {365, __NR_getsockopt}, {366, __NR_setsockopt},
 };
 
 /* socketcall: what its first argument means, and how many arguments that has. */
@@ -53,68 +51,35 @@ static const struct {
 } sockets[] = {
     [1] = {__NR_socket, 3}, {__NR_bind, 3}, {__NR_connect, 3}, {__NR_listen, 2}, {__NR_accept, 3}, {__NR_getsockname, 3}, {__NR_getpeername, 3},
     {__NR_socketpair, 4}, {__NR_sendto, 4}, {__NR_recvfrom, 4}, {__NR_sendto, 6}, {__NR_recvfrom, 6}, {__NR_shutdown, 2}, {__NR_setsockopt, 5},
-    {__NR_getsockopt, 5}, {__NR_sendmsg, 3}, {__NR_recvmsg, 3}, {__NR_accept4, 4}, {REFUSED, 5}, {REFUSED, 4},
+    {__NR_getsockopt, 5}, {__NR_sendmsg, 3}, {__NR_recvmsg, 3}, {__NR_accept4, 4}, {__NR_recvmmsg, 5}, {__NR_sendmmsg, 4},
 };
 
-/* ------------------------------------------------------------- structures */
+/* ----------------------------------------------------------------- memory */
 
-struct iovec32 {
-    u32 base, len;
+struct sd_room {
+    struct sd_room *next;
+    u64 bytes;
 };
 
-struct msghdr32 {
-    u32 name;
-    i32 namelen;
-    u32 iov, iovlen, control, controllen, flags;
-};
-
-static bool get32(void *to, u64 from, u64 n) { return !from || sd_copy_user(to, (const void *)from, n) != 0; }
-
-/* Room for a list that is too long for what stands in *c. */
-static void *room(struct sd_int80 *c, u64 bytes)
+void *sd_int80_room(struct sd_int80 *c, u64 bytes)
 {
-    long at = SYS6(__NR_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p;
 
-    if (at < 0 && at > -4096)
-        return NULL;
-    c->map[c->nmaps].at = (void *)at;
-    c->map[c->nmaps++].bytes = bytes;
-    return (void *)at;
-}
-
-static long vectors(struct sd_int80 *c, u32 from, u64 n, struct iovec **out)
-{
-    struct iovec32 v;
-
-    *out = n <= ARRAY_LEN(c->iov) ? c->iov : room(c, n * sizeof **out);
-    if (!*out)
-        return -ENOMEM;
-    for (u64 i = 0; i < n; i++) {
-        if (get32(&v, from + i * sizeof v, sizeof v))
-            return -EFAULT;
-        if ((i32)v.len < 0)
-            return -EINVAL;
-        (*out)[i] = (struct iovec){(u8 *)(u64)v.base, v.len};
+    bytes = (bytes + 15) & ~15ull;
+    if (bytes > c->left) {
+        u64 want = bytes + sizeof(struct sd_room) < CHUNK ? CHUNK : bytes + sizeof(struct sd_room);
+        long at = SYS6(__NR_mmap, 0, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at < 0 && at > -4096)
+            return NULL;
+        *(struct sd_room *)at = (struct sd_room){c->rooms, want};
+        c->rooms = (struct sd_room *)at;
+        c->at = (u8 *)(c->rooms + 1);
+        c->left = want - sizeof(struct sd_room);
     }
-    return 0;
-}
-
-static long message(struct sd_int80 *c)
-{
-    struct msghdr32 m;
-    long r;
-
-    if (get32(&m, c->f.rsi, sizeof m))
-        return -EFAULT;
-    if (m.iovlen > IOV_MAX)
-        return -EMSGSIZE;
-    if (m.control && m.controllen)
-        return -ENOSYS;
-    c->user = c->f.rsi;
-    c->m = (struct msghdr){.name = (void *)(u64)m.name, .namelen = (u32)m.namelen, .iovlen = m.iovlen, .flags = m.flags};
-    r = vectors(c, m.iov, m.iovlen, &c->m.iov);
-    c->f.rsi = (u64)&c->m;
-    return r;
+    p = c->at;
+    c->at += bytes;
+    c->left -= bytes;
+    return p;
 }
 
 /* Arguments or environment of a new program. */
@@ -126,14 +91,14 @@ static long strings(struct sd_int80 *c, u64 *list)
     if (!from)
         return 0;
     do {
-        if (get32(&one, from + 4 * n++, 4))
+        if (sd_get32(&one, from + 4 * n++, 4))
             return -EFAULT;
     } while (one);
-    to = room(c, 8 * n);
+    to = sd_int80_room(c, 8 * n);
     if (!to)
         return -ENOMEM;
     for (u64 i = 0; i < n; i++) {
-        if (get32(&one, from + 4 * i, 4))
+        if (sd_get32(&one, from + 4 * i, 4))
             return -EFAULT;
         to[i] = one;
     }
@@ -144,11 +109,12 @@ static long strings(struct sd_int80 *c, u64 *list)
 
 /* ------------------------------------------------------------------ calls */
 
-/* Commands whose argument is a number, or a pointer to one. */
+/* Commands whose argument is a number, or a pointer to one. Of the others we want to know nothing: they are the kernel's. */
 static bool is_simple(u32 as, u32 command)
 {
     if (as == __NR_ioctl)
-        return command == FIONREAD || command == FIONBIO || command == TIOCOUTQ;
+        return command == FIONREAD || command == FIONBIO || command == TIOCOUTQ || command == FIOASYNC || command == SIOCATMARK ||
+               command == SIOCOUTQNSD;
     return command <= F_SETFL || command == F_DUPFD_CLOEXEC;
 }
 
@@ -172,41 +138,115 @@ static long of_socketcall(struct sd_frame *f)
 
     if (!which || which >= ARRAY_LEN(sockets))
         return -EINVAL;
-    if (get32(arg, f->rsi, 4ull * sockets[which].n))
+    if (sd_get32(arg, f->rsi, 4ull * sockets[which].n))
         return -EFAULT;
-    if (sockets[which].as == REFUSED)
-        return -ENOSYS;
     f->rax = sockets[which].as;
     f->rdi = arg[0], f->rsi = arg[1], f->rdx = arg[2], f->r10 = arg[3], f->r8 = arg[4], f->r9 = arg[5];
     return 0;
 }
 
-static long translate(struct sd_int80 *c)
+static long pieces(struct sd_int80 *c)
 {
     struct sd_frame *f = &c->f;
     struct iovec *v;
     long r;
 
+    if (f->rdx > IOV_MAX)
+        return -EINVAL;
+    r = sd_int80_vectors(c, (u32)f->rsi, f->rdx, &v);
+    f->rsi = (u64)v;
+    if ((u32)f->rax == __NR_preadv2 || (u32)f->rax == __NR_pwritev2) { /* the place is one word */
+        f->r10 |= f->r8 << 32;
+        f->r8 = 0;
+    }
+    return r;
+}
+
+/* sendfile: a place of 32 bits. */
+static long place(struct sd_int80 *c)
+{
+    u32 at;
+
+    if (c->nr != 187 || !c->f.rdx)
+        return 0;
+    if (sd_get32(&at, c->f.rdx, sizeof at))
+        return -EFAULT;
+    c->user = c->f.rdx;
+    c->pair[0] = at;
+    c->f.rdx = (u64)c->pair;
+    c->tell = SD_TELL_OFFSET;
+    return 0;
+}
+
+/* These point to something that is larger with us. */
+static long option(const struct sd_frame *f)
+{
+    bool time = f->rdx == SO_RCVTIMEO_OLD || f->rdx == SO_SNDTIMEO_OLD;
+
+    return f->rsi == SOL_SOCKET && (time || f->rdx == SO_ATTACH_FILTER) ? SD_INT80_AS_IT_IS : 0;
+}
+
+/* The program's filter may kill for any call of ours, such as the return from this handler: so all is made ready for it, and then it is the program that
+ * installs it. */
+static long own_filter(struct sd_frame *f)
+{
+    bool dispatch = (u32)f->rax == __NR_prctl && (u32)f->rdi == PR_SET_SYSCALL_USER_DISPATCH;
+    bool filter = (u32)f->rax == __NR_prctl ? (u32)f->rdi == PR_SET_SECCOMP : f->rdi <= 1;
+    bool strict = (u32)f->rax == __NR_prctl ? f->rsi == 1 : f->rdi == 0;
+
+    if (dispatch)
+        return -EINVAL;
+    if (!filter)
+        return SD_INT80_AS_IT_IS;
+    if (strict)
+        return -ENOSYS;
+    if ((u32)f->rax == __NR_prctl)
+        sd_prctl(f, sd_self());
+    else
+        sd_seccomp(f, sd_self());
+    return SD_INT80_ANEW;
+}
+
+static long child(struct sd_int80 *c)
+{
+    if ((u32)c->f.rax == __NR_fork || (u32)c->f.rax == __NR_vfork)
+        c->f = (struct sd_frame){.rax = __NR_clone, .rdi = (u32)c->f.rax == __NR_vfork ? CLONE_VFORK | SIGCHLD : SIGCHLD};
+    return sd_int80_clone(c);
+}
+
+static long translate(struct sd_int80 *c, struct ucontext *uc)
+{
+    struct sd_frame *f = &c->f;
+    long r;
+
     switch (f->rax) {
     case __NR_ioctl: case __NR_fcntl:
-        return is_simple((u32)f->rax, (u32)f->rsi) ? 0 : -ENOSYS;
-    case __NR_getsockopt: case __NR_setsockopt: /* these point to something that is larger with us */
-        if (f->rsi == SOL_SOCKET && (f->rdx == SO_RCVTIMEO_OLD || f->rdx == SO_SNDTIMEO_OLD))
-            return SD_INT80_AS_IT_IS; /* the kernel keeps it */
-        return f->rsi == SOL_SOCKET && f->rdx == SO_ATTACH_FILTER ? -ENOSYS : 0;
-    case __NR_clone:
-        if (f->rdi & (CLONE_VM | CLONE_THREAD | CLONE_SETTLS) || f->rsi)
-            return -ENOSYS;
-        f->r10 = f->r8; /* the child's number; between them i386 has the storage of threads */
-        return 0;
-    case __NR_readv: case __NR_writev:
-        if (f->rdx > IOV_MAX)
-            return -EINVAL;
-        r = vectors(c, (u32)f->rsi, f->rdx, &v);
-        f->rsi = (u64)v;
-        return r;
+        return is_simple((u32)f->rax, (u32)f->rsi) ? 0 : SD_INT80_AS_IT_IS;
+    case __NR_getsockopt: case __NR_setsockopt:
+        return option(f);
+    case __NR_fork: case __NR_vfork: case __NR_clone: case __NR_clone3:
+        return child(c);
+    case __NR_readv: case __NR_writev: case __NR_preadv2: case __NR_pwritev2:
+        return pieces(c);
+    case __NR_sendfile:
+        return place(c);
     case __NR_sendmsg: case __NR_recvmsg:
-        return message(c);
+        return sd_int80_message(c, f->rax == __NR_sendmsg);
+    case __NR_recvmmsg:
+        r = sd_int80_messages(c, false);
+        return r || c->nr == 417 ? r : sd_int80_time(c, &f->r8);
+    case __NR_sendmmsg:
+        return sd_int80_messages(c, true);
+    case __NR_ppoll:
+        return c->nr == 309 ? sd_int80_time(c, &f->rdx) : 0;
+    case __NR_select: case __NR_pselect6:
+        return sd_int80_select(c);
+    case __NR_rt_sigaction: case __NR_sigaltstack:
+        return sd_int80_signals(c, uc);
+    case __NR_rt_sigprocmask: case __NR_rt_sigsuspend:
+        return c->nr == 126 || c->nr == 72 ? sd_int80_signals(c, uc) : 0;
+    case __NR_prctl: case __NR_seccomp:
+        return own_filter(f);
     case __NR_execve:
         r = strings(c, &f->rsi);
         return r ? r : strings(c, &f->rdx);
@@ -218,14 +258,18 @@ static long translate(struct sd_int80 *c)
     }
 }
 
-long sd_int80_means(const struct ucontext *uc, struct sd_int80 *c)
+long sd_int80_means(struct ucontext *uc, struct sd_int80 *c)
 {
     const u64 *r = uc->reg;
     u32 nr = (u32)r[UC_RAX], as = meaning(nr, (u32)r[UC_RBX]);
     long error;
 
-    c->nmaps = 0;
-    c->user = 0;
+    c->nr = nr;
+    c->tell = SD_TELL_NOTHING;
+    c->user_ts = 0;
+    c->niov = 0;
+    c->rooms = NULL;
+    c->left = 0;
     if (as == AS_IT_IS && nr != SOCKETCALL)
         return SD_INT80_AS_IT_IS;
     if (as == REFUSED)
@@ -234,21 +278,40 @@ long sd_int80_means(const struct ucontext *uc, struct sd_int80 *c)
                              .r8 = (u32)r[UC_RDI], .r9 = (u32)r[UC_RBP], .flags = r[UC_EFLAGS]};
     if (nr == SOCKETCALL && (error = of_socketcall(&c->f)))
         return error;
-    error = translate(c);
-    if (error)
-        sd_int80_over(c, error);
+    error = translate(c, uc);
+    if (error && error != SD_INT80_CHILD)
+        sd_int80_over(c, -EINTR); /* of an error nothing is told */
     return error;
+}
+
+static long told(struct sd_int80 *c, long r)
+{
+    u32 word = (u32)c->pair[c->tell == SD_TELL_MASK];
+
+    switch (c->tell) {
+    case SD_TELL_TIME: case SD_TELL_SETS:
+        return sd_int80_wait_told(c, r);
+    case SD_TELL_MESSAGE:
+        return sd_int80_message_told(c, r);
+    case SD_TELL_MESSAGES:
+        sd_int80_wait_told(c, -EINTR); /* the time alone */
+        return sd_int80_messages_told(c, r);
+    case SD_TELL_ACTION:
+        return sd_int80_action_told(c, r);
+    case SD_TELL_MASK: case SD_TELL_OFFSET:
+        return r >= 0 && c->user && sd_put32(c->user, &word, sizeof word) ? -EFAULT : r;
+    default:
+        return r;
+    }
 }
 
 long sd_int80_over(struct sd_int80 *c, long r)
 {
-    if (r >= 0 && c->f.rax == __NR_recvmsg && c->user) {
-        struct msghdr32 *m = (void *)c->user;
-        u32 none = 0;
-        if (sd_copy_user(&m->namelen, &c->m.namelen, 4) || sd_copy_user(&m->flags, &c->m.flags, 4) || sd_copy_user(&m->controllen, &none, 4))
-            r = -EFAULT;
+    r = told(c, r);
+    while (c->rooms) {
+        struct sd_room *gone = c->rooms;
+        c->rooms = gone->next;
+        SYS2(__NR_munmap, gone, gone->bytes);
     }
-    while (c->nmaps--)
-        SYS2(__NR_munmap, c->map[c->nmaps].at, c->map[c->nmaps].bytes);
     return r;
 }

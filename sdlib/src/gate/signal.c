@@ -9,6 +9,7 @@
 #include "base/user.h"
 #include "gate/calls.h"
 #include "gate/gate.h"
+#include "gate/int80.h"
 
 #define SIGSYS_BIT SIGBIT(SIGSYS)
 #define SIG_DFL 0ull
@@ -107,38 +108,26 @@ static long change_mask(struct ucontext *uc, const struct sd_frame *f)
     return 0;
 }
 
-/* A child that has a copy of all memory, and so of this frame. It shall not have the parent's: a child of vfork gets a copy, too. */
-static NOINLINE long fork_from_here(struct sd_frame *f)
-{
-    struct sd_tcb *t = sd_self();
-    if (!t)
-        t = sd_tcb_new((u64)f);
-    if (!t)
-        return -ENOMEM;
-    if (f->rax != __NR_clone)
-        *f = (struct sd_frame){.rax = __NR_clone, .rdi = f->rax == __NR_vfork ? CLONE_VFORK | SIGCHLD : SIGCHLD};
-    sd_call_handler(f, t);
-    long child = SYS5(__NR_clone, f->rdi, 0, f->rdx, f->r10, 0);
-    if (child == 0)
-        sd_child_start(t);
-    return child;
-}
-
 /* int $0x80 in a 64-bit program: most go to the kernel as they are, from the gate; what concerns us is made as the call that it means (int80.c). */
 static NOINLINE void int80(struct ucontext *uc)
 {
     struct sd_int80 c;
     set_mask(uc->sigmask); /* also for faults in what its pointers lead to */
     long r = sd_int80_means(uc, &c);
-    if (r == SD_INT80_AS_IT_IS) {
-        r = sd_int80(uc->reg);
-    } else if (r == 0 && (c.f.rax == __NR_fork || c.f.rax == __NR_vfork || c.f.rax == __NR_clone)) {
-        r = sd_int80_over(&c, fork_from_here(&c.f));
-    } else if (r == 0 && (u32)c.f.rax == __NR_rt_sigprocmask) {
-        r = change_mask(uc, &c.f);
-    } else if (r == 0) {
-        r = sd_int80_over(&c, make(uc, &c.f));
+    if (r == SD_INT80_ANEW) {
+        uc->reg[UC_RIP] -= 2;
+        return;
     }
+    if (r == SD_INT80_AS_IT_IS)
+        r = sd_int80(uc->reg);
+    else if (r == SD_INT80_DONE)
+        r = (long)c.f.rax;
+    else if (r == SD_INT80_CHILD)
+        r = sd_int80_over(&c, sd_int80_start(&c, uc));
+    else if (r == 0 && (u32)c.f.rax == __NR_rt_sigprocmask)
+        r = sd_int80_over(&c, change_mask(uc, &c.f));
+    else if (r == 0)
+        r = sd_int80_over(&c, make(uc, &c.f));
     uc->reg[UC_RAX] = (u64)r;
 }
 

@@ -128,6 +128,7 @@ long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct s
 /* Is fd of interest to us? Fills s or ep. */
 bool sd_pollitem_find(struct sd_pollitem *it, int fd);
 void sd_pollset_count(const struct sd_pollset *p);
+u32 sd_select_bits(u32 n); /* select.c: how many of n descriptors the kernel looks at */
 
 /* ---------------------------------------------------------------- epoll.c */
 

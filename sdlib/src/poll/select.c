@@ -155,15 +155,20 @@ static u32 table_size(void)
     return USUAL;
 }
 
+u32 sd_select_bits(u32 n)
+{
+    u32 bits = n < MAX_FD ? n : MAX_FD;
+
+    return likely(n <= USUAL) ? bits : (u32)min_u64(bits, table_size());
+}
+
 static bool sets_of(struct sets *st, const struct sd_frame *f)
 {
     i32 n = (i32)f->rdi;
     st->in = (u64 *)f->rsi;
     st->out = (u64 *)f->rdx;
     st->ex = (u64 *)f->r10;
-    st->nfds = (u32)n < MAX_FD ? (u32)n : MAX_FD;
-    if (unlikely(n > USUAL))
-        st->nfds = (u32)min_u64(st->nfds, table_size());
+    st->nfds = n > 0 ? sd_select_bits((u32)n) : 0;
     return n > 0 && !(st->in && sd_bad_ptr(st->in)) && !(st->out && sd_bad_ptr(st->out))
         && !(st->ex && sd_bad_ptr(st->ex));
 }

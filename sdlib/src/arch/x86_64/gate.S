@@ -35,6 +35,7 @@
 #define SD_LIB_HIGH 0x2d00    /* SD_LIB_BASE >> 32 */
 #define OWN_ALT_BYTES 65536   /* SD_OWN_ALT */
 #define TCB_OWN_ALT 216       /* asserted in sd.h, as the others */
+#define CHILD_BELOW 152       /* int80_child.c: BELOW; its 16 registers are the upper part */
 
 #include "unwind.h"
 
@@ -141,6 +142,68 @@ sd_int80:
     int     $0x80
     pop     %rbp
     pop     %rbx
+    ret
+    .cfi_endproc
+
+/* long sd_sys_from(sp, nr, a, b): made where the stack pointer is that. All signals are blocked. */
+    .globl sd_sys_from
+    .hidden sd_sys_from
+sd_sys_from:
+    .cfi_startproc
+    push    %rbx
+    .cfi_def_cfa_offset 16
+    .cfi_offset %rbx, -16
+    mov     %rsp, %rbx
+    .cfi_def_cfa_register %rbx
+    mov     %rdi, %rsp
+    mov     %rsi, %rax
+    mov     %rdx, %rdi
+    mov     %rcx, %rsi
+    syscall
+    mov     %rbx, %rsp
+    .cfi_def_cfa_register %rsp
+    pop     %rbx
+    .cfi_def_cfa_offset 8
+    ret
+    .cfi_endproc
+
+/* long sd_child_on(nr, a, b, c, d, e): a clone whose child has a stack of its own, on which int80_child.c has left the registers to begin with */
+    .globl sd_child_on
+    .hidden sd_child_on
+sd_child_on:
+    .cfi_startproc
+    mov     %rdi, %rax
+    mov     %rsi, %rdi
+    mov     %rdx, %rsi
+    mov     %rcx, %rdx
+    mov     %r8, %r10
+    mov     %r9, %r8
+    syscall
+    test    %rax, %rax
+    jz      1f
+    ret
+    .cfi_undefined %rip
+1:  mov     %rsp, %rbx
+    and     $-16, %rsp
+    mov     %gs:sd_nobody(%rip), %rdi        /* sd_tcb.top */
+    call    sd_child_start
+    lea     CHILD_BELOW-128(%rbx), %rsp
+    pop     %r15
+    pop     %r14
+    pop     %r13
+    pop     %r12
+    pop     %r11
+    pop     %r10
+    pop     %r9
+    pop     %r8
+    pop     %rbp
+    pop     %rdi
+    pop     %rsi
+    pop     %rdx
+    pop     %rcx
+    pop     %rbx
+    xor     %eax, %eax
+    popfq
     ret
     .cfi_endproc
 
