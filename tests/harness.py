@@ -13,7 +13,6 @@ is gone, so `Program.report` waits for the file.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -29,8 +28,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from tools.groups import Leader
 from tools.net import free_port, is_listening, own_address
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,9 +87,7 @@ class Program:
         self._report = report
         (folder / "stdin").write_bytes(stdin or b"")
         with (folder / "stdin").open("rb") as source, self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(self.argv, stdin=source, stdout=out, stderr=err, env=dict(env), cwd=cwd,
-                                            start_new_session=True)
-        self._group = os.pidfd_open(self.process.pid)
+            self.process = Leader(self.argv, stdin=source, stdout=out, stderr=err, env=dict(env), cwd=cwd)
 
     @property
     def pid(self) -> int:
@@ -158,27 +156,9 @@ class Program:
 
     def close(self) -> None:
         """Kill what is left of the process group, which is of our own making, and reap the leader."""
-        if self._group >= 0:
-            with suppress(ProcessLookupError, PermissionError):
-                kill_group(self._group, self.process)
-            os.close(self._group)
-            self._group = -1
+        self.process.kill_group()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
-
-
-_PIDFD_SIGNAL_PROCESS_GROUP: Final = 4
-"""linux/pidfd.h, Linux 6.9."""
-
-
-def kill_group(pidfd: int, leader: subprocess.Popen[bytes]) -> None:
-    """Kill the group of a leader that may be reaped already: then its number may be that of somebody else's group."""
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        os.killpg(leader.pid, signal.SIGKILL)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tools.groups import Leader
 from tools.net import free_port, is_listening
 
 SDRUN = Path(sys.executable).parent / "sdrun"
@@ -112,11 +113,11 @@ class Stage:
         self.folder = folder
         self.tally = Tally()
         self.accelerated = False
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Leader] = []
         self._reports: list[Path] = []
         self._count = 0
 
-    def _spawn(self, argv: Sequence[str], stdout: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, argv: Sequence[str], stdout: int) -> Leader:
         """Start a command in a session of its own, its complaints in a file."""
         self._count += 1
         if self.accelerated:
@@ -125,8 +126,7 @@ class Stage:
             argv = [str(SDRUN), "--report", str(report), "--", *argv]
         env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin", "LC_ALL": "C.UTF-8"}
         with (self.folder / f"stderr-{self._count}").open("wb") as errors:
-            program = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=errors, env=env,
-                                       start_new_session=True)
+            program = Leader(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=errors, env=env)
         self._running.append(program)
         return program
 
@@ -171,8 +171,7 @@ class Stage:
     def close(self) -> None:
         """Kill the process groups that are left, all of our own making."""
         for program in self._running:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(program.pid, signal.SIGKILL)
+            program.kill_group()
             with suppress(subprocess.TimeoutExpired):
                 program.wait(5)
 

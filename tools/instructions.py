@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdtrace import ptrace
+from tools.groups import Leader
 
 ROOT = Path(__file__).resolve().parents[1]
 SDRUN = ROOT / ".venv" / "bin" / "sdrun"
@@ -183,7 +184,7 @@ def guest(variant: str, options: Sequence[str] = (), patience_s: float = 30) -> 
     env = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "XDG_CONFIG_HOME": str(runtime)}
     upgrade = "never" if variant == "short" else "eager"
     argv = [str(SDRUN), "--set", f"upgrade={upgrade}", *options, "--", str(GUEST), *variant.split()]
-    program = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    program = Leader(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert program.stdin and program.stdout
     try:
         if not select.select([program.stdout], [], [], patience_s)[0]:
@@ -200,8 +201,7 @@ def guest(variant: str, options: Sequence[str] = (), patience_s: float = 30) -> 
         finally:
             stepper.close()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)
+        program.kill_group()
         with suppress(ChildProcessError):
             program.wait(10)
         shutil.rmtree(runtime, ignore_errors=True)

@@ -10,13 +10,13 @@ one call, so few are carried by shared memory; what is proved is that the calls 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.harness import ROOT, Runner
+from tools.groups import Leader
 
 SYSCALLS = ROOT / os.environ.get("SDRUN_LTP", "build/none") / "testcases/kernel/syscalls"
 CALLS = (
@@ -44,12 +44,12 @@ def programs(call: str) -> list[Path]:
 
 def natively(program: Path, env: dict[str, str], folder: Path) -> int:
     """Its exit status; programs that it has started end with it."""
-    with subprocess.Popen([program], env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    with Leader([program], env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL) as process:
         try:
             return process.wait(120)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill_group()
             return -1
 
 

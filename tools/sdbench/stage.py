@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tools.groups import Leader
 from tools.sdbench.machine import PROGRAMS, ROOT, SDRUN
 
 LONGEST_S = 120.0
@@ -46,7 +47,7 @@ class Stage:
         self._at_end: list[Callable[[], None]] = []
         self.report_folder: Path | None = None
         """Where sdrun writes its reports, if another user than ours runs it."""
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Leader] = []
         self._reports: list[Path] = []
 
     def at_end(self, action: Callable[[], None]) -> None:
@@ -89,13 +90,13 @@ class Stage:
         return "; ".join(lines[-3:]) or "it said nothing"
 
     def start(self, argv: Sequence[str], stdout: int = subprocess.DEVNULL,
-              cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+              cwd: Path | None = None, env: dict[str, str] | None = None) -> Leader:
         """Start a command in a session of its own."""
         self._count += 1
         with (self.folder / f"errors-{self._count}").open("wb") as errors:
             try:
-                program = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=errors,
-                                           env={**self.env, **(env or {})}, start_new_session=True, cwd=cwd)
+                program = Leader(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=errors,
+                                 env={**self.env, **(env or {})}, cwd=cwd)
             except FileNotFoundError:
                 raise NotHere(f"{argv[0]} is not installed") from None
         self._running.append(program)
@@ -118,7 +119,7 @@ class Stage:
 
     @contextmanager
     def server(self, argv: Sequence[str], ready: Callable[[], bool], stop: signal.Signals = signal.SIGTERM,
-               cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+               cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[Leader]:
         """A program that is `ready` in the body and gone after it."""
         program = self.start(argv, cwd=cwd, env=env)
         try:
@@ -134,10 +135,9 @@ class Stage:
         finally:
             self.end(program)
 
-    def end(self, program: subprocess.Popen[bytes]) -> None:
+    def end(self, program: Leader) -> None:
         """Kill what is left of the group, which is of our own making."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(program.pid, signal.SIGKILL)
+        program.kill_group()
         with suppress(subprocess.TimeoutExpired):
             program.wait(10)
         if program in self._running:
