@@ -69,6 +69,14 @@ class Memory:
         """Room that is read back; it is filled, so that what the call leaves alone can be told."""
         return self.both(filler * size)
 
+    def unfilled(self, size: int) -> int:
+        """Room of which only what the call has written is looked at."""
+        at = self._base + self._used
+        self._used += (size + 63) // 64 * 64
+        assert self._used <= _SLICE, "arena is full"
+        self.outputs.append((at, size))
+        return ARENA + at
+
     def both(self, data: bytes) -> int:
         """Bytes for the call that are read back after it."""
         address = self.put(data)

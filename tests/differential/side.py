@@ -307,7 +307,7 @@ class Side:
         while len(data) < size:
             memory = self.link.memory()
             most = min(size - len(data), 1 << 20)
-            value, pieces = self.link.begin("read", fd, memory.room(most), most, memory=memory).end()
+            value, pieces = self.link.begin("read", fd, memory.unfilled(most), most, memory=memory).end()
             if value <= 0:
                 self.say(f"read = {named(value)} after {len(data)}")
                 break
