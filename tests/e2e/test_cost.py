@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import time
 
@@ -27,7 +26,7 @@ def test_startup(sd_env: dict[str, str]) -> None:
         natively.append(duration(["/bin/true"], sd_env))
         under.append(duration([str(SDRUN), "--", "/bin/true"], sd_env))
         time.sleep(0.4)  # the supervisor's own start goes on beside the program; it is not what is measured here
-    difference = statistics.median(under) - statistics.median(natively)
+    difference = min(under) - min(natively)  # where nobody else wanted the CPU
     assert difference < STARTUP_LIMIT_S, f"{difference * 1000:.1f} ms slower"
 
 

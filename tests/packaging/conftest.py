@@ -40,7 +40,7 @@ def sd_env() -> Iterator[dict[str, str]]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`make package` builds it from nothing but the sdist."""
     folder = tmp_path_factory.mktemp("dist")
-    run("make", "-C", ROOT, "package", f"DIST={folder}")
+    run("make", "-C", ROOT, "package", f"DIST={folder}", timeout=600)
     [sdist], [made], [_] = (list(folder.glob(pattern)) for pattern in ("*.tar.gz", "*.whl", "*.deb"))
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
