@@ -103,10 +103,13 @@ $(STAMPS)/requirements-bench: requirements-bench.lock $(STAMPS)/venv
 
 bench: build $(STAMPS)/packages-bench $(STAMPS)/requirements-bench build/bench/sockmap.bpf.o build/bench/sockmap build/bench/hello
 
+# Side by side, since most tests wait most of the time (tests/workers.py); PYTEST_ARGS=-n0 has one after the other.
+WORKERS := -n 3 --dist loadscope --no-loadscope-reorder
+
 test: build $(STAMPS)/packages-test
 # Real programs on two noisy cores: what fails once is tried again, and pytest's last line counts the reruns. Each is a defect to be found.
 # Where CI is set, pytest writes whole messages into its summary, among which the names of what failed are lost.
-	@env -u CI -u BUILD_NUMBER $(PY) -m pytest --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
+	@env -u CI -u BUILD_NUMBER $(PY) -m pytest $(WORKERS) --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
 
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
@@ -134,7 +137,7 @@ newcomer: build $(STAMPS)/packages-newcomer
 	@SDRUN_NEWCOMER=1 $(PY) -m pytest --timeout 1800 tests/packaging/test_clean_debian.py $(PYTEST_ARGS)
 
 suites: build $(STAMPS)/packages-test
-	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest --reruns 2 tests/suites/test_cpython.py tests/suites/test_go.py $(PYTEST_ARGS)
+	@SDRUN_SUITES=$${SDRUN_SUITES:-all} $(PY) -m pytest $(WORKERS) --reruns 2 tests/suites/test_cpython.py tests/suites/test_go.py $(PYTEST_ARGS)
 
 ltp: build $(STAMPS)/packages-test
 	tools/setup/ltp.sh build/ltp $$($(PY) -c "from tests.suites.test_ltp import CALLS; print(*CALLS)")

@@ -5,15 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from tests.guestbuild import Guests
 from tests.harness import Mode, Runner, runtime_of_our_own
+from tests.once import shared
+from tests.workers import ByGroup, rank
 
 hypothesis.settings.register_profile("sdrun", deadline=None)  # nothing here is about how busy the machine is
 hypothesis.settings.load_profile("sdrun")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    return ByGroup(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: rank(item.nodeid))
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +39,7 @@ def sd_env() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
     """Compiles guest programs, each once per session."""
-    return Guests(tmp_path_factory.mktemp("guests"))
+    return Guests(shared(tmp_path_factory, "guests"))
 
 
 @pytest.fixture(params=list(Mode), ids=[mode.value for mode in Mode])

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.harness import GUESTS
+from tests.once import once
 
 C_FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
 CXX_FLAGS = ("-std=gnu++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-rdynamic",
@@ -26,21 +27,18 @@ class Guests:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._built: dict[tuple[str, str], Path] = {}
 
     def __call__(self, name: str, flavour: str = "glibc") -> Path:
         """Path of the compiled guest; `name` without suffix, flavour one of C_COMPILERS, "c++" or "go"."""
-        key = (name, flavour)
-        if key not in self._built:
-            target = self._folder / f"{name}-{flavour}"
+        def make(target: Path) -> None:
             if flavour == "go":
                 self._go(name, target)
             elif flavour == "c++":
                 subprocess.run(["g++", *CXX_FLAGS, "-o", target, GUESTS / f"{name}.cpp"], check=True)
             else:
                 self._c(name, flavour, target)
-            self._built[key] = target
-        return self._built[key]
+
+        return once(self._folder / f"{name}-{flavour}", make)
 
     @staticmethod
     def _c(name: str, flavour: str, target: Path) -> None:

@@ -3,19 +3,30 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import socket
 from contextlib import suppress
 from pathlib import Path
 
+_LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LISTEN = "0A"
 """TCP_LISTEN in the state column of /proc/net/tcp."""
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """A port that is free now on the wildcard address."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now on the wildcard address.
+
+    None that the kernel may give to who connects before it is used: below those, if there is room.
+    """
+    first = int(_LOCAL_PORTS.read_text().split()[0])
+    below = range(min(10_000, first), first)
+    for attempt in range(100):
+        port = random.SystemRandom().choice(below) if below and attempt < 99 else 0
+        with socket.socket(family, socket.SOCK_STREAM) as probe, suppress(OSError):
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
+    raise OSError(errno.EADDRINUSE, "no port is free")
 
 
 def is_listening(port: int) -> bool:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.differential.worlds import BEHAVIOURS, NATIVE, WORLDS, Ends, Outcome, Place
+from tests.once import once
 
 
 class Runs:
-    """All runs of a session."""
+    """All runs of a session. `references`: where the workers of one keep what the kernel did natively."""
 
-    def __init__(self, agent: Path, folder: Path, env: dict[str, str]) -> None:
-        self._agent, self._folder, self._env = agent, folder, env
+    def __init__(self, agent: Path, folder: Path, env: dict[str, str], references: Path) -> None:
+        self._agent, self._folder, self._env, self._references = agent, folder, env, references
         self._worlds = {world.name: world for world in (NATIVE, *WORLDS)}
         self._places: dict[str, Place] = {}
         self._ended: list[Place] = []
@@ -34,6 +36,17 @@ class Runs:
             place = self.place(world)
             self._outcomes[world, name] = place.run(BEHAVIOURS[name]), place
         return self._outcomes[world, name][0]
+
+    def reference(self, name: str, *, anew: bool = False) -> list[str]:
+        """The transcript of the native world."""
+        if anew:
+            return self.outcome(NATIVE.name, name, anew=True).transcript
+
+        def make(target: Path) -> None:
+            target.write_text(json.dumps(self.outcome(NATIVE.name, name).transcript))
+
+        transcript: list[str] = json.loads(once(self._references / name, make).read_text())
+        return transcript
 
     def ends(self, world: str, name: str) -> Ends:
         """What carried it. The world is over then."""

@@ -23,11 +23,11 @@ def test_same_as_natively(world: str, name: str, runs: Runs, request: pytest.Fix
     if why:
         request.node.add_marker(pytest.mark.xfail(reason=why, strict=True))
     anew = getattr(request.node, "execution_count", 1) > 1  # pytest-rerunfailures
-    wanted = runs.outcome("native", name, anew=anew).transcript
+    wanted = runs.reference(name, anew=anew)
     assert not wanted or not wanted[-1].startswith("failed"), "natively: " + wanted[-1]
     got = runs.outcome(world, name, anew=anew).transcript
     if got != wanted:
-        again = runs.outcome("native", name, anew=True).transcript
+        again = runs.reference(name, anew=True)
         lines = "\n".join(difflib.unified_diff(wanted, got, "native", world, lineterm="", n=4))
         pytest.fail(f"{lines}\n(natively again: {'the same as before' if again == wanted else again})", pytrace=False)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from tests.guestbuild import C_COMPILERS, C_FLAGS
 from tests.harness import Mode, Report, Runner
+from tests.once import once
 
 HERE: Final = Path(__file__).resolve().parent
 STATES: Final = ("tcp", "offered", "switching", "unread", "full", "half-closed")
@@ -51,26 +52,26 @@ class Programs:
 
     def c(self, flavour: str) -> Path:
         """The C program for a libc."""
-        target = self._folder / f"cell-{flavour}"
-        if not target.exists():
+        def make(target: Path) -> None:
             sources = [HERE / "cell.c", HERE / "rows.c"]
             subprocess.run([*C_COMPILERS[flavour], *C_FLAGS, "-o", target, *sources], check=True)
             target.chmod(0o755)
-        return target
+
+        return once(self._folder / f"cell-{flavour}", make)
 
     def _go(self) -> Path:
-        target = self._folder / "other-go"
-        if not target.exists():
+        def make(target: Path) -> None:
             env = {**os.environ, "GOCACHE": str(self._folder / "gocache"), "GOPATH": str(self._folder / "gopath"),
                    "GO111MODULE": "off", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
             subprocess.run(["go", "build", "-o", target, HERE / "other.go"], check=True, env=env, cwd=HERE)
-        return target
+
+        return once(self._folder / "other-go", make)
 
     def _java(self) -> Path:
-        target = self._folder / "java"
-        if not target.exists():
+        def make(target: Path) -> None:
             subprocess.run(["javac", "-d", target, HERE / "other.java"], check=True)
-        return target
+
+        return once(self._folder / "java", make)
 
     def command(self, column: str, state: str) -> list[str | Path]:
         """What runs all rows of a column in a state."""

@@ -11,6 +11,7 @@ import pytest
 from tests.harness import ROOT, Runner
 from tests.matrix import cells
 from tests.matrix.table import PAGE
+from tests.once import shared
 
 PART = [("glibc", state) for state in cells.STATES] + [
     ("glibc-static", "unread"), ("musl-static", "unread"), ("musl-static", "switching"), ("Python", "unread"),
@@ -21,7 +22,7 @@ PART = [("glibc", state) for state in cells.STATES] + [
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> cells.Programs:
     """Compiled once. Where anybody may execute them: rows give up root."""
-    folder = tmp_path_factory.mktemp("matrix")
+    folder = shared(tmp_path_factory, "matrix")
     for parent in (folder, *folder.parents[:3]):
         parent.chmod(parent.stat().st_mode | 0o055)
     return cells.Programs(folder)

@@ -119,7 +119,7 @@ Result = subprocess.CompletedProcess[str]
 
 
 def explore(program: Path, scenario: str) -> Result:
-    return subprocess.run([program, scenario], stdout=subprocess.PIPE, text=True, timeout=600, check=False)
+    return subprocess.run(["nice", program, scenario], stdout=subprocess.PIPE, text=True, timeout=600, check=False)
 
 
 def explore_mutant(folder: Path, reuse: Path, mutant: Mutant) -> Result:
