@@ -124,7 +124,8 @@ class Area:
 
     def slots(self) -> Iterator[abi.CData]:
         """Counters of every process that has claimed a slot."""
-        return (slot for slot in self.view.proc if slot.pid)
+        top = min(int(self.view.procs_top), abi.const.SD_AREA_PROCS)
+        return (slot for slot in self.view.proc[0:top] if slot.pid)
 
     @staticmethod
     def take_slot(slot: abi.CData, pid: int) -> bool:

@@ -233,7 +233,7 @@ def _send_again(end: _End, recalled: Any) -> None:
 
 
 def _count(end: _End, reason: int) -> None:
-    for process in end.key.area.view.proc:
+    for process in end.key.area.slots():
         if process.pid == int(end.block.owner_pid):
             process.moved_back[reason] += 1
 

@@ -90,7 +90,7 @@ def _is_kin(pid: int, area: Area) -> bool:
         own = procfs.status(pid).ns_pid
     except OSError:
         return False
-    slots = [process for process in area.view.proc if process.pid == own]
+    slots = [process for process in area.slots() if process.pid == own]
     return any(not process.execs for process in slots) if slots else _is_unborn(pid, area)
 
 

@@ -79,7 +79,7 @@ class Recaller:
 
 
 def _count(key: Key, pid: int) -> None:
-    for process in key.area.view.proc:
+    for process in key.area.slots():
         if process.pid == pid:
             process.moved_back[abi.REASONS.index("descriptor-passed")] += 1
 

@@ -36,7 +36,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 13
+#define SD_ABI_VERSION 14
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -143,7 +143,7 @@ enum sd_reason { SD_REASONS(SD_X) SD_REASON_COUNT };
 /* -------------------------------------------------------------------- area */
 
 #define SD_AREA_MAGIC 0x4145524153445244 /* "DRDSAREA" */
-#define SD_AREA_PROCS 128
+#define SD_AREA_PROCS 1024 /* whoever finds none is not in the report, and is taken for a stranger (slotless) */
 #define SD_AREA_BLOCKS 4096
 #define SD_MAX_AREAS 16
 
@@ -288,9 +288,10 @@ struct sd_area {
     SD_ATOMIC uint32_t parts_top;/* one above the highest participant ever used; 0 is never used */
     SD_ATOMIC uint32_t moved;    /* supervisor: how often it has moved connections of this area to TCP, while those who use them stood still */
     SD_ATOMIC uint32_t next_proc;/* hint where to look for a free `proc` */
+    SD_ATOMIC uint32_t procs_top;/* one above the highest that was ever used: what is behind takes no memory */
     SD_ATOMIC uint32_t passing;  /* 1: connections are sent in messages (sock/pass.c), which a next program may receive */
     SD_ATOMIC uint32_t slotless; /* 1: a process has found no free `proc`; without one it is not known what it does */
-    uint32_t pad[4];
+    uint32_t pad[3];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];

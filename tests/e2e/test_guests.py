@@ -165,6 +165,14 @@ def test_a_doorbell_that_another_thread_takes_away(what: str, runner: Runner, gu
     runner.check(program, at_least=16, of_bytes=300)
 
 
+def test_all_of_many_children_are_in_the_report(runner: Runner) -> None:
+    program = runner.run(sys.executable, "-I", GUESTS / "many_children.py", "150")
+    assert program.stdout == b"ok\n"
+    if runner.mode is not Mode.NATIVE:
+        lines = program.report().raw["processes"]
+        assert sum(1 for line in lines if (line.get("connections") or {}).get("total")) >= 150, len(lines)
+
+
 def test_a_silent_connection_after_a_fork(runner: Runner) -> None:
     program = runner.run(sys.executable, GUESTS / "fork_idle.py")
     assert program.stdout == b"heard\n"

@@ -133,6 +133,7 @@ def scenario_kin() -> None:
     for other in (os.pipe()[1], socket.socket().detach(), socket.socket(socket.AF_UNIX).detach()):
         assert ask(C.SD_HC_KIN, other) == 0
     assert ask(C.SD_HC_KIN, one.fileno()) == 0  # we have not said who we are
+    view.procs_top = 4
     view.proc[3].pid = os.getpid()
     assert ask(C.SD_HC_KIN, one.fileno()) == 1
     view.proc[3].execs = 1
@@ -191,6 +192,7 @@ def scenario_counters() -> None:
     _, view = area(0)
     counters = {name: position for position, name in enumerate(abi.COUNTERS)}
     reasons = {name: position for position, name in enumerate(abi.REASONS)}
+    view.procs_top = 2
     for slot, pid in ((0, os.getpid()), (1, 4_000_000)):
         view.proc[slot].pid = pid
         view.proc[slot].ctr[counters["conns_total"]] = 10

@@ -13,27 +13,45 @@ static struct sd_proc early_proc; /* of a forked child that finds no slot, or ha
 
 #define COUNTERS_AT offsetof(struct sd_proc, ctr) /* and all that follows */
 
+static bool take(struct sd_proc *p)
+{
+    return load_rlx(&p->pid) == 0 && cas_u32(&p->pid, 0, g.pid);
+}
+
+/* One that others have had, if it is free; else the next, which nobody has had yet. */
+static struct sd_proc *take_proc(struct sd_area *a)
+{
+    u32 top = (u32)min_u64(load_rlx(&a->procs_top), SD_AREA_PROCS), start = load_rlx(&a->next_proc);
+
+    for (u32 k = 0; k < top; k++) {
+        struct sd_proc *p = &a->proc[(start + k) % top];
+        if (take(p))
+            return p;
+    }
+    for (u32 i = top; i < SD_AREA_PROCS; i++) {
+        cas_u32(&a->procs_top, i, i + 1);
+        if (take(&a->proc[i]))
+            return &a->proc[i];
+    }
+    return NULL;
+}
+
 /* `before`: what was counted before; NULL: nothing. False: there is no free slot. */
 static bool claim_proc(struct sd_area *a, u32 ppid, const struct sd_proc *before)
 {
-    u32 start = load_rlx(&a->next_proc);
+    struct sd_proc *p = take_proc(a);
 
-    for (u32 k = 0; k < SD_AREA_PROCS; k++) {
-        u32 i = (start + k) % SD_AREA_PROCS;
-        struct sd_proc *p = &a->proc[i];
-        if (load_rlx(&p->pid) || !cas_u32(&p->pid, 0, g.pid))
-            continue;
-        store_rlx(&a->next_proc, i + 1);
-        p->ppid = ppid;
-        p->execs = 0;
-        if (before)
-            sd_copy((u8 *)p + COUNTERS_AT, (const u8 *)before + COUNTERS_AT, sizeof *p - COUNTERS_AT);
-        else
-            sd_zero((u8 *)p + COUNTERS_AT, sizeof *p - COUNTERS_AT);
-        g.proc = p;
-        return true;
-    }
-    return false;
+    if (!p)
+        return false;
+    store_rlx(&a->next_proc, (u32)(p - a->proc) + 1);
+    p->ppid = ppid;
+    p->execs = 0;
+    if (before)
+        sd_copy((u8 *)p + COUNTERS_AT, (const u8 *)before + COUNTERS_AT, sizeof *p - COUNTERS_AT);
+    else
+        sd_zero((u8 *)p + COUNTERS_AT, sizeof *p - COUNTERS_AT);
+    g.proc = p;
+    return true;
 }
 
 struct sd_area *sd_area_get(u32 index)

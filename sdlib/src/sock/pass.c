@@ -65,7 +65,7 @@ static bool is_family(int fd)
 
     if (SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, cred, &len) < 0 || !cred[0] || cred[0] == g.pid)
         return false;
-    for (u32 i = 0; i < SD_AREA_PROCS; i++)
+    for (u32 i = 0; i < SD_AREA_PROCS && i < load_rlx(&g.area[0]->procs_top); i++)
         if (load_rlx(&g.area[0]->proc[i].pid) == cred[0])
             return !load_rlx(&g.area[0]->proc[i].execs);
     return false;
