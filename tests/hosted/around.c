@@ -4,9 +4,9 @@
  */
 #include "kernel.h"
 
-static struct sd_config config = {.accel = 1, .upgrade = SD_UPGRADE_NEVER};
+struct sd_config hosted_config = {.accel = 1, .upgrade = SD_UPGRADE_NEVER};
 static struct sd_proc proc;
-struct sd_global g = {.proc = &proc, .cfg = &config, .tsc_per_us = 1};
+struct sd_global g = {.proc = &proc, .cfg = &hosted_config, .tsc_per_us = 1};
 u8 sd_fdkind[65536];
 u32 sd_fdent[65536];
 
@@ -14,10 +14,8 @@ void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }
 u32 sd_cpu(void) { return 0; }
 bool hosted_supervised;
-long sd_hypercall(u32 op, u64 a, u64 b) { return (void)a, (void)b, op == SD_HC_NUDGE && hosted_supervised ? 0 : -ENOSYS; }
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
-struct sd_tcb *sd_tcbs(void) { return NULL; }
 void sd_given_alone(struct sock *s, int fd) { (void)s, (void)fd; }
 void sd_ep_changed(struct sock *s) { (void)s; }
 void sd_ep_follow(void) { }

@@ -12,32 +12,81 @@ struct sd_area hosted_area;
 
 #define NAMESPACE 4026531836u
 
+void (*hosted_new_rings)(void), (*hosted_nudged)(void);
+
+static void fresh_segment(u32 start, u32 ring_bytes)
+{
+    __builtin_memset(&w.seg, 0, sizeof w.seg);
+    w.seg.magic = SD_SEG_MAGIC;
+    w.seg.ring_bytes = ring_bytes;
+    for (u32 i = 0; i < SIDES; i++) {
+        *(u64 *)&w.seg.dir[i].tail = *(u64 *)&w.seg.dir[i].head = *(u64 *)&w.seg.dir[i].held = (u64)0 - start;
+        *(u32 *)&w.seg.dir[i].rx_armed = 1;
+        *(u32 *)&w.seg.attached[i] = 1;
+    }
+}
+
+static struct sd_end fresh_end(u32 i, u32 start, u32 ring_bytes)
+{
+    return (struct sd_end){.tx = &w.seg.dir[i], .rx = &w.seg.dir[!i], .tx_ring = w.ring[i], .rx_ring = w.ring[!i],
+                           .bytes = ring_bytes, .tx_bytes = ring_bytes, .rx_tail_seen = (u64)0 - start, .tx_head_seen = (u64)0 - start};
+}
+
+/* In the place of the old one, as mmap(MAP_FIXED) does it: all at once. */
+bool sd_map_segment(struct sock *s, int fd)
+{
+    (void)fd;
+    if (!hosted_new_rings)
+        return false;
+    host_point("mmap");
+    fresh_segment(0, w.seg.ring_bytes);
+    hosted_new_rings();
+    host_changed();
+    s->e = fresh_end(s->b->side, 0, w.seg.ring_bytes);
+    s->seg = &w.seg;
+    return true;
+}
+
 void world_init(u32 start, u32 ring_bytes)
 {
     __builtin_memset(&w, 0, sizeof w);
+    hosted_config = (struct sd_config){.accel = 1, .upgrade = SD_UPGRADE_NEVER};
+    hosted_supervised = false;
+    hosted_new_rings = hosted_nudged = NULL;
     __builtin_memset(hosted_area.part, 0, (HOSTED_THREADS + 1) * sizeof *hosted_area.part);
     g.area[0] = &hosted_area;
     *(u32 *)&hosted_area.parts_top = HOSTED_THREADS + 1;
     for (u32 i = 0; i < HOSTED_THREADS; i++) {
         *(u32 *)&hosted_area.part[i + 1].tid = 100 + i;
         hosted_area.part[i + 1].pidns = NAMESPACE;
-        w.tcb[i] = (struct sd_tcb){.tid = 100 + i, .level = 1, .part = &hosted_area.part[i + 1], .part_number = i + 1};
+        w.tcb[i] = (struct sd_tcb){.tid = 100 + i, .level = 1, .part = &hosted_area.part[i + 1], .part_number = i + 1,
+                                    .next = i + 1 < HOSTED_THREADS ? &w.tcb[i + 1] : NULL};
     }
-    w.seg.magic = SD_SEG_MAGIC;
-    w.seg.ring_bytes = ring_bytes;
+    fresh_segment(start, ring_bytes);
     for (u32 i = 0; i < SIDES; i++) {
         struct sock *s = &w.sock[i];
         w.net.dir[i].cap = STREAM_BYTES;
-        *(u64 *)&w.seg.dir[i].tail = *(u64 *)&w.seg.dir[i].head = *(u64 *)&w.seg.dir[i].held = (u64)0 - start;
-        *(u32 *)&w.seg.dir[i].rx_armed = 1;
-        *(u32 *)&w.seg.attached[i] = 1;
         w.block[i] = (struct sd_block){.state = SD_BLOCK_ATTACHED, .users = 1, .side = i, .role = (u8)(1 + i), .established = 1};
         s->b = &w.block[i];
         s->seg = &w.seg;
-        s->e = (struct sd_end){.tx = &w.seg.dir[i], .rx = &w.seg.dir[!i], .tx_ring = w.ring[i], .rx_ring = w.ring[!i],
-                               .bytes = ring_bytes, .tx_bytes = ring_bytes, .rx_tail_seen = (u64)0 - start, .tx_head_seen = (u64)0 - start};
+        s->e = fresh_end(i, start, ring_bytes);
     }
 }
+
+/* The supervisor: pairs at once. */
+long sd_hypercall(u32 op, u64 a, u64 b)
+{
+    (void)a, (void)b;
+    if (!hosted_supervised)
+        return -ENOSYS;
+    host_point("hypercall");
+    if (op == SD_HC_NUDGE && hosted_nudged)
+        hosted_nudged();
+    return op == SD_HC_NUDGE ? 0 : op == SD_HC_OFFER ? SD_OFFER_PAIRED : -ENOSYS;
+}
+
+/* All threads are of one process, where that matters. */
+struct sd_tcb *sd_tcbs(void) { return &w.tcb[0]; }
 
 /* ------------------------------------------------------------------ network */
 

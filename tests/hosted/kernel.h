@@ -50,7 +50,10 @@ void host_fail(const char *why);
 void world_init(u32 start_at_ring, u32 ring_bytes);
 bool net_deliver(u32 dir); /* one byte, or the FIN, arrives */
 u32 net_bells_unread(u32 dir);
-extern bool hosted_supervised; /* of a scenario: somebody hears of SD_HC_NUDGE; he can do nothing (around.c) */
+extern bool hosted_supervised; /* of a scenario: somebody hears of SD_HC_NUDGE, and pairs what is offered (around.c) */
+extern struct sd_config hosted_config;
+/* Of a scenario: what the segment that is mapped next has in it; what comes of a nudge. */
+extern void (*hosted_new_rings)(void), (*hosted_nudged)(void);
 extern u64 bells_sent; /* no part of the world: a statistic */
 extern u32 bells_at_most; /* in one direction at a time; 2 where one that is being eaten does not count */
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model check of the library's own code: every interleaving of two or three threads under x86-TSO (tests/hosted).
 
-Arming against publishing, the switch up and back with doorbells in the stream, and tokens changing hands between
-threads that go on, are stopped or are killed. That the explorer can see what it looks for is shown with mutants: each
-takes one edge away, and one scenario must fail for it.
+Arming against publishing, the switch up and back with doorbells in the stream, other rings in the place of those of a
+lost link, and tokens changing hands between threads that go on, are stopped or are killed. That the explorer can see
+what it looks for is shown with mutants: each takes one edge away, and one scenario must fail for it.
 """
 
 from __future__ import annotations
@@ -110,6 +110,12 @@ MUTANTS = [
     Mutant("company-late", "a sleeper would sleep on", "ring/bell.h",
            "    return atomic_exchange(&e->tx->bell, 1) != 1;",
            "    return atomic_exchange(&e->tx->bell, 1) == 0;"),
+    Mutant("again", "", "sock/again.c", "        if (t != me && !apart(t, s))\n            return false;\n",
+           "        if (t != me && !apart(t, s))\n            continue;\n"),
+    Mutant("again", "", "sock/again.c", "    sd_membarrier_threads();\n", ""),
+    Mutant("attach-shared", "", "sock/life.c", "    sd_fence(); /* [A1]", "    /* [A1]"),
+    Mutant("attach-shared", "", "sock/rx_tcp.c", "SD_MODE_BACK || !s->seg)\n        return true;",
+           "SD_MODE_BACK || !s->seg || !sd_attached_said(s->seg, b->side))\n        return true;"),
     Mutant("cork-alone", "a lost wake-up", "sock/cork.c", "        sd_ring_bell_late(s, fd);", "        (void)fd;"),
     Mutant("cork-back", "", "sock/switch.c", "    sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);\n", ""),
 ]
@@ -158,8 +164,8 @@ def test_every_interleaving(results: dict[Any, Future[Result]], scenario: str) -
     assert numbers
     states, _ends, parked, bells, again = map(int, numbers.groups())
     assert states > 1000
-    assert (again > 0) == scenario.startswith("given")
-    assert (parked > 0 and bells > 0) or scenario.startswith(("token", "two-", "company"))
+    assert (again > 0) == scenario.startswith(("given", "attach", "again"))
+    assert (parked > 0 and bells > 0) or scenario.startswith(("token", "two-", "company", "attach", "again"))
 
 
 @pytest.mark.timeout(600)

@@ -56,8 +56,8 @@ bool sd_rx_plain_enter(struct sock *s)
     sd_owe_plain(s, shared ? SD_OWES_RX : 0); /* [A1] */
     if (!shared)
         return true;
-    if (load_acq(&b->state) != SD_BLOCK_ATTACHED || load_rlx(&b->rx_mode) == SD_MODE_BACK || !s->seg ||
-        !sd_attached_said(s->seg, b->side))
+    /* Whether it has been said already does not matter: who has read rx_plain before may be about to. */
+    if (load_acq(&b->state) != SD_BLOCK_ATTACHED || load_rlx(&b->rx_mode) == SD_MODE_BACK || !s->seg)
         return true;
     sd_owed_plain(s, SD_OWES_RX);
     return false;
