@@ -289,7 +289,7 @@ class Connections:
             self.lose(conn)
 
     def lose(self, conn: Conn) -> None:
-        """Neither can it go back to TCP, or our program has broken its own copy: the connection ends."""
+        """Neither can it go back to TCP, or a program has broken its own copy: the connection ends."""
         if not conn.lost:
             conn.lost = True
             conn.mirror.stop()
@@ -308,6 +308,9 @@ class Connections:
             return
         if conn.waiting is not None and mirror.linked and not self.hand_over(conn):
             self._ends(conn)
+        if mirror.peals and not conn.lost:
+            self.lose(conn)
+            self.say_gone(conn)
         self.ring(conn)
         if conn.peer_gone:
             mirror.settle_alone()

@@ -304,6 +304,24 @@ def test_no_other_memory_can_be_written(by: int) -> None:
         made.close()
 
 
+def test_a_program_that_has_bells_rung_without_end_harms_itself_only() -> None:
+    """It puts back the word that says that one is under way; its side is the C loop's."""
+    made = ready()
+    try:
+        a, b = made.sides
+        a.write(1)
+        made.settle()
+        for _ in range(6):
+            b.copy._seg.dir[0].bell, b.copy._seg.dir[0].rx_armed = 0, 1
+            a.write(1)
+            a.device.poll()
+            made.pipes[0].deliver()
+            made.pipes[1].deliver()
+        assert a.mirror.peals and a.link is not None
+    finally:
+        made.close()
+
+
 def test_a_program_that_writes_nonsense_harms_itself_only() -> None:
     made = ready()
     try:

@@ -489,7 +489,6 @@ def words(made: Pair, **other: int) -> frames.Words:
 @pytest.mark.parametrize("record", [
     lambda made: words(made, head=5),
     lambda made: words(made, head=1 << 63),
-    lambda made: words(made, bells_asked=1000),
     lambda made: words(made, slot=99),
     lambda made: frames.Ready(),
     lambda made: frames.Switch(),
@@ -501,6 +500,21 @@ def test_a_lie_ends_the_link(record: Any) -> None:
         assert a.link is not None and b.link is not None
         with pytest.raises(BadPeer):
             a.link.feed(b.link._sealer.seal(frames.encode(record(made))))
+    finally:
+        made.close()
+
+
+def test_a_peal_of_bells_harms_its_own_connection_only() -> None:
+    """A program can write the word that says whether a doorbell is due."""
+    made = linked()
+    try:
+        a, b = made.sides
+        assert a.link is not None and b.link is not None
+        wanted = a.mirror.wanted
+        a.link.feed(b.link._sealer.seal(frames.encode(words(made, bells_asked=wanted + 3))))
+        assert a.mirror.peals and a.mirror.wanted == wanted
+        a.write(10)
+        made.settle()
     finally:
         made.close()
 
