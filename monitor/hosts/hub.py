@@ -276,7 +276,10 @@ class Hub:
             self._conns.stir_owing()
         found, active = self._pass(idle=due or credit)
         moved = self._conns.count(active)
-        again = self._vigil.looked(found or moved > 0, moved, [conn.mirror for conn in active])
+        mirrors = [conn.mirror for conn in active]
+        again = self._vigil.looked(found or moved > 0, moved, mirrors)
+        if again == 0.0 and self._vigil.armed and not self._news(mirrors):
+            again = self._vigil.looked(False, 0, mirrors)
         self._conns.rest(active, all_armed=again is None)
         if self._conns.owing and self._credit_at is None:
             self._credit_at = now + CREDIT_S
@@ -284,6 +287,10 @@ class Hub:
             return again or 0.0
         nap = self._nap()
         return nap if self._credit_at is None else min(nap, max(0.0, self._credit_at - now))
+
+    def _news(self, mirrors: list[Mirror]) -> bool:
+        """The look behind arming [W1], without a pass: it is in vain, nearly always."""
+        return (self._device is not None and self._device.poll()) or any(mirror.news() for mirror in mirrors)
 
     def _nap(self) -> float:
         if any(conn.deaf for conn in self._conns.active.values()):

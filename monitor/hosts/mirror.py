@@ -169,6 +169,10 @@ class Mirror:
             self.state.rest_said = rest
         return busy
 
+    def news(self) -> bool:
+        """Whether `pump` would find something that somebody waits for."""
+        return self.linked and not self.dead and abi.lib.sd_mirrored_news(self.state)
+
     def _heard(self) -> Words | None:
         """What the other side knows of our words: those that it was sent, and doorbells that C has asked for since."""
         told = self._told

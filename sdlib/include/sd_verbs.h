@@ -96,6 +96,8 @@ int sd_queue_write(struct sd_queue *queue, const struct sd_mirrored *m, uint64_t
 
 /* What the program says beside its counters, in one number: another one is news. */
 uint64_t sd_mirrored_rest(const struct sd_mirrored *m);
+/* Bytes to be sent, or something to be said at once. */
+bool sd_mirrored_news(const struct sd_mirrored *m);
 
 /* How many times a connection was looked at, so far. */
 uint64_t sd_device_looks(const struct sd_device *device);

@@ -225,6 +225,8 @@ static bool has_news(const struct sd_mirrored *m)
     return load_acq(&into(m)->head) - m->head_said >= m->ring_bytes / CREDIT_PART || sd_mirrored_rest(m) != m->rest_said;
 }
 
+bool sd_mirrored_news(const struct sd_mirrored *m) { return load_acq(&out_of(m)->tail) != m->sent || has_news(m); }
+
 /* --------------------------------------------------------------------- receiving */
 
 static void event(struct sd_loop_event *e, u32 kind, const struct sd_queue *q, u32 slot)
