@@ -11,7 +11,7 @@ import pytest
 from tests.harness import ROOT, Runner
 from tests.matrix import cells
 from tests.matrix.table import PAGE
-from tests.once import shared
+from tests.once import reachable, shared
 
 PART = [("glibc", state) for state in cells.STATES] + [
     ("glibc-static", "unread"), ("musl-static", "unread"), ("musl-static", "switching"), ("Python", "unread"),
@@ -23,8 +23,7 @@ PART = [("glibc", state) for state in cells.STATES] + [
 def programs(tmp_path_factory: pytest.TempPathFactory) -> cells.Programs:
     """Compiled once. Where anybody may execute them: rows give up root."""
     folder = shared(tmp_path_factory, "matrix")
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o055)
+    reachable(folder)
     return cells.Programs(folder)
 
 

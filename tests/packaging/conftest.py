@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT, runtime_of_our_own
+from tests.once import reachable
 
 NEEDED = ("cffi", "dpkt", "jsonschema", "prometheus_client", "pyyaml", "rich")
 """As pyproject.toml says; from the lock, so that nothing new comes in by itself."""
@@ -52,8 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The environment's folder; the commands are in bin/. Others than its maker may enter it."""
     home = tmp_path_factory.mktemp("installed") / "env"
-    for folder in (home.parent, *home.parent.parents[:2]):
-        folder.chmod(0o755)
+    reachable(home.parent)
     run(sys.executable, "-m", "venv", "--without-pip", home)
     pip(home, "install", "-c", ROOT / "requirements.lock", *NEEDED)
     pip(home, "install", "--no-index", wheel)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.guestbuild import Guests
 from tests.harness import SDRUN, Program
+from tests.once import reachable
 from tests.trace.support import burst
 from tools.observe.sdtrace import parser
 
@@ -165,8 +166,7 @@ def test_a_file_that_cannot_be_written_is_said_before_the_start(option: str, tmp
     (tmp_path / "mine").touch(0o644)
     sdrun = shutil.copy(SDRUN, tmp_path / "sdrun")  # the checkout may be out of their reach
     nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    reachable(tmp_path)
     tmp_path.chmod(0o777)
     done = subprocess.run([*nobody, sdrun, f"{option}{tmp_path}/mine", "echo", "started"], capture_output=True,
                           text=True, timeout=60, check=False)
