@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,14 @@ def test_a_missing_symbol_is_named(sources: Path, tmp_path: Path) -> None:
     (sources / "start.c").write_text((LIBRARY % "").replace("sd_boot_stack_top", "other_top"))
     with pytest.raises(build_image.ImageError, match="sd_boot_stack_top"):
         build_image.build(tmp_path / "out")
+
+
+def test_hot_functions_exist_and_lie_together() -> None:
+    """Names that went with a change of the sources would silently order nothing."""
+    text = "".join(path.read_text() for path in build_image.sources() if path.suffix == ".c")
+    unknown = [name for name in build_image.hot() if not re.search(rf"^(SD_CALL\(|[\w *]*\b){name}\b", text, re.MULTILINE)]
+    assert not unknown, f"sdlib/hot.txt names functions that are not there: {unknown}"
+    symbols = subprocess.run(["nm", "-n", build_image.OUTPUT / "sdlib.elf"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    places = {name: int(address, 16) for address, _kind, name in (line.split() for line in symbols.splitlines() if len(line.split()) == 3)}
+    warm = [places[name] for name in ("sd_dispatch", "sd_epoll_wait", "ep_scan", "sd_yield", "sd_shared_read", "sd_shared_write", "sd_rx_copy")]
+    assert max(warm) - min(warm) < 4 * build_image.PAGE, "what a message passes on its way lies on more than five pages"
