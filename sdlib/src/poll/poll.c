@@ -421,7 +421,7 @@ SD_CALL(sd_ppoll)
         || !sd_deadline_ts(&d, ts))
         return m.copied ? SYS5(__NR_ppoll, u, n, ts, m.set, 8) : SD_PASS;
     long r = poll_any(u, n, &d, &m);
-    if (ts && d.end_ns) /* else no time has passed to speak of */
+    if (ts && d.from_tsc) /* else no time has passed to speak of */
         sd_ns_ts(sd_deadline_left(&d), ts);
     return r;
 }

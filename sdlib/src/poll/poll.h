@@ -28,10 +28,13 @@ void sd_ep_before_fork(void); /* a child will share the kernel half of every epo
 
 /* ----------------------------------------------------------------- wait.c */
 
-/* Absolute end of a wait. The clock is first read when the call is about to wait. */
+/* End of a wait. Most are over while the ring is looked at, and reading the clock is a system call: the first question only takes the time
+ * stamp counter, the next one turns that into an absolute end. The counter's rate is known to one in a hundred; what has passed until then (a
+ * spin, less than a millisecond) is taken for a little less than it was, so that no wait ends early. */
 struct sd_deadline {
-    u64 ns;      /* time-out as given; SD_FOREVER: none; 0: do not wait */
-    u64 end_ns;  /* CLOCK_MONOTONIC, 0: clock not read yet */
+    u64 ns;       /* time-out as given; SD_FOREVER: none; 0: do not wait */
+    u64 from_tsc; /* when first asked, 0: not yet */
+    u64 end_ns;   /* CLOCK_MONOTONIC, 0: clock not read yet */
 };
 #define SD_FOREVER (~0ull)
 

@@ -200,7 +200,7 @@ SD_CALL(sd_select)
             return SD_PASS;
     }
     long r = run(&st, n, &d, &m);
-    if (tv && d.end_ns) {
+    if (tv && d.from_tsc) {
         sd_ns_ts(sd_deadline_left(&d), &ts);
         tv[0] = ts.sec;
         tv[1] = ts.nsec / 1000;
@@ -238,7 +238,7 @@ SD_CALL(sd_pselect6)
         return m.copied ? SYS6(__NR_pselect6, f->rdi, f->rsi, f->rdx, f->r10, f->r8, &copy) : SD_PASS;
     }
     long r = run(&st, n, &d, &m);
-    if (ts && d.end_ns)
+    if (ts && d.from_tsc)
         sd_ns_ts(sd_deadline_left(&d), ts);
     return r;
 }

@@ -27,7 +27,7 @@ struct sd_learn sd_learn_process;
 
 bool sd_deadline_ts(struct sd_deadline *d, const struct timespec64 *ts)
 {
-    d->end_ns = 0;
+    d->from_tsc = d->end_ns = 0;
     d->ns = SD_FOREVER;
     if (!ts)
         return true;
@@ -42,9 +42,15 @@ u64 sd_deadline_left(struct sd_deadline *d)
 {
     if (d->ns == 0 || d->ns == SD_FOREVER)
         return d->ns;
+    if (!d->from_tsc) {
+        d->from_tsc = sd_tsc();
+        return d->ns;
+    }
     u64 now = sd_now_ns();
-    if (!d->end_ns)
-        d->end_ns = now + d->ns;
+    if (!d->end_ns) {
+        u64 us = (sd_tsc() - d->from_tsc) / (g.tsc_per_us + g.tsc_per_us / 64 + 1);
+        d->end_ns = now + d->ns - min_u64(us * 1000, d->ns);
+    }
     return d->end_ns > now ? d->end_ns - now : 0;
 }
 
