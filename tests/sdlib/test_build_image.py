@@ -94,9 +94,12 @@ def test_a_missing_symbol_is_named(sources: Path, tmp_path: Path) -> None:
 def test_hot_functions_exist_and_lie_together() -> None:
     """Names that went with a change of the sources would silently order nothing."""
     text = "".join(path.read_text() for path in build_image.sources() if path.suffix == ".c")
-    unknown = [name for name in build_image.hot() if not re.search(rf"^(SD_CALL\(|[\w *]*\b){name}\b", text, re.MULTILINE)]
+    unknown = [name for name in build_image.hot()
+               if not re.search(rf"^(SD_CALL\(|[\w *]*\b){name}\b", text, re.MULTILINE)]
     assert not unknown, f"sdlib/hot.txt names functions that are not there: {unknown}"
-    symbols = subprocess.run(["nm", "-n", build_image.OUTPUT / "sdlib.elf"], stdout=subprocess.PIPE, text=True, check=True).stdout
-    places = {name: int(address, 16) for address, _kind, name in (line.split() for line in symbols.splitlines() if len(line.split()) == 3)}
-    warm = [places[name] for name in ("sd_dispatch", "sd_epoll_wait", "ep_scan", "sd_yield", "sd_shared_read", "sd_shared_write", "sd_rx_copy")]
-    assert max(warm) - min(warm) < 4 * build_image.PAGE, "what a message passes on its way lies on more than five pages"
+    symbols = subprocess.run(["nm", build_image.OUTPUT / "sdlib.elf"], stdout=subprocess.PIPE, text=True, check=True)
+    lines = [line.split() for line in symbols.stdout.splitlines()]
+    places = {line[2]: int(line[0], 16) for line in lines if len(line) == 3}
+    passed = ("sd_dispatch", "sd_epoll_wait", "ep_scan", "sd_yield", "sd_shared_read", "sd_shared_write", "sd_rx_copy")
+    warm = [places[name] for name in passed]
+    assert max(warm) - min(warm) < 4 * build_image.PAGE, "what a message passes lies on more than five pages"
