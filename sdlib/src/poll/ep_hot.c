@@ -15,14 +15,13 @@ void hot_add(struct ep *ep, struct reg *r)
     r->hot = true;
     ep->nhot++;
     if (!ep->hot) {
-        r->hot_next = r->hot_prev = r;
-    } else {
-        r->hot_next = ep->hot;
-        r->hot_prev = ep->hot->hot_prev;
-        r->hot_prev->hot_next = r;
-        r->hot_next->hot_prev = r;
+        ep->hot = r->hot_next = r->hot_prev = r;
+        return;
     }
-    ep->hot = r; /* the newest is looked at first */
+    r->hot_next = ep->hot; /* the newest is looked at last: of connections that do the same in turn, it is the last to be ready, too */
+    r->hot_prev = ep->hot->hot_prev;
+    r->hot_prev->hot_next = r;
+    r->hot_next->hot_prev = r;
 }
 
 void hot_del(struct ep *ep, struct reg *r)
