@@ -149,7 +149,7 @@ static bool in_seg(const volatile void *p)
 static void check_ours(const volatile void *p)
 {
     struct sd_dir *tx = &seg->dir[0], *rx = &seg->dir[1];
-    const volatile void *ours[] = {&tx->tail, &rx->tail /* [C2] */, &tx->held, &tx->held_since, &tx->base, &tx->prod_fenced, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->bell_first, &tx->tx_armed, &tx->prod_cpu,
+    const volatile void *ours[] = {&tx->tail, &rx->tail /* [C2] */, &tx->held, &tx->held_since, &tx->base, &tx->prod_fenced, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->bell_first, &tx->tx_armed, &tx->prod_cpu, &tx->rung_at,
                                    &tx->bell, &tx->go_back /* [S5]: TAKEN */, &rx->head, &rx->rx_armed, &rx->go_back, &rx->cons_cpu, &rx->arrived, &rx->bell, &seg->attached[0]};
 
     if (!inside || !in_seg(p))
@@ -249,7 +249,8 @@ static long receive(u8 *p, u64 n, u32 flags)
         net.arrived += 1 + rnd() % 3; /* something has come */
     }
     n = min_u64(n, net.arrived - net.read);
-    memset(p, 0x5a, n);
+    if (n)
+        memset(p, 0x5a, n);
     if (!(flags & MSG_PEEK))
         net.read += n;
     return (long)n;
