@@ -213,7 +213,9 @@ static bool peer_left(struct sock *s, int fd)
 
     if (!(load_rlx(&s->e.rx->prod_hint) & SD_HINT_CLOSED) && !s->probed && now - s->asked_tsc < SD_LOOK_US * g.tsc_per_us)
         return false;
-    if (unlikely(load_rlx(&s->b->latched) & LATCH_FIN) && !sd_is_far(s))
+    /* Also where the end that the kernel reports is our own: going back for it would leave unread bytes of ours in a ring that is over. */
+    bool own = load_rlx(&s->b->rx_shut) && !(load_rlx(&s->e.rx->prod_hint) & SD_HINT_CLOSED);
+    if (unlikely((load_rlx(&s->b->latched) & LATCH_FIN) || own) && !sd_is_far(s))
         return sd_peer_died(s, fd);
     s->asked_tsc = now;
     COUNT(calls_kernel);

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 
 from tests.differential.behaviours.descriptors import exchange
 from tests.differential.behaviours.transmit import fill
-from tests.differential.linux import DONTWAIT, IN, OUT, SHUT_WR
+from tests.differential.linux import DONTWAIT, IN, OUT, SHUT_RD, SHUT_WR
 from tests.differential.side import Call, Side
 from tests.differential.worlds import Stage, behaviour
 
@@ -52,6 +53,23 @@ def pidfd_getfd_unread(stage: Stage) -> None:
     a.close(x)
     thief.shutdown(got, SHUT_WR)
     b.recv(y, 10)
+
+
+@behaviour("pidfd_getfd of unread bytes whose sender has shut its reading side", carried=False)
+def pidfd_getfd_of_the_deaf(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    x, y = stage.connection()
+    b.send(y, b"ab")
+    b.shutdown(y, SHUT_RD)
+    time.sleep(0.05)  # then a sender asks whether its peer is there
+    b.send(y, b"cd")
+    got = take(thief, a, x)
+    thief.recv_all(got, 4)
+    b.send(y, b"ef")
+    thief.recv_all(got, 2)
+    b.close(y)
+    thief.recv(got, 2)
 
 
 @behaviour("pidfd_getfd while its owner sleeps in recv, poll, select, epoll", carried=False)
