@@ -492,7 +492,7 @@ def words(made: Pair, **other: int) -> frames.Words:
     lambda made: words(made, slot=99),
     lambda made: frames.Ready(),
     lambda made: frames.Switch(),
-], ids=["unwritten head", "head of the future", "bells", "slot", "ready twice", "switch twice"])  # fmt: skip
+], ids=["unwritten head", "head of the future", "slot", "ready twice", "switch twice"])  # fmt: skip
 def test_a_lie_ends_the_link(record: Any) -> None:
     made = linked()
     try:

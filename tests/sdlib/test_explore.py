@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant("wake-up-poll", "a lost wake-up", "ring/bell.h", "    return load_rlx(&e->rx->prod_fenced) == 0;",
            "    return false;"),
     Mutant("wake-up", "a lost wake-up", "sock/rx.c", "more(s, had) ? SD_NEWS : park(", "park("),
-    Mutant("wake-up", "a lost wake-up", "ring/bell.h", "atomic_fetch_add(&e->rx->rx_armed, 1);", "(void)e;"),
+    Mutant("wake-up", "taken back its count", "ring/bell.h", "atomic_fetch_add(&e->rx->rx_armed, 1);", "(void)e;"),
     Mutant("wake-up", "a second doorbell", "ring/bell.h", "atomic_exchange(&e->tx->bell, 1) != 1",
            "atomic_exchange(&e->tx->bell, 1) <= 1"),
     Mutant("wake-up", "a second doorbell", "sock/doorbell.c",
