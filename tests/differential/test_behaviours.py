@@ -28,6 +28,8 @@ def test_same_as_natively(world: str, name: str, runs: Runs, request: pytest.Fix
     got = runs.outcome(world, name, anew=anew).transcript
     if got != wanted:
         again = runs.reference(name, anew=True)
+        if got == again:
+            return  # one of what it is natively: how much fits into buffers depends on the moment
         lines = "\n".join(difflib.unified_diff(wanted, got, "native", world, lineterm="", n=4))
         pytest.fail(f"{lines}\n(natively again: {'the same as before' if again == wanted else again})", pytrace=False)
 

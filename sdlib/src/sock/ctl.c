@@ -214,8 +214,12 @@ SD_CALL(sd_shutdown)
         sd_leave(&h);
     } else {
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
-        if (r == 0 && f->rsi != SHUT_RD)
+        if (r == 0 && f->rsi != SHUT_RD) {
             s->b->tx_shut = 1;
+            sd_fence(); /* another thread is about to attach: it sees tx_shut, or we see that it has */
+            if (sd_attached(s))
+                sd_hint_say(&s->e, SD_HINT_SHUT_WR | (f->rsi == SHUT_RDWR ? SD_HINT_CLOSED : 0));
+        }
     }
     s->kcheck |= 1;
     if (r == 0) { /* an edge for whoever waits for edges */
