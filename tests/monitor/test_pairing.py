@@ -16,6 +16,7 @@ from sdlib.wire import Lost, MonitorClient, Paired, Pending, Refused, Ring
 from sdlib.wire.messages import Bell, Code
 from sdlib.wire.segment import segment_bytes
 from tests.monitor.support import RING, Link, MonitorProcess, events_of, readable, segment_ids
+from tools.net import free_port
 
 
 def own_addresses() -> list[str]:
@@ -132,8 +133,10 @@ def test_reused_addresses_do_not_pair_with_the_dead(client: MonitorClient) -> No
     """An offer whose connection is gone does not get the partner of the next connection with its addresses."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close by reset: no TIME_WAIT
-        stale = socket.create_connection(listener.getsockname())
-        name = stale.getsockname()
+        stale, name = socket.socket(), ("127.0.0.1", free_port())  # none that the kernel gives to others
+        stale.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stale.bind(name)
+        stale.connect(listener.getsockname())
         accepted, _ = listener.accept()
         assert client.offer(stale.fileno(), 1, RING, 5) == Pending(1)
         accepted.close()
