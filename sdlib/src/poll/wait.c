@@ -187,11 +187,11 @@ u64 sd_sleep_name(void)
         store_rlx(&last, sd_mix(sd_mix(sd_mix(g.secret + g.pid) + (u64)sd_self()) + sd_tsc()));
         pid = g.pid;
     }
-    do
+    do {
         name = 1 + (g.mt ? atomic_fetch_add(&last, 1) : load_rlx(&last));
-    while (unlikely(!name));
-    if (!g.mt)
-        store_rlx(&last, name);
+        if (!g.mt)
+            store_rlx(&last, name);
+    } while (unlikely(!name));
     return name;
 }
 

@@ -166,6 +166,12 @@ static inline void sd_hint_say(const struct sd_end *e, u32 hint)
     atomic_fetch_or(&e->tx->prod_hint, hint);
 }
 
+/* The program has shut its sending side. `deaf`: and its reading side, so what the peer sends from now on is answered with a reset. */
+static inline void sd_hint_shut(const struct sd_end *e, bool deaf)
+{
+    sd_hint_say(e, SD_HINT_SHUT_WR | (deaf ? SD_HINT_CLOSED : 0));
+}
+
 /* The kernel says that the stream is over, with `err` (0: FIN). What the program is to be told once the ring is drained. */
 u32 sd_end_error(const struct sd_end *e, u32 err);
 

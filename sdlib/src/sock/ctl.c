@@ -205,7 +205,7 @@ SD_CALL(sd_shutdown)
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
         if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
             sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
-        sd_hint_say(&s->e, SD_HINT_SHUT_WR | (f->rsi == SHUT_RDWR ? SD_HINT_CLOSED : 0));
+        sd_hint_shut(&s->e, f->rsi == SHUT_RDWR);
         s->b->tx_shut = 1;
         if (likely(!sd_is_far(s)) || !sd_far_shut(s))
             r = SYS2(__NR_shutdown, f->rdi, f->rsi);
@@ -218,7 +218,7 @@ SD_CALL(sd_shutdown)
             s->b->tx_shut = 1;
             sd_fence(); /* another thread is about to attach: it sees tx_shut, or we see that it has */
             if (sd_attached(s))
-                sd_hint_say(&s->e, SD_HINT_SHUT_WR | (f->rsi == SHUT_RDWR ? SD_HINT_CLOSED : 0));
+                sd_hint_shut(&s->e, f->rsi == SHUT_RDWR);
         }
     }
     s->kcheck |= 1;

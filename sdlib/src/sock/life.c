@@ -84,9 +84,9 @@ static void announce(struct sock *s)
 
     sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state. And before tx_shut: ctl.c */
     if (unlikely(b->tx_shut)) /* or what the peer sends to who hears nothing any more would be put on the ring, and read */
-        sd_hint_say(&s->e, SD_HINT_SHUT_WR | (load_rlx(&b->rx_shut) ? SD_HINT_CLOSED : 0));
-    if (load_rlx(&s->b->rx_plain) == 0)
-        sd_attached_say(s->seg, s->b->side);
+        sd_hint_shut(&s->e, load_rlx(&b->rx_shut));
+    if (load_rlx(&b->rx_plain) == 0)
+        sd_attached_say(s->seg, b->side);
     if (sd_is_far(s))
         sd_far_nudge(s);
 }
