@@ -77,7 +77,7 @@ filters: image
 	@$(PY) -m sdtrace.build_filter
 
 LAUNCH_SOURCES := $(sort $(wildcard sdtrace/launch/*.c))
-$(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h) sdlib/include/sd_abi.h Makefile $(STAMPS)/install
+$(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h sdlib/include/*.h) Makefile $(STAMPS)/install
 	gcc $(LAUNCH_CFLAGS) -o $@.new $(LAUNCH_SOURCES) $(LAUNCH_LDFLAGS)
 	mv $@.new $@
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Areas: the memory that a family of forked processes shares with us (sd_abi.h, struct sd_area).
+"""Areas: the memory that a family of forked processes shares with us (sd_area.h, struct sd_area).
 
 Made here, mapped here and there, and read for the report when the last process that can see it is gone.  Which
 process has which area is the kernel's word (its memory map), not the process's.

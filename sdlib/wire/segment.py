@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segment's outside: size, seals and the constant words of its header (the layout is sdlib/include/sd_abi.h).
+"""The segment's outside: size, seals and the constant words of its header (the layout is sdlib/include/sd_segment.h).
 
 The monitor makes segments with `initial_header`, its clients look at what they were given with `check_memfd`. The
 seals are what makes mapping a segment safe: nobody who holds the memfd can shrink it under a mapping (SIGBUS).

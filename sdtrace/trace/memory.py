@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory that a family of processes writes records into (sd_abi.h, struct sd_trace), and how they are taken out.
+"""The memory that a family of processes writes records into (sd_trace.h, struct sd_trace), and how they are taken out.
 
 The words in it are the programs': a tail that no honest one could have written is counted as loss and skipped.
 Nobody maps it any more when its memfd can be sealed against writing (areas.py says why).

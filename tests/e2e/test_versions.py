@@ -30,11 +30,13 @@ PARTS = ("sdlib", "sdtrace", "monitor", "policies", "tools", "setup.py", "pyproj
 CHANGES = {
     "sdlib/include/sd_abi.h": (
         (r"#define SD_ABI_VERSION (\d+)", r"#define SD_ABI_VERSION 9\1"),
-        (r"#define SD_SEG_MAGIC 0x\w+", "#define SD_SEG_MAGIC 0x5858585858585858"),
-        (r"#define SD_AREA_MAGIC 0x\w+", "#define SD_AREA_MAGIC 0x5959595959595959"),
-        (r"#define SD_SEG_HDR_BYTES 4096", "#define SD_SEG_HDR_BYTES 8192"),
         (r"SD_HC_OFFER = 2", "SD_HC_OFFER = 3"),
         (r"SD_HC_ATTACH = 3", "SD_HC_ATTACH = 2"),
+    ),
+    "sdlib/include/sd_area.h": ((r"#define SD_AREA_MAGIC 0x\w+", "#define SD_AREA_MAGIC 0x5959595959595959"),),
+    "sdlib/include/sd_segment.h": (
+        (r"#define SD_SEG_MAGIC 0x\w+", "#define SD_SEG_MAGIC 0x5858585858585858"),
+        (r"#define SD_SEG_HDR_BYTES 4096", "#define SD_SEG_HDR_BYTES 8192"),
     ),
     "sdlib/wire/messages.py": (
         (r"PROTOCOL_VERSION: Final = (\d+)", r"PROTOCOL_VERSION: Final = 9\1"),

@@ -145,7 +145,7 @@ static bool in_seg(const volatile void *p)
     return (u8 *)p >= (u8 *)seg && (u8 *)p < (u8 *)(seg + 1);
 }
 
-/* Who writes what: sd_abi.h. */
+/* Who writes what: sd_segment.h. */
 static void check_ours(const volatile void *p)
 {
     struct sd_dir *tx = &seg->dir[0], *rx = &seg->dir[1];

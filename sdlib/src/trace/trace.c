@@ -4,7 +4,7 @@
  *
  * Theory of operation
  * -------------------
- * Each thread writes into a ring of its own, a channel of memory that the supervisor reads (sd_abi.h, struct sd_trace). So a record costs no atomic
+ * Each thread writes into a ring of its own, a channel of memory that the supervisor reads (sd_trace.h, struct sd_trace). So a record costs no atomic
  * operation and no waiting: it is stored behind the tail, and the tail moved by sd_cas_local(), which fails if a signal handler has written one
  * meanwhile; then it is stored again. A thread that is killed in between has told nothing.
  *   [T1] tail: the thread stores a record, then releases tail; the supervisor acquires tail, then copies.
