@@ -591,10 +591,11 @@ int main(int argc, char **argv)
     if (!table)
         return 2;
     madvise((void *)(((u64)table + 4095) & ~4095ull), (sizeof *table << TABLE_BITS) - 4096, MADV_HUGEPAGE); /* each look is at another place of it */
-    for (const struct scenario *s = scenarios; s->name; s++)
-        if (argc < 2 || !strcmp(argv[1], s->name)) {
-            start(s);
-            fflush(stdout);
-        }
+    for (const struct scenario *const *t = scenes; *t; t++)
+        for (const struct scenario *s = *t; s->name; s++)
+            if (argc < 2 || !strcmp(argv[1], s->name)) {
+                start(s);
+                fflush(stdout);
+            }
     return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * explore.h - what a scenario is made of (scenarios.c) and what runs it (explore.c).
+ * explore.h - what a scenario is made of (scenes_*.c) and what runs it (explore.c).
  */
 #ifndef HOSTED_EXPLORE_H
 #define HOSTED_EXPLORE_H
@@ -30,7 +30,7 @@ struct programs {
 };
 
 extern struct programs prog;
-extern const struct scenario scenarios[];
+extern const struct scenario *const scenes[]; /* tables, each up to one without a name */
 
 void mc_name(const volatile void *p, const char *name); /* for traces */
 void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */

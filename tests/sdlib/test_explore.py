@@ -20,8 +20,10 @@ import pytest
 
 from tests.hostedbuild import EXPLORER, HOSTED, SRC, build
 
-DRIVERS = ("explore.c", "scenarios.c", "kernel.c", "around.c")
-NAMES = re.findall(r'^    {"([a-z-]+)"', (HOSTED / "scenarios.c").read_text(), re.MULTILINE)
+SCENES = sorted(path.name for path in HOSTED.glob("scenes_*.c"))
+DRIVERS = ("explore.c", "scene.c", *SCENES, "kernel.c", "around.c")
+NAMES = [name for scenes in SCENES
+         for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 
 
 class Mutant(NamedTuple):
@@ -57,7 +59,7 @@ MUTANTS = [
            "    (void)armed;\n"),
     Mutant("room", "has not taken back its count", "sock/room.c", "    sd_owed_armed(s, armed);\n",
            "    (void)armed;\n"),
-    Mutant("wake-up-named", "a lost wake-up", "scenarios.c", "++prog.plain[0]", "1"),
+    Mutant("wake-up-named", "a lost wake-up", "scenes_bells.c", "++prog.plain[0]", "1"),
     Mutant("wake-up-named", "a lost wake-up", "sock/doorbell.c", "return load_acq(place_of(as)) == as;",
            "return as != 0;"),
     Mutant("two-trees", "another's name has kept it asleep", "sock/doorbell.c",

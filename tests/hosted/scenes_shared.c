@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * scenes_shared.c - scenarios of threads that share an end: tokens, the short way of the shared, and a sleeper beside one who looks.
+ */
+#include "scene.h"
+
+/* ------------------------------------------------------------------ tokens */
+
+/* One byte of the direction that side 1 reads, taken as ring_take() does. */
+static void move_head(void)
+{
+    struct sock *s = &w.sock[1];
+    struct sd_hold h;
+    u64 from;
+    bool done;
+
+    do {
+        sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+        from = load_rlx(&s->e.rx->head);
+        done = sd_commit_index(&h, &s->e.rx->head, from, from + 1);
+        if (done && prog.got[1][(from + 3) & 31]++)
+            host_fail("two have taken the same byte");
+        prog.ngot[1] += done;
+        sd_leave(&h);
+    } while (!done);
+}
+
+static void moves_twice(void) { move_head(), move_head(); }
+
+static void token_biased(void)
+{
+    shared_by_threads(1, SD_DIR_RX);
+    *(u64 *)&w.block[1].token[SD_DIR_RX] = sd_tok_next(0, SD_TOK_BIASED, 1, 0);
+}
+
+/* The short way of the shared (fast.c): the first participant is the owner, and what it needs is planned. */
+static void two_senders(void)
+{
+    shared_by_threads(0, SD_DIR_TX);
+    *(u64 *)&w.block[0].token[SD_DIR_TX] = sd_tok_next(0, SD_TOK_BIASED, 1, 0);
+    w.sock[0].e.tx_from = *(u64 *)&w.seg.dir[0].tail;
+    w.sock[0].e.tx_place = w.sock[0].e.tx_ring + 1; /* counters start three below the wrap, and the ring has four bytes */
+    w.sock[0].e.tx_room = 3;
+    w.sock[0].e.tx_span = 2;
+}
+
+static void two_readers(void)
+{
+    token_biased();
+    w.sock[0].e.tx_ring[1] = 'a';
+    w.sock[0].e.tx_ring[2] = 'b';
+    *(u64 *)&w.seg.dir[0].tail += 2;
+}
+
+/* ----------------------------------------------------------------- company */
+
+/* A thread of side 1 sleeps in some poll, armed, and does not run; another one looks, and takes nothing. */
+static void in_company(void)
+{
+    shared_by_threads(1, SD_DIR_RX);
+    *(u32 *)&w.seg.dir[0].rx_armed = 1;
+    *(u32 *)&w.sock[1].parked = 1;
+    bells_at_most = 2;
+}
+
+/* The doorbell of bytes that are read already has not been eaten yet. */
+static void in_company_late(void)
+{
+    in_company();
+    *(u32 *)&w.seg.dir[0].bell = 1;
+    w.net.dir[0].written = 1;
+}
+
+/* It sleeps until there is room. */
+static void in_company_room(void)
+{
+    in_company();
+    *(u32 *)&w.seg.dir[0].rx_armed = 0;
+    *(u32 *)&w.seg.dir[1].tx_armed = 1;
+    *(u64 *)&w.seg.dir[1].tail += 4;
+    for (u32 i = 0; i < 4; i++)
+        w.sock[1].e.tx_ring[i] = 'r';
+}
+
+static void in_company_room_late(void)
+{
+    in_company_room();
+    *(u32 *)&w.seg.dir[0].bell = 1;
+    w.net.dir[0].written = 1;
+}
+
+static void a_sends_1(void) { put(0, "a", 0); }
+static void a_takes_4(void) { take(0, 4, 0); }
+
+static void b_only_looks(void)
+{
+    sd_look_at_kernel(&w.sock[1], FD_OF(1));
+    sd_look_at_kernel(&w.sock[1], FD_OF(1));
+}
+
+/* When it runs, the kernel must say that there is something to read. */
+static void sleeper_would_see_it(void)
+{
+    if (!net_bells_unread(0))
+        host_fail("a sleeper would sleep on");
+}
+
+/* Participants from the start: only those take the short way. */
+static void sends_a(void) { sd_part_of(sd_self()), put(0, "a", 0); }
+static void sends_b(void) { sd_part_of(sd_self()), put(0, "b", 0); }
+static void takes_1(void) { sd_part_of(sd_self()), take(1, 1, MSG_DONTWAIT); }
+
+static void both_were_sent(void)
+{
+    const u8 *ring = w.sock[0].e.tx_ring;
+
+    if (*(u64 *)&w.seg.dir[0].tail + 3 != 2 || ring[1] + ring[2] != 'a' + 'b')
+        host_fail("bytes are lost, doubled or in the wrong place");
+}
+
+static void both_were_read(void)
+{
+    if (prog.ngot[1] != 2 || prog.got[1][0] + prog.got[1][1] != 'a' + 'b')
+        host_fail("bytes are lost or doubled");
+}
+
+/* Who was killed may have taken one byte of which nobody knows. */
+static void head_is_right(void)
+{
+    u64 moved = *(u64 *)&w.seg.dir[0].head + 3, known = prog.ngot[1], dead = prog.killed[0] + prog.killed[1] + prog.killed[2];
+
+    if (moved < known || moved > known + dead)
+        host_fail("the index has not moved as often as it was told");
+}
+
+const struct scenario scenes_shared[] = {
+    {"token", token_biased, {moves_twice, move_head}, head_is_right},
+    {"token-killed", token_biased, {moves_twice, move_head}, head_is_right, .mortal = 1},
+    {"token-stopped", token_biased, {moves_twice, move_head}, head_is_right, .slow = 2},
+    {"two-senders", two_senders, {sends_a, sends_b}, both_were_sent},
+    {"two-readers", two_readers, {takes_1, takes_1}, both_were_read},
+    {"company", in_company, {a_sends_1, b_only_looks}, sleeper_would_see_it},
+    {"company-late", in_company_late, {a_sends_1, b_only_looks}, sleeper_would_see_it},
+    {"company-room", in_company_room, {a_takes_4, b_only_looks}, sleeper_would_see_it},
+    {"company-room-late", in_company_room_late, {a_takes_4, b_only_looks}, sleeper_would_see_it},
+    {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 4},
+    {0},
+};
