@@ -4,8 +4,10 @@
 from tests.differential.behaviours import (
     beside,
     company,
+    corked,
     descriptors,
     ends,
+    files,
     handed,
     options,
     others,
@@ -19,6 +21,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "beside", "company", "descriptors", "ends", "handed", "options", "others", "patterns", "pointers", "readiness",
-    "receive", "several", "taken", "transmit",
+    "beside", "company", "corked", "descriptors", "ends", "files", "handed", "options", "others", "patterns",
+    "pointers", "readiness", "receive", "several", "taken", "transmit",
 ]  # fmt: skip
