@@ -22,6 +22,7 @@ BEHAVIOURS = [
     "gone close", "gone exit", "gone kill", "gone unread", "mid_switch", "lowat",
     "early_epoll thread", "early_epoll set", "early_epoll dup", "int80",
     "int80_more select", "int80_more messages", "int80_more signals", "int80_more threads",
+    "int80_handlers frames", "int80_handlers interrupt", "int80_handlers tls",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]
 
@@ -63,9 +64,11 @@ def test_a_handler_forks_while_its_thread_sleeps(what: str, runner: Runner, gues
     runner.check(program, at_least=2, of_bytes=100)
 
 
-def test_own_filter_by_int80(runner: Runner, guests: Guests) -> None:
+@pytest.mark.parametrize(("guest", "what"), [("int80_more", "filter"), ("int80_handlers", "strict")],
+                         ids=["filter", "strict"])
+def test_own_filter_by_int80(guest: str, what: str, runner: Runner, guests: Guests) -> None:
     """A connection goes back to TCP before the filter is installed."""
-    program = runner.run(guests("int80_more"), "filter")
+    program = runner.run(guests(guest), what)
     assert program.stdout == b"ok\n"
 
 

@@ -22,9 +22,10 @@ from tests.e2e.test_attach import tracer_of
 from tests.guestbuild import Guests
 from tests.harness import Mode, Program, Report, Runner, end_monitor
 
-# Connections with a child, one for each line of its input, of a hundred exchanges each.
+# Connections with a child, one for each line of its input, of some hundred exchanges each. The pauses are for the
+# supervisor: on a busy machine a connection without any is over before its two ends have been brought together.
 CONNECTIONS = """
-import os, socket, sys
+import os, socket, sys, time
 print("ready", flush=True)
 for line in sys.stdin:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -36,6 +37,7 @@ for line in sys.stdin:
         conn, _ = listener.accept()
     with conn:
         for number in range(300):
+            if number % 50 == 10: time.sleep(0.02)
             conn.sendall(b"%d." % number); got = b""
             while not got.endswith(b"."): got += conn.recv(100)
             assert got == b"%d." % number
@@ -104,7 +106,7 @@ def test_strace_is_there_first(either: Runner, tmp_path: Path) -> None:
     program = fed.end()
     if either.mode is Mode.SHM:
         report = program.report()
-        assert report.total == report.shm == 6, report
+        assert report.total == report.shm == 6, str(report)
         assert process_of(report, pid)["injected"], report
         traced = [process for process in report.raw["processes"] if process["reason"] == "already-traced"]
         assert traced, report

@@ -195,6 +195,7 @@ struct __attribute__((packed)) epoll_event {
 #define SIGSTOP 19
 #define SIGXCPU 24
 #define SIGXFSZ 25
+#define SIGIO 29
 #define SIGSYS 31
 #define NSIG 64
 #define SIGBIT(s) (1ull << ((s)-1))

@@ -4,16 +4,15 @@
  *
  * It is never patched: whoever does that today does it once. Most such calls are none of our business, and go to the kernel as they are. Those that make
  * sockets or processes, wait, or use a descriptor which may be one of ours are made as the 64-bit call that means the same, with arguments translated
- * where i386 lays them out otherwise (int80_*.c). What is left gets ENOSYS, as on a kernel that has no such calls: handlers, whose frames would be those of
- * 32-bit code, and what such code returns by; TLS for a thread, which would be a segment; strict mode. In trees that deny something the
- * filter refuses the calls that make connections, as long as we are not there (sdtrace/syscalls.py).
+ * where i386 lays them out otherwise (int80_*.c). What is left gets ENOSYS, as on a kernel that has no such calls: TLS for a thread, which would be a
+ * segment. In trees that deny something the filter refuses the calls that make connections, as long as we are not there (sdtrace/syscalls.py).
  */
 #include "gate/int80.h"
 #include "gate/calls.h"
 #include "sock/sock.h"
 
 #define AS_IT_IS 0xfffeu
-#define REFUSED 0xffffu
+#define RETURNS 0xffffu
 #define SOCKETCALL 102u
 #define IOV_MAX 1024u
 #define CHUNK 65536u
@@ -33,7 +32,7 @@ static const struct {
     {48, __NR_rt_sigaction}, {67, __NR_rt_sigaction}, {174, __NR_rt_sigaction}, {126, __NR_rt_sigprocmask}, {175, __NR_rt_sigprocmask},
     {72, __NR_rt_sigsuspend}, {179, __NR_rt_sigsuspend}, {186, __NR_sigaltstack}, {172, __NR_prctl}, {354, __NR_seccomp},
     {425, __NR_io_uring_setup}, {426, __NR_io_uring_enter}, {427, __NR_io_uring_register},
-    {119, REFUSED}, {173, REFUSED}, /* sigreturn, rt_sigreturn */
+    {119, RETURNS}, {173, RETURNS}, /* sigreturn, rt_sigreturn */
 };
 
 /* Also with a descriptor in front, and none of our business unless that is ours. */
@@ -193,18 +192,17 @@ static long own_filter(struct sd_frame *f)
     bool dispatch = (u32)f->rax == __NR_prctl && (u32)f->rdi == PR_SET_SYSCALL_USER_DISPATCH;
     bool filter = (u32)f->rax == __NR_prctl ? (u32)f->rdi == PR_SET_SECCOMP : f->rdi <= 1;
     bool strict = (u32)f->rax == __NR_prctl ? f->rsi == 1 : f->rdi == 0;
+    long r;
 
     if (dispatch)
         return -EINVAL;
     if (!filter)
         return SD_INT80_AS_IT_IS;
-    if (strict)
-        return -ENOSYS;
-    if ((u32)f->rax == __NR_prctl)
-        sd_prctl(f, sd_self());
-    else
-        sd_seccomp(f, sd_self());
-    return SD_INT80_ANEW;
+    r = (u32)f->rax == __NR_prctl ? sd_prctl(f, sd_self()) : sd_seccomp(f, sd_self());
+    if (!strict)
+        return SD_INT80_ANEW;
+    f->rax = (u64)(r == SD_PASS ? -EINVAL : r); /* the kernel itself has none of it beside a filter */
+    return SD_INT80_DONE;
 }
 
 static long child(struct sd_int80 *c)
@@ -268,12 +266,15 @@ long sd_int80_means(struct ucontext *uc, struct sd_int80 *c)
     c->tell = SD_TELL_NOTHING;
     c->user_ts = 0;
     c->niov = 0;
+    c->handler = false;
     c->rooms = NULL;
     c->left = 0;
     if (as == AS_IT_IS && nr != SOCKETCALL)
         return SD_INT80_AS_IT_IS;
-    if (as == REFUSED)
-        return -ENOSYS;
+    if (as == RETURNS) {
+        sd_int80_sigreturn(uc, nr);
+        return SD_INT80_RETURNED;
+    }
     c->f = (struct sd_frame){.rax = as, .rdi = (u32)r[UC_RBX], .rsi = (u32)r[UC_RCX], .rdx = (u32)r[UC_RDX], .r10 = (u32)r[UC_RSI],
                              .r8 = (u32)r[UC_RDI], .r9 = (u32)r[UC_RBP], .flags = r[UC_EFLAGS]};
     if (nr == SOCKETCALL && (error = of_socketcall(&c->f)))

@@ -11,6 +11,7 @@
 #define SD_INT80_AS_IT_IS 1 /* by the kernel, from the gate */
 #define SD_INT80_DONE 2     /* the answer is in c->f.rax */
 #define SD_INT80_CHILD 3    /* c->f may come back twice */
+#define SD_INT80_RETURNED 5 /* from a handler: nothing is answered */
 #define SD_INT80_ANEW 4     /* the program's own instruction once more: nothing traps any more */
 
 /* What is told to the program when the call has come back. */
@@ -25,7 +26,8 @@ struct sd_int80 {
     struct timespec64 ts;
     u64 pair[2];       /* a set of signals and its size; an offset */
     u64 *sets;         /* three of them */
-    struct ksigaction act, old;
+    struct ksigaction act, old, before; /* before: of a handler of 32-bit code */
+    bool handler;                       /* that one is being set */
     u64 *args, stack;  /* of clone3; the child's, 0: a copy of this one */
     struct msghdr m;
     struct iovec iov[8];
@@ -58,6 +60,13 @@ long sd_int80_wait_told(struct sd_int80 *c, long r);
 /* int80_sig.c: SD_INT80_DONE, 0 or -errno */
 long sd_int80_signals(struct sd_int80 *c, struct ucontext *uc);
 long sd_int80_action_told(struct sd_int80 *c, long r);
+
+/* int80_frame.c */
+void sd_signal32(void); /* gate.S: what the kernel has for handlers of 32-bit code */
+bool sd_int80_handler(struct sd_int80 *c, u32 sig); /* c->act becomes what is set in its place; false: it is none */
+void sd_int80_handler_refused(const struct sd_int80 *c, u32 sig);
+void sd_int80_handler_told(u32 sig, struct ksigaction *old); /* what the program reads */
+void sd_int80_sigreturn(struct ucontext *uc, u32 nr);
 
 /* int80_child.c */
 long sd_int80_clone(struct sd_int80 *c);

@@ -2,12 +2,11 @@
  *
  * int80_sig.c - actions, masks and the alternate stack of signals, as i386 lays them out (int80.c).
  *
- * An action may be default or ignore, and may be asked for. A handler that is set by int $0x80 gets a frame of 32-bit code natively, which it could not use
- * unless it was that; it is refused.
+ * A handler that is set here is 32-bit code: int80_frame.c.
  */
 #include "gate/int80.h"
 
-#define SIG_IGN 1u
+#define SA_RESETHAND 0x80000000u
 
 struct action32 { /* rt_sigaction; sigaction has the mask, of 32 bits, behind the handler */
     u32 handler, flags, restorer, mask[2];
@@ -37,18 +36,20 @@ static long action_in(struct sd_int80 *c, u64 from)
             return -EFAULT;
         c->act = (struct ksigaction){o.handler, o.flags, o.restorer, o.mask};
     }
-    return c->act.handler > SIG_IGN ? -ENOSYS : 0;
+    c->handler = sd_int80_handler(c, (u32)c->f.rdi);
+    return 0;
 }
 
 /* signal(number, what) answers with the old one. */
 static long simple_action(struct sd_int80 *c)
 {
-    c->act = (struct ksigaction){.handler = (u32)c->f.rsi};
+    c->act = (struct ksigaction){.handler = (u32)c->f.rsi, .flags = SA_RESETHAND | SA_NODEFER};
+    c->handler = sd_int80_handler(c, (u32)c->f.rdi);
     c->f.rsi = (u64)&c->act;
     c->f.rdx = (u64)&c->old;
     c->f.r10 = 8;
     c->tell = SD_TELL_ACTION;
-    return c->act.handler > SIG_IGN ? -ENOSYS : 0;
+    return 0;
 }
 
 static long action(struct sd_int80 *c)
@@ -71,6 +72,8 @@ long sd_int80_action_told(struct sd_int80 *c, long r)
     struct action32 a = {(u32)k->handler, (u32)k->flags, (u32)k->restorer, {(u32)k->mask, (u32)(k->mask >> 32)}};
     struct old_action32 o = {(u32)k->handler, (u32)k->mask, (u32)k->flags, (u32)k->restorer};
 
+    if (r < 0 && c->handler)
+        sd_int80_handler_refused(c, (u32)c->f.rdi);
     if (r < 0)
         return r;
     if (c->nr == 48)

@@ -114,6 +114,8 @@ static NOINLINE void int80(struct ucontext *uc)
     struct sd_int80 c;
     set_mask(uc->sigmask); /* also for faults in what its pointers lead to */
     long r = sd_int80_means(uc, &c);
+    if (r == SD_INT80_RETURNED)
+        return;
     if (r == SD_INT80_ANEW) {
         uc->reg[UC_RIP] -= 2;
         return;
@@ -285,7 +287,7 @@ void sd_actions_own(void)
 
 /* ------------------------------------------------------ the program's calls */
 
-SD_CALL(sd_rt_sigaction)
+static long change_action(struct sd_frame *f, const struct sd_tcb *t)
 {
     u64 sig = f->rdi & 0xffffffff;
     const struct ksigaction *act = (void *)f->rsi;
@@ -324,6 +326,14 @@ SD_CALL(sd_rt_sigaction)
         from_kernel(&was, handler, flags, masked);
         *old = was;
     }
+    return r;
+}
+
+SD_CALL(sd_rt_sigaction)
+{
+    long r = change_action(f, t);
+    if (r == 0 && f->rdx)
+        sd_int80_handler_told((u32)f->rdi, (void *)f->rdx);
     return r;
 }
 

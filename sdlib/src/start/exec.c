@@ -105,9 +105,11 @@ static void own_filter(void)
 }
 
 #define STMT(c, v) { c, 0, 0, v }
-#define ALLOW_IF(nr, skip) { 0x15, skip, 0, nr } /* BPF_JMP | BPF_JEQ | BPF_K */
+#define IF(value, skip) { 0x15, skip, 0, value } /* BPF_JMP | BPF_JEQ | BPF_K */
+#define ARCH_64 0xc000003eu
 
-/* Strict mode cannot be had beside a filter, and there is one: ours. So it becomes another filter: the same four calls. */
+/* Strict mode cannot be had beside a filter, and there is one: ours. So it becomes another filter: the same four calls, of either kind: read, write, exit,
+ * and sigreturn (rt_sigreturn has a number of its own by int $0x80). */
 static long strict_mode(void)
 {
     struct insn {
@@ -115,9 +117,14 @@ static long strict_mode(void)
         u8 yes, no;
         u32 k;
     } list[] = {
-        STMT(0x20, 0), /* BPF_LD | BPF_W | BPF_ABS: the number */
-        ALLOW_IF(__NR_read, 4), ALLOW_IF(__NR_write, 3), ALLOW_IF(__NR_exit, 2), ALLOW_IF(__NR_rt_sigreturn, 1),
+        STMT(0x20, 4), /* BPF_LD | BPF_W | BPF_ABS: which kind */
+        IF(ARCH_64, 6),
+        STMT(0x20, 0), /* the number */
+        IF(3, 10), IF(4, 9), IF(1, 8), IF(119, 7),
         STMT(6, 0),          /* SECCOMP_RET_KILL_THREAD */
+        STMT(0x20, 0),
+        IF(__NR_read, 4), IF(__NR_write, 3), IF(__NR_exit, 2), IF(__NR_rt_sigreturn, 1),
+        STMT(6, 0),
         STMT(6, 0x7fff0000), /* SECCOMP_RET_ALLOW */
     };
     struct {

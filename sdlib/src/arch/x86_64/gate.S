@@ -32,6 +32,7 @@
 #define OFF_S 85
 #define UC_RIP_AT 168         /* of the context, struct ucontext */
 #define SHOWN_BYTES 352       /* struct sd_shown; a multiple of 16 */
+#define ROOM32_BYTES 832       /* struct sd_room32; a multiple of 16 */
 #define SD_LIB_HIGH 0x2d00    /* SD_LIB_BASE >> 32 */
 #define OWN_ALT_BYTES 65536   /* SD_OWN_ALT */
 #define TCB_OWN_ALT 216       /* asserted in sd.h, as the others */
@@ -252,6 +253,30 @@ sd_signal_inside:
     lea     8(%rcx), %rdx                    /* in every frame the context follows the return address */
     xor     %eax, %eax
     jmp     *%r11
+
+/* A handler of 32-bit code (int80_frame.c): below the kernel's frame comes one of i386, on which it begins. */
+    .globl sd_signal32
+    .hidden sd_signal32
+sd_signal32:
+    lea     -ROOM32_BYTES(%rsp), %rsp
+    and     $-16, %rsp
+    mov     %rsp, %rcx
+    push    %rdx
+    push    %rdx
+    call    sd_frame32                       /* rax: struct sd_room32 */
+    pop     %rdx
+    mov     %rax, %rsp
+    mov     UC_RIP_AT-40(%rdx), %rbx         /* the program's: what was interrupted may be ours */
+    mov     UC_RIP_AT-48(%rdx), %rbp
+    mov     UC_RIP_AT-56(%rdx), %rsi
+    mov     UC_RIP_AT-64(%rdx), %rdi
+    mov     $0x2b, %eax
+    mov     %eax, %ds
+    mov     %eax, %es
+    pop     %rax
+    pop     %rdx
+    pop     %rcx
+    iretq
 
 /* Where such a handler returns to without dispatch: the context that it was shown is at rsp. */
     .globl sd_signal_back
