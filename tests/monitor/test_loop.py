@@ -22,16 +22,8 @@ from monitor.hosts.link import Link
 from sdlib import abi
 from tests.guestbuild import C_FLAGS
 from tests.harness import ROOT
-from tests.monitor.test_mirror import (
-    RING,
-    Pair,
-    Side,
-    anybody_killed,
-    in_any_order,
-    lost_at_every_moment,
-    sealers,
-    the_end_comes_last,
-)
+from tests.monitor.pair import RING, Pair, Side, sealers
+from tests.monitor.test_mirror import anybody_killed, in_any_order, lost_at_every_moment, the_end_comes_last
 
 FOUND = discover.Found("fake", 1, 0, bytes(16), 3, 64, 8, 14, 6)
 """Inline size and depth matter."""
