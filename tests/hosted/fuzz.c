@@ -11,35 +11,31 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "kernel.h"
+#include "fuzz.h"
 #include "poll/poll.h"
 
-#define FD 10
-#define RING 64
 #define CALL_BYTES 200
-#define MEDDLE_STEPS 300   /* accesses of one call before the peer becomes quiet */
-#define QUIET_STEPS 20000  /* and so many more may follow */
 
 long sd_fast_read(u64 fd, u8 *buf, u64 len);
 long sd_fast_write(u64 fd, const u8 *buf, u64 len);
 long sd_shared_read(u64 fd, u8 *buf, u64 len);
 long sd_shared_write(u64 fd, const u8 *buf, u64 len);
 
-static struct sd_seg *seg;
-static u8 *ring[2], shadow[RING];
-static struct sd_block block;
-static struct sock sk;
-static struct sd_tcb tcb = {.tid = 100, .level = 1};
-static struct sd_area area; /* for the participants; the peer cannot see it */
+struct sd_seg *seg;
+u8 *ring[2];
+struct sock sk;
+struct net net;
+u64 step;
+bool inside;
 
-/* The kernel's side of the connection. */
-static struct { u64 written, arrived, read; bool fin, reset, shut; } net;
-static u64 seed, calls, step;
-static bool inside; /* of a call */
+static u8 shadow[RING];
+static struct sd_block block;
+static struct sd_area area; /* for the participants; the peer cannot see it */
+static u64 seed, calls;
 static u64 outcome[8];
 enum { SENT, RECEIVED, AGAIN, DROPPED, FAILED, ENDED, ON_RING, WENT_BACK };
 
-static u64 rnd(void)
+u64 rnd(void)
 {
     seed ^= seed << 13;
     seed ^= seed >> 7;
@@ -47,7 +43,7 @@ static u64 rnd(void)
     return seed;
 }
 
-static bool one_in(u64 n) { return rnd() % n == 0; }
+bool one_in(u64 n) { return rnd() % n == 0; }
 
 static u64 first_seed;
 static const char *now = "start";
@@ -57,288 +53,6 @@ void host_fail(const char *why)
     printf("FAIL seed %llu, call %llu (%s): %s\n", (unsigned long long)first_seed, (unsigned long long)calls, now, why);
     fflush(stdout);
     abort();
-}
-
-/* ---------------------------------------------------------------- the peer */
-
-static u64 value(void)
-{
-    struct sd_dir *mine = &seg->dir[0], *its = &seg->dir[1];
-    u64 bases[] = {0, ~0ull, 1ull << 63, *(u64 *)&mine->tail, *(u64 *)&mine->head, *(u64 *)&its->tail, *(u64 *)&its->head, net.read, net.arrived,
-                   net.written, rnd()};
-    u64 base = bases[rnd() % ARRAY_LEN(bases)];
-
-    return one_in(2) ? base + rnd() % 5 - 2 : base + rnd() % (2 * RING + 3) - RING;
-}
-
-/* Mostly plausible, so that a connection lives for a while. */
-static void meddle(void)
-{
-    struct sd_dir *its = &seg->dir[1], *mine = &seg->dir[0];
-    u64 *tail = (u64 *)&its->tail, *head = (u64 *)&mine->head;
-
-    switch (rnd() % 32) {
-    case 0: /* any word */
-        ((u32 *)seg)[rnd() % (sizeof *seg / 4)] = (u32)value();
-        break;
-    case 1:
-        ((u64 *)seg)[rnd() % (sizeof *seg / 8)] = value();
-        break;
-    case 2 ... 11:
-        *tail += rnd() % 9;
-        if (*tail - *(u64 *)&its->head > RING && !one_in(20))
-            *tail = *(u64 *)&its->head + RING;
-        break;
-    case 12 ... 21:
-        if (*(u64 *)&mine->tail - *head <= RING)
-            *head += rnd() % (*(u64 *)&mine->tail - *head + 1);
-        break;
-    case 22:
-        *(u64 *)&its->sw_ring = net.arrived + 1 + rnd() % 3;
-        break;
-    case 23:
-        if (one_in(8)) {
-            *(u64 *)&its->sw_back_at = *tail;
-            *(u64 *)&its->sw_back = net.arrived + 1 + rnd() % 3;
-        }
-        break;
-    case 24:
-        *(u32 *)&its->bell ^= 1;
-        break;
-    case 25:
-        *(u32 *)&its->tx_armed = rnd() % 3;
-        break;
-    case 26:
-        *(u32 *)&mine->rx_armed = rnd() % 3;
-        break;
-    case 27:
-        net.arrived += rnd() % 4;
-        break;
-    case 28:
-        *(u32 *)&seg->attached[1] = 1;
-        break;
-    case 29:
-        if (one_in(40))
-            net.fin = true;
-        if (one_in(100))
-            net.reset = true;
-        break;
-    default:
-        break;
-    }
-}
-
-static void come_in(void)
-{
-    if (!inside)
-        return;
-    if (++step > MEDDLE_STEPS + QUIET_STEPS)
-        host_fail("does not come to an end");
-    if (step < MEDDLE_STEPS && one_in(6))
-        meddle();
-}
-
-/* ------------------------------------------------------------ shared words */
-
-static bool in_seg(const volatile void *p)
-{
-    return (u8 *)p >= (u8 *)seg && (u8 *)p < (u8 *)(seg + 1);
-}
-
-/* Who writes what: sd_segment.h. */
-static void check_ours(const volatile void *p)
-{
-    struct sd_dir *tx = &seg->dir[0], *rx = &seg->dir[1];
-    const volatile void *ours[] = {&tx->tail, &rx->tail /* [C2] */, &tx->held, &tx->held_since, &tx->base, &tx->prod_fenced, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->bell_first, &tx->tx_armed, &tx->prod_cpu, &tx->rung_at,
-                                   &tx->bell, &tx->go_back /* [S5]: TAKEN */, &rx->head, &rx->rx_armed, &rx->go_back, &rx->cons_cpu, &rx->arrived, &rx->bell, &seg->attached[0]};
-
-    if (!inside || !in_seg(p))
-        return;
-    for (u32 i = 0; i < ARRAY_LEN(ours); i++)
-        if (p == ours[i])
-            return;
-    host_fail("writes a word that is not ours");
-}
-
-static u64 get_word(const volatile void *p, u32 size)
-{
-    return size == 8 ? *(const volatile u64 *)p : *(const volatile u32 *)p;
-}
-
-static void set_word(volatile void *p, u32 size, u64 v)
-{
-    check_ours(p);
-    if (size == 8)
-        *(volatile u64 *)p = v;
-    else
-        *(volatile u32 *)p = (u32)v;
-}
-
-u64 mc_load(const volatile void *p, u32 size)
-{
-    come_in();
-    return get_word(p, size);
-}
-
-void mc_store(volatile void *p, u32 size, u64 v)
-{
-    come_in();
-    set_word(p, size, v);
-}
-
-u64 mc_rmw(volatile void *p, u32 size, enum mc_op op, u64 v)
-{
-    u64 old;
-
-    come_in();
-    old = get_word(p, size);
-    set_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : v);
-    return old;
-}
-
-bool mc_cmpxchg(volatile void *p, u32 size, u64 *want, u64 val)
-{
-    u64 old;
-
-    come_in();
-    old = get_word(p, size);
-    if (old != *want) {
-        *want = old;
-        return false;
-    }
-    set_word(p, size, val);
-    return true;
-}
-
-bool mc_cas_local(_Atomic u64 *p, u64 want, u64 val) { return mc_cmpxchg(p, 8, &want, val); }
-void mc_fence(void) { come_in(); }
-void mc_relax(void) { come_in(); }
-void host_membarrier(void) { come_in(); }
-void mc_bytes(void *dst, const void *src, u64 n)
-{
-    come_in();
-    memcpy(dst, src, n);
-}
-
-/* ------------------------------------------------------------- the kernel */
-
-struct sd_tcb *sd_self(void) { return &tcb; }
-u64 sd_now_ns(void)
-{
-    static u64 now_ns;
-
-    return now_ns += 100000;
-}
-
-struct sock *sd_sock_of(u64 fd) { return fd == FD ? &sk : NULL; }
-
-static long receive(u8 *p, u64 n, u32 flags)
-{
-    if (net.reset) {
-        net.reset = false;
-        net.fin = true;
-        return -ECONNRESET;
-    }
-    if (net.arrived == net.read) {
-        if (net.fin || net.shut)
-            return 0;
-        if (flags & MSG_DONTWAIT)
-            return -EAGAIN;
-        if (one_in(2))
-            return one_in(2) ? -EINTR : -EAGAIN;
-        net.arrived += 1 + rnd() % 3; /* something has come */
-    }
-    n = min_u64(n, net.arrived - net.read);
-    if (n)
-        memset(p, 0x5a, n);
-    if (!(flags & MSG_PEEK))
-        net.read += n;
-    return (long)n;
-}
-
-static long transmit(u64 n, u32 flags)
-{
-    if (net.shut || net.fin)
-        return -EPIPE;
-    if (one_in(4))
-        return flags & MSG_DONTWAIT ? -EAGAIN : -EINTR;
-    n = 1 + rnd() % n;
-    net.written += n;
-    return (long)n;
-}
-
-static long get_option(long level, long name, void *out, u32 *len)
-{
-    memset(out, 0, *len);
-    if (level == SOL_TCP && name == TCP_INFO && *len == sizeof(struct tcp_info_head)) {
-        struct tcp_info_head *ti = out;
-        ti->state = net.shut ? TCP_CLOSE : net.fin ? TCP_CLOSE_WAIT : TCP_ESTABLISHED;
-        ti->bytes_acked = net.written + 1;
-        ti->bytes_received = net.arrived + net.fin;
-    }
-    return 0;
-}
-
-static long poll_all(struct pollfd *p, u64 n)
-{
-    long count = 0;
-
-    if (one_in(8))
-        return -EINTR;
-    for (u64 i = 0; i < n; i++) {
-        u32 is = (net.arrived > net.read || net.fin || net.reset || net.shut ? POLLIN : 0) | (one_in(2) ? POLLOUT : 0) |
-                 (net.fin ? POLLRDHUP : 0) | (net.shut || net.reset ? POLLHUP | POLLERR : 0);
-        p[i].revents = (int16_t)(is & ((u32)p[i].events | POLLHUP | POLLERR));
-        count += p[i].revents != 0;
-    }
-    return count;
-}
-
-static long first_iov(struct msghdr *m, u32 flags, bool sending)
-{
-    struct iovec *v = m->iov;
-
-    for (u64 i = 0; i < m->iovlen; i++, v++)
-        if (v->len)
-            return sending ? transmit(v->len, flags) : receive(v->base, v->len, flags);
-    return 0;
-}
-
-long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
-{
-    (void)a, (void)f;
-    come_in();
-    switch (nr) {
-    case __NR_getsockopt:
-        return get_option(b, c, (void *)d, (u32 *)e);
-    case __NR_setsockopt:
-    case __NR_getpid:
-    case __NR_tgkill:
-    case __NR_tkill:
-    case __NR_newfstatat:
-    case __NR_close:
-    case __NR_sched_yield:
-        return 0;
-    case __NR_connect: /* to nowhere: a reset */
-    case __NR_shutdown:
-        net.shut = true;
-        return 0;
-    case __NR_sendto:
-        return transmit((u64)c, (u32)d);
-    case __NR_sendmsg:
-        return first_iov((struct msghdr *)b, (u32)c, true);
-    case __NR_recvfrom:
-        return receive((u8 *)b, (u64)c, (u32)d);
-    case __NR_recvmsg:
-        return first_iov((struct msghdr *)b, (u32)c, false);
-    case __NR_ioctl:
-        *(i32 *)c = b == FIONREAD ? (i32)(net.arrived - net.read) : 0;
-        return 0;
-    case __NR_ppoll:
-        return poll_all((struct pollfd *)a, (u64)b);
-    }
-    host_fail("a system call that this kernel does not know");
-    return 0;
 }
 
 /* ------------------------------------------------------------------- calls */

@@ -3,7 +3,7 @@
  * interpose.h - stands in for the atomics of base.h when sdlib/src/{ring,sock} are built for tests/hosted.
  *
  * Every access to a shared word becomes a call, so that somebody can come in between: the explorer (explore.c) runs all interleavings
- * under x86-TSO, the fuzzer (fuzz.c) lets a hostile peer write. The code under test is the library's own, unchanged.
+ * under x86-TSO, the fuzzer (fuzz_peer.c) lets a hostile peer write. The code under test is the library's own, unchanged.
  */
 #ifndef SD_INTERPOSE_H
 #define SD_INTERPOSE_H

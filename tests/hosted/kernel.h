@@ -39,7 +39,7 @@ struct world {
 extern struct world w;
 extern struct sd_area hosted_area; /* of it only the participants count: number 1 + thread */
 
-/* Given by explore.c and fuzz.c. */
+/* Given by explore.c and the fuzzer. */
 void host_point(const char *what);                        /* a system call begins: a full barrier, others may come first */
 void host_wait(bool (*ready)(long), long arg, bool timed); /* sleep until ready(arg), or, if timed, until something has changed */
 void host_changed(void);                                  /* the kernel's state has changed */

@@ -17,7 +17,7 @@ from tests.hostedbuild import HOSTED, SANITIZED, build
 
 CALLS = cases(300_000, 12_000_000)
 FOUND = [line.split()[0] for line in (HOSTED / "seeds.txt").read_text().splitlines() if line[:1].isdigit()]
-DRIVERS = ("fuzz.c", "around.c")
+DRIVERS = ("fuzz.c", "fuzz_peer.c", "fuzz_kernel.c", "around.c")
 
 
 @pytest.fixture(scope="module")
