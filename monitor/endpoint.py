@@ -114,6 +114,14 @@ def _address(domain: int, name: tuple[str, int] | tuple[str, int, int, int]) -> 
     return Address(socket.inet_pton(socket.AF_INET6, host), name[3] if len(name) == 4 else 0, name[1])
 
 
+def owns(uid: int, tid: int) -> bool:
+    """Whether that task is the user's. What is not dumpable is root's here: its descriptors are not ours to take."""
+    try:
+        return 0 < tid < 1 << 31 and os.stat(f"/proc/{tid}").st_uid == uid
+    except OSError:
+        return False
+
+
 def show(address: Address) -> str:
     """host:port for log lines."""
     if address.ip.startswith(_MAPPED):

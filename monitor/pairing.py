@@ -71,8 +71,11 @@ class Pairing:
         others = self.ledger.others(client.number, message.offer_id) if isinstance(message, messages.Nudge) else []
         for other, name in others:
             self.ring(other, name, Bell.RECALL)
-        if self.hosts is not None and not others:
-            self.hosts.heard(client.number, message)
+        if self.hosts is None or others:
+            return
+        if isinstance(message, messages.Rang) and not endpoint.owns(client.uid, message.tid):
+            message = message._replace(tid=0)
+        self.hosts.heard(client.number, message)
 
     def on_offer(self, client: Client, message: messages.Offer, fd: int) -> None:
         """Answer an offer at once. Owns `fd` (-1: there was none, or not exactly one)."""

@@ -101,7 +101,7 @@ class Server:
         service.notify("READY=1")
         while not self._stop:
             pause = self._timeout() if self._hosts is None else min(self._hosts.turn(), self._timeout())
-            for key, mask in self.selector.select(pause):
+            for key, mask in self._wait(pause):
                 if isinstance(key.data, Client):
                     self._serve(key.data, mask)
                 else:
@@ -109,6 +109,10 @@ class Server:
             self._periodic()
         self._leave()
         return self._stop
+
+    def _wait(self, pause: float) -> list[tuple[selectors.SelectorKey, int]]:
+        with contextlib.nullcontext() if self._hosts is None else self._hosts.away():
+            return self.selector.select(pause)
 
     def _on_hangup(self, _number: int, _frame: object) -> None:
         self._reload = True

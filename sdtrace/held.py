@@ -56,6 +56,11 @@ class Origin:
     carriers: tuple[str, ...] = ("shm", "rdma")
     """What a rule lets carry it instead of TCP."""
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """For the monitor."""
+        return self.tid, self.cookie, self.fd
+
 
 def forbidden(origin: Origin, far: bool) -> bool:
     """A rule does not let it be carried that way."""

@@ -257,7 +257,8 @@ class Broker:
         else:
             result = self._far.act(key, held, event.what, event.number) if held.far else errno.EINVAL
         if self._client is not None:
-            self._client.rang(event.offer_id, result)
+            rung = held is not None and event.what == Bell.BYTE and not result
+            self._client.rang(event.offer_id, result, held.origin.place if held is not None and rung else (0, 0, 0))
 
     def nudge(self, key: Key, *, leave: bool = False) -> int:
         """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno.

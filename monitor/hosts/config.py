@@ -10,7 +10,7 @@
         key_file: b.key                  # beside this file; at least 16 bytes, readable by its owner only
     spin_us: 1000                        # look so long for more before going to sleep; as the processors suggest
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
-                                         # and timeout, retries (as verbs number them); loop: c or python
+                                         # timeout, retries (as verbs number them); loop: c or python; library
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
     dead_s: 5                            # silent for so long: the link is down
     back_s: 3                            # no RDMA for so long: connections go back to their own TCP
@@ -77,6 +77,7 @@ class Device:
     timeout: int | None = None
     retries: int | None = None
     loop: str = "c"
+    library: str = "libibverbs.so.1"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _config(tree: Any, folder: str) -> Config:
     if name in peers:
         raise ValueError("a host is no peer of itself")
     device = _known(tree.get("device") or {}, "device", *Device.__dataclass_fields__)
-    if any(not isinstance(value, str if key in ("name", "loop") else int) for key, value in device.items()):
+    if any(not isinstance(value, str if key in ("name", "loop", "library") else int) for key, value in device.items()):
         raise ValueError("device: a name, and numbers")
     if device.get("depth", DEPTH_MIN) < DEPTH_MIN:
         raise ValueError(f"device: a depth below {DEPTH_MIN}")

@@ -44,6 +44,8 @@ class Conn:
     waiting: tuple[Candidate, int] | None = None
     """The memfd, until the other side has said that it has it, too."""
     ringing: bool = False
+    full: bool = False
+    """Its socket took no doorbell."""
     local_gone: float = 0.0
     """Since when; 0: it is there."""
     peer_gone: bool = False
@@ -73,7 +75,7 @@ class Connections:
         self._slots = 0
         self.active: dict[int, Conn] = {}
         self._owing: dict[int, Conn] = {}
-        """With small credits that have not been told."""
+        """With small credits that have not been told, or a doorbell that found no room."""
 
     def __len__(self) -> int:
         return len(self._conns)
@@ -114,7 +116,8 @@ class Connections:
     def stir_owing(self) -> None:
         """Those whose small credits are to go out."""
         owing, self._owing = self._owing, {}
-        for slot in owing:
+        for slot, conn in owing.items():
+            conn.full = False
             self.stir(slot)
 
     @property
@@ -188,19 +191,25 @@ class Connections:
     def rang(self, client: int, message: Rang) -> None:
         """A supervisor has rung, or not."""
         conn = self._named.get((client, message.offer_id))
-        if conn is not None and conn.ringing:
-            conn.ringing = False
-            if message.result != EAGAIN:  # else there was no room for a byte: once more
-                conn.mirror.rang()
-            if conn.mirror.owes_bell:
-                self.stir(conn.mirror.slot)
+        if conn is None or not conn.ringing:
+            return
+        conn.ringing = conn.mirror.ringing = False
+        if message.result == EAGAIN:  # there was no room for a byte: once more, with the credits
+            conn.full = True
+            self._owing[conn.mirror.slot] = conn
+            return
+        conn.mirror.rang()
+        conn.mirror.place(message.tid, message.fd, message.cookie)
+        if conn.mirror.owes_bell:
+            self.stir(conn.mirror.slot)
 
     def ring(self, conn: Conn) -> None:
         """Have its supervisor send the doorbell that the other host asks for, if it does."""
         if not conn.mirror.linked and not conn.peer_gone:
             return
-        if conn.mirror.owes_bell and not conn.ringing and conn.client is not None:
+        if conn.mirror.owes_bell and not conn.ringing and not conn.full and conn.client is not None:
             conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.mirror.next_bell)
+            conn.mirror.ringing = conn.ringing
 
     # --------------------------------------------------------------------- its end
 

@@ -61,6 +61,10 @@ class Copy:
         first, second = int.from_bytes(far_id[:8], "little"), int.from_bytes(far_id[8:], "little")
         abi.lib.sd_copy_init(self._at, self.side, first, second)
 
+    def held(self) -> None:
+        """It is of an earlier monitor."""
+        abi.lib.sd_copy_hold(self._at)
+
     def far_id(self) -> bytes:
         """Of a copy that an earlier monitor has made; zeros: of none."""
         return b"".join(int(word).to_bytes(8, "little") for word in self._seg.far_id)

@@ -11,6 +11,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import ipaddress
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from typing import Any, Final, NamedTuple
 
 from monitor.hosts.config import Config
 
-_SYS: Final = Path("/sys/class/infiniband")
+_SYS: Final = Path(os.environ.get("SDRUN_INFINIBAND", "/sys/class/infiniband"))
+"""Elsewhere for a device of the tests (tests/hosted/softverbs.c)."""
 _DEBIAN: Final = "/usr/lib/python3/dist-packages"
 _MODULES: Final = ("device", "pd", "cq", "qp", "wr", "mr", "addr", "enums")
 _ROCE_V2: Final = "RoCE v2"

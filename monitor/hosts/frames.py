@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from monitor.match import Address
 
-VERSION: Final = 3
+VERSION: Final = 4
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"
@@ -37,6 +37,7 @@ class Type(IntEnum):
     SWITCH = 8
     PING = 9
     READY = 10
+    CREDIT = 11
 
 
 class Seek(NamedTuple):
@@ -102,6 +103,13 @@ class Words(NamedTuple):
     heard: int
 
 
+class Credit(NamedTuple):
+    """My program has read so far. The loop in C says so by itself, and heeds it (sdlib/src/verbs/say.c)."""
+
+    slot: int
+    head: int
+
+
 class Data(NamedTuple):
     """The `size` bytes of my program's ring from counter `at` on; they follow."""
 
@@ -132,7 +140,7 @@ class Ping(NamedTuple):
     """I am there."""
 
 
-Record: TypeAlias = Seek | Accept | Gone | Resume | Words | Data | Port | Ready | Switch | Ping
+Record: TypeAlias = Seek | Accept | Gone | Resume | Words | Credit | Data | Port | Ready | Switch | Ping
 _LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
     Type.SEEK: (Seek, Struct(f"<{_ADDRESS}{_ADDRESS}IBBB")),
     Type.ACCEPT: (Accept, Struct(f"<16s{_ADDRESS}{_ADDRESS}I")),
@@ -144,6 +152,7 @@ _LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
     Type.SWITCH: (Switch, Struct("<")),
     Type.PING: (Ping, Struct("<")),
     Type.READY: (Ready, Struct("<")),
+    Type.CREDIT: (Credit, Struct("<IQ")),
 }
 _TYPES: Final = {cls: (kind, body) for kind, (cls, body) in _LAYOUTS.items()}
 

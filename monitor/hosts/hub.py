@@ -16,7 +16,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
@@ -33,7 +33,7 @@ from monitor.hosts.frames import Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.mirror import Mirror
 from monitor.hosts.pairs import Candidate, Candidates
-from monitor.hosts.vigil import Vigil, spin_s
+from monitor.hosts.vigil import Threads, Vigil, spin_s
 from monitor.match import Offer, side_of
 from sdlib import abi
 from sdlib.wire.messages import Nudge, Rang
@@ -49,11 +49,16 @@ _TICK_S: Final = 0.5
 class Device(Protocol):
     """The RDMA device; None in its place for the transport of the tests."""
 
+    threads: bool
+    """It carries bytes while we are `away`."""
+
     def port(self, contact: Contact) -> Port: ...
     def poll(self) -> bool: ...
     def spin(self) -> bool: ...
     def arm(self) -> None: ...
     def fileno(self) -> int: ...
+    def away(self) -> AbstractContextManager[None]: ...
+    def stop(self) -> None: ...
     def status(self) -> dict[str, Any]: ...
 
 
@@ -62,7 +67,11 @@ def open_device(config: Config) -> Device:
     from monitor.hosts import loop, verbs
 
     found = find(config)
-    return loop.Device(found) if config.device.loop == "c" else verbs.Device(found)
+    if config.device.loop == "python":
+        return verbs.Device(found)
+    device = loop.Device(found, config.device.library)
+    device.start(spin_s(config.spin_us))
+    return device
 
 
 class Hub:
@@ -75,7 +84,8 @@ class Hub:
         self._candidates = Candidates()
         self._conns = Connections(local, self._candidates, config.lost_s)
         self._callers: set[Caller] = set()
-        self._vigil = Vigil(device, spin_s(config.spin_us))
+        threads = device is not None and device.threads
+        self._vigil = Threads() if threads else Vigil(device, spin_s(config.spin_us))
         self._ticked = 0.0
         self._credit_at: float | None = None
         self._looks = self._looked_at = 0
@@ -240,6 +250,7 @@ class Hub:
     def hold(self, client: int, name: int, memfd: int, ring_bytes: int, side: int) -> bool:
         """A supervisor has a copy that an earlier monitor made. False: of a host that we do not know. OSError."""
         copy = Copy(memfd, ring_bytes, side & 1)
+        copy.held()
         far_id = copy.far_id()
         contact = next((one for one in self.contacts.values() if self._tag(one) == far_id[:8]), None)
         if contact is None or far_id in contact.by_id:
@@ -260,6 +271,10 @@ class Hub:
             self._conns.rang(client, message)
 
     # ------------------------------------------------------------------------- turns
+
+    def away(self) -> AbstractContextManager[None]:
+        """While the monitor's loop waits."""
+        return nullcontext() if self._device is None else self._device.away()
 
     def turn(self) -> float:
         """Everything that can be done now; how long the loop may sleep then, in seconds."""
@@ -381,6 +396,8 @@ class Hub:
 
     def close(self) -> None:
         """We leave; copies stay as they are, for the next monitor."""
+        if self._device is not None:
+            self._device.stop()
         for close in self._sockets():
             close()
         self._conns.close()

@@ -186,6 +186,8 @@ class Link:
         match record:
             case Words():
                 self._mirror(record.slot).on_words(record)
+            case frames.Credit():
+                self._mirror(record.slot).on_credit(record.head)
             case Resume():
                 self._on_resume(record)
             case frames.Seek() | frames.Accept() | frames.Gone():

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """RDMA by the C loop over libibverbs (sdlib/include/sd_verbs.h). verbs.py says how queue pairs are used.
 
-Bytes of connections that are linked never come here: C posts their writes, publishes what has arrived, and asks for
-doorbells.
+Bytes of connections that are linked never come here: C posts their writes, publishes what has arrived, asks for
+doorbells, and sends those that it is asked for.  Once `start`ed it does so in threads, whenever we are `away`.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from monitor import journal
@@ -41,10 +43,12 @@ def _checked(result: int, what: str) -> int:
 class Device:
     """The device that is used, with its completion queue."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, library: str = "libibverbs.so.1") -> None:
         """OSError."""
         self.found = found
-        self._device = abi.lib.sd_device_open(abi.ffi.new("char[]", found.device.encode()), found.port, _CQ_ENTRIES)
+        path: abi.CData = abi.ffi.new("char[]", library.encode())
+        name: abi.CData = abi.ffi.new("char[]", found.device.encode())
+        self._device = abi.lib.sd_device_open(path, name, found.port, _CQ_ENTRIES)
         if not self._device:
             number = abi.lib.sd_device_errno()
             raise VerbsError(number, f"{found.device}: {os.strerror(number)} (it takes libibverbs)")
@@ -52,6 +56,7 @@ class Device:
         self._busy: abi.CData = abi.ffi.new("bool *")
         self.ports: dict[int, QueuePair] = {}
         self.events = self.turns = 0
+        self.threads = False
 
     @property
     def handle(self) -> abi.CData:
@@ -59,8 +64,28 @@ class Device:
         return self._device
 
     def fileno(self) -> int:
-        """Readable when a completion has come after `arm`."""
-        return abi.lib.sd_device_fd(self._device)
+        """Readable when the threads have something to tell; without them, when a completion has come after `arm`."""
+        return abi.lib.sd_device_news(self._device) if self.threads else abi.lib.sd_device_fd(self._device)
+
+    def start(self, spin_s: float) -> None:
+        """C has threads of its own from here on, and runs while we are `away`. OSError."""
+        _checked(abi.lib.sd_device_start(self._device, int(spin_s * 1e9)), "threads")
+        self.threads = True
+
+    def stop(self) -> None:
+        """No more."""
+        if self.threads:
+            abi.lib.sd_device_stop(self._device)
+            self.threads = False
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """While we sleep."""
+        abi.lib.sd_device_release(self._device)
+        try:
+            yield
+        finally:
+            abi.lib.sd_device_hold(self._device)
 
     def port(self, contact: Contact) -> QueuePair:
         """A queue pair for a new conversation; OSError."""
@@ -93,7 +118,8 @@ class Device:
         """For sdctl."""
         found = {**self.found._asdict(), "gid": self.found.gid.hex(), "counters": counters(self.found)}
         looks = int(abi.lib.sd_device_looks(self._device))
-        return {**found, "queue_pairs": len(self.ports), "turns": self.turns, "events": self.events, "looks": looks}
+        counted = {"turns": self.turns, "events": self.events, "looks": looks}
+        return {**found, "queue_pairs": len(self.ports), "threads": self.threads, **counted}
 
 
 class QueuePair:
@@ -109,6 +135,8 @@ class QueuePair:
         self._sequence = secrets.randbits(24)
         self._regions: dict[int, tuple[abi.CData, abi.CData]] = {}
         self._batch = Batch()
+        self._short = False
+        """Somebody has found no room."""
         self._counts: abi.CData = abi.ffi.new("struct sd_queue_counts *")
 
     # -------------------------------------------------------------------- connecting
@@ -161,7 +189,9 @@ class QueuePair:
 
     def room(self) -> bool:
         """Whether one more write may be posted: one for what waits, one for itself."""
-        return not self._batch.behind and abi.lib.sd_queue_room(self._queue, _SPARE)
+        found = not self._batch.behind and abi.lib.sd_queue_room(self._queue, _SPARE)
+        self._short = self._short or not found
+        return found
 
     def write(self, mirror: Mirror, at: int, base: int, size: int) -> None:
         """Bytes of our program's ring into the other copy. OSError."""
@@ -174,7 +204,10 @@ class QueuePair:
 
     def flush(self) -> bool:
         """Post the records that wait. True: there were some."""
-        return self._batch.flush(lambda: abi.lib.sd_queue_room(self._queue, 2), self._post)
+        busy = self._batch.flush(lambda: abi.lib.sd_queue_room(self._queue, 2), self._post)
+        abi.lib.sd_queue_behind(self._queue, self._batch.behind or self._short)
+        self._short = False
+        return busy
 
     def _post(self, body: bytes) -> None:
         _checked(abi.lib.sd_queue_send(self._queue, body, len(body)), "posting")
@@ -194,7 +227,7 @@ class QueuePair:
                 link.on_written(slot, int(event.size))
             case lib.SD_LOOP_SLEEPS:
                 link.on_sleeper(slot)
-            case lib.SD_LOOP_WOKE:
+            case lib.SD_LOOP_WOKE | lib.SD_LOOP_NEWS:
                 link.on_woken(slot)
             case lib.SD_LOOP_BELL:
                 link.on_written(slot, 0)
@@ -230,4 +263,5 @@ class QueuePair:
             "number": self.number, "depth": int(counts.depth), "under_way": int(counts.posted - counts.done),
             "writes": int(counts.writes), "sends": int(counts.sends), "received": int(counts.received),
             "inline": int(counts.inline_bytes), "bells": int(counts.bells),
+            "rings": int(counts.rings), "credits": int(counts.credits),
         }  # fmt: skip

@@ -21,7 +21,8 @@ the programs' own TCP stream (sdlib/src/sock/far.h, [H3]).
 Doorbells: `bells_asked` counts those that this side has asked for, each after it took the bell word of its copy; the
 other side rings when that has grown past its own `bells_rung`.  Both counts stand in the copies, so that a monitor
 that is started anew neither forgets nor repeats one.  The loop in C asks for one by itself, behind words that have said
-how many there were before: one more (on_bell).
+how many there were before: one more (on_bell); and where it knows the program's socket, it rings by itself as well.
+It says by itself how far the program has read, too (on_credit); later words say no less.
 
 `watched`: somebody looks at it in every pass; else it is `armed`, and its program says when there is news (vigil.py).
 `behind`: there was something to send, and no room.
@@ -77,7 +78,7 @@ class Mirror:
 
     sent, landed, bytes_out, bytes_in = _Word(), _Word(), _Word(), _Word()
     slot, far_slot, far_address, far_rkey = _Word(), _Word(), _Word(), _Word()
-    asked = _Word()
+    asked, wanted, rung, ringing = _Word(), _Word(), _Word(), _Word()
 
     def __init__(self, far_id: bytes, copy: Copy, slot: int) -> None:
         self.far_id = far_id
@@ -97,7 +98,7 @@ class Mirror:
         self.asked, self.rung = copy.bells()
         self.wanted = self.rung
         self.peals = False
-        """Doorbells that the other side has asked for, as far as we know; and for more than an honest end can."""
+        """The other side has asked for more doorbells than an honest end can."""
         self.theirs: Words | None = None
         self._told: Words | None = None
         self._answer = self._question = 0
@@ -143,7 +144,7 @@ class Mirror:
 
     def _judge(self) -> None:
         """Whether C may carry its bytes."""
-        self.state.live = self.linked and not self.dead and not self.broken
+        abi.lib.sd_mirrored_live(self.state, self.linked and not self.dead and not self.broken)
 
     # ------------------------------------------------------------------ sending
 
@@ -153,6 +154,8 @@ class Mirror:
             return False
         rest = abi.lib.sd_mirrored_rest(self.state)
         words = self.copy.read()
+        if (self.landed - words.head) & _U64 > self.copy.ring_bytes:
+            raise Broken("a head that leaves the ring")  # the other side would take it for our lie, and hang up
         self._head = words.head
         busy = self._send_bytes(words, transport)
         self.said_something = False
@@ -174,10 +177,10 @@ class Mirror:
         return self.linked and not self.dead and abi.lib.sd_mirrored_news(self.state)
 
     def _heard(self) -> Words | None:
-        """What the other side knows of our words: those that it was sent, and doorbells that C has asked for since."""
-        told = self._told
-        if told is not None and told.bells_asked != self.state.asked_said:
-            told = self._told = told._replace(bells_asked=int(self.state.asked_said))
+        """What the other side knows of our words: those that it was sent, and what C has said since."""
+        told, state = self._told, self.state
+        if told is not None and (told.bells_asked, told.head) != (state.asked_said, state.head_said):
+            told = self._told = told._replace(bells_asked=int(state.asked_said), head=int(state.head_said))
         return told
 
     def moved(self) -> int:
@@ -261,6 +264,14 @@ class Mirror:
         if waits or news:
             self.ring()
 
+    def on_credit(self, head: int) -> None:
+        """Up to here the other program has read. Raises BadPeer."""
+        credited = self.copy.credited()
+        if (head - credited) & _U64 > (self.sent - credited) & _U64:
+            raise BadPeer("has read what was never sent")
+        if self.copy.credit(head):
+            self.ring()
+
     # ---------------------------------------------------------------- doorbells
 
     def on_bell(self) -> None:
@@ -289,6 +300,10 @@ class Mirror:
     def owes_bell(self) -> bool:
         """The other side has asked for one that was not sent yet."""
         return self.wanted != self.rung
+
+    def place(self, tid: int, fd: int, cookie: int) -> None:
+        """Where C finds our program's socket; `tid` 0: its supervisor looks for it."""
+        self.state.tid, self.state.fd, self.state.cookie = tid, fd, cookie
 
     def rang(self) -> None:
         """One of them was sent, or need not be. The supervisor counts them, in the copy: it may outlive us."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from monitor import journal
@@ -65,6 +66,15 @@ class Device:
         os.set_blocking(self._fd, False)
         self.ports: dict[int, QueuePair] = {}
         self.polled = self.events = 0
+
+    threads = False
+
+    def away(self) -> AbstractContextManager[None]:
+        """Nothing happens while we sleep."""
+        return nullcontext()
+
+    def stop(self) -> None:
+        """Nothing did."""
 
     def fileno(self) -> int:
         """Readable when a completion has come after `arm`."""

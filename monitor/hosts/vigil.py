@@ -52,6 +52,26 @@ def spin_s(wanted_us: float | None) -> float:
     return SPIN_S if len(os.sched_getaffinity(0)) >= SPIN_CPUS else 0.0
 
 
+class Threads:
+    """In the place of a Vigil where the loop in C has threads: they arm and look, and say what there is for us."""
+
+    armed = False
+
+    def joined(self) -> None:
+        """They see it."""
+
+    def stirred(self) -> None:
+        """We look anyhow."""
+
+    def looked(self, found: bool, moved: int, mirrors: Collection[Mirror]) -> float | None:
+        """As a Vigil's: as long as there is something."""
+        if found:
+            return 0.0
+        for mirror in mirrors:
+            mirror.armed = True
+        return None
+
+
 class Vigil:
     """See above. `armed`: whoever has something says so."""
 

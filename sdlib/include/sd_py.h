@@ -132,14 +132,19 @@ void sd_copy_lose(void *segment);
 bool sd_copy_bell_take(void *segment, uint32_t side);
 /* Going to sleep, membarrier to follow; and awake. The second: the program shall switch, so that we can ring in its direction. */
 void sd_copy_arm(void *segment, uint32_t side, bool data, bool room);
-/* [H2] True: a byte may be sent on the program's socket, before sd_copy_ring_leave. */
-bool sd_copy_ring_enter(void *segment, uint32_t side);
-void sd_copy_ring_leave(void *segment);
+/* [H2] True: `who` (enum sd_ringing) may send a byte on the program's socket, before sd_copy_ring_leave. */
+bool sd_copy_ring_enter(void *segment, uint32_t side, uint32_t who);
+void sd_copy_ring_leave(void *segment, uint32_t who);
+/* A copy of an earlier monitor, which may have been killed at anything. */
+void sd_copy_hold(void *segment);
 /* A duplicate of a task's descriptor, if that is the socket with this cookie; -errno. */
 int sd_far_take(int tid, int fd, uint64_t cookie);
 /* The doorbell of that number, if it was not rung before, on the program's socket (-1: it has none). 0 or an errno; but for EAGAIN it is done with,
  * whatever came of it. */
 int sd_far_bell(int segment, uint32_t side, uint32_t number, int sock);
+/* The same for the monitor's loop, which has the copy mapped and takes the socket from whom its supervisor has found it with. -errno of taking it:
+ * not done. */
+int sd_far_ring(void *segment, uint32_t side, uint32_t number, int tid, int fd, uint64_t cookie);
 
 /* ---- [H4] the supervisor as the consumer of its program's ring, whose bytes it takes to TCP (src/py/pump.c). `side` is the program's. */
 

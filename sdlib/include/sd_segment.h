@@ -87,7 +87,7 @@ struct sd_seg {
     SD_ATOMIC uint32_t settle_ask;     /* library: the kernel says that the stream is over; how often that was asked ([H1], sock/far.h) */
     SD_ATOMIC uint32_t settled;        /* monitor: so many are answered: what the other end had written and read then stands here */
     SD_ATOMIC uint32_t lost;           /* monitor, supervisor: what is not here yet does not come by the ring any more */
-    SD_ATOMIC uint32_t ringing;        /* monitor: it is about to send a doorbell on our socket ([H2]) */
+    SD_ATOMIC uint32_t ringing;        /* enum sd_ringing: these are about to send a doorbell on our socket ([H2]) */
     uint64_t far_id[2];                /* monitor: names the connection between the two hosts; told to the next monitor */
     SD_ATOMIC uint32_t bells_asked;    /* monitor: doorbells that it has asked the other host for, */
     SD_ATOMIC uint32_t bells_rung;     /* and those asked for over there that are done with here */
@@ -99,9 +99,16 @@ struct sd_seg {
     SD_ATOMIC uint32_t pump_end;       /* library: a FIN behind them */
     SD_ATOMIC uint64_t mark_from;      /* library: 1 + TCP position of our own mark; 0: none was begun */
     SD_ATOMIC uint64_t mark_at;        /* library: what it says; stored before */
-    SD_ATOMIC uint32_t greeted;        /* supervisor: the greeting of our direction is sent */
-    uint32_t pad[5];
+    SD_ATOMIC uint32_t greeted;        /* who rings: the greeting of our direction is sent */
+    SD_ATOMIC uint32_t direct;         /* monitor: its loop sleeps on the bell word of our direction, as on a futex ([H2]) */
+    uint32_t pad[4];
     struct sd_dir dir[2];
+};
+
+/* A bit each, as a supervisor may be at one that its former monitor has asked for while the next one rings itself. */
+enum sd_ringing {
+    SD_RINGING_SUPERVISOR = 1,
+    SD_RINGING_MONITOR = 2,
 };
 
 enum sd_pumped {

@@ -3,8 +3,10 @@
  * sd_verbs.h - the monitor's mirroring loop in C over libibverbs, for Python (monitor/hosts/loop.py; src/verbs/).
  *
  * The loop carries bytes: it posts writes for what programs have put into their copies, publishes what has arrived, and asks the other host for a
- * doorbell where the program sleeps: a write of no bytes, whose immediate is the slot. All else (records, words, failures) it hands to Python as
- * events. The counters of a connection stand in struct sd_mirrored, which both use, never at the same time.
+ * doorbell where the program sleeps: a write of no bytes, whose immediate is the slot. It sends the doorbells that it is asked for, on the program's
+ * socket, once it has been told where that is, and credits (CREDIT of monitor/hosts/frames.py). All else (records, words, failures) it hands to Python as
+ * events, and what comes behind those waits for Python, too. The counters of a connection stand in struct sd_mirrored, which both use, never at the
+ * same time: in threads of its own (sd_device_start) the loop runs while Python has nothing to do (sd_device_release to sd_device_hold).
  *
  * It looks at the connections that are `watched`, and at no others: a program whose copy is armed has its monitor told by itself, and what arrives is
  * told by a completion. So a turn costs as many looks as there are active connections (monitor/hosts/vigil.py).
@@ -16,6 +18,8 @@
 
 #define SD_VERBS_MESSAGE 1024 /* bytes of one SEND, at most */
 #define SD_VERBS_WRITE 65536  /* of one WRITE */
+#define SD_CREDIT 11          /* a record of frames.py: slot, head */
+#define SD_CREDIT_BYTES 13
 
 struct sd_device;
 struct sd_queue; /* one queue pair, its protection domain and its messages */
@@ -37,6 +41,15 @@ struct sd_mirrored {
     uint32_t asked;       /* doorbells that we have asked for, */
     uint32_t asked_said;  /* and of those the other monitor was told of */
     uint32_t worded;      /* words were sent in this conversation, so that it can count on from there */
+    uint32_t wanted;      /* doorbells that the other side has asked for, as far as we know, */
+    uint32_t rung;        /* and those of them that are done with */
+    uint32_t ringing;     /* its supervisor is at one */
+    int32_t tid, fd;      /* who has the program's socket, as which descriptor; 0: its supervisor knows, perhaps */
+    uint64_t cookie;      /* of that socket */
+    uint64_t last;        /* when it last did something, in turns */
+    uint32_t armed;       /* the program says when there is news: 1, and when it has read: 2 */
+    uint32_t called;      /* among those whose bell words the threads sleep on, from 1 */
+    uint32_t noted;       /* Python is to hear of news already */
 };
 
 struct sd_region {
@@ -58,6 +71,7 @@ enum sd_loop_kind {
     SD_LOOP_NEWS,        /* the program has said something, or read much */
     SD_LOOP_BROKEN,      /* the program has written an index that leaves the ring */
     SD_LOOP_LIES,        /* the other monitor has written what does not fit */
+    SD_LOOP_ROOM,        /* there is some again, after sd_queue_behind */
     SD_LOOP_FAILED,      /* a request has: `status` is verbs' */
 };
 
@@ -67,11 +81,12 @@ struct sd_loop_event {
 };
 
 struct sd_queue_counts {
-    uint64_t posted, done, writes, sends, received, bells;
+    uint64_t posted, done, writes, sends, received, bells, rings, credits;
     uint32_t depth, inline_bytes; /* as the device allows */
 };
 
-struct sd_device *sd_device_open(const char *name, uint32_t port, uint32_t entries);
+/* `library`: libibverbs; all devices have the first one's. */
+struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t entries);
 int sd_device_errno(void); /* of the last sd_device_open or sd_queue_open that returned NULL */
 int sd_device_fd(struct sd_device *device);
 int sd_device_arm(struct sd_device *device);
@@ -88,9 +103,13 @@ int sd_queue_carry(struct sd_queue *queue, struct sd_mirrored *m);
 void sd_queue_drop(struct sd_queue *queue, uint32_t slot);
 /* Look at it in every turn, or no more; also before it is carried, or after. */
 void sd_mirrored_watch(struct sd_mirrored *m, bool watched);
+/* Its bytes may be carried, or no more. */
+void sd_mirrored_live(struct sd_mirrored *m, bool live);
 int sd_queue_register(struct sd_queue *queue, void *at, uint64_t bytes, bool remote, struct sd_region *region);
 void sd_region_close(struct sd_region *region);
 bool sd_queue_room(struct sd_queue *queue, uint32_t spare);
+/* Records wait for room: nothing of ours may go before them. */
+void sd_queue_behind(struct sd_queue *queue, bool behind);
 int sd_queue_send(struct sd_queue *queue, const uint8_t *body, uint32_t size);
 int sd_queue_write(struct sd_queue *queue, const struct sd_mirrored *m, uint64_t at, uint64_t base, uint32_t size);
 
@@ -99,9 +118,17 @@ uint64_t sd_mirrored_rest(const struct sd_mirrored *m);
 /* Bytes to be sent, or something to be said at once. */
 bool sd_mirrored_news(const struct sd_mirrored *m);
 
+/* The loop in threads of its own, which spin for `spin_ns` before they sleep. The caller holds the device from here on; -errno. */
+int sd_device_start(struct sd_device *device, uint64_t spin_ns);
+void sd_device_release(struct sd_device *device);
+void sd_device_hold(struct sd_device *device);
+void sd_device_stop(struct sd_device *device);
+int sd_device_news(struct sd_device *device); /* readable when they have something to tell */
+
 /* How many times a connection was looked at, so far. */
 uint64_t sd_device_looks(const struct sd_device *device);
 /* Takes completions and carries bytes, until there is an event or nothing has happened for `ns`. How many events; *busy: anything has happened. */
+/* With threads: what they have to tell, before anything else. */
 int sd_device_turn(struct sd_device *device, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy);
 
 #endif

@@ -237,9 +237,9 @@ class MonitorClient:
         """Say that there is news in a far segment."""
         self._say(messages.Nudge(offer_id))
 
-    def rang(self, offer_id: int, result: int) -> None:
-        """Answer a Ring: 0 or an errno."""
-        self._say(messages.Rang(offer_id, result))
+    def rang(self, offer_id: int, result: int, place: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """Answer a Ring: 0 or an errno, and where the socket is: whose, its cookie, which descriptor."""
+        self._say(messages.Rang(offer_id, result, *place))
 
     def release(self, offer_id: int) -> None:
         """Say that the segment of this offer is no longer in use."""

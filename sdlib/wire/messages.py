@@ -16,7 +16,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 6
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
 TEXT_BYTES: Final = 104
 MAX_BYTES: Final = 128  # no message is longer
@@ -240,10 +240,16 @@ class Ring(NamedTuple):
 
 
 class Rang(NamedTuple):
-    """Client, to every RING. `result`: 0, or an errno."""
+    """Client, to every RING. `result`: 0, or an errno.
+
+    After a doorbell: where the socket is, so that the monitor can ring by itself. `tid` 0: it is not to.
+    """
 
     offer_id: int
     result: int
+    tid: int = 0
+    cookie: int = 0
+    fd: int = 0
     zero: int = 0
 
 
@@ -281,7 +287,7 @@ LAYOUTS: Final[dict[Type, Layout]] = {
     Type.ANSWER: Layout(Answer, Struct("<II"), 1),
     Type.NUDGE: Layout(Nudge, Struct("<Q"), 0),
     Type.RING: Layout(Ring, Struct("<QII"), 0),
-    Type.RANG: Layout(Rang, Struct("<QII"), 0),
+    Type.RANG: Layout(Rang, Struct("<QIIQII"), 0),
 }
 TYPE_OF: Final[dict[type[Message], Type]] = {layout.cls: kind for kind, layout in LAYOUTS.items()}
 _HEADER: Final = Struct("<HHI")

@@ -103,6 +103,7 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
     case __NR_newfstatat:
     case __NR_close:
     case __NR_sched_yield:
+    case __NR_futex: /* a peer says that somebody sleeps on the bell word */
         return 0;
     case __NR_connect: /* to nowhere: a reset */
     case __NR_shutdown:

@@ -65,16 +65,16 @@ def measure(world: World, guest: Path, mode: Mode, carried: bool, *options: str)
 def main() -> int:
     """All ways."""
     ways: dict[str, Any] = {}
-    for loop in ("c", "python") if VERBS else ("c",):
+    for way in ("c", "python") if VERBS else ("soft", "tcp"):
         with tempfile.TemporaryDirectory(prefix="sdhosts-") as name:
             guest = Guests(Path(name))("rounds")
-            world = World(Path(name))
+            world = World(Path(name), soft=way == "soft")
             try:
-                world.start(**({"device": {"loop": loop}} if VERBS else {}))
+                world.start(**({"device": {"loop": way}} if VERBS else {}))
                 if "tcp" not in ways:
                     ways["tcp"] = measure(world, guest, Mode.NATIVE, False)
                     ways["tcp under sdrun"] = measure(world, guest, Mode.NO_ACCEL, False)
-                ways[f"rdma, loop in {loop}" if VERBS else "test transport"] = measure(world, guest, Mode.SHM, True)
+                ways[f"rdma, loop in {way}" if VERBS else f"test device, {way}"] = measure(world, guest, Mode.SHM, True)
             finally:
                 world.close()
     json.dump({"processors": os.cpu_count(), "ways": ways}, sys.stdout, indent=1)

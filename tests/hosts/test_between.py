@@ -99,7 +99,7 @@ def assert_shown(world: World) -> None:
     env = {**os.environ, "SOCKSDIRECT_MONITOR": world.a.socket}
     shown = json.loads(tool("sdss", "--hosts", "--json", env=env))["hosts"]
     assert len(shown) == 1 and shown[0] | {
-        "host": "b", "link": "rdma" if VERBS else "tcp", "connections": 1, "links": 1, "left": 0,
+        "host": "b", "link": "rdma" if world.a.rdma else "tcp", "connections": 1, "links": 1, "left": 0,
     } == shown[0]  # fmt: skip
     assert shown[0]["credits"] + shown[0]["unread"] > 0
     if VERBS:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import assert_whole, tool
+from tests.hosts.test_between import assert_whole, quick_only, tool
 from tests.hosts.world import VERBS, Host, World
 
 SETTLED_S = 15.0 if VERBS else 1.0
 FAILURES = int(os.environ.get("SDRUN_HOSTS_FAILURES", "2" if VERBS else "6"))
 
 
+@pytest.mark.parametrize("world", ["device", pytest.param("tcp", marks=quick_only)], indirect=True)
 @pytest.mark.parametrize("what", ["monitors", "link"])
 def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> None:
     world.start(dead_s=5 if VERBS else 0.8, back_s=600)  # rings, not TCP, carry it
@@ -34,7 +35,7 @@ def test_every_byte_arrives_once(world: World, guests: Guests, what: str) -> Non
         # In the guest it takes ten seconds to have a link: who kills faster for minutes shows that nothing moves.
         time.sleep(dice.choice((dice.uniform(0, 0.4), SETTLED_S)) if what == "monitors" else dice.uniform(0, 0.4))
         host = dice.choice((world.a, world.b))
-        hit += bool(world.a.peer("b").get("rdma" if VERBS else "up"))
+        hit += bool(world.a.peer("b").get("rdma" if world.a.rdma else "up"))
         tell(f"{what} {done} of {FAILURES}: {host.name}, {hit} of a link that was up")
         if what == "monitors":
             try:

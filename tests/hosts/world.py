@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts for tests: each has an address, a monitor of its own and programs under sdrun that use it.
 
-On a development machine a host is a network namespace, and the monitors carry the rings by their own TCP connection
-(tcp-for-tests).  In the guest of tests/vm a host is an rxe device with its address, and the transport is verbs.  The
-tests are the same.
+On a development machine a host is a network namespace. Its monitors have a device that is made of sockets, or carry the
+rings by their own TCP connection (tcp-for-tests).  In the guest of tests/vm a host is an rxe device with its address,
+and the transport is verbs.  The tests are the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlib.wire import Answered, MonitorClient, Part, messages, papers, trees
+from tests.guestbuild import C_FLAGS
 from tests.harness import PATIENCE, ROOT, Mode, Program, Report, Runner
 from tests.hosts.facts import Syslog, gather
 
@@ -53,10 +54,17 @@ class Host:
     enter: list[str] = field(default_factory=list)
     monitor: subprocess.Popen[bytes] | None = None
     runners: list[Runner] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    device: dict[str, Any] = field(default_factory=dict)
 
     @property
     def socket(self) -> str:
         return str(self.folder / "socksdirect" / "m.sock")
+
+    @property
+    def rdma(self) -> bool:
+        """Its monitors have a device."""
+        return VERBS or bool(self.device)
 
     @property
     def config(self) -> Path:
@@ -72,7 +80,8 @@ class Host:
             peers[other.name] = {"monitor": f"{other.address}:7471", "addresses": [f"{other.address}/32"],
                                  "key_file": key.name}
         tree = {"name": self.name, "listen": f"{self.address}:7471", "peers": peers,
-                "transport": "verbs" if VERBS else "tcp-for-tests", **more}
+                "transport": "verbs" if self.rdma else "tcp-for-tests", **more}
+        tree["device"] = self.device | tree.get("device", {})
         self.config.write_text(json.dumps(tree))
 
     def start_monitor(self) -> None:
@@ -81,7 +90,7 @@ class Host:
             command = [*self.enter, sys.executable, "-I", str(MONITOR), "--socket", self.socket, "--verbose",
                        "--hosts", str(self.config)]
             self.monitor = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            start_new_session=True)
+                                            env=os.environ | self.env, start_new_session=True)
         wait_for(self._answers, lambda: f"the monitor of {self.name} answers\n{self.log}")
 
     def _answers(self) -> bool:
@@ -155,7 +164,7 @@ class Host:
         folder.mkdir()
         env = {key: value for key, value in os.environ.items() if not key.startswith(("SD_", "XDG_"))}
         env |= {"SOCKSDIRECT_MONITOR": self.socket, "SOCKSDIRECT_HOSTS": str(self.config), "LC_ALL": "C.UTF-8",
-                "XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config")}
+                "XDG_RUNTIME_DIR": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config"), **self.env}
         made = Inside(mode, folder, env, list(options), enter=self.enter)
         self.runners.append(made)
         return made
@@ -181,8 +190,9 @@ class Inside(Runner):
 class World:
     """Two hosts that know each other, and a third one that does not know sdrun."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, soft: bool = not VERBS) -> None:
+        """`soft`: in namespaces, monitors have the device of softverbs.c; else their TCP connection carries rings."""
+        self._folder, self._soft = folder, soft
         self._tag = f"sd{os.getpid() % 10000:04d}"
         self._spaces: list[str] = []
         self.hosts: dict[str, Host] = {}
@@ -198,7 +208,9 @@ class World:
         folder = self._folder / name
         folder.mkdir()
         (folder / "socksdirect").mkdir(mode=0o700)
-        self.hosts[name] = Host(name, address, folder, enter)
+        self.hosts[name] = host = Host(name, address, folder, enter)
+        if self._soft:
+            give_device(self._folder, host)
 
     def _make_verbs(self) -> None:
         for name, address in (("a", "10.1.0.1"), ("b", "10.1.0.2")):
@@ -253,7 +265,7 @@ class World:
 
     def linked(self) -> None:
         """Wait until both may pair connections."""
-        key = "rdma" if VERBS else "up"
+        key = "rdma" if self.a.rdma else "up"
         wait_for(lambda: self.a.peer("b").get(key) and self.b.peer("a").get(key),
                  lambda: f"they have a link\n{self.a.log}\n{self.b.log}")
 
@@ -295,6 +307,21 @@ class World:
         for space in self._spaces:
             with suppress(subprocess.CalledProcessError):
                 _ip(f"netns del {space}")
+
+
+def give_device(shared: Path, host: Host) -> None:
+    """Its monitors find the device of softverbs.c, with the host's address."""
+    library, wire = shared / "libsoftverbs.so", shared / "wire"
+    if not library.exists():
+        wire.mkdir()
+        source = ROOT / "tests" / "hosted" / "softverbs.c"
+        subprocess.run(["gcc", *C_FLAGS, "-shared", "-fPIC", "-o", library, source], check=True)
+    port = host.folder / "infiniband" / "soft" / "ports" / "1"
+    for name, text in (("gids/0", f"::ffff:{host.address}"), ("gid_attrs/types/0", "RoCE v2")):
+        (port / name).parent.mkdir(parents=True)
+        (port / name).write_text(text)
+    host.device["library"] = str(library)
+    host.env |= {"SOFTVERBS": str(wire), "SDRUN_INFINIBAND": str(host.folder / "infiniband")}
 
 
 def _ip(words: str) -> None:

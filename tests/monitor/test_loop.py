@@ -8,18 +8,22 @@ one after the other.  Queues are short, so that they are full most of the time.
 from __future__ import annotations
 
 import ctypes
+import os
 import select
+import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from monitor.hosts import discover, loop
+from monitor.hosts import discover, frames, loop
 from monitor.hosts.frames import BadPeer
 from monitor.hosts.link import Link
 from sdlib import abi
+from sdtrace.segments import cookie_of
 from tests.guestbuild import C_FLAGS
 from tests.harness import ROOT
 from tests.monitor.pair import RING, Pair, Side, sealers
@@ -63,13 +67,30 @@ class CSide(Side):
         self.device = loop.Device(FOUND)
         self.port: loop.QueuePair | None = None
         self.woken: list[int] = []
+        self.peer: CSide
+        self.own, self.kernel = socket.socketpair()
+        self.kernel.setblocking(False)
         super().__init__(number, seed)
 
     def pump(self, idle: bool = True) -> bool:
-        return not self.dozing and self.device.poll() | super().pump(idle)
+        return not self.dozing and self.poll() | super().pump(idle)
+
+    def poll(self) -> bool:
+        """Its loop looks. The doorbells that it sends are at the other program's kernel."""
+        found = self.device.poll()
+        with suppress(BlockingIOError):
+            data = self.kernel.recv(4096)
+            self.peer.arriving += data.count(0) if not data[0] else 1  # else a greeting
+        return found
+
+    def tell_place(self) -> None:
+        """Its monitor hears where the program's socket is."""
+        self.mirror.place(os.getpid(), self.own.fileno(), cookie_of(self.own))
 
     def close(self) -> None:
         super().close()
+        self.own.close()
+        self.kernel.close()
         abi.lib.sd_device_close(self.device.handle)
 
 
@@ -91,7 +112,7 @@ class Wire:
     def deliver(self) -> None:
         self.step()
         for side in self._sides:
-            side.device.poll()
+            side.poll()
 
 
 class CPair(Pair):
@@ -113,6 +134,11 @@ class CPair(Pair):
             side.port = side.device.port(contact)
             side.link = Link("x", sealer, side.mirrors, side.by_id, side.port, lambda record: None, side.woken.append)
         self.pipes = [Wire(a, b), Wire(b, a)]
+        a.peer, b.peer = b, a
+
+    def ring(self, number: int) -> None:
+        super().ring(number)
+        self.sides[number].tell_place()
 
 
 def ready() -> CPair:
@@ -199,6 +225,7 @@ def test_c_asks_for_doorbells_by_itself() -> None:
         made.settle()
         b.sleep()
         assert b.sleeps
+        a.mirror.place(0, 0, 0)
         before, bells = int(b.port.status()["sends"]), int(b.port.status()["bells"])
         a.write(10)
         a.device.poll()
@@ -211,6 +238,126 @@ def test_c_asks_for_doorbells_by_itself() -> None:
         b.mirror.pump(b.port, idle=True)
         made.settle()
         assert a.mirror.wanted == asked and b.read == a.wrote, "the next words say the same"
+    finally:
+        made.close()
+
+
+def rings(side: CSide) -> int:
+    assert side.port is not None
+    return int(side.port.status()["rings"])
+
+
+def sleeper(made: CPair) -> tuple[CSide, CSide]:
+    """The program of the second sleeps, and the first one's monitor knows where its own program's socket is."""
+    a, b = made.sides
+    a.write(1)
+    made.settle()
+    a.tell_place()
+    b.sleep()
+    assert b.sleeps
+    return a, b
+
+
+def test_who_is_asked_for_a_doorbell_rings_itself() -> None:
+    """No supervisor is asked, and no record is said."""
+    made = ready()
+    try:
+        a, b = sleeper(made)
+        assert a.port is not None
+        before, sends = rings(a), int(a.port.status()["sends"])
+        a.write(10)
+        a.poll()
+        made.pipes[0].deliver()
+        made.pipes[1].deliver()
+        assert rings(a) == before + 1 and not a.mirror.owes_bell and b.arriving == 1
+        assert int(a.port.status()["sends"]) == sends
+        assert a.copy.bells()[1] == a.mirror.wanted == b.mirror.asked
+        b.take(100)
+        assert b.read == a.wrote
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("why", ["unknown", "other socket", "nobody", "supervisor at it", "leaving"])
+def test_a_doorbell_that_cannot_be_rung_here_is_the_supervisors(why: str) -> None:
+    """But for a program that leaves: then none is due."""
+    made = ready()
+    try:
+        a, b = sleeper(made)
+        match why:
+            case "unknown":
+                a.mirror.place(0, 0, 0)
+            case "other socket":
+                a.mirror.place(os.getpid(), a.kernel.fileno(), cookie_of(a.own))
+            case "nobody":
+                a.mirror.place((1 << 22) + 1, a.own.fileno(), cookie_of(a.own))
+            case "supervisor at it":
+                a.mirror.ringing = 1
+            case "leaving":
+                a.copy._seg.dir[0].prod_hint |= abi.const.SD_HINT_LEAVING
+        a.write(10)
+        a.poll()
+        made.pipes[0].deliver()
+        made.pipes[1].deliver()
+        assert b.arriving == 0 and not a.copy._seg.ringing
+        assert a.mirror.owes_bell is (why != "leaving")
+    finally:
+        made.close()
+
+
+def test_a_doorbell_behind_words_that_python_has_not_heard_is_pythons() -> None:
+    """They say how many there were before."""
+    made = ready()
+    try:
+        a, b = sleeper(made)
+        assert b.port is not None
+        b.port.send(frames.Words(a.mirror.slot, 0, 0, 1, 0, 0, b.mirror.asked, b.copy.head(), 101, 1))
+        b.port.flush()
+        a.write(10)
+        a.poll()
+        made.pipes[0].deliver()
+        for _ in range(3):
+            made.pipes[1].step()
+        before = rings(a)
+        a.poll()
+        assert rings(a) == before and a.mirror.owes_bell and a.mirror.wanted == b.mirror.asked
+    finally:
+        made.close()
+
+
+def test_credits_of_much_are_said_and_heard_by_c() -> None:
+    """And what the words say later is not taken for news, nor for less."""
+    made = ready()
+    try:
+        a, b = made.sides
+        assert b.port is not None
+        a.write(1)
+        made.settle()
+        a.write(RING // 2)
+        a.poll()
+        made.pipes[0].deliver()
+        b.take(RING)
+        b.poll()
+        assert int(b.port.status()["credits"]) == 1
+        made.pipes[1].deliver()
+        assert a.copy.credited() == b.copy.head()
+        made.settle()
+        assert b.read == a.wrote and a.copy.credited() == b.copy.head()
+    finally:
+        made.close()
+
+
+def test_a_credit_for_what_was_never_sent_is_a_lie() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        assert b.port is not None
+        b.port.send(frames.Credit(a.mirror.slot, 1))
+        b.port.flush()
+        made.pipes[1].step()
+        with pytest.raises(BadPeer, match="never sent"):
+            a.device.poll()
+        assert a.copy.credited() == 0
     finally:
         made.close()
 
@@ -303,6 +450,7 @@ def test_a_program_that_has_bells_rung_without_end_harms_itself_only() -> None:
         a, b = made.sides
         a.write(1)
         made.settle()
+        a.mirror.place(0, 0, 0)  # else each is sent, as it is asked for
         for _ in range(6):
             b.copy._seg.dir[0].bell, b.copy._seg.dir[0].rx_armed = 0, 1
             a.write(1)

@@ -39,7 +39,7 @@ any_message: st.SearchStrategy[messages.Message] = st.one_of(
     st.builds(messages.Answer, u32, u32),
     st.builds(messages.Nudge, u64),
     st.builds(messages.Ring, u64, u32, u32),
-    st.builds(messages.Rang, u64, u32, u32),
+    st.builds(messages.Rang, u64, u32, u32, u64, u32, u32),
 )
 
 

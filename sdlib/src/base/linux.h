@@ -69,6 +69,7 @@
 #define SO_SNDTIMEO_OLD 21
 #define SO_SNDTIMEO_NEW 67
 #define SO_COOKIE 57
+#define SD_FUTEX_WAKE 1 /* of memory that processes share */
 #define TCP_NODELAY 1
 #define TCP_MAXSEG 2
 #define TCP_CORK 3

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bell.c - doorbells between hosts, as the supervisor sends them for its monitor: [H2] and [H3] of sock/far.h.
+ * bell.c - doorbells between hosts, as the monitor's loop sends them, or the supervisor for it: [H2] and [H3] of sock/far.h.
  *
  * A program over there sleeps until this byte arrives, so all that it takes is done here at once. The program's socket is held for
  * microseconds: a close() of the program is never late.
@@ -53,19 +53,38 @@ static int send_bell(struct sd_seg *seg, int sock)
     return 0;
 }
 
+static int ring(struct sd_seg *seg, u32 side, u32 number, int sock, u32 who)
+{
+    int result;
+
+    if (load_rlx(&seg->bells_rung) == number)
+        return 0;
+    result = sock < 0 ? ENOTCONN : !sd_copy_ring_enter(seg, side, who) ? EALREADY : send_bell(seg, sock);
+    sd_copy_ring_leave(seg, who);
+    if (result != EAGAIN)
+        store_rlx(&seg->bells_rung, number);
+    return result;
+}
+
 int sd_far_bell(int segment, uint32_t side, uint32_t number, int sock)
 {
     struct sd_seg *seg = mmap(NULL, SD_SEG_HDR_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, segment, 0);
-    int result = 0;
+    int result;
 
     if (seg == MAP_FAILED)
         return errno;
-    if (load_rlx(&seg->bells_rung) != number) {
-        result = sock < 0 ? ENOTCONN : !sd_copy_ring_enter(seg, side) ? EALREADY : send_bell(seg, sock);
-        sd_copy_ring_leave(seg);
-        if (result != EAGAIN)
-            store_rlx(&seg->bells_rung, number);
-    }
+    result = ring(seg, side, number, sock, SD_RINGING_SUPERVISOR);
     munmap(seg, SD_SEG_HDR_BYTES);
+    return result;
+}
+
+int sd_far_ring(void *segment, uint32_t side, uint32_t number, int tid, int fd, uint64_t cookie)
+{
+    int sock = sd_far_take(tid, fd, cookie), result;
+
+    if (sock < 0)
+        return sock;
+    result = ring(segment, side, number, sock, SD_RINGING_MONITOR);
+    close(sock);
     return result;
 }

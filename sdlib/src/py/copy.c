@@ -92,13 +92,19 @@ void sd_copy_arm(void *segment, uint32_t side, bool data, bool room)
     store_rlx(&into(segment, side)->tx_armed, room);
 }
 
-bool sd_copy_ring_enter(void *segment, uint32_t side)
+bool sd_copy_ring_enter(void *segment, uint32_t side, uint32_t who)
 {
     struct sd_seg *seg = segment;
     struct sd_dir *out = out_of(segment, side);
 
-    atomic_exchange(&seg->ringing, 1); /* [H2] */
+    atomic_fetch_or(&seg->ringing, who); /* [H2] */
     return !(load_acq(&out->prod_hint) & SD_HINT_LEAVING) && load_acq(&out->sw_ring) && !load_acq(&out->sw_back) && !load_rlx(&seg->pumped);
 }
 
-void sd_copy_ring_leave(void *segment) { store_rel(&((struct sd_seg *)segment)->ringing, 0); }
+void sd_copy_ring_leave(void *segment, uint32_t who) { atomic_fetch_and(&((struct sd_seg *)segment)->ringing, ~who); }
+
+void sd_copy_hold(void *segment)
+{
+    sd_copy_ring_leave(segment, SD_RINGING_MONITOR);
+    store_rel(&((struct sd_seg *)segment)->direct, 0);
+}

@@ -6,7 +6,7 @@
 
 #define NAP_NS 50000
 #define SETTLE_NS 10000000000ull /* a link that is down comes back, or its monitor says that it is lost */
-#define RINGING_NS 2000000000ull /* a supervisor is in there for microseconds */
+#define RINGING_NS 2000000000ull /* who rings is in there for microseconds */
 
 void sd_far_nap(void)
 {
@@ -15,12 +15,15 @@ void sd_far_nap(void)
     SYS5(__NR_ppoll, 0, 0, &ts, 0, 8);
 }
 
-/* The bell word of our direction is the monitor's here: 1 while it has not heard the last nudge [B1]. */
+/* The bell word of our direction is the monitor's here: 1 while it has not heard the last nudge [B1]. Where its loop sleeps on that word itself (`direct`),
+ * waking it takes one call. It takes `direct` back before it looks for the last time at a word that it waits for no more. */
 void sd_far_nudge(struct sock *s)
 {
     if (!sd_bell_take(&s->e))
         return;
-    if (sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) != 0)
+    if (load_acq(&s->seg->direct) && !load_acq(&s->seg->pumped)) {
+        SYS5(__NR_futex, &s->e.tx->bell, SD_FUTEX_WAKE, 1, 0, 0);
+    } else if (sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) != 0)
         sd_bell_give_back(&s->e); /* no supervisor: its monitor knows that, and does not sleep */
     COUNT_OF(s, bells_tx);
 }
@@ -44,7 +47,7 @@ bool sd_far_settle(struct sock *s)
 
 /* ----------------------------------------------------------------- our way back */
 
-/* LEAVING is said. Afterwards the supervisor sends nothing more on our socket. */
+/* LEAVING is said. Afterwards nobody rings on our socket any more. */
 static void bells_out(struct sock *s)
 {
     for (u64 until = sd_now_ns() + RINGING_NS; load_acq(&s->seg->ringing) && sd_now_ns() < until;) /* [H2] */

@@ -8,9 +8,11 @@
  *   [H1] end:   a FIN or reset can be here before bytes that were written before it. Who hears of it says so in settle_ask and waits until the
  *        monitor has asked the other host what had been written and read, which is final by then, and has put it here: settled. Is that host
  *        out of reach for good (`lost`), bytes may be missing, so the end is a reset whatever the kernel said.
- *   [H2] bells: the library rings none on TCP. It nudges its monitor, if that sleeps (armed, as any reader); doorbells for a sleeper over there are sent by
- *        the monitor here, on a duplicate of our socket. It says `ringing`, by a locked instruction, before it looks for SD_HINT_LEAVING; who
- *        goes back says LEAVING before it looks at `ringing`. So no byte follows the position that the way back publishes but the program's.
+ *   [H2] bells: the library rings none on TCP. It nudges its monitor, if that sleeps (armed, as any reader): by a futex where the monitor's loop says
+ *        that it sleeps on the bell word (`direct`), else by the supervisor. Doorbells for a sleeper over there are sent by the monitor here or, for it, by
+ *        the supervisor, on a duplicate of our socket that lives for microseconds. Each says `ringing`, by a locked instruction, before it looks for
+ *        SD_HINT_LEAVING; who goes back says LEAVING before it looks at `ringing`. So no byte follows the position that the way back publishes but the
+ *        program's.
  *   [H3] the way back: the program's TCP bytes may be there before anything that the monitors say. So it begins in the TCP stream itself, with a
  *        mark (struct sd_mark): behind it come the program's bytes from a counter of the ring on. Doorbells are zeros, a mark begins with
  *        another byte, and nothing else comes behind the switch: no byte has to be announced. The counter may lie before our tail; then what we

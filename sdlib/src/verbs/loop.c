@@ -13,13 +13,8 @@
 #include <time.h>
 #include "verbs/verbs.h"
 
-#define SPARE 4 /* requests left for records */
-#define BATCH 32
 #define CREDIT_PART 4
 #define TURN_MOST 10
-
-static struct sd_dir *out_of(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[m->side & 1]; }
-static struct sd_dir *into(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[!(m->side & 1)]; }
 
 /* -------------------------------------------------------------------- connections */
 
@@ -38,17 +33,18 @@ static u32 place_of(const struct sd_queue *q, u32 slot)
     return low;
 }
 
-static struct sd_mirrored *find(const struct sd_queue *q, u32 slot)
+struct sd_mirrored *sd_queue_find(const struct sd_queue *q, u32 slot)
 {
     u32 at = place_of(q, slot);
 
     return at < q->count && q->carried[at]->slot == slot ? q->carried[at] : NULL;
 }
 
-static void unwatch(struct sd_queue *q, struct sd_mirrored *m)
+void sd_queue_unwatch(struct sd_queue *q, struct sd_mirrored *m)
 {
     struct sd_mirrored *last;
 
+    sd_threads_uncall(m);
     if (!m->place)
         return;
     last = q->watched[--q->watching];
@@ -61,14 +57,17 @@ void sd_mirrored_watch(struct sd_mirrored *m, bool watched)
 {
     struct sd_queue *q = m->queue;
 
+    if (!watched && q && q->device->threads)
+        return; /* they know which ones they sleep on */
     m->watched = watched;
     if (!q)
         return;
     if (!watched) {
-        unwatch(q, m);
+        sd_queue_unwatch(q, m);
     } else if (!m->place) {
         q->watched[q->watching++] = m;
         m->place = q->watching;
+        sd_threads_changed(q->device);
     }
 }
 
@@ -97,6 +96,7 @@ int sd_queue_carry(struct sd_queue *q, struct sd_mirrored *m)
     q->carried[at] = m;
     q->count++;
     m->queue = q;
+    m->noted = 0;
     sd_mirrored_watch(m, m->watched);
     return 0;
 }
@@ -107,18 +107,23 @@ void sd_queue_drop(struct sd_queue *q, uint32_t slot)
 
     if (at == q->count || q->carried[at]->slot != slot)
         return;
-    unwatch(q, q->carried[at]);
+    sd_queue_unwatch(q, q->carried[at]);
     q->carried[at]->queue = NULL;
     memmove(q->carried + at, q->carried + at + 1, (--q->count - at) * sizeof *q->carried);
 }
 
-void sd_queue_live(struct sd_queue *q) { q->live = true; }
+void sd_queue_live(struct sd_queue *q)
+{
+    q->live = true;
+    sd_threads_changed(q->device);
+}
 
 /* ----------------------------------------------------------------------- sending */
 
 bool sd_queue_room(struct sd_queue *q, uint32_t spare) { return q->posted - q->done + spare < q->depth; }
+void sd_queue_behind(struct sd_queue *q, bool behind) { q->behind = behind; }
 
-static int post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size)
+int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size)
 {
     struct ibv_send_wr *bad;
     int r;
@@ -145,7 +150,7 @@ int sd_queue_send(struct sd_queue *q, const uint8_t *body, uint32_t size)
         return -EMSGSIZE;
     memcpy(message, body, size);
     q->sends++;
-    return post(q, &wr, size);
+    return sd_queue_post(q, &wr, size);
 }
 
 int sd_queue_write(struct sd_queue *q, const struct sd_mirrored *m, uint64_t at, uint64_t base, uint32_t size)
@@ -158,38 +163,22 @@ int sd_queue_write(struct sd_queue *q, const struct sd_mirrored *m, uint64_t at,
     wr.wr.rdma.remote_addr = m->far_address + (at & mask);
     wr.wr.rdma.rkey = m->far_rkey;
     q->writes++;
-    return post(q, &wr, size);
-}
-
-/* The program that reads this copy sleeps: ask the other host for a doorbell [B1]. False: not now; asking is Python's, with the next words. */
-static bool ask(struct sd_queue *q, struct sd_mirrored *m)
-{
-    struct ibv_send_wr wr = {.opcode = IBV_WR_RDMA_WRITE_WITH_IMM, .imm_data = htonl(m->far_slot)};
-
-    if (!load_acq(&into(m)->sw_ring) || load_acq(&into(m)->sw_back))
-        return true; /* it sleeps on TCP, or looks by itself */
-    if (!m->worded || m->asked != m->asked_said || !sd_queue_room(q, SPARE))
-        return false;
-    if (!sd_copy_bell_take(m->copy, m->side))
-        return true;
-    store_rlx(&((struct sd_seg *)m->copy)->bells_asked, ++m->asked); /* to outlive us */
-    wr.wr.rdma.remote_addr = m->far_address;
-    wr.wr.rdma.rkey = m->far_rkey;
-    if (post(q, &wr, 0) < 0)
-        return false;
-    m->asked_said = m->asked;
-    q->bells++;
-    return true;
+    return sd_queue_post(q, &wr, size);
 }
 
 /* What is new of one program's bytes. 1: something, 0: nothing, -errno; -EPROTO: it writes nonsense. */
 static int carry(struct sd_queue *q, struct sd_mirrored *m)
 {
-    struct sd_dir *out = out_of(m);
-    u64 tail = load_acq(&out->tail), mask = m->ring_bytes - 1; /* [R1] */
-    u64 base = load_acq(&out->base), left = tail - m->sent;     /* [R3] */
+    struct sd_dir *out = sd_out_of(m);
+    u64 tail, mask = m->ring_bytes - 1;
+    u64 base, left;
     int r = 0;
 
+    if (load_rlx(&out->bell))
+        atomic_exchange(&out->bell, 0); /* [B1] who nudges from here on has news that we have not seen */
+    tail = load_acq(&out->tail);        /* [R1] */
+    base = load_acq(&out->base);        /* [R3] */
+    left = tail - m->sent;
     if (!left)
         return 0;
     if (left > m->ring_bytes || tail - load_rlx(&out->head) > m->ring_bytes)
@@ -201,6 +190,7 @@ static int carry(struct sd_queue *q, struct sd_mirrored *m)
             return r;
         m->sent += n;
         m->bytes_out += n;
+        q->device->moved += n;
         left -= n;
         r = 1;
     }
@@ -212,20 +202,19 @@ static int carry(struct sd_queue *q, struct sd_mirrored *m)
 uint64_t sd_mirrored_rest(const struct sd_mirrored *m)
 {
     const struct sd_seg *seg = m->copy;
-    u64 sum = load_acq(&out_of(m)->prod_hint) | (u64)load_acq(&into(m)->go_back) << 8 | (u64)load_acq(&seg->attached[m->side & 1]) << 16 |
-              (u64)(load_acq(&into(m)->sw_ring) != 0) << 17 | (u64)(load_acq(&out_of(m)->sw_ring) != 0) << 18 |
+    u64 sum = load_acq(&sd_out_of(m)->prod_hint) | (u64)load_acq(&sd_into(m)->go_back) << 8 | (u64)load_acq(&seg->attached[m->side & 1]) << 16 |
+              (u64)(load_acq(&sd_into(m)->sw_ring) != 0) << 17 | (u64)(load_acq(&sd_out_of(m)->sw_ring) != 0) << 18 |
               (u64)(load_acq(&seg->frozen) | load_acq(&seg->pumped)) << 19;
 
     return sum | (u64)load_acq(&seg->settle_ask) << 32;
 }
 
-/* Something to be said at once; small credits wait until nothing else is going on. */
-static bool has_news(const struct sd_mirrored *m)
-{
-    return load_acq(&into(m)->head) - m->head_said >= m->ring_bytes / CREDIT_PART || sd_mirrored_rest(m) != m->rest_said;
-}
+static bool owes_much(const struct sd_mirrored *m) { return load_acq(&sd_into(m)->head) - m->head_said >= m->ring_bytes / CREDIT_PART; }
 
-bool sd_mirrored_news(const struct sd_mirrored *m) { return load_acq(&out_of(m)->tail) != m->sent || has_news(m); }
+/* Something to be said at once; small credits wait until nothing else is going on. */
+static bool has_news(const struct sd_mirrored *m) { return owes_much(m) || sd_mirrored_rest(m) != m->rest_said; }
+
+bool sd_mirrored_news(const struct sd_mirrored *m) { return load_acq(&sd_out_of(m)->tail) != m->sent || has_news(m); }
 
 /* --------------------------------------------------------------------- receiving */
 
@@ -240,7 +229,7 @@ static void event(struct sd_loop_event *e, u32 kind, const struct sd_queue *q, u
 /* Bytes stand in a copy. How many events: 0 or 1. */
 static int landed(struct sd_queue *q, struct sd_loop_event *e, u32 slot, u32 size)
 {
-    struct sd_mirrored *m = q->live ? find(q, slot) : NULL;
+    struct sd_mirrored *m = q->live ? sd_queue_find(q, slot) : NULL;
     bool watched;
     u64 unread;
 
@@ -249,24 +238,26 @@ static int landed(struct sd_queue *q, struct sd_loop_event *e, u32 slot, u32 siz
         e->size = size;
         return 1;
     }
-    unread = m->landed - load_acq(&into(m)->head);
+    unread = m->landed - load_acq(&sd_into(m)->head);
     if (unread <= m->ring_bytes && unread + size > m->ring_bytes) {
         event(e, SD_LOOP_LIES, q, slot);
         return 1;
     }
     m->landed += size;
     m->bytes_in += size;
+    m->last = q->device->turns;
+    q->device->moved += size;
     if (unread > m->ring_bytes) { /* our own program's lie: the other side is not to blame */
         event(e, SD_LOOP_BROKEN, q, slot);
         return 1;
     }
     watched = m->place;
     sd_mirrored_watch(m, true); /* what the program reads of it is to be told */
-    if (sd_copy_land(m->copy, m->side, m->landed) && !ask(q, m)) {
+    if (sd_copy_land(m->copy, m->side, m->landed) && !sd_say_sleeps(q, m)) {
         event(e, SD_LOOP_SLEEPS, q, slot);
         return 1;
     }
-    if (watched)
+    if (watched || q->device->threads)
         return 0;
     event(e, SD_LOOP_WOKE, q, slot);
     return 1;
@@ -284,6 +275,8 @@ static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ib
         }
         if (size)
             return landed(q, e, ntohl(wc->imm_data), size);
+        if (q->live && sd_say_rings(q, sd_queue_find(q, ntohl(wc->imm_data))))
+            return 0;
         event(e, SD_LOOP_BELL, q, ntohl(wc->imm_data));
         return 1;
     }
@@ -292,15 +285,24 @@ static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ib
     memcpy(e->body, q->messages + (u64)index * SD_VERBS_MESSAGE, e->size);
     if (sd_queue_receive(q, index))
         e->kind = SD_LOOP_FAILED;
+    else if (q->live && sd_heard_credit(q, e->body, e->size))
+        return 0;
     return 1;
+}
+
+static struct sd_queue *queue_of(const struct sd_device *d, u32 number)
+{
+    struct sd_queue *q = d->queues;
+
+    while (q && q->qp->qp_num != number)
+        q = q->next;
+    return q;
 }
 
 static int completed(struct sd_device *d, struct sd_loop_event *e, const struct ibv_wc *wc)
 {
-    struct sd_queue *q = d->queues;
+    struct sd_queue *q = queue_of(d, wc->qp_num);
 
-    while (q && q->qp->qp_num != wc->qp_num)
-        q = q->next;
     if (!q)
         return 0; /* of one that is closed */
     if (wc->status != IBV_WC_SUCCESS) {
@@ -312,30 +314,59 @@ static int completed(struct sd_device *d, struct sd_loop_event *e, const struct 
         return received(q, e, wc);
     if (wc->wr_id >= q->done)
         q->done = wc->wr_id + 1;
-    return 0;
+    if (!q->behind || !sd_queue_room(q, SPARE))
+        return 0;
+    event(e, SD_LOOP_ROOM, q, 0);
+    return 1;
 }
 
 /* -------------------------------------------------------------------------- loop */
+
+/* One connection, or what is to be told of it: 0 or 1. */
+static int carry_one(struct sd_queue *q, struct sd_mirrored *m, struct sd_loop_event *e, bool *busy)
+{
+    int r = carry(q, m);
+
+    *busy |= r > 0;
+    if (r > 0)
+        m->last = q->device->turns;
+    if (r >= 0 && owes_much(m))
+        *busy |= sd_say_credit(q, m);
+    if (m->noted || (r >= 0 && !has_news(m)))
+        return 0;
+    event(e, r == -EPROTO ? SD_LOOP_BROKEN : r < 0 ? SD_LOOP_FAILED : SD_LOOP_NEWS, q, m->slot);
+    e->status = r < 0 ? (u32)-r : 0;
+    m->noted = q->device->threads != NULL;
+    return 1;
+}
 
 static int carry_all(struct sd_queue *q, struct sd_loop_event *events, u32 most, bool *busy)
 {
     u32 n = 0;
 
     for (u32 i = 0; q->live && i < q->watching && n < most; i++) {
-        struct sd_mirrored *m = q->watched[i];
         q->device->looks++;
-        if (!m->live)
-            continue;
-        int r = carry(q, m);
-        *busy |= r > 0;
-        if (r < 0) {
-            event(&events[n], r == -EPROTO ? SD_LOOP_BROKEN : SD_LOOP_FAILED, q, m->slot);
-            events[n++].status = (u32)-r;
-        } else if (has_news(m)) {
-            event(&events[n++], SD_LOOP_NEWS, q, m->slot);
-        }
+        if (q->watched[i]->live)
+            n += (u32)carry_one(q, q->watched[i], &events[n], busy);
     }
     return (int)n;
+}
+
+int sd_turn(struct sd_device *d, struct sd_loop_event *events, u32 most, bool *busy)
+{
+    struct ibv_wc wc[BATCH];
+    int count = ibv_poll_cq(d->cq, (int)min_u64(BATCH, most), wc), n = 0;
+
+    d->turns++;
+    *busy |= count > 0;
+    for (int i = 0; i < count; i++) {
+        int told = completed(d, &events[n], &wc[i]);
+        n += told;
+        d->untold += (u32)told;
+    }
+    for (struct sd_queue *q = d->queues; q && (u32)n < most; q = q->next)
+        n += carry_all(q, events + n, most - (u32)n, busy);
+    return n;
 }
 
 static u64 now_ns(void)
@@ -348,26 +379,36 @@ static u64 now_ns(void)
 
 uint64_t sd_device_looks(const struct sd_device *d) { return d->looks; }
 
+/* Python has it. */
+static void told(struct sd_device *d, const struct sd_loop_event *e)
+{
+    struct sd_queue *q = queue_of(d, e->queue);
+    struct sd_mirrored *m = q ? sd_queue_find(q, e->slot) : NULL;
+
+    if (m)
+        m->noted = 0;
+}
+
 int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy)
 {
-    struct ibv_wc wc[BATCH];
     u64 now = now_ns(), until = now + ns, last = now + TURN_MOST * ns; /* others have something to say, too */
-    int n = 0;
+    int n = sd_threads_told(d, events, most);
 
-    *busy = false;
-    do {
-        int count = ibv_poll_cq(d->cq, (int)min_u64(BATCH, most), wc);
-        bool did = count > 0;
-        for (int i = 0; i < count; i++)
-            n += completed(d, &events[n], &wc[i]);
-        for (struct sd_queue *q = d->queues; q && (u32)n < most; q = q->next)
-            n += carry_all(q, events + n, most - (u32)n, &did);
+    *busy = n > 0;
+    d->untold = 0;
+    while (!n) {
+        bool did = false;
+        n = sd_turn(d, events, most, &did);
         *busy |= did;
         now = now_ns();
         if (did)
             until = now + ns;
         else if (ns)
             sched_yield(); /* whoever has the next byte may wait for this CPU */
-    } while (!n && now < until && now < last);
+        if (now >= until || now >= last)
+            break;
+    }
+    for (int i = 0; i < n; i++)
+        told(d, &events[i]);
     return n;
 }

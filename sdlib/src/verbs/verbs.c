@@ -24,9 +24,9 @@ int sd_device_errno(void) { return failed; }
 #define DECLARE(name) __typeof__(name) *name##_;
 static struct { FUNCTIONS(DECLARE) } lib;
 
-static bool load_library(void)
+static bool load_library(const char *name)
 {
-    void *handle = dlopen("libibverbs.so.1", RTLD_NOW);
+    void *handle = dlopen(name, RTLD_NOW);
 
     if (!handle)
         return false;
@@ -51,7 +51,7 @@ static struct ibv_context *open_named(const char *name)
     return found;
 }
 
-struct sd_device *sd_device_open(const char *name, uint32_t port, uint32_t entries)
+struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t entries)
 {
     struct sd_device *d = calloc(1, sizeof *d);
 
@@ -59,7 +59,7 @@ struct sd_device *sd_device_open(const char *name, uint32_t port, uint32_t entri
     if (!d)
         return NULL;
     failed = ENOSYS;
-    if (!lib.ibv_open_device_ && !load_library())
+    if (!lib.ibv_open_device_ && !load_library(library))
         goto no;
     failed = ENODEV;
     d->port = port;
@@ -196,6 +196,7 @@ void sd_queue_close(struct sd_queue *q)
             break;
         }
     for (u32 i = 0; i < q->count; i++) {
+        sd_threads_uncall(q->carried[i]);
         q->carried[i]->queue = NULL;
         q->carried[i]->place = 0;
     }
@@ -213,7 +214,7 @@ void sd_queue_close(struct sd_queue *q)
 
 void sd_queue_count(struct sd_queue *q, struct sd_queue_counts *c)
 {
-    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->bells, q->depth, q->inline_bytes};
+    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->bells, q->rings, q->credits, q->depth, q->inline_bytes};
 }
 
 int sd_queue_register(struct sd_queue *q, void *at, uint64_t bytes, bool remote, struct sd_region *region)

@@ -24,8 +24,8 @@ struct sd_queue {
     struct sd_mirrored **watched; /* those of them, in any order */
     u32 count, size, watching;
     u32 depth, inline_bytes;
-    u64 posted, done, writes, sends, received, bells;
-    bool live;
+    u64 posted, done, writes, sends, received, bells, rings, credits;
+    bool live, behind;
 };
 
 struct sd_device {
@@ -33,10 +33,33 @@ struct sd_device {
     struct ibv_comp_channel *channel;
     struct ibv_cq *cq;
     struct sd_queue *queues;
-    u64 looks;
+    struct sd_threads *threads;
+    u64 looks, turns, moved;
     u32 port, most; /* requests in a queue pair */
+    u32 untold;     /* events that Python has not handled yet: what comes behind them, it has to handle as well */
 };
 
+static inline struct sd_dir *sd_out_of(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[m->side & 1]; }
+static inline struct sd_dir *sd_into(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[!(m->side & 1)]; }
+
+#define SPARE 4 /* requests left for records */
+#define BATCH 32
+
 int sd_queue_receive(struct sd_queue *q, u32 index);
+int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size);
+struct sd_mirrored *sd_queue_find(const struct sd_queue *q, u32 slot);
+void sd_queue_unwatch(struct sd_queue *q, struct sd_mirrored *m);
+int sd_turn(struct sd_device *d, struct sd_loop_event *events, u32 most, bool *busy); /* once */
+
+/* say.c. False: Python has to do it. */
+bool sd_say_sleeps(struct sd_queue *q, struct sd_mirrored *m);
+bool sd_say_credit(struct sd_queue *q, struct sd_mirrored *m);
+bool sd_say_rings(struct sd_queue *q, struct sd_mirrored *m);
+bool sd_heard_credit(struct sd_queue *q, const u8 *body, u32 size);
+
+/* threads.c */
+int sd_threads_told(struct sd_device *d, struct sd_loop_event *events, u32 most);
+void sd_threads_changed(struct sd_device *d);
+void sd_threads_uncall(struct sd_mirrored *m);
 
 #endif
