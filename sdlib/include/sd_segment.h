@@ -10,6 +10,8 @@
 #define SD_RING_MIN 4096
 #define SD_RING_MAX 0x4000000
 
+#define SD_DATES 5
+
 /* One direction. "producer" writes bytes into its ring, "consumer" reads them. Counters run free (u64, never wrapped);
  * the place in the ring is (counter - base) & (ring_bytes - 1). */
 struct sd_dir {
@@ -19,7 +21,7 @@ struct sd_dir {
     SD_ATOMIC uint32_t prod_fenced; /* 1: a full fence stands between each store of tail and the load of rx_armed behind it ([W3], bell.h) */
     uint32_t pad7;
     SD_ATOMIC uint64_t base;        /* counter of a byte at the start of the ring's memory; moved only while the ring is empty ([R3], ring.c) */
-    uint32_t pad0[10];
+    SD_ATOMIC uint64_t date[SD_DATES]; /* when messages came, while the consumer asks for it ([O1], ring/dates.h) */
     /* line 1, producer, written a few times in a life. */
     SD_ATOMIC uint64_t sw_ring;     /* 1 + TCP stream position of the first byte that is in the ring; 0 = still on TCP */
     SD_ATOMIC uint64_t sw_back;     /* 1 + TCP stream position (doorbells included) where the program's bytes go on; 0 = not gone back */
@@ -34,11 +36,13 @@ struct sd_dir {
     uint64_t pad3[7];
     /* line 3, consumer. Count of consumers that are parked or not yet on the ring; starts at 1. Set, membarrier, look again. */
     SD_ATOMIC uint32_t rx_armed;
-    SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_*; the producer may make RESEND TAKEN */
     SD_ATOMIC uint32_t cons_cpu;    /* 1 + CPU on which the consumer has read its last large message */
+    SD_ATOMIC uint32_t go_back;     /* consumer, or a supervisor, asks the producer to go back to TCP: SD_GO_BACK_*; the producer may make RESEND TAKEN */
+    SD_ATOMIC uint32_t dated;       /* 1: the consumer asks for dates; beside go_back: fast.c looks at both at once */
     SD_ATOMIC uint32_t arrived;     /* 1: the consumer has read all of TCP and reads the ring, so a reset cannot be for bytes of the program there */
+    uint32_t pad0;
     SD_ATOMIC uint64_t sleep;       /* the sleep of a whole set that the one in rx_armed is part of: one bell ends it ([W4], bell.h); 0: none */
-    uint32_t pad4[10];
+    uint32_t pad4[8];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
@@ -134,6 +138,8 @@ _Static_assert(sizeof(struct sd_seg) <= SD_SEG_HDR_BYTES, "seg header fits its p
 SD_LAYOUT(sd_dir, sw_ring, 64);
 SD_LAYOUT(sd_dir, head, 128);
 SD_LAYOUT(sd_dir, rx_armed, 192);
+SD_LAYOUT(sd_dir, go_back, 200);
+SD_LAYOUT(sd_dir, dated, 204);
 SD_LAYOUT(sd_dir, tx_armed, 256);
 SD_LAYOUT(sd_dir, bell, 320);
 SD_LAYOUT(sd_seg, dir, 128);

@@ -453,14 +453,14 @@ class Side:
         number = {"add": 1, "del": 2, "mod": 3}[op]
         return self.sys("epoll_ctl", ep, number, fd, where, memory=memory, text=f"{ep}, {op}, {fd}, {events:#x}")
 
-    def wait(self, ep: int, most: int = 16, timeout: int = 0) -> Call:
-        """epoll_wait; events show in the order of their data."""
+    def wait(self, ep: int, most: int = 16, timeout: int = 0, *, as_reported: bool = False) -> Call:
+        """epoll_wait; events show in the order of their data, or as they came."""
         memory = self.link.memory()
         where = memory.room(most * _EPOLL.size)
 
         def shown(value: int, data: list[bytes]) -> str:
-            found = sorted(_EPOLL.unpack_from(data[0], i * _EPOLL.size)[::-1] for i in range(max(value, 0)))
-            return str([f"{what}:{events:#x}" for what, events in found])
+            found = [_EPOLL.unpack_from(data[0], i * _EPOLL.size)[::-1] for i in range(max(value, 0))]
+            return str([f"{what}:{events:#x}" for what, events in (found if as_reported else sorted(found))])
 
         return self.sys("epoll_wait", ep, where, most, timeout, memory=memory, text=f"{ep}, {most}, {timeout}",
                         shown=shown)

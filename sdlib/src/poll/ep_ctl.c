@@ -23,11 +23,15 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
         r->want = r->kmask = ev->events;
         r->data = ev->data;
         r->fresh = true;
+        r->since = sd_tsc();
         if (r->want & EPOLLEXCLUSIVE)
             s->b->exclusive = 1;
         ep->tab[r->index] = r;
         r->next = s->regs;
         s->regs = r;
+        if (ep->used == 2)
+            ep_ask_dates(ep);
+        ep_mixes(ep);
         if (sd_attached(s) || (r->want & EPOLLONESHOT))
             ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
     }
@@ -49,6 +53,8 @@ static bool rearm(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
             ep_leave(ep, t);
         return false;
     }
+    if (locked)
+        reg_renewed(r);
     r->want = ev->events;
     r->data = ev->data;
     r->off = r->ghost = false;
@@ -76,6 +82,8 @@ static long ctl_mod(struct reg *r, const struct epoll_event *ev, struct sd_tcb *
         return -EINVAL;
     bool locked = ep_enter(ep, t);
     struct reg was = *r;
+    if (locked)
+        reg_renewed(r);
     r->want = ev->events;
     r->data = ev->data;
     r->off = false;

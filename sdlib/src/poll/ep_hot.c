@@ -14,6 +14,7 @@ void hot_add(struct ep *ep, struct reg *r)
         return;
     r->hot = true;
     ep->nhot++;
+    reg_ask_dates(r);
     if (!ep->hot) {
         ep->hot = r->hot_next = r->hot_prev = r;
         return;
@@ -90,8 +91,10 @@ void ep_drain(struct ep *ep)
             hot_del(ep, r);
             continue;
         }
-        if (why & PEND_SYNC)
+        if (why & PEND_SYNC) {
             reg_sync(r, false);
+            ep_mixes(ep);
+        }
         if (translated(r->s) && on_ring(r->s) && !r->off) {
             reg_disarm(r);
             hot_add(ep, r);
@@ -211,35 +214,68 @@ u32 reg_report(struct reg *r, u32 kev)
     return sd_bits_spread(out) & ((r->want & ~PRIVATE_BITS) | ALWAYS);
 }
 
-/* Looks at the hot registrations; returns how many events were stored, or -EFAULT. `age`: count idle rounds; not so in a spin. */
-int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age)
+static void idle(struct ep *ep, struct reg *r, bool age)
 {
-    struct reg *r = ep->hot;
+    if (age && ++r->idle == IDLE_ROUNDS)
+        ep->nidle++;
+}
+
+/* The hot registrations that may have something to say, the first to be told of first. */
+static struct reg *due(struct ep *ep, u64 round, bool age)
+{
+    struct reg *first = NULL, **last = &first, *r = ep->hot;
+    for (u32 left = ep->nhot; left && r; left--, r = r->hot_next) {
+        if (r->stamp == round) {
+            idle(ep, r, age);
+        } else if (quiet(r)) {
+            r->queued = false;
+            idle(ep, r, age);
+        } else {
+            *last = r;
+            last = &r->due_next;
+        }
+    }
+    *last = NULL;
+    return first && first->due_next && ep_in_company(ep) ? ep_in_order(first) : first;
+}
+
+static void put(struct reg *r, struct epoll_event *e, u32 out, u64 round, bool spinning)
+{
+    r->stamp = round;
+    r->idle = r->naps = 0;
+    if (spinning)
+        sd_spun(r->s, true);
+    ep_put(e, out, r->data);
+}
+
+/* Looks at the hot registrations; returns how many events were stored, or -EFAULT. `age`: count idle rounds; not so in a spin. */
+int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, struct sd_turn *turn)
+{
+    struct reg *r, *next;
+    u64 now = 0;
     int n = 0;
-    for (u32 left = ep->nhot; left && r && n < max; left--) {
-        struct reg *next = r->hot_next;
-        bool silent = r->stamp == round || quiet(r);
-        if (unlikely(!silent && !ep_has_room(e, n))) {
+    for (r = due(ep, round, age); r && n < max; r = next) {
+        next = r->due_next;
+        if (unlikely(!ep_has_room(e, n))) {
             if (reg_due(r))
                 return n ? n : -EFAULT;
-            silent = true;
+            continue;
         }
-        u32 out = silent ? 0 : reg_report(r, 0);
-        if (out) {
-            r->stamp = round;
-            r->idle = r->naps = 0;
-            if (!age)
-                sd_spun(r->s, true);
-            ep_put(&e[n++], out, r->data);
-        } else if (age && ++r->idle == IDLE_ROUNDS) {
-            ep->nidle++;
+        u64 place = unlikely(turn) ? reg_queue(r, false) : 0;
+        u32 out = reg_report(r, 0);
+        if (!out) {
+            r->queued = false;
+            idle(ep, r, age);
+        } else {
+            if (unlikely(turn))
+                turn[n] = (struct sd_turn){r, place};
+            if (ep_in_company(ep))
+                reg_reported(r, now = now ? now + 1 : sd_tsc());
+            put(r, &e[n++], out, round, !age);
         }
         if (r->off)
             hot_del(ep, r);
-        r = next;
     }
-    if (n == max && ep->hot && r && r->hot)
-        ep->hot = r; /* the next scan goes on behind the last that was reported */
     return n;
 }
 

@@ -3,6 +3,7 @@
  * ep_table.c - where registrations and epolls live, and how they come and go (epoll.h, [E4]).
  */
 #include "poll/epoll.h"
+#include "ring/dates.h"
 
 static struct reg *free_regs;
 static struct ep *all_eps, *free_eps;
@@ -70,6 +71,8 @@ void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel)
             *p = r->next;
             break;
         }
+    if (!r->s->regs && sd_attached(r->s))
+        sd_rx_want_dates(&r->s->e, false);
     if (tell_kernel && sd_epoll_of((u64)ep->fd) == ep)
         SYS4(__NR_epoll_ctl, ep->fd, EPOLL_CTL_DEL, r->fd, NULL);
     r->dead = true;

@@ -6,6 +6,7 @@
 
 #define ASK_EVERY 16
 #define LOOK_AT 8
+#define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
 #define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
 
@@ -22,6 +23,7 @@ struct epwait {
     bool called;
     bool spinning;
     bool parked;  /* counted in ep->parked */
+    struct sd_turn *turn; /* TURNS of them: of the kernel's events */
 };
 
 /* --------------------------------------------------- what the kernel reports */
@@ -52,6 +54,13 @@ static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
     return out;
 }
 
+/* Event n of the kernel; r: ours, which is to be told of, before it is. Its list is in order: what is known of none goes with the one in front. */
+static void note_turn(struct epwait *w, int n, struct reg *r)
+{
+    u64 before = n ? w->turn[n - 1].place : 0, place = r ? reg_queue(r, true) : 0;
+    w->turn[n] = (struct sd_turn){r, place > before ? place : before};
+}
+
 /* k events of the kernel -> what the program is told, in place. */
 static int translate(struct epwait *w, struct epoll_event *e, int k)
 {
@@ -59,6 +68,7 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
     struct sd_tcb *t = w->t;
     struct reg *ghosts[GHOSTS];
     bool locked = ep_enter(ep, t);
+    u64 now = 0;
     int n = 0, dead = 0;
     if (locked && k > 0)
         store_rlx(&ep->named, 0); /* what it was for is looked at below: ep_warm_up() */
@@ -67,8 +77,11 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
         u64 data = e[i].data;
         struct reg *r = reg_of_tag(ep, data);
         if (!r) {
-            if (!is_tag(ep, data))
+            if (!is_tag(ep, data)) {
+                if (n < TURNS)
+                    note_turn(w, n, NULL);
                 ep_put(&e[n++], kev, data);
+            }
             continue; /* a tag without registration: deleted by another thread meanwhile */
         }
         if (r->ghost) {
@@ -80,8 +93,15 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
             push_pending(r, PEND_TOUCH); /* [E5] its bell may be the one that somebody else sleeps for */
         if (!w->rung && translated(r->s))
             w->rung = load_rlx(&r->s->e.rx->rung_at);
+        bool ordered = locked && translated(r->s) && ep_in_company(ep);
+        if (ordered && n < TURNS)
+            note_turn(w, n, r);
         out = translated(r->s) ? translate_one(ep, r, kev, locked) : plain_report(r, kev);
+        if (ordered && !out)
+            r->queued = false;
         if (out) {
+            if (ordered)
+                reg_reported(r, now = now ? now + 1 : sd_tsc());
             r->stamp = w->round;
             r->naps = 0;
             ep_put(&e[n++], out, r->data);
@@ -174,21 +194,40 @@ static int scan_all(struct epwait *w)
     return n;
 }
 
-static int look(struct epwait *w, int have)
+/* With the lock. Behind `have` events of the kernel. */
+static int scan(struct epwait *w, int have)
 {
     struct ep *ep = w->ep;
-    bool timer;
-    if (have >= w->max)
-        return 0;
-    if (!ep_enter(ep, w->t))
-        return have ? 0 : scan_all(w);
-    int n = ep_scan(ep, w->e + have, w->max - have, w->round, !w->spinning);
+    bool both = have && have < TURNS && ep_in_company(ep), timer;
+    int most = both ? (int)min_u64((u64)(w->max - have), (u64)(TURNS - have)) : w->max - have;
+    int n = ep_scan(ep, w->e + have, most, w->round, !w->spinning, both ? w->turn + have : NULL);
+    if (both && n > 0)
+        ep_interleave(w->e, w->turn, (u32)have, (u32)(have + n));
     if (!w->spinning && ep->nidle && (ep->calls & (IDLE_ROUNDS - 1)) == 0) {
         ep->nidle = 0;
         ep_cool(ep, COOL_IDLE, &timer);
     }
+    return n;
+}
+
+static int look(struct epwait *w, int have)
+{
+    struct ep *ep = w->ep;
+    int told = 0;
+    long raw;
+    if (have >= w->max)
+        return 0;
+    if (!ep_enter(ep, w->t))
+        return have ? 0 : scan_all(w);
+    if (unlikely(!have && ep_is_mixed(ep)) && ep_has_due(ep)) {
+        ep_leave(ep, w->t);
+        told = ask_kernel(w, 0, 0, &raw);
+        if (told >= w->max || !ep_enter(ep, w->t))
+            return told;
+    }
+    int n = scan(w, have + told);
     ep_leave(ep, w->t);
-    return have && n < 0 ? 0 : n;
+    return (have || told) && n < 0 ? told : told + n;
 }
 
 static bool worth_spinning(struct epwait *w, bool *here)
@@ -314,6 +353,8 @@ static bool arguments_ok(const struct sd_frame *f)
 
 static long wait_on(struct epwait *w, const struct sd_frame *f, struct ep *ep)
 {
+    struct sd_turn turn[TURNS];
+    w->turn = turn;
     w->ep = ep;
     w->e = (struct epoll_event *)f->rsi;
     w->max = (i32)f->rdx;

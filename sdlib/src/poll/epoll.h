@@ -62,7 +62,10 @@ struct reg {
     u32 idle, naps;             /* scans since the last event; parks since the last report */
     bool hot, fresh, off, tx_full;
     bool ghost, dead;
+    bool queued, again;         /* on what would be the kernel's list, since `place` (ep_order.c); since it was reported */
     /* the rest */
+    u64 place, since;           /* tsc: of its turn; when it was registered or modified */
+    struct reg *due_next;
     bool tagged, kicked;        /* kernel's half: with our tag, asked for OUT to wake a sleeper */
     u32 kmask;                  /* the kernel's */
     struct ep *ep;
@@ -93,6 +96,7 @@ struct ep {
     _Atomic u32 named;          /* some of `slept` are armed by the name of a sleep ([E5]) */
     _Atomic u64 round;
     u64 checked_tsc;
+    u64 mixed_until;            /* tsc: connections of it may be moving until then (ep_order.c) */
     struct sd_learn learn;
     struct ep *next;
 };
@@ -132,11 +136,30 @@ void ep_rise(struct ep *ep, struct sd_tcb *t); /* without the lock: a sleep is o
 void ep_anonymous(struct ep *ep);              /* [E5] */
 bool reg_due(struct reg *r);
 u32 reg_report(struct reg *r, u32 kev);    /* without the lock too */
-int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age);
+struct sd_turn {
+    struct reg *r; /* NULL: of no registration of ours */
+    u64 place;     /* when its turn came */
+};
+int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, struct sd_turn *turn); /* turn: NULL, or has room */
 enum cool { COOL_IDLE, COOL_ALL, COOL_SLEEP }; /* those that were idle for long; all; all, and one thread is about to sleep on them */
 bool ep_cool(struct ep *ep, enum cool how, bool *timer);
 void ep_chill_all(struct ep *ep);          /* [E1] on the way out of a wait while others sleep */
 void ep_settle(struct reg *r, u32 why, struct sd_tcb *t); /* without the lock: note it, and do it now if possible */
+
+/* ep_order.c; ep->owner is held */
+void reg_ask_dates(const struct reg *r);
+void ep_ask_dates(const struct ep *ep);   /* structure is held: it is not alone any more */
+u64 reg_queue(struct reg *r, bool by_kernel); /* it is due: its turn, if it has none yet */
+void reg_renewed(struct reg *r);          /* before it is modified, or registered again */
+void reg_reported(struct reg *r, u64 now);
+struct reg *ep_in_order(struct reg *due);
+void ep_mixes(struct ep *ep);             /* one comes in, or moves */
+bool ep_is_mixed(struct ep *ep);
+bool ep_has_due(struct ep *ep);
+void ep_interleave(struct epoll_event *e, struct sd_turn *turn, u32 kernel, u32 n);
+
+/* Is there an order to keep? Also between one on the ring and one on TCP: that may move later, and then have been the first. */
+static inline bool ep_in_company(const struct ep *ep) { return ep->used > 1; }
 
 /* ep_table.c; structure is held, except for the first and the last */
 struct reg *reg_find(const struct sock *s, const struct ep *ep, int fd); /* the live one or its ghost */

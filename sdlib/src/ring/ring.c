@@ -58,6 +58,7 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_head_seen = 0;
     e->tx_base = load_rlx(&e->tx->base);
     e->tx_checked = 0;
+    e->tx_dates_head = e->tx_dates = 0;
     sd_tx_unplan(e);
     e->tx_window = SD_RING_WINDOW;
     e->tx_past = sd_past_pays();

@@ -21,6 +21,8 @@ struct sd_end {
     u64 tx_from, tx_span; /* a message of SD_SMALL bytes at most may begin at each of the span counters from tx_from on, */
     u8 *tx_place;         /* the first of which lies here, without a look at the other side; span 0: look */
     u64 tx_room;          /* larger ones must end within so many bytes from there */
+    u64 tx_dates_head;      /* head, as it was known when there was room for a date (dates.h) */
+    u32 tx_dates;           /* how many there were */
     bool tx_past;         /* see SD_PAST_BYTES; off where it does not pay */
     _Atomic u32 tx_fence; /* messages that still fence, 0: none does; SD_FENCE_ENDS: being switched off (bell.h, [W3]) */
 };

@@ -4,6 +4,7 @@
  */
 #include "poll/poll.h"
 #include "ring/cork.h"
+#include "ring/dates.h"
 #include "sock/far.h"
 #include "sock/rx.h"
 #include "sock/sock.h"
@@ -33,6 +34,7 @@ static void farewell(struct sock *s, int fd)
         SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
     }
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
+    sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
     sd_rx_poll_switch(s, fd); /* what is unread by TCP may be a doorbell only */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e))
         sd_rx_back(s, fd); /* which stands in front of the way back then */
@@ -206,6 +208,7 @@ SD_CALL(sd_shutdown)
         if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
             sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
         sd_hint_shut(&s->e, f->rsi == SHUT_RDWR);
+        sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
         s->b->tx_shut = 1;
         if (likely(!sd_is_far(s)) || !sd_far_shut(s))
             r = SYS2(__NR_shutdown, f->rdi, f->rsi);

@@ -13,6 +13,7 @@
  */
 #include "base/user.h"
 #include "ring/cork.h"
+#include "ring/dates.h"
 #include "sock/sock.h"
 
 #define SLOW (-4096l)      /* enter.S */
@@ -160,7 +161,9 @@ static NOINLINE bool plan_again(struct sock *s, u64 len)
 
 static long tx_planned(struct sock *s, u64 fd, const u8 *buf, u64 len);
 
-static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf, u64 len, bool word)
+static long tx_with_date(u64 fd, const u8 *buf, u64 len);
+
+static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf, u64 len, bool word, bool dated)
 {
     if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || (!word && len - 1 >= LARGE) || !plausible(buf)))
         return SLOW;
@@ -172,12 +175,18 @@ static inline __attribute__((always_inline)) long fast_tx(u64 fd, const u8 *buf,
     atomic_signal_fence(memory_order_seq_cst);
     tail = load_rlx(&d->tail);
     at = tail - s->e.tx_from; /* the peer can write the tail, too: what it has made of it is seen here */
-    if (unlikely(load_pair(&b->tx_mode) != SD_MODE_RING || load_pair(&b->latched) | load_rlx(&d->go_back) | load_rlx(&s->e.rx->prod_hint)))
+    u64 asked = dated ? load_rlx(&d->go_back) : load_pair(&d->go_back);
+    if (unlikely(load_pair(&b->tx_mode) != SD_MODE_RING || load_pair(&b->latched) | asked | load_rlx(&s->e.rx->prod_hint))) {
+        if (!dated && (asked >> 32))
+            return tx_with_date(fd, buf, word ? 8 : len);
         goto slow; /* or tx_shut, or tx_wait */
+    }
     if (unlikely(!planned(&s->e, at, len)))
         return tx_planned(s, fd, buf, len);
     if (unlikely(!put(&s->e, s->e.tx_place + at, buf, word ? 8 : len)))
         goto slow; /* says EFAULT */
+    if (dated)
+        sd_tx_date(&s->e, tail); /* [O1] */
     if (unlikely(!sd_cas_local(&s->tx_in, sp, 0) || !sd_cas_local(&d->tail, tail, tail + len))) /* [R1] */
         return SLOW;
     b->bytes_shm_tx += len;
@@ -189,7 +198,9 @@ slow:
     return SLOW;
 }
 
-static NOINLINE long tx_any(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false); }
+static NOINLINE long tx_any(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false, false); }
+
+static NOINLINE long tx_with_date(u64 fd, const u8 *buf, u64 len) { return fast_tx(fd, buf, len, false, true); }
 
 static NOINLINE long tx_planned(struct sock *s, u64 fd, const u8 *buf, u64 len)
 {
@@ -239,7 +250,7 @@ long sd_fast_read(u64 fd, u8 *buf, u64 len)
 
 long sd_fast_write(u64 fd, const u8 *buf, u64 len)
 {
-    return len == 8 ? fast_tx(fd, buf, 8, true) : tx_any(fd, buf, len);
+    return len == 8 ? fast_tx(fd, buf, 8, true, false) : tx_any(fd, buf, len);
 }
 
 long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
@@ -293,6 +304,7 @@ static long put_shared(struct sock *s, u64 fd, const u8 *buf, u64 len)
     /* Base is where we have left it: nobody else has started over. If others have sent, there is less room behind them. */
     bool room = load_rlx(&d->base) == s->e.tx_base && planned(&s->e, tail - s->e.tx_from, len);
     if (likely(ring) && (likely(room) || plan_again(s, len)) && likely(put(&s->e, s->e.tx_place + (tail - s->e.tx_from), buf, len))) {
+        sd_tx_dated(&s->e, tail); /* [O1] */
         sent = sd_commit_index(&h, &d->tail, tail, tail + len); /* [R1] */
         b->bytes_shm_tx += sent ? len : 0;
         b->messages_tx += sent;

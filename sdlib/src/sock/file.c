@@ -6,6 +6,7 @@
  */
 #include "base/user.h"
 #include "ring/cork.h"
+#include "ring/dates.h"
 #include "sock/far.h"
 #include "sock/feed.h"
 
@@ -57,6 +58,8 @@ static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
         room = room > 0 && (u64)room <= behind ? 0 : room - (room > 0 ? (i64)behind : 0);
         r = room <= 0 ? FULL : read_file(&s->e, in, s->e.tx_ring + at, min_u64(min_u64((u64)room, s->e.bytes - at), most), off);
     }
+    if (r > 0 && !hold)
+        sd_tx_dated(&s->e, from); /* [O1] */
     if (r > 0 && !sd_commit_index(&h, index, from, from + (u64)r)) /* [R1] [C1] */
         r = -ERANGE;
     if (r > 0 && hold)

@@ -4,6 +4,7 @@
  */
 #include "poll/poll.h"
 #include "ring/cork.h"
+#include "ring/dates.h"
 #include "ring/vec.h"
 #include "sock/far.h"
 #include "sock/sock.h"
@@ -152,6 +153,8 @@ static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, str
         took = 0;
         if (load_rlx(&b->tx_mode) == SD_MODE_RING && room_for(s, need + behind)) /* or a broken ring, which the gathering tells */
             took = sd_tx_gather(&s->e, iov, n, skip, behind, share(s, want, behind, leave));
+        if (took > 0 && !hold)
+            sd_tx_dated(&s->e, from); /* [O1] */
         bool done = took <= 0 || put_commit(s, &h, index, from, (u64)took);
         if (unlikely(hold) && done && took > 0)
             sd_cork_put(s, fd);

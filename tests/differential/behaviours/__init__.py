@@ -10,6 +10,7 @@ from tests.differential.behaviours import (
     files,
     handed,
     options,
+    order,
     others,
     patterns,
     pointers,
@@ -21,6 +22,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "beside", "company", "corked", "descriptors", "ends", "files", "handed", "options", "others", "patterns",
+    "beside", "company", "corked", "descriptors", "ends", "files", "handed", "options", "order", "others", "patterns",
     "pointers", "readiness", "receive", "several", "taken", "transmit",
 ]  # fmt: skip
