@@ -32,6 +32,8 @@ class Options:
     pcap: Path | None
     explain: bool
     no_accel: bool
+    named: bool
+    """Every process has to name our parent, the keeper, or we may not trace it (launch/yama.c)."""
     verdict: bool
     attach: str
     """The root process has been running: it "alone", or its "family"; "": it is about to start."""
@@ -53,7 +55,7 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--learn", type=Path)
     parser.add_argument("--trace")
     parser.add_argument("--pcap", type=Path)
-    for flag in ("--explain", "--no-accel", "--verdict"):
+    for flag in ("--explain", "--no-accel", "--named", "--verdict"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--attach", default="", choices=("", "alone", "family"))
     return Options(**vars(parser.parse_args(argv)))

@@ -134,14 +134,16 @@ def check_registers(found: Iterable[Registers]) -> None:
             raise RemoteError("32-bit")
 
 
-def boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool, trace: int, *, adopt: bool = False) -> bytes:
-    """`struct sd_boot`. `adopt`: it takes over what the program has (`sd_adopt`)."""
+def boot_bytes(threads: int, carry: list[tuple[int, int]], patch: bool, trace: int, *, adopt: bool = False,
+               tracer: int = 0) -> bytes:
+    """`struct sd_boot`. `adopt`: it takes over what the program has (`sd_adopt`). `tracer`: see there."""
     boot: abi.CData = abi.ffi.new("struct sd_boot *")
     boot.version = abi.const.SD_ABI_VERSION
     boot.threads = threads
     boot.no_patch = int(not patch)
     boot.secret = int.from_bytes(os.urandom(8), "little")
     boot.trace = trace
+    boot.tracer = tracer
     boot.ncarry = abi.const.SD_CARRY_ADOPT if adopt else len(carry)
     for slot, (fd, block) in zip(boot.carry, carry, strict=False):
         slot.fd, slot.block = fd, block
@@ -214,7 +216,7 @@ def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes, 
 
 def inject(
     pid: int, notif: Notification, listener: Listener, image: Image, keepsake: Keepsake,
-    carry: list[tuple[int, int]], *, patch: bool, trace: int = 0,
+    carry: list[tuple[int, int]], *, patch: bool, trace: int = 0, tracer: int = 0,
 ) -> None:
     """Map the library into process `pid` and start it; the notified call is then made anew, inside the library.
 
@@ -234,7 +236,7 @@ def inject(
             except RemoteError:
                 stopped.call(_CLOSE, remote_fd)
                 raise
-            boot = boot_bytes(stopped.thread_count, carry, patch, trace)
+            boot = boot_bytes(stopped.thread_count, carry, patch, trace, tracer=tracer)
             _map_and_start(stopped, image, remote_fd, boot, birth=bool(carry))
             stopped.commit()
     except OSError as error:

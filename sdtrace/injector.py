@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a process gets the library: at its first use of TCP, or at a new program's birth if connections survived exec.
+"""When a process gets the library: at its first use of TCP, or at a new program's birth if connections survived exec,
+or if all of its children have to name their tracer (launch/yama.c).
 
 Whatever goes wrong leaves the program as it is, with the reason noted; most reasons last, so it is not tried again.
 """
@@ -46,6 +47,7 @@ class Injector:
         self._filters = filters
         self._drain = drain
         self._vault = vault
+        self._tracer = os.getppid() if options.named else 0
         self._gate = range(0)
         if not isinstance(image, str):
             self._gate = range(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"] + 1)
@@ -104,7 +106,7 @@ class Injector:
         carry, process.carry = process.carry, None
         if not carry:
             process.areas = {}
-            return False
+            return bool(self._tracer) and self._try(listener, notif, status, process, [])
         done = self._try(listener, notif, status, process, carry)
         self._vault.carry(process)  # now, not before: a successor would do it again
         return done
@@ -127,7 +129,7 @@ class Injector:
             inject.check(status, process.pidfd, self._image, self._filters, birth=bool(carry))
             program.stops += 1
             inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch,
-                          trace=self._drain.what if self._drain is not None else 0)
+                          trace=self._drain.what if self._drain is not None else 0, tracer=self._tracer)
         except RemoteError as error:
             program.refused = not error.transient or program.stops >= _STOPS_MAX
             if not program.injected:

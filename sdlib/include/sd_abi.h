@@ -175,6 +175,8 @@ struct sd_boot {
     uint32_t no_patch; /* leave all sites trapping */
     uint32_t unhooked; /* by the library: 1 once it has given everything back (sdrun --detach) */
     uint64_t secret;   /* random, of this program alone */
+    uint32_t tracer;   /* a process that every new one has to name, so that it and its children may trace it (Yama); 0: none */
+    uint32_t pad;
     struct sd_carry carry[SD_CARRY_MAX];
 };
 

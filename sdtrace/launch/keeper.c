@@ -33,6 +33,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -115,7 +116,8 @@ static void receive_notification(int listener)
     struct seccomp_notif n = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
         return; /* the task went away between poll and here */
-    bool birth = n.data.nr == SYS_arch_prctl && !vault_expects((pid_t)n.pid);
+    /* Only where it is given nothing then. */
+    bool birth = n.data.nr == SYS_arch_prctl && !vault_expects((pid_t)n.pid) && !g.start->named;
     bool at_once = g.state == ALONE || birth || g.queued == QUEUE_MAX;
     if (at_once)
         let_through(&n);
@@ -463,6 +465,9 @@ static void keeper_main(const struct keeper *k)
 
 int keeper_start(struct keeper *k)
 {
+    pid_t *told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (told == MAP_FAILED)
+        return -errno;
     pid_t middle = fork_silently();
     if (middle < 0)
         return -errno;
@@ -470,11 +475,14 @@ int keeper_start(struct keeper *k)
         pid_t keeper = fork_silently();
         if (keeper == 0)
             keeper_main(k);
+        *told = keeper;
         _exit(keeper < 0 ? errno : 0);
     }
     int status;
     while (waitpid(middle, &status, __WALL) < 0)
         if (errno != EINTR)
             return -errno;
+    k->pid = *told;
+    munmap(told, sizeof(*told));
     return WIFEXITED(status) ? -WEXITSTATUS(status) : -EAGAIN;
 }

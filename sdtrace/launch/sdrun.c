@@ -200,6 +200,7 @@ int main(int argc, char **argv)
     if (!error && o.attach)
         return attach(&k, channel);
     k.root_pidfd = fd_above_stdio(pidfd_open(getpid(), 0));
+    k.named = yama_asks_for_name();
     if (!error)
         error = keeper_start(&k);
     if (error) {
@@ -211,6 +212,8 @@ int main(int argc, char **argv)
     if ((o.must_check && (status = wait_for_verdict(channel[0], &verdict, UNCHECKED))) ||
         (status = filter_load(&o, verdict, bin_dir)) || (status = watch_myself(&o, channel[0], verdict & VERDICT_DENY_UDP)))
         return status;
+    if (k.named)
+        yama_name(k.pid);
     command_exec(path, o.command);
     complain("%s: cannot execute: %s", o.command[0], strerror(errno));
     return errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE;

@@ -9,6 +9,7 @@
  *   channel.c   datagrams with a descriptor
  *   keeper.c    the process that holds the listener until the last task is gone
  *   vault.c     what it keeps for the successor of a supervisor that dies
+ *   yama.c      who may trace the program, where the kernel wants to be told
  *
  * Until execve this process is what the user started, so nothing may change that a program inherits: no
  * signal disposition, no mask, no descriptor without close-on-exec, no child that announces its end by SIGCHLD.
@@ -155,7 +156,13 @@ struct keeper {
     int launcher;   /* channel to the launcher */
     int root_pidfd; /* the process that becomes the command */
     pid_t root_pid;
+    bool named;     /* the program names the keeper as its tracer (yama.c) */
+    pid_t pid;      /* the keeper's own, once it is started */
 };
+
+/* Has a program to say who may trace it? */
+bool yama_asks_for_name(void);
+void yama_name(pid_t keeper);
 
 /* Starts the keeper as a process that is nobody's child here. Returns 0 or -errno. */
 int keeper_start(struct keeper *k);

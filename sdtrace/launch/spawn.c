@@ -148,6 +148,8 @@ void run_supervisor(const struct keeper *k, int control, int keepsake, int verdi
         args[n++] = "--explain";
     if (o->no_accel)
         args[n++] = "--no-accel";
+    if (k->named)
+        args[n++] = "--named";
     if (verdict >= 0) /* what the first has written of these is all there is */
         args[n++] = text("--successor=%d", verdict);
     if (o->trace && verdict < 0)

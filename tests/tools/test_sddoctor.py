@@ -121,6 +121,8 @@ def test_what_a_unit_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not unit.drop_in([check(mended) for check in unit.CHECKS])
     assert unit.calls(REDIS | {"SystemCallFilter": "~ptrace swapon"}).mend == "SystemCallFilter=ptrace"
     monkeypatch.setattr(unit, "yama", lambda: "1")
+    assert unit.tracing(REDIS).level is Level.OK
+    monkeypatch.setattr(unit, "yama", lambda: "2")
     assert unit.tracing(REDIS).level is Level.STOPS
     assert unit.tracing(PLAIN | {"CapabilityBoundingSet": "cap_sys_ptrace"}).level is Level.OK
 

@@ -30,6 +30,7 @@ _MEMBARRIER: Final = 324
 _PRIVATE_EXPEDITED: Final = 1 << 3
 _GLOBAL_EXPEDITED: Final = 1 << 1
 _SET_DISPATCH: Final = 59
+_PR_SET_PTRACER: Final = 0x59616D61
 _PTRACE_SEIZE, _PTRACE_INTERRUPT, _PTRACE_DETACH = 0x4206, 0x4207, 17
 _PTRACE_GET_DISPATCH: Final = 0x4211
 _WALL: Final = 0x40000000
@@ -129,6 +130,7 @@ def _between_siblings(action: Callable[[int], None]) -> str:
     """Run `action(pid of the target)` in a sibling of the target: "" when it worked, else what the OSError says."""
     target = os.fork()
     if not target:
+        _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(os.getppid()), 0, 0, 0)  # good for all that descend from it
         signal.pause()
         os._exit(0)
     readable, writable = os.pipe()
@@ -182,21 +184,23 @@ def yama() -> str | None:
 
 
 def _mending_trace(said: str) -> str:
-    if yama() not in (None, "0"):
-        return "sysctl kernel.yama.ptrace_scope=0   (or run sdrun with CAP_SYS_PTRACE)"
+    if yama() not in (None, "0", "1"):
+        return "sysctl kernel.yama.ptrace_scope=1   (or run sdrun with CAP_SYS_PTRACE)"
     return "in a container: --cap-add SYS_PTRACE" if said in ("EPERM", "EACCES") else ""
 
 
 def tracing() -> Finding:
-    """May a process that is no ancestor trace a program of ours?"""
+    """May a process that is no ancestor trace a program of ours, which has named it if need be?"""
     name, scope = "ptrace", yama()
     said = _between_siblings(_trace)
     state = "no Yama" if scope is None else f"Yama scope {scope}"
     if said:
         return stops(name, f"programs cannot be stopped and injected ({said}; {state})", _mending_trace(said))
     if scope not in (None, "0"):
+        if scope == "1":
+            return ok(name, f"works, as each program names who may trace it ({state}); --attach needs privilege")
         return without(name, f"works for this user only by privilege ({state}): other users cannot use sdrun",
-                       "sysctl kernel.yama.ptrace_scope=0")
+                       "sysctl kernel.yama.ptrace_scope=1")
     return ok(name, f"works between processes that are not related ({state})")
 
 

@@ -94,8 +94,8 @@ def writing(unit: Properties) -> Finding:
 def tracing(unit: Properties) -> Finding:
     """Yama, and a user without capabilities."""
     user, scope = unit.get("User", "") or "root", yama()
-    if scope in (None, "0"):
-        return ok("User", f"{user}; ptrace is not restricted")
+    if scope in (None, "0", "1"):
+        return ok("User", f"{user}; ptrace is not restricted" + (" for who is named" if scope == "1" else ""))
     if user == "root" and "cap_sys_ptrace" in unit.get("CapabilityBoundingSet", ""):
         return ok("User", "root, with CAP_SYS_PTRACE")
     return stops("User", f"{user} may not trace programs (Yama scope {scope})", "")

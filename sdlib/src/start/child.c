@@ -11,6 +11,7 @@
 
 #define CLONE_CLEAR_SIGHAND (1ull << 32)
 #define CLONE_NEWPID 0x20000000u
+#define PR_SET_PTRACER 0x59616d61
 
 static long before(struct sd_tcb *t, u64 flags)
 {
@@ -81,6 +82,8 @@ void sd_child_start(struct sd_tcb *parent)
         if (!(flags & CLONE_VM)) /* else it has but its parent's memory, and will exec */
             sd_faults_reset();
     }
+    if (!thread && sd_boot.tracer && !g.boxed) /* Yama asks for each process, and remembers it through exec */
+        SYS5(__NR_prctl, PR_SET_PTRACER, sd_boot.tracer, 0, 0, 0);
     if (!g.boxed) /* else its sites run as they are, patched or not */
         SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, sd_gate_start, sd_gate_end - sd_gate_start, 0);
     if (thread || (flags & CLONE_VM))
