@@ -25,6 +25,11 @@ def test_handlers_that_come_in_between(what: str, flavour: str, runner: Runner, 
     runner.check(program, at_least=2)
 
 
+@pytest.mark.parametrize("flavour", ["glibc", "musl-static"])
+def test_threads_with_one_alternate_stack(flavour: str, runner: Runner, guests: Guests) -> None:
+    assert runner.run(guests("one_altstack", flavour)).stdout == b"ok\n"
+
+
 @pytest.mark.parametrize("how", ["strict", "list"])
 def test_sandbox(how: str, runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("sandbox"), how)

@@ -3,8 +3,9 @@
  * altstack.c - the program's alternate signal stack.
  *
  * One of the usual size is the kernel's as well: handlers run on it, our C code below them (gate.S), and the frame of a call that traps. On one of
- * 4 KiB the kernel's first frame leaves a few hundred bytes (3376 are its own with AVX-512). So while the program's is small, the kernel is told of
- * one of ours, and what the kernel puts there for a handler of the program is moved to where it would have been: the top of the program's, or
+ * 4 KiB the kernel's first frame leaves a few hundred bytes (3376 are its own with AVX-512). And a program may give all its threads the same one, for a
+ * handler that ends it anyway (Varnish): calls of two threads that trap would meet there. So while the program's is small, or another thread's as
+ * well, the kernel is told of one of ours, and what the kernel puts there for a handler of the program is moved to where it would have been: the top of the program's, or
  * below what is there already. From then on ours is free again, since nobody runs on it. It holds, for a moment each, frames to be moved and the
  * frame of a SIGSYS; our C code has the library's stack, as from anywhere else.
  *
@@ -31,9 +32,24 @@
 
 static bool is_on(const struct sd_tcb *t, u64 at) { return at - t->small_lo < t->small_hi - t->small_lo || sd_on_own_alt(t, at); }
 
-static bool is_small(const struct stack_t_ *ss)
+static bool overlaps(const struct stack_t_ *ss, const u64 *lo, const u64 *hi)
 {
-    return ss->size < SMALL && !(ss->flags & (SS_DISABLE | SS_ONSTACK | SS_AUTODISARM));
+    return __atomic_load_n(lo, __ATOMIC_RELAXED) < ss->sp + ss->size && ss->sp < __atomic_load_n(hi, __ATOMIC_RELAXED);
+}
+
+/* A vfork child's is its parent's, which sleeps. Each thread says what it has before it looks at what others have (learn). */
+static bool is_shared(const struct sd_tcb *t, const struct stack_t_ *ss)
+{
+    for (const struct sd_tcb *x = sd_tcbs(); x && !t->foreign; x = x->next)
+        if (x != t && __atomic_load_n(&x->tid, __ATOMIC_RELAXED) && !x->exiting &&
+            (overlaps(ss, &x->alt_lo, &x->alt_hi) || overlaps(ss, &x->small_lo, &x->small_hi)))
+            return true;
+    return false;
+}
+
+static bool wants_ours(const struct sd_tcb *t, const struct stack_t_ *ss)
+{
+    return !(ss->flags & (SS_DISABLE | SS_ONSTACK | SS_AUTODISARM)) && (ss->size < SMALL || is_shared(t, ss));
 }
 
 static struct stack_t_ own_of(const struct sd_tcb *t) { return (struct stack_t_){.sp = t->lo, .size = SD_OWN_ALT}; }
@@ -59,7 +75,10 @@ static void learn(struct sd_tcb *t, const struct stack_t_ *ss)
 {
     struct stack_t_ own = own_of(t);
 
-    learned(t, ss, is_small(ss) && SYS2(__NR_sigaltstack, &own, 0) >= 0);
+    learned(t, ss, false);
+    sd_fence(); /* of two that do this at the same time at least one sees the other */
+    if (wants_ours(t, ss) && SYS2(__NR_sigaltstack, &own, 0) >= 0)
+        learned(t, ss, true);
 }
 
 long sd_sys_from(u64 sp, long nr, const void *a, void *b); /* gate.S */
@@ -97,7 +116,10 @@ long sd_alt_change(struct ucontext *uc, const struct stack_t_ *ss, struct stack_
     if (r < 0)
         return r;
     own = own_of(t);
-    learned(t, ss, is_small(ss) && change_from_ours(t, &own) >= 0);
+    learned(t, ss, false);
+    sd_fence(); /* as in learn() */
+    if (wants_ours(t, ss) && change_from_ours(t, &own) >= 0)
+        learned(t, ss, true);
     uc->stack = t->own_alt ? own : *ss;
     return 0;
 }
