@@ -2,6 +2,7 @@
  *
  * scenes_shared.c - scenarios of threads that share an end: tokens, the short way of the shared, and a sleeper beside one who looks.
  */
+#include <string.h>
 #include "scene.h"
 
 /* ------------------------------------------------------------------ tokens */
@@ -105,6 +106,42 @@ static void sleeper_would_see_it(void)
         host_fail("a sleeper would sleep on");
 }
 
+/* ---------------------------------------------------------- two that sleep */
+
+/* Both threads of side 1 receive a byte, and sleep until it is there. Of the token only its word is shared here: how it changes hands is explored above. */
+static void two_sleepers(void)
+{
+    on_ring();
+    g.mt = 1;
+    bells_at_most = 2;
+    mc_share(&w.sock[1].parked);
+    mc_name(&w.sock[1].parked, "parked");
+    mc_share(&hosted_area.part[2].park);
+    mc_share(&hosted_area.part[3].park);
+}
+
+/* As much of a sender as they meet [R1] [W1] [B1]: the bytes, and a doorbell for who is armed. */
+static void publish(const char *bytes)
+{
+    struct sd_end *e = &w.sock[0].e;
+    u64 n = strlen(bytes), tail = load_rlx(&e->tx->tail);
+
+    for (u64 i = 0; i < n; i++)
+        e->tx_ring[(tail + i) % e->bytes] = (u8)bytes[i];
+    store_rel(&e->tx->tail, tail + n);
+    if (load_rlx(&e->tx->rx_armed))
+        sd_ring_bell(&w.sock[0], FD_OF(0));
+}
+
+static void a_publishes_both(void) { publish("ab"); }
+static void gets_1(void) { sd_part_of(sd_self()), take(1, 1, 0); }
+static void polls_for_1(void)
+{
+    sd_part_of(sd_self());
+    while (take(1, 1, MSG_DONTWAIT) == -EAGAIN)
+        wait_for(1, POLLIN);
+}
+
 /* Participants from the start: only those take the short way. */
 static void sends_a(void) { sd_part_of(sd_self()), put(0, "a", 0); }
 static void sends_b(void) { sd_part_of(sd_self()), put(0, "b", 0); }
@@ -143,6 +180,8 @@ const struct scenario scenes_shared[] = {
     {"company-late", in_company_late, {a_sends_1, b_only_looks}, sleeper_would_see_it},
     {"company-room", in_company_room, {a_takes_4, b_only_looks}, sleeper_would_see_it},
     {"company-room-late", in_company_room_late, {a_takes_4, b_only_looks}, sleeper_would_see_it},
+    {"sleepers", two_sleepers, {a_publishes_both, gets_1, gets_1}, both_were_read},
+    {"sleepers-poll", two_sleepers, {a_publishes_both, gets_1, polls_for_1}, both_were_read},
     {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 4},
     {0},
 };

@@ -205,8 +205,9 @@ def test_who_waits_for_many_counts_for_each_that_it_looked_at(shm: Runner, waits
     talking = [shm.start(*python(TALK, port, "2000")) for _ in range(2)]
     for client in (quiet, *talking):
         client.until(lambda client=client: b"said" in client.stdout, "all is said")  # type: ignore[misc]
-    [program] = json.loads(ask(shm.env, "sdstat", "--json", "-p", str(server.pid)))["programs"]
+    # In this order: who waits goes on to spin and to park between the two questions.
     ends = {row["peer_users"][0]["pid"]: row["counts"] for row in rows(shm.env, f"sport = :{port}")}
+    [program] = json.loads(ask(shm.env, "sdstat", "--json", "-p", str(server.pid)))["programs"]
     assert [ends[client.pid]["messages_rx"] for client in (quiet, *talking)] == [3, 2000, 2000]
     assert sum(end["messages_tx"] for end in ends.values()) == sum(program["sizes"]["sent"])
     for end in ends.values():
