@@ -9,6 +9,8 @@ the other end's by itself, when the doorbell wakes it, or by its supervisor, whi
 3. wait until the direction that it reads is back; then the bytes in the kernel's socket are all there are, but for
    doorbells, which are eaten by position.
 
+A peer that has gone, or went back before with bytes unread in the ring, sends nothing again: leftover.py then.
+
 Whatever cannot be done now is found before 1 as far as possible (`NotNow`), and may be tried again: a direction that is
 back stays so, and the library can live with that.
 """
@@ -16,20 +18,19 @@ back stays so, and the library can live with that.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import socket
-import struct
 import termios
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from sdlib import abi
 from sdtrace import procfs
+from sdtrace.ends import End, NotNow, is_over, queued, read_so_far
 from sdtrace.held import Held, Key
+from sdtrace.leftover import put_back
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
 from sdtrace.recall import CORK, NODELAY, send_all, stream_position
@@ -40,56 +41,8 @@ WARNED_S: Final = 0.1
 _PEER_S: Final = 1.5
 _NUDGE_S: Final = 0.005
 _LOOK_S: Final = 0.001
-_TCP_INFO, _RECEIVED_AT, _ESTABLISHED, _CLOSE_WAIT = 11, 128, 1, 8
 _BELLS_MAX: Final = 64
 _C: Final = abi.const
-
-
-class NotNow(RemoteError):
-    """This connection cannot be moved at this moment."""
-
-    def __init__(self, key: Key, why: str) -> None:
-        super().__init__(f"connection {key.block}: {why}", transient=True)
-
-
-@dataclass
-class _End:
-    """One of ours."""
-
-    key: Key
-    held: Held
-    sock: socket.socket
-    memory: mmap.mmap
-    words: Any
-
-    @property
-    def block(self) -> Any:
-        return self.key.area.view.block[self.key.block]
-
-    @property
-    def segment(self) -> Any:
-        return abi.ffi.cast("struct sd_seg *", self.words)
-
-    @property
-    def tx(self) -> Any:
-        return self.segment.dir[self.held.side]
-
-    @property
-    def rx(self) -> Any:
-        return self.segment.dir[1 - self.held.side]
-
-    @property
-    def ring_bytes(self) -> int:
-        return (len(self.memory) - _C.SD_SEG_HDR_BYTES) // 2
-
-    @property
-    def connected(self) -> bool:
-        return bool(self.block.role == 1)
-
-    def close(self) -> None:
-        abi.ffi.release(self.words)
-        self.memory.close()
-        self.sock.close()
 
 
 def warn(broker: Broker, only: Key | None = None) -> bool:
@@ -108,13 +61,13 @@ def warn(broker: Broker, only: Key | None = None) -> bool:
     return any_left
 
 
-def give_back(broker: Broker, pids: Iterable[int], only: Key | None = None,
+def give_back(broker: Broker, pids: Collection[int], only: Key | None = None,
               reason: int = _C.SD_REASON_detached) -> None:
     """All that these processes have, or `only` one; RemoteError, NotNow. All threads stand still, outside of any call.
 
     `reason` is what the report counts (`enum sd_reason`).
     """
-    ends: list[_End] = []
+    ends: list[End] = []
     holders = {name: (pid, fd) for pid in pids for fd, name in procfs.files(pid).items() if name.startswith("socket:")}
     try:
         for key, held in broker.held():
@@ -133,13 +86,13 @@ def give_back(broker: Broker, pids: Iterable[int], only: Key | None = None,
             _producer_back(end, reason)
         _await(ends, broker)
         for end in ends:
-            _consumer_back(end, reason)
+            _consumer_back(end, pids, reason, may_live=only is not None)
     finally:
         for end in ends:
             end.close()
 
 
-def _open(key: Key, held: Held, holders: Mapping[str, tuple[int, int]]) -> _End:
+def _open(key: Key, held: Held, holders: Mapping[str, tuple[int, int]]) -> End:
     if held.far:
         raise RemoteError("a connection to another host cannot be given back")
     _, inode = key.area.sockets.get(key.block, (0, -1))
@@ -149,35 +102,33 @@ def _open(key: Key, held: Held, holders: Mapping[str, tuple[int, int]]) -> _End:
     except OSError:
         raise NotNow(key, "nobody has its socket") from None
     memory = mmap.mmap(held.segment, os.fstat(held.segment).st_size)
-    return _End(key, held, socket.socket(fileno=fd), memory, abi.ffi.from_buffer(memory))
+    return End(key, held, socket.socket(fileno=fd), memory, abi.ffi.from_buffer(memory))
 
 
-def _check(end: _End) -> None:
+def _check(end: End) -> None:
     """Is it in a state from which there is a way back?"""
-    block, rx = end.block, end.rx
+    block = end.block
     modes = {int(block.rx_mode), int(block.tx_mode)}
     if modes - {_C.SD_MODE_TCP, _C.SD_MODE_RING, _C.SD_MODE_BACK}:
         raise NotNow(end.key, "it is about to change its way")
-    if int(block.rcvlowat) > 1:
-        raise NotNow(end.key, "SO_RCVLOWAT is set")
-    if int(block.rx_mode) == _C.SD_MODE_TCP and rx.sw_ring:
-        raise NotNow(end.key, "the program has not read what came before the ring")
-    drained = int(rx.head) == int(rx.tail) == int(rx.sw_back_at)
-    if int(block.rx_mode) == _C.SD_MODE_RING and rx.sw_back and not drained:
-        raise NotNow(end.key, "the program has not read what is in the ring")
     if int(block.tx_mode) == _C.SD_MODE_RING:
         unread = (int(end.tx.tail) - int(end.tx.head)) % (1 << 64)
-        room = end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2 - _queued(end.sock, termios.TIOCOUTQ)
+        room = end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2 - queued(end.sock, termios.TIOCOUTQ)
         if unread > min(end.ring_bytes, room):
             raise NotNow(end.key, "its peer has too much to read")
 
 
-def _ask(end: _End) -> None:
-    if int(end.block.rx_mode) == _C.SD_MODE_RING and not end.rx.sw_back:
+def _ask(end: End) -> None:
+    """[S5], or [S6] where the program has not come to the ring."""
+    if end.rx.sw_back or is_over(end.sock):
+        return
+    if int(end.block.rx_mode) == _C.SD_MODE_RING:
         end.rx.go_back = _C.SD_GO_BACK_RESEND
+    elif int(end.block.rx_mode) == _C.SD_MODE_TCP and end.rx.sw_ring:
+        end.rx.go_back = _C.SD_GO_BACK_UNREAD
 
 
-def _producer_back(end: _End, reason: int) -> None:
+def _producer_back(end: End, reason: int) -> None:
     block, sock = end.block, end.sock
     if int(block.tx_mode) != _C.SD_MODE_RING:
         block.tx_mode = _C.SD_MODE_BACK
@@ -196,10 +147,10 @@ def _producer_back(end: _End, reason: int) -> None:
     _count(end, reason)
 
 
-def _ring(end: _End) -> None:
+def _ring(end: End) -> None:
     """Unless it has shut its side: it may be gone, and would answer with a reset."""
     try:
-        if not _over(end.sock):
+        if not is_over(end.sock):
             end.sock.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             return
     except OSError:
@@ -207,7 +158,7 @@ def _ring(end: _End) -> None:
     end.tx.bell = 0
 
 
-def _send_again(end: _End, recalled: Any) -> None:
+def _send_again(end: End, recalled: Any) -> None:
     sock, side, ring = end.sock, end.held.side, end.ring_bytes
     position = stream_position(sock, connected=end.connected)
     if position < 0:
@@ -232,18 +183,19 @@ def _send_again(end: _End, recalled: Any) -> None:
     abi.lib.sd_recall_end(end.words, side, position)
 
 
-def _count(end: _End, reason: int) -> None:
+def _count(end: End, reason: int) -> None:
     for process in end.key.area.slots():
         if process.pid == int(end.block.owner_pid):
             process.moved_back[reason] += 1
 
 
-def _await(ends: list[_End], broker: Broker) -> None:
+def _await(ends: list[End], broker: Broker) -> None:
     """Until every direction that ours read is back."""
-    waiting = [end for end in ends if int(end.block.rx_mode) == _C.SD_MODE_RING]
+    asked = (_C.SD_GO_BACK_RESEND, _C.SD_GO_BACK_UNREAD, _C.SD_GO_BACK_TAKEN)
+    waiting = [end for end in ends if int(end.rx.go_back) in asked]
     begin = time.monotonic()
     nudged = False
-    while waiting := [end for end in waiting if not end.rx.sw_back and not _over(end.sock)]:
+    while waiting := [end for end in waiting if not end.rx.sw_back and not is_over(end.sock)]:
         now = time.monotonic() - begin
         if now > _NUDGE_S and not nudged:
             nudged = True
@@ -255,38 +207,29 @@ def _await(ends: list[_End], broker: Broker) -> None:
         time.sleep(_LOOK_S)
 
 
-def _over(sock: socket.socket) -> bool:
-    """The peer sends nothing any more."""
-    return sock.getsockopt(socket.SOL_TCP, _TCP_INFO, 256)[0] != _ESTABLISHED
-
-
-def _consumer_back(end: _End, reason: int) -> None:
+def _consumer_back(end: End, pids: Collection[int], reason: int, *, may_live: bool) -> None:
     block = end.block
-    if int(block.rx_mode) == _C.SD_MODE_RING:
-        deadline = time.monotonic() + _PEER_S
-        while (left := _bells(end)) > 0:
-            try:
-                end.sock.recv(min(left, _BELLS_MAX), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise NotNow(end.key, "a doorbell is missing") from None
-                time.sleep(_LOOK_S)
+    unread = int(block.rx_mode) == _C.SD_MODE_TCP and end.rx.go_back == _C.SD_GO_BACK_TAKEN and end.rx.sw_back  # [S6]
+    if not unread and put_back(end, pids, may_live=may_live):
+        block.given |= _C.SD_GIVEN_AWAY  # never to move up again: what the kernel has counted begins anew
+    elif int(block.rx_mode) == _C.SD_MODE_RING:
+        _eat(end)
+    if block.rcvlowat:
+        end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, int(block.rcvlowat))
     block.rx_mode = _C.SD_MODE_BACK
     block.reason = reason
 
 
-def _bells(end: _End) -> int:
-    """Bytes in front of the program's next one."""
-    if not end.rx.sw_back:
-        if int(end.rx.head) != int(end.rx.tail) and abi.lib.sd_recall_drop(end.words, end.held.side):
-            raise NotNow(end.key, "its other end has gone, and the program has not read what is in the ring")
-        return 0  # over: nothing of the program's comes any more
-    info = end.sock.getsockopt(socket.SOL_TCP, _TCP_INFO, 256)
-    received = struct.unpack_from("=Q", info, _RECEIVED_AT)[0] - (info[0] not in (_ESTABLISHED, 4, 5))
-    read: int = received - _queued(end.sock, termios.FIONREAD)
-    return int(end.rx.sw_back) - 1 - read
-
-
-def _queued(sock: socket.socket, what: int) -> int:
-    value: int = struct.unpack("=i", fcntl.ioctl(sock.fileno(), what, bytes(4)))[0]
-    return value
+def _eat(end: End) -> None:
+    """Doorbells in front of the program's next byte; none comes where the stream is over, and the ring read."""
+    deadline = time.monotonic() + _PEER_S
+    while end.rx.sw_back:
+        left = int(end.rx.sw_back) - 1 - read_so_far(end.sock)
+        if left <= 0:
+            return
+        try:
+            end.sock.recv(min(left, _BELLS_MAX), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise NotNow(end.key, "a doorbell is missing") from None
+            time.sleep(_LOOK_S)

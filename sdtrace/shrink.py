@@ -140,6 +140,8 @@ def is_quiet(image: Image, pid: int, registers: Registers) -> bool:
     in_gate = symbols["sd_gate_start"] <= rip <= symbols["sd_gate_end"]
     if level == 0:
         return in_gate or not in_library
+    if signed(registers.orig_rax) == abi.const.SD_HC_NR:
+        return level == 1 and in_gate and int(registers.rdi) == abi.const.SD_HC_SCATTER  # pass.c holds nothing then
     return level == 1 and in_gate and signed(registers.orig_rax) in _WAITS
 
 

@@ -8,11 +8,15 @@ are stopped, and when none is inside of an operation the same is done as for --d
 
 It is the kernel that says whether the call is allowed: for a socket that we cannot take ourselves nothing is done.  A
 process that is under no sdrun at all asks nobody.
+
+Where a connection cannot be moved, nobody may read it who would miss a part without being told: pidfd_getfd is refused
+(EPERM, as if ptrace were), a message resets it (sdlib/src/sock/pass.c).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -39,6 +43,9 @@ from sdtrace.rouse import rouse, standing_still
 RETRY_S: Final = 0.005
 _PATIENCE_S: Final = 2.0
 _ANSWER_S: Final = 5.0
+_SLOW_S: Final = 0.1
+_FAILED_S: Final = 0.5
+"""So long it is not tried again."""
 _REMEMBERED: Final = 4096
 _LISTEN: Final = 10
 _REASON: Final = abi.const.SD_REASON_passed
@@ -83,34 +90,43 @@ def _is_connection(fd: int) -> bool:
         return sock.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 8)[0] != _LISTEN
 
 
-def have_it_passed(listener: Listener, notif: Notification, inode: int) -> None:
+def have_it_passed(listener: Listener, notif: Notification, inode: int) -> int | None:
     """Ask all supervisors, wait, and let the call go. In a thread: one of those who are asked is ours."""
-    try:
-        for path in trees.find(os.environ, os.geteuid()):
-            why = _ask(path, PASS, inode)
-            if why:
-                text = f"process {notif.tid} takes a connection whose bytes it cannot see: {why}"
-                syslog.syslog(syslog.LOG_WARNING, text)
-    finally:
+    why = _everywhere(inode)
+    if not why:
         listener.let_through(notif)
+        return None
+    text = f"process {notif.tid} was refused a connection whose bytes it could not see: {why}"
+    syslog.syslog(syslog.LOG_WARNING, text)
+    return -errno.EPERM
 
 
 def have_it_known(inode: int) -> int:
-    """No supervisor offers this connection any more. In a thread, as the other."""
+    """No supervisor offers this connection any more, and all of it is on TCP; -EBUSY. In a thread, as the other."""
+    return -errno.EBUSY if _everywhere(inode) else 0
+
+
+def _everywhere(inode: int) -> str:
+    """Why one that has it could not; who does not answer is noted, and may have nothing to do with it."""
+    why = ""
     for path in trees.find(os.environ, os.geteuid()):
-        _ask(path, PASS, inode)
-    return 0
+        try:
+            why = _ask(path, PASS, inode) or why
+        except OSError as error:
+            syslog.syslog(syslog.LOG_WARNING, f"a connection is taken, {path} does not say if it is its: {error}")
+    return why
 
 
 def have_libraries(pids: list[int]) -> None:
     """Who is about to receive a connection gets the library, whatever tree it is of. In a thread, as the others."""
     for path in trees.find(os.environ, os.geteuid()):
         for pid in pids:
-            _ask(path, LIBRARY, pid)
+            with contextlib.suppress(OSError):
+                _ask(path, LIBRARY, pid)
 
 
 def _ask(path: str, what: bytes, number: int) -> str:
-    """Why a supervisor could not do it; "" when it could, or has nothing to do with it."""
+    """Why a supervisor could not do it; "" when it could, or has nothing to do with it. OSError: it does not answer."""
     folder, name = os.path.split(path)
     pid = re.fullmatch(re.escape(trees.socket_name(0)).replace("0", r"(\d+)"), name)
     if pid is None:
@@ -123,8 +139,6 @@ def _ask(path: str, what: bytes, number: int) -> str:
             return sock.recv(4096).decode(errors="replace").strip()
         except (ConnectionError, FileNotFoundError, BrokenPipeError):
             return ""  # it has ended, and holds nothing
-        except OSError as error:
-            return f"{path}: {error}"
 
 
 # ------------------------------------------------------------------ the one who has it
@@ -135,6 +149,8 @@ class _Request:
     inode: int
     since: float
     answer: Callable[[str], None]
+    after: float = 0.0
+    """Not to be tried again before. Each time its program is stopped for a moment."""
 
 
 class Strangers:
@@ -144,6 +160,7 @@ class Strangers:
         """`areas` is the supervisor's own list, as it grows."""
         self._image, self._broker, self._areas = image, broker, areas
         self._open: list[_Request] = []
+        self._failed: dict[int, tuple[float, str]] = {}
         self._taken: dict[int, None] = {}
 
     def has_taken(self, inode: int) -> bool:
@@ -159,18 +176,33 @@ class Strangers:
         self._taken[inode] = None
         if len(self._taken) > _REMEMBERED:
             del self._taken[next(iter(self._taken))]
-        self._open.append(_Request(inode, time.monotonic(), answer))
+        # A program that stands still meanwhile, and has asked itself, asks once more when it goes on.
+        since = min((request.since for request in self._open if request.inode == inode), default=time.monotonic())
+        self._open.append(_Request(inode, since, answer))
         self.tick()
 
     def tick(self) -> None:
         """Try what has not been possible yet."""
         still, self._open = self._open, []
+        now = time.monotonic()
+        self._failed = {inode: failed for inode, failed in self._failed.items() if failed[0] > now}
         for request in still:
-            why = self._try(request)
-            if why and time.monotonic() < request.since + _PATIENCE_S:
-                self._open.append(request)
+            why = self._failed.get(request.inode, (0.0, ""))[1]
+            if why or now >= request.after:
+                self._answer(request, why)
             else:
-                request.answer(why)
+                self._open.append(request)
+
+    def _answer(self, request: _Request, why: str) -> None:
+        why, known = why or self._try(request), bool(why)
+        waited = time.monotonic() - request.since
+        if why and not known and waited < _PATIENCE_S:
+            request.after = time.monotonic() + min(max(RETRY_S, waited / 4), _SLOW_S)
+            self._open.append(request)
+            return
+        if why and not known:
+            self._failed[request.inode] = time.monotonic() + _FAILED_S, why
+        request.answer(why)
 
     def _try(self, request: _Request) -> str:
         try:

@@ -64,7 +64,8 @@ enum sd_hypercall {
     SD_HC_TRACE = 8,
     /* (fd of a unix socket, sending) -> enum sd_kin: who has its other end. `sending`: those under sdrun who have no library yet get it first. Blocks then. */
     SD_HC_KIN = 9,
-    /* (fd) -> 0. This connection, which is on TCP, was sent to more than one program: none of this user's is to offer it any more. Blocks until all know. */
+    /* (fd) -> 0, -EBUSY. This connection goes to a program that cannot see its ring, or to a second one: it is to be on TCP with all its bytes, and none of
+     * this user's is to offer it any more. Blocks until that is so; all who have it stand still meanwhile, so whoever asks is outside of any operation. */
     SD_HC_SCATTER = 10,
     /* (its number in the upper half of the first argument; four arguments of connect, bind, listen, accept or accept4) -> what the call returns, made by
      * the supervisor, or SD_PERFORM_YOURSELF. Only where cfg.perform says so. */
@@ -127,7 +128,8 @@ enum sd_kin {
     X(stalled, "stopped-while-sending") \
     X(link_lost, "host-link-lost") \
     X(quota, "quota-exhausted") \
-    X(detached, "detached")
+    X(detached, "detached") \
+    X(unread_lost, "unread-lost")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,

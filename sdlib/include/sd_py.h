@@ -107,6 +107,11 @@ void sd_back_begin(void *segment, uint32_t side, struct sd_recalled *r);
 void sd_back_end(void *segment, uint32_t side, uint64_t tcp_pos);
 /* The consumer on `side` has waited for too long. True: nobody sends again, and it may read the ring. */
 bool sd_recall_drop(void *segment, uint32_t side);
+/* What the consumer on `side` has not read of a producer that has gone, or is back on TCP and stands still: `bytes` from `at` on. False: the ring is
+ * broken. The second: somebody else has taken them. The third: what is to be told behind them, of what the kernel says. */
+bool sd_left_begin(void *segment, uint32_t side, struct sd_recalled *r);
+void sd_left_end(void *segment, uint32_t side);
+uint32_t sd_left_error(void *segment, uint32_t side, uint32_t err);
 
 /* ---- the monitor as the other party in a host's copy of a segment (sock/far.h). `side` is the program's; the copy is mapped whole. */
 

@@ -3,6 +3,7 @@
  * recall.c - the producer's part of [S5] and [S6] (ring/switch.h), done by its supervisor while all its threads stand still.
  */
 #include "ring/bell.h"
+#include "ring/cork.h"
 #include "ring/switch.h"
 #include "sd_py.h"
 
@@ -46,7 +47,34 @@ void sd_back_end(void *segment, uint32_t side, uint64_t tcp_pos)
 
 bool sd_recall_drop(void *segment, uint32_t side)
 {
-    return cas_u32(&tx_of(segment, !(side & 1))->go_back, SD_GO_BACK_RESEND, SD_GO_BACK_CALL);
+    _Atomic u32 *asked = &tx_of(segment, !(side & 1))->go_back;
+
+    return cas_u32(asked, SD_GO_BACK_RESEND, SD_GO_BACK_CALL) || cas_u32(asked, SD_GO_BACK_UNREAD, SD_GO_BACK_CALL);
+}
+
+/* The consumer's part where the producer puts nothing there any more, held back bytes neither: head is ours to move. */
+bool sd_left_begin(void *segment, uint32_t side, struct sd_recalled *r)
+{
+    struct sd_dir *rx = tx_of(segment, !(side & 1));
+
+    sd_cork_uncover(rx, r->ring_bytes, r->ring_bytes);
+    r->bytes = load_acq(&rx->tail) - load_rlx(&rx->head); /* [R1] */
+    r->at = (load_rlx(&rx->head) - load_rlx(&rx->base)) & (r->ring_bytes - 1);
+    return r->bytes <= r->ring_bytes;
+}
+
+void sd_left_end(void *segment, uint32_t side)
+{
+    struct sd_dir *rx = tx_of(segment, !(side & 1));
+
+    store_rel(&rx->head, load_rlx(&rx->tail));
+}
+
+uint32_t sd_left_error(void *segment, uint32_t side, uint32_t err)
+{
+    struct sd_end e = {.tx = tx_of(segment, side), .rx = tx_of(segment, !(side & 1))};
+
+    return sd_end_error(&e, err);
 }
 
 void sd_recall_end(void *segment, uint32_t side, uint64_t tcp_pos)

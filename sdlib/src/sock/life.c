@@ -170,17 +170,33 @@ bool sd_attached(const struct sock *s)
     return s->seg && load_rlx(&s->b->state) == SD_BLOCK_ATTACHED;
 }
 
-void sd_drop(struct sock *s, int fd)
+static void end(struct sock *s, int fd, u32 reason)
 {
     struct sd_block *b = s->b;
 
-    if (load_rlx(&b->latched) & POLLERR)
-        return;
-    COUNT(hostile_drops);
-    g.proc->moved_back[SD_REASON_hostile]++;
+    g.proc->moved_back[reason]++;
     store_rel(&b->rx_err, ECONNRESET);
     atomic_fetch_or(&b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
     store_rel(&b->rx_mode, SD_MODE_RING);
     store_rel(&b->tx_mode, SD_MODE_BACK);
     SYS2(__NR_shutdown, fd, SHUT_RDWR);
+}
+
+void sd_drop(struct sock *s, int fd)
+{
+    if (load_rlx(&s->b->latched) & POLLERR)
+        return;
+    COUNT(hostile_drops);
+    end(s, fd, SD_REASON_hostile);
+}
+
+void sd_reset(struct sock *s, int fd, u32 reason)
+{
+    u16 unspec[8] = {0};
+
+    if (reason == SD_REASON_hostile)
+        sd_drop(s, fd);
+    else
+        end(s, fd, reason);
+    SYS3(__NR_connect, fd, unspec, sizeof unspec);
 }

@@ -9,8 +9,9 @@
  * it receives takes the areas along ([P1], start/exec.c).
  *
  * A stranger gets a connection that was never attached as it is, which is how programs that accept for others pass them. One that is on
- * the ring goes back to TCP first, and what is unread in the ring with it (recall.c). Only a peer that has gone, or is in another's hands, cannot do that:
- * then the passing program waits WAIT_MS for the end of the ring, and what stays in it is lost to the other one.
+ * the ring goes back to TCP first, and what is unread in the ring with it (recall.c). A peer that has gone, or went back itself before that was read, cannot
+ * do that: then our supervisor puts it into the kernel's queue, if it may (sdtrace/leftover.py), while all who have the connection stand still; the thread
+ * that asks, too, which is why it holds nothing then. A connection of which that cannot be done is reset: no stream ends early without an error.
  *
  * A stranger that has the library makes the connection one of its own (adopt.c), and offers it when it alone has the socket. That is the kernel's word
  * as far as descriptors go (the supervisor looks in /proc), but a message that nobody has received yet holds the socket, too, and does not show. So:
@@ -21,6 +22,7 @@
  *        this user offers it any more (SD_HC_SCATTER); its sender has the socket meanwhile, so nobody is alone with it.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "sock/far.h"
 #include "sock/sock.h"
 
@@ -122,6 +124,31 @@ static bool is_back(struct sock *s, int fd)
     return mode == SD_MODE_BACK || (sd_back_reached(&s->e) && sd_rx_back(s, fd));
 }
 
+/* The peer sends nothing again: it is back, and we have not read the ring to its end, or it has gone. */
+static bool is_final(struct sock *s, int fd)
+{
+    if (sd_back_published(&s->e))
+        return true;
+    sd_look_at_kernel(s, fd);
+    if (!sd_ended(fd))
+        return load_rlx(&s->b->latched) & LATCH_FIN;
+    sd_look_at_kernel(s, fd); /* it may stand behind a doorbell */
+    return true;
+}
+
+/* Whoever reads TCP alone is not told what we would be. A peer that was on the ring and is back before we have come there: its doorbells lie behind bytes that
+ * nobody has read ([S6]), and are none of the stream's. */
+static bool would_miss(const struct sock *s)
+{
+    u32 mode = load_rlx(&s->b->rx_mode);
+
+    if (mode == SD_MODE_TCP)
+        return sd_sw_published(&s->e) && !sd_is_far(s) && load_rlx(&s->e.rx->sw_back) != load_rlx(&s->e.rx->sw_ring);
+    if (mode != SD_MODE_RING)
+        return false;
+    return !(load_rlx(&s->b->latched) & LATCH_FIN) || load_rlx(&s->b->rx_err) || sd_rx_news(&s->e, 0) || sd_cork_pending(&s->e);
+}
+
 static void off_the_ring(struct sock *s, int fd)
 {
     struct timespec64 ms = {0, 1000000};
@@ -129,17 +156,18 @@ static void off_the_ring(struct sock *s, int fd)
     if (!sd_recall(s, fd)) {
         sd_back_ask(&s->e);
         sd_membarrier(); /* whoever sends from here on sees it */
-        sd_ring_bell(s, fd);
-        for (u32 i = 0; i < WAIT_MS && !is_back(s, fd); i++) {
+        if (!sd_ended(fd))
+            sd_ring_bell(s, fd);
+        for (u32 i = 0; i < WAIT_MS && !is_back(s, fd) && !is_final(s, fd); i++) {
             SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
-            sd_look_at_kernel(s, fd);
             if (sd_recall(s, fd)) /* it has switched as we asked */
                 break;
         }
     }
-    /* It was on the ring and is back before we have come there: its doorbells lie behind bytes that nobody has read ([S6]), and will not be taken out. */
-    if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_is_far(s) && load_rlx(&s->e.rx->sw_back) != load_rlx(&s->e.rx->sw_ring))
-        sd_reset(s, fd);
+    if (would_miss(s) && !is_back(s, fd) && !sd_is_far(s))
+        sd_hypercall(SD_HC_SCATTER, (u64)fd, 0); /* both directions may be on TCP then */
+    if (would_miss(s) && !is_back(s, fd))
+        sd_reset(s, fd, SD_REASON_unread_lost);
     sd_recall_tx(s, fd);
 }
 

@@ -24,15 +24,6 @@ static void nap(void)
     SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
 }
 
-/* Both ends are told: shutdown alone would look like the stream's end. */
-void sd_reset(struct sock *s, int fd)
-{
-    u16 unspec[8] = {0};
-
-    sd_drop(s, fd);
-    SYS3(__NR_connect, fd, unspec, sizeof unspec);
-}
-
 /* ------------------------------------------------------------------ consumer */
 
 /* From the inside of the token, so that no thread and no process of ours is reading the ring, or about to. False: another has moved it meanwhile. */
@@ -47,13 +38,15 @@ static bool receives_by(struct sock *s, u32 from, u32 to)
     return done;
 }
 
-/* The peer sends nothing any more. */
-static bool ended(int fd)
+/* The peer sends nothing any more; it may still be there. Not what poll says, where the program has shut its own reading side. */
+bool sd_ended(int fd)
 {
-    struct pollfd p = {fd, POLLRDHUP, 0};
-    struct timespec64 zero = {0, 0};
+    struct tcp_info_head ti;
+    u32 len = sizeof ti;
 
-    return SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 1;
+    if (SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &ti, &len) < 0)
+        return true;
+    return ti.state != TCP_ESTABLISHED && ti.state != TCP_FIN_WAIT1 && ti.state != TCP_FIN_WAIT2;
 }
 
 static bool is_home(struct sock *s, int fd)
@@ -79,7 +72,7 @@ bool sd_recall_wait(struct sock *s, int fd)
         }
         if (i == ASK_MS)
             asked = sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) == 0;
-        if ((i == PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || ended(fd)) && sd_recall_give_up(&s->e)) {
+        if ((i == PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5) || sd_ended(fd)) && sd_recall_give_up(&s->e)) {
             cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
             return false;
         }
@@ -94,22 +87,22 @@ static bool recall_unread(struct sock *s, int fd)
 {
     bool asked = false;
 
-    if (!receives_by(s, SD_MODE_TCP, SD_MODE_BACK))
-        return false; /* it has come to the ring */
+    if (sd_ended(fd) || !receives_by(s, SD_MODE_TCP, SD_MODE_BACK))
+        return false; /* the second: it has come to the ring */
     sd_unread_ask(&s->e);
     sd_membarrier(); /* whoever sends from here on sees it */
     sd_ring_bell(s, fd);
     for (u32 i = 0; !sd_back_published(&s->e); i++) {
         if (i == ASK_MS)
             asked = sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 0) == 0;
-        bool over = ended(fd);
+        bool over = sd_ended(fd);
         if ((over || i >= PATIENCE_MS || (i > ASK_MS && !asked && i > PATIENCE_MS / 5)) && sd_unread_give_up(&s->e)) {
             if (sd_unread_lost(&s->e) || (asked && !over)) /* the second: its supervisor could not, so it was stopped while it puts bytes there */
-                sd_reset(s, fd);
+                sd_reset(s, fd, SD_REASON_unread_lost);
             break;
         }
         if (i > PATIENCE_MS + TAKEN_MS) {
-            sd_reset(s, fd); /* as in sd_recall_wait() */
+            sd_reset(s, fd, SD_REASON_hostile); /* as in sd_recall_wait() */
             break;
         }
         nap();
@@ -122,6 +115,8 @@ bool sd_recall(struct sock *s, int fd)
     sd_rx_poll_switch(s, fd); /* nobody may have read since the peer has switched */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_back_published(&s->e) && !sd_is_far(s))
         return recall_unread(s, fd);
+    if (sd_ended(fd) && !sd_is_far(s)) /* nobody answers a doorbell, but with a reset */
+        return false;
     if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !receives_by(s, SD_MODE_RING, SD_MODE_RETIRE))
         return false;
     if (sd_is_far(s)) {
@@ -175,7 +170,7 @@ bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos)
     if (!sd_recall_claim(tx, s->e.bytes, &n, &unread))
         return true; /* it has changed its mind */
     if (unread && (rung = sd_recall_rung(tx, n, tcp_pos)) < 0) {
-        sd_reset(s, fd);
+        sd_reset(s, fd, SD_REASON_hostile);
         return false;
     }
     at = load_rlx(&tx->head) - load_rlx(&tx->base) + (u64)rung;

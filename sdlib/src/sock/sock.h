@@ -79,6 +79,7 @@ void sd_born(struct sock *s, int fd);
 bool sd_map_segment(struct sock *s, int fd);
 void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
+void sd_reset(struct sock *s, int fd, u32 reason); /* both ends are told: shutdown alone would look like the stream's end */
 
 /* sock/switch.c */
 bool sd_try_switch_tx(struct sock *s, int fd);
@@ -274,7 +275,7 @@ bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what
 bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
 void sd_recall_tx(struct sock *s, int fd);   /* what we send, too */
 void sd_recall_over(const struct sock *s);   /* attached, and the last descriptor goes */
-void sd_reset(struct sock *s, int fd); /* as sd_drop(), and so that both kernels say so */
+bool sd_ended(int fd);
 bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos);
 
 /* sock/option.c */

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import struct
+import time
 
 from tests.differential.behaviours.descriptors import exchange
-from tests.differential.linux import DONTWAIT, IN, PEEK, SOL_SOCKET
+from tests.differential.behaviours.taken import gone, spend
+from tests.differential.linux import DONTWAIT, IN, PEEK, SHUT_WR, SOL_SOCKET
 from tests.differential.side import Side
 from tests.differential.worlds import Stage, behaviour
 
@@ -358,3 +360,69 @@ def rights_young(stage: Stage) -> None:
         z = receive_fd(child, two)
         Stage(child, b, stage.warm, stage.moves, stage.segments).talk(z, y)
         exchange(stage, child, z, y)
+
+
+@behaviour("sendmsg SCM_RIGHTS of what a peer had sent that has closed, to another program",
+           "sendmsg SCM_RIGHTS of what a peer had sent that has died, to another program",
+           "sendmsg SCM_RIGHTS of what a peer had sent that has reset it, to another program", carried=False)
+def rights_of_the_gone(stage: Stage) -> None:
+    a = stage.a
+    thief = stage.b.fork("thief")
+    ours, theirs = named(stage, thief)
+    for way in ("closes", "dies", "resets"):
+        x = gone(stage, way)
+        a.recv(x, 4)
+        hand(a, ours, x)
+        z = receive_fd(thief, theirs)
+        spend(thief, z)
+        a.recv(x, 100, DONTWAIT)
+        a.close(x)
+        thief.close(z)
+
+
+@behaviour("sendmsg SCM_RIGHTS of what a peer had sent that shut its side, to another program", carried=False)
+def rights_of_the_silent(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    ours, theirs = named(stage, thief)
+    x, y = stage.connection()
+    waits = a.thread("other").start.recv(x, 100, PEEK).asleep()
+    b.send(y, b"the last bytes")
+    waits.end()
+    b.shutdown(y, SHUT_WR)
+    time.sleep(0.02)
+    hand(a, ours, x)
+    a.close(x)
+    z = receive_fd(thief, theirs)
+    spend(thief, z)
+    for text in (b"an answer", bytes(1_000_000)):
+        waits = thief.start.send(z, text)
+        b.recv_all(y, len(text))
+        waits.end()
+    thief.close(z)
+    b.recv(y, 10)
+
+
+@behaviour("sendmsg SCM_RIGHTS of both ends, with bytes unread", carried=False)
+def rights_of_both(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    ours, theirs = named(stage, thief)
+    far_b, far_a = named(stage, b)
+    x, y = stage.connection()
+    for turn in range(2):
+        a.send(x, b"to b %d" % turn)
+        b.send(y, b"to a %d" % turn)
+    hand(b, far_a, y)
+    w = receive_fd(a, far_b)
+    a.recv(w, 3)
+    b.send(y, b" and more")
+    hand(a, ours, x)
+    z = receive_fd(thief, theirs)
+    thief.recv_all(z, 21)
+    b.recv_all(y, 9)
+    exchange(stage, thief, z, y)
+    exchange(stage, a, x, y)
+    for side, fd in ((b, y), (a, w), (a, x)):
+        side.close(fd)
+    thief.recv(z, 10)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 import time
 from collections.abc import Callable
 
 from tests.differential.behaviours.descriptors import exchange
 from tests.differential.behaviours.transmit import fill
-from tests.differential.linux import DONTWAIT, IN, OUT, SHUT_RD, SHUT_WR
+from tests.differential.linux import DONTWAIT, FIONREAD, IN, OUT, PEEK, RDHUP, SHUT_RD, SHUT_WR, SO_RCVLOWAT, SOL_SOCKET
 from tests.differential.side import Call, Side
 from tests.differential.worlds import Stage, behaviour
 
@@ -166,3 +167,113 @@ def pidfd_getfd_family(stage: Stage) -> None:
         memory = child.link.memory()
         child.sys("fstat", got, memory.room(144), memory=memory, text="",
                   shown=lambda _, data: hex(struct.unpack_from("=I", data[0], 24)[0]))
+
+
+def spend(side: Side, fd: int) -> None:
+    """All that there is to be read, and what stands behind it."""
+    side.poll([(fd, IN | RDHUP)])
+    memory = side.link.memory()
+    side.sys("ioctl", fd, FIONREAD, memory.room(4), memory=memory, text=f"{fd}, FIONREAD",
+             shown=lambda _, data: str(struct.unpack("=i", data[0])[0]))
+    side.recv(fd, 4, PEEK)
+    side.recv(fd, 4)
+    for _ in range(3):
+        side.recv(fd, 100, DONTWAIT)
+
+
+def gone(stage: Stage, way: str) -> int:
+    """A connection whose peer has sent something, and has gone: a's descriptor."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    other = b.fork(way)
+    b.close(y)
+    other.send(y, b"the last bytes of one that " + way.encode())
+    if way == "resets":
+        a.send(x, b"never read")
+    if way == "dies":
+        b.sys("kill", other.link.pid, signal.SIGKILL, text=way)
+    else:
+        other.close(y)
+    time.sleep(0.02)
+    return x
+
+
+@behaviour("pidfd_getfd of what a peer had sent that has closed", "pidfd_getfd of what a peer had sent that has died",
+           "pidfd_getfd of what a peer had sent that has reset it", carried=False)
+def pidfd_getfd_of_the_gone(stage: Stage) -> None:
+    a = stage.a
+    thief = stage.b.fork("thief")
+    for way in ("closes", "dies", "resets"):
+        x = gone(stage, way)
+        got = take(thief, a, x)
+        spend(thief, got)
+        a.recv(x, 100, DONTWAIT)
+        thief.shutdown(got, SHUT_WR)
+        a.poll([(x, IN | OUT | RDHUP)])
+        a.close(x)
+
+
+@behaviour("pidfd_getfd of what a peer had sent that has shut its sending side", carried=False)
+def pidfd_getfd_of_the_silent(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    x, y = stage.connection()
+    ep = a.epoll()
+    a.ctl(ep, "add", x, IN | RDHUP)
+    a.send(x, b"on its way")
+    b.send(y, b"the last bytes")
+    b.shutdown(y, SHUT_WR)
+    time.sleep(0.02)
+    got = take(thief, a, x)
+    spend(thief, got)
+    a.wait(ep)
+    b.recv(y, 10)
+    for side, fd in ((thief, got), (a, x)):
+        side.send(fd, b"an answer")
+        b.recv_all(y, 9)
+    total = 3_000_000
+    waits = thief.start.send(got, bytes(total))
+    b.recv_all(y, total)
+    waits.end()
+    thief.shutdown(got, SHUT_WR)
+    b.recv(y, 10)
+    b.poll([(y, IN | OUT | RDHUP)])
+
+
+@behaviour("pidfd_getfd of what a peer had sent that is on TCP again", carried=False)
+def pidfd_getfd_of_both(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief, other = b.fork("thief"), a.fork("other")
+    x, y = stage.connection()
+    for turn in range(2):
+        a.send(x, b"to b %d" % turn)
+        b.send(y, b"to a %d" % turn)
+    theirs = take(other, b, y)
+    b.send(y, b" and more")
+    got = take(thief, a, x)
+    thief.recv_all(got, 21)
+    other.recv_all(theirs, 12)
+    exchange(stage, a, x, y)
+    exchange(stage, thief, got, y)
+    thief.send(got, b"last")
+    other.recv(theirs, 10)
+    other.send(theirs, b"words")
+    a.recv(x, 10)
+    for side, fd in ((b, y), (other, theirs), (a, x)):
+        side.close(fd)
+    thief.recv(got, 10)
+
+
+@behaviour("pidfd_getfd with SO_RCVLOWAT", carried=False)
+def pidfd_getfd_lowat(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    x, y = stage.connection()
+    a.setsockopt(x, SOL_SOCKET, SO_RCVLOWAT, 5)
+    b.send(y, b"few")
+    got = take(thief, a, x)
+    thief.poll([(got, IN)])
+    b.send(y, b"more")
+    thief.poll([(got, IN)])
+    a.recv(x, 100)
+    exchange(stage, thief, got, y, b"a message")
