@@ -20,6 +20,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from monitor.match import Address, Key
+from sdlib import abi
 from sdlib.wire.messages import Code
 
 SO_COOKIE: Final = 57  # asm-generic/socket.h; Python has no names for these three
@@ -114,8 +115,21 @@ def _address(domain: int, name: tuple[str, int] | tuple[str, int, int, int]) -> 
     return Address(socket.inet_pton(socket.AF_INET6, host), name[3] if len(name) == 4 else 0, name[1])
 
 
-def owns(uid: int, tid: int) -> bool:
-    """Whether that task is the user's. What is not dumpable is root's here: its descriptors are not ours to take."""
+def owns(uid: int, tid: int, fd: int, cookie: int) -> bool:
+    """Whether a task of the user's has that socket. The cookie will do from here on, whoever gets the task's number.
+
+    What is not dumpable is root's here: its descriptors are not ours to take.
+    """
+    if not (_is_of(uid, tid) and 0 <= fd < 1 << 31):
+        return False
+    taken = abi.lib.sd_far_take(tid, fd, cookie)
+    if taken < 0:
+        return False
+    discard(taken)
+    return _is_of(uid, tid)
+
+
+def _is_of(uid: int, tid: int) -> bool:
     try:
         return 0 < tid < 1 << 31 and os.stat(f"/proc/{tid}").st_uid == uid
     except OSError:

@@ -73,7 +73,9 @@ class Pairing:
             self.ring(other, name, Bell.RECALL)
         if self.hosts is None or others:
             return
-        if isinstance(message, messages.Rang) and not endpoint.owns(client.uid, message.tid):
+        if isinstance(message, messages.Rang) and not endpoint.owns(
+            client.uid, message.tid, message.fd, message.cookie
+        ):
             message = message._replace(tid=0)
         self.hosts.heard(client.number, message)
 

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import time
 from typing import Any
 
 import pytest
 
+from monitor.hosts.hub import CREDIT_S
 from monitor.hosts.vigil import QUIET
 from sdlib import abi
-from sdlib.wire.messages import Nudge
+from sdlib.wire.messages import Bell, Nudge, Rang
 from sdlib.wire.segment import segment_bytes
 from tests.monitor.test_again import LIMIT_S, RING, Host, hosts, until
 
@@ -103,3 +105,29 @@ def test_each_of_many_is_heard_when_it_speaks(hosts: tuple[Host, Host]) -> None:
     for _, each in made:
         for end in each:
             abi.lib.sd_py_close(end)
+
+
+def test_a_doorbell_without_room_is_tried_with_the_credits(hosts: tuple[Host, Host]) -> None:
+    """A program whose socket takes no byte costs its supervisor and us a few questions a second, not all our time."""
+    made = paired(hosts, 1)
+    host = hosts[0]
+    (conn,) = host.hub._conns
+    host.told.clear()
+    exchange(hosts, *made[0], b"there and back")
+    began = time.monotonic()
+    until(hosts, lambda: time.monotonic() > began + 0.1)  # small credits are told
+    settle(hosts)
+    conn.mirror.wanted = conn.mirror.next_bell
+    host.hub._conns.stir(conn.mirror.slot)
+    began, answered = time.monotonic(), 0
+    while time.monotonic() < began + 0.2:
+        host.turn()
+        if host.told.count(Bell.BYTE) > answered:
+            answered += 1
+            host.hub.heard(1, Rang(1, errno.EAGAIN))
+    assert 1 < answered <= (time.monotonic() - began) / CREDIT_S + 2
+    until(hosts, lambda: host.told.count(Bell.BYTE) > answered)
+    host.hub.heard(1, Rang(1, 0))
+    assert not conn.mirror.owes_bell
+    for end in made[0][1]:
+        abi.lib.sd_py_close(end)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -476,3 +477,14 @@ def test_a_program_that_writes_nonsense_harms_itself_only() -> None:
         assert a.copy.landed() == 50, "the link lives"
     finally:
         made.close()
+
+
+def test_a_program_that_lingers_does_not_hold_the_loop_up(tmp_path: Path) -> None:
+    """Its last descriptor may be the one that a doorbell was sent on."""
+    program = tmp_path / "linger"
+    copy = ROOT / "sdlib" / "src" / "py" / "copy.c"
+    options = ["-DSD_HOSTED=1", f"-I{ROOT / 'sdlib/include'}", f"-I{ROOT / 'sdlib/src'}"]
+    subprocess.run(["gcc", "-std=gnu11", "-O1", *options, "-o", program, ROOT / "tests/hosted/linger.c", copy,
+                    ROOT / "sdlib/src/ring/bell.c", ROOT / "sdlib/src/ring/switch.c"], check=True)
+    waited = int(subprocess.run([program], check=True, stdout=subprocess.PIPE, timeout=60).stdout)
+    assert 10 <= waited < 5000, waited

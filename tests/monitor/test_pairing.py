@@ -11,10 +11,12 @@ import subprocess
 
 import pytest
 
+from monitor import endpoint
 from sdlib import abi
 from sdlib.wire import Lost, MonitorClient, Paired, Pending, Refused, Ring
 from sdlib.wire.messages import Bell, Code
 from sdlib.wire.segment import segment_bytes
+from sdtrace.segments import cookie_of
 from tests.monitor.support import RING, Link, MonitorProcess, events_of, readable, segment_ids
 from tools.net import free_port
 
@@ -255,3 +257,20 @@ def test_nudge_reaches_the_other_holder_of_the_segment(monitor: MonitorProcess, 
     assert rung(client) == [Ring(1, Bell.RECALL)]
     client.release(1)
     other.close()
+
+
+@pytest.mark.parametrize("wrong", ["", "user", "cookie", "task", "descriptor"])
+def test_whose_socket_it_rings_on(wrong: str) -> None:
+    """The client says whose it is; it has to be its user's, and that socket."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        uid, tid, fd, cookie = os.geteuid(), os.getpid(), sock.fileno(), cookie_of(sock)
+        match wrong:
+            case "user":
+                uid += 1
+            case "cookie":
+                cookie += 1
+            case "task":
+                tid = 1 << 31
+            case "descriptor":
+                fd = 1 << 31
+        assert endpoint.owns(uid, tid, fd, cookie) is (not wrong)

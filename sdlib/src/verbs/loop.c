@@ -10,7 +10,6 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "verbs/verbs.h"
 
 #define CREDIT_PART 4
@@ -369,14 +368,6 @@ int sd_turn(struct sd_device *d, struct sd_loop_event *events, u32 most, bool *b
     return n;
 }
 
-static u64 now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
-}
-
 uint64_t sd_device_looks(const struct sd_device *d) { return d->looks; }
 
 /* Python has it. */
@@ -391,7 +382,7 @@ static void told(struct sd_device *d, const struct sd_loop_event *e)
 
 int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t most, uint64_t ns, bool *busy)
 {
-    u64 now = now_ns(), until = now + ns, last = now + TURN_MOST * ns; /* others have something to say, too */
+    u64 now = sd_verbs_now(), until = now + ns, last = now + TURN_MOST * ns; /* others have something to say, too */
     int n = sd_threads_told(d, events, most);
 
     *busy = n > 0;
@@ -400,7 +391,7 @@ int sd_device_turn(struct sd_device *d, struct sd_loop_event *events, uint32_t m
         bool did = false;
         n = sd_turn(d, events, most, &did);
         *busy |= did;
-        now = now_ns();
+        now = sd_verbs_now();
         if (did)
             until = now + ns;
         else if (ns)

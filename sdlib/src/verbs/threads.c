@@ -19,7 +19,6 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -28,49 +27,18 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include "verbs/verbs.h"
+#include "verbs/threads.h"
 
 #ifndef __NR_futex_waitv
 #define __NR_futex_waitv 449
 #endif
-
-enum { QUEUE = 512, CALLED_MOST = 120, ROW = 3, MUCH = 16384, DOZES = 4 };
-#define CREDIT_NS 10000000ull
-#define DOZE_NS 200000
 
 struct waiter { /* struct futex_waitv, which not all headers have */
     u64 value, address;
     u32 flags, reserved;
 };
 
-struct sd_threads {
-    pthread_mutex_t lock;
-    pthread_cond_t python_left;
-    pthread_t device, caller;
-    _Atomic u32 python_wants, control;
-    bool stop, full, dirty, cq_armed, calls;
-    int news, kick; /* eventfds: for Python, for the device's thread */
-    u64 spin_ns, pay_at;
-    struct sd_mirrored *called[CALLED_MOST];
-    u32 count, queued;
-    struct sd_loop_event queue[QUEUE];
-};
-
-static u64 now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
-}
-
 /* ------------------------------------------------------------------------- Python */
-
-static void wake_caller(struct sd_threads *t)
-{
-    atomic_fetch_add(&t->control, 1);
-    syscall(SYS_futex, &t->control, FUTEX_WAKE, 1, NULL, NULL, 0);
-}
 
 void sd_device_hold(struct sd_device *d)
 {
@@ -84,6 +52,8 @@ void sd_device_release(struct sd_device *d)
     struct sd_threads *t = d->threads;
     bool kick = t->dirty || t->full;
 
+    if (t->full)
+        sd_threads_wake_caller(t); /* it sleeps on nobody */
     t->dirty = t->full = false;
     pthread_cond_broadcast(&t->python_left);
     pthread_mutex_unlock(&t->lock);
@@ -110,134 +80,6 @@ int sd_threads_told(struct sd_device *d, struct sd_loop_event *events, u32 most)
     if (!t->queued)
         eventfd_read(t->news, &count);
     return (int)n;
-}
-
-/* ------------------------------------------------------------------ who is called */
-
-static SD_ATOMIC u32 *direct(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->direct; }
-
-void sd_threads_uncall(struct sd_mirrored *m)
-{
-    struct sd_queue *q = m->queue;
-    struct sd_threads *t = q ? q->device->threads : NULL;
-    struct sd_mirrored *last;
-
-    if (!m->called || !t)
-        return;
-    store_rel(direct(m), 0);
-    sd_fence();
-    last = t->called[--t->count];
-    t->called[m->called - 1] = last;
-    last->called = m->called;
-    m->called = 0;
-    wake_caller(t); /* its memory may go */
-}
-
-static void make_way(struct sd_threads *t)
-{
-    struct sd_mirrored *oldest = t->called[0];
-
-    for (u32 i = 1; i < t->count; i++)
-        if (t->called[i]->last < oldest->last)
-            oldest = t->called[i];
-    sd_queue_unwatch(oldest->queue, oldest);
-    oldest->watched = 0;
-    if (load_acq(&sd_out_of(oldest)->bell) || sd_mirrored_news(oldest))
-        sd_mirrored_watch(oldest, true); /* again, in the next round */
-}
-
-static void call(struct sd_threads *t, struct sd_mirrored *m)
-{
-    if (t->count == CALLED_MOST)
-        make_way(t);
-    t->called[t->count++] = m;
-    m->called = t->count;
-    m->last = ((struct sd_queue *)m->queue)->device->turns;
-    store_rel(direct(m), 1);
-    wake_caller(t);
-}
-
-void sd_mirrored_live(struct sd_mirrored *m, bool live)
-{
-    struct sd_queue *q = m->queue;
-
-    m->live = live;
-    if (!live)
-        sd_threads_uncall(m);
-    else if (q)
-        sd_threads_changed(q->device);
-}
-
-/* ------------------------------------------------------------------ arming, credits */
-
-/* That it has read is news if the other one may soon wait for room, or as long as it has not switched (mirror.py). */
-static bool arm(struct sd_mirrored *m)
-{
-    bool room = !load_acq(&sd_out_of(m)->sw_ring) || m->landed - m->head_said > m->ring_bytes / 2;
-    u32 wanted = room ? 3 : 1;
-
-    if ((m->armed & wanted) == wanted)
-        return false;
-    m->armed = wanted;
-    sd_copy_arm(m->copy, m->side, true, room);
-    return true;
-}
-
-static void attend(struct sd_device *d)
-{
-    for (struct sd_queue *q = d->queues; q; q = q->next)
-        for (u32 i = 0; i < q->watching; i++) {
-            struct sd_mirrored *m = q->watched[i];
-            if (m->armed & 1) {
-                m->armed = !load_acq(&sd_out_of(m)->sw_ring) ? 2 : 0;
-                sd_copy_arm(m->copy, m->side, false, m->armed);
-            }
-        }
-}
-
-static bool owes(const struct sd_mirrored *m) { return m->live && m->worded && load_acq(&sd_into(m)->head) != m->head_said; }
-
-/* All credits, if it is time. */
-static void pay(struct sd_device *d)
-{
-    struct sd_threads *t = d->threads;
-
-    if (!t->pay_at || now_ns() < t->pay_at)
-        return;
-    t->pay_at = 0;
-    for (struct sd_queue *q = d->queues; q; q = q->next)
-        for (u32 i = 0; q->live && i < q->watching; i++)
-            if (owes(q->watched[i]))
-                sd_say_credit(q, q->watched[i]);
-}
-
-/* True: all are armed and have been looked at since, so we may sleep. */
-static bool settle(struct sd_device *d)
-{
-    struct sd_threads *t = d->threads;
-    bool again = false, barrier = false, owing = false;
-
-    for (struct sd_queue *q = d->queues; q; q = q->next)
-        for (u32 i = 0; q->live && i < q->watching; i++) {
-            struct sd_mirrored *m = q->watched[i];
-            if (!m->live)
-                continue;
-            if (t->calls && !m->called) {
-                call(t, m);
-                again = true;
-            }
-            barrier |= arm(m);
-            owing |= owes(m);
-        }
-    if (barrier)
-        sd_py_membarrier(); /* [W1] [W2] */
-    if (!t->cq_armed) {
-        sd_device_arm(d);
-        t->cq_armed = again = true;
-    }
-    if (owing && !t->pay_at)
-        t->pay_at = now_ns() + CREDIT_NS;
-    return !again && !barrier;
 }
 
 /* ------------------------------------------------------------------------- the loop */
@@ -288,26 +130,26 @@ static void run(struct sd_device *d)
 
     while (!t->stop) {
         bool found = look(d);
-        pay(d);
+        sd_threads_pay(d);
         if (found && d->moved - moved >= MUCH && !t->spin_ns)
             dozes = DOZES;
         moved = d->moved;
         row = found ? row + 1 : 0;
         if (found && (row >= ROW || dozes || t->spin_ns))
-            attend(d);
+            sd_threads_attend(d);
         if (found && t->spin_ns)
-            until = now_ns() + t->spin_ns;
+            until = sd_verbs_now() + t->spin_ns;
         if (t->full)
             return;
         if (t->python_wants)
             away(t, 0);
         else if (found)
             continue;
-        else if (until && now_ns() < until)
+        else if (until && sd_verbs_now() < until)
             away(t, 0);
         else if (dozes && dozes--)
             away(t, DOZE_NS);
-        else if (settle(d))
+        else if (sd_threads_settle(d))
             return;
     }
 }
@@ -315,7 +157,7 @@ static void run(struct sd_device *d)
 /* In milliseconds; -1: for ever. */
 static int pause_ms(const struct sd_threads *t)
 {
-    u64 now = t->pay_at ? now_ns() : 0;
+    u64 now = t->pay_at ? sd_verbs_now() : 0;
 
     return !t->pay_at ? -1 : t->pay_at <= now ? 0 : (int)((t->pay_at - now) / 1000000 + 1);
 }
@@ -381,6 +223,7 @@ static int start(struct sd_device *d, pthread_t *thread, void *(*what)(void *))
     int r;
 
     sigfillset(&all); /* signals are Python's */
+    sigdelset(&all, SIGRTMIN + 3); /* but for one (py/bell.c) */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     r = pthread_create(thread, NULL, what, d);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -417,7 +260,7 @@ void sd_device_stop(struct sd_device *d)
     struct sd_threads *t = d->threads;
 
     t->stop = true;
-    wake_caller(t);
+    sd_threads_wake_caller(t);
     eventfd_write(t->kick, 1);
     pthread_cond_broadcast(&t->python_left);
     pthread_mutex_unlock(&t->lock);

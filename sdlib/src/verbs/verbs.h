@@ -57,7 +57,8 @@ bool sd_say_credit(struct sd_queue *q, struct sd_mirrored *m);
 bool sd_say_rings(struct sd_queue *q, struct sd_mirrored *m);
 bool sd_heard_credit(struct sd_queue *q, const u8 *body, u32 size);
 
-/* threads.c */
+/* threads.c, called.c */
+u64 sd_verbs_now(void);
 int sd_threads_told(struct sd_device *d, struct sd_loop_event *events, u32 most);
 void sd_threads_changed(struct sd_device *d);
 void sd_threads_uncall(struct sd_mirrored *m);
