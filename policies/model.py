@@ -22,7 +22,7 @@ KEYS: Final = (
     "without",
 )  # fmt: skip
 
-WITHOUT: Final = ("short", "tokens", "yield", "window", "arming", "batching", "past")
+WITHOUT: Final = ("short", "tokens", "yield", "window", "arming", "batching", "past", "nap")
 """Techniques of the library that can be switched off, to measure what each is worth: enum sd_without."""
 
 

@@ -18,7 +18,7 @@ UNDER_TEST = ("ring/bell.c", "ring/dates.c", "ring/ring.c", "ring/switch.c", "so
               "sock/doorbell.c", "sock/far.c", "sock/fast.c", "sock/life.c", "sock/switch.c", "sock/ready.c",
               "sock/recall.c", "sock/rx.c", "sock/rx_tcp.c", "sock/owed.c",
               "sock/parts.c", "sock/room.c",
-              "sock/token.c", "sock/tx.c", "poll/poll.c", "poll/wait.c")
+              "sock/token.c", "sock/tx.c", "poll/nap.c", "poll/poll.c", "poll/wait.c")
 # -Wno-unused-value: an atomic whose old value nobody wants is an expression here. No canaries: stacks are copied.
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-value", "-Wno-missing-field-initializers",
          "-fno-strict-aliasing", "-DSD_HOSTED=1", "-DSD_INTERPOSE=1")

@@ -37,7 +37,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 15
+#define SD_ABI_VERSION 16
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -100,7 +100,7 @@ enum sd_kin {
     X(conns_rdma) X(bytes_rdma_tx) X(bytes_rdma_rx) \
     X(sites_patched) X(sites_trapping) X(traps) \
     X(offers) X(attaches) X(switches_tx) X(switches_rx) \
-    X(bells_tx) X(bells_rx) X(parks) X(spins) X(spins_won) X(hostile_drops)
+    X(bells_tx) X(bells_rx) X(parks) X(naps) X(spins) X(spins_won) X(hostile_drops)
 
 /* Why a connection stayed on TCP (or went back to it). The order is the index in `tcp_reasons` and `moved_back`. */
 #define SD_REASONS(X) \

@@ -34,6 +34,7 @@ enum sd_without {
     SD_WITHOUT_arming = 16,   /* the reader says whether it sleeps: a doorbell for each message instead */
     SD_WITHOUT_batching = 32, /* one membarrier for all the connections of a wait: one for each */
     SD_WITHOUT_past = 64,     /* large messages to another CPU past the caches (ring/ring.h) */
+    SD_WITHOUT_nap = 128,     /* sleeping on the ring for a peer that can only run on this CPU (poll/nap.c) */
 };
 
 /* Counters of one process. A forked child claims a free slot by compare-and-swap of pid from 0. Written by that process only. */

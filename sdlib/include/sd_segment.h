@@ -42,7 +42,8 @@ struct sd_dir {
     SD_ATOMIC uint32_t arrived;     /* 1: the consumer has read all of TCP and reads the ring, so a reset cannot be for bytes of the program there */
     uint32_t pad0;
     SD_ATOMIC uint64_t sleep;       /* the sleep of a whole set that the one in rx_armed is part of: one bell ends it ([W4], bell.h); 0: none */
-    uint32_t pad4[8];
+    SD_ATOMIC uint32_t nap;         /* consumer: 1 while it sleeps on this word instead of its descriptor; the producer puts 0 and wakes it ([N1], poll/nap.c) */
+    uint32_t pad4[7];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */

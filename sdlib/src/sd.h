@@ -81,7 +81,7 @@ struct sd_tcb {
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
 _Static_assert(offsetof(struct sd_tcb, wakeable) == 212, "sdtrace/rouse.py reads it");
 _Static_assert(offsetof(struct sd_tcb, own_alt) == 216 && SD_OWN_ALT == 65536, "gate.S");
-_Static_assert(sizeof(struct sd_tcb) <= 4096, "start/tcb.c");
+_Static_assert(sizeof(struct sd_tcb) <= 2048, "start/tcb.c");
 
 #define SD_WAKE_AS(value) (1u + (value)) /* in `wakeable` */
 #define SD_TCB_SIGSYS_BLOCKED 1u /* the program believes that it has blocked SIGSYS */
@@ -200,6 +200,8 @@ struct sock {
     struct sd_block *b;
     struct sd_seg *seg; /* NULL until attached */
     struct sd_end e;    /* the two rings, as ring.h sees them */
+    u8 timed;           /* SO_RCVTIMEO: 0 not known, 1 none, 2 some; sock/rx.c */
+    bool yielded;       /* a receive has given its peer the CPU, in vain: fast.c */
     u64 woken_tsc;      /* when the reader was last rung for */
     u64 checked_tsc;    /* when the kernel socket was last looked at */
     u64 asked_tsc;      /* when a sender has last asked the kernel whether the peer is still there */
@@ -242,6 +244,8 @@ void sd_disarm(struct sock *s, u32 armed);
 bool sd_bell_stays(const struct sock *s);
 /* No doorbell is sure to reach us (unread TCP bytes in front of it; one that has to stay, though we wait for more): the wait must be cut to 1 ms. */
 bool sd_needs_timer(const struct sock *s, u32 want);
+/* The poster: true if the peer napped, alone, and is awake now; false: it may need a bell. poll/nap.c */
+bool sd_nap_end(struct sock *s);
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
 bool sd_spin_pays(const struct sock *s);
 

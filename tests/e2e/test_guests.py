@@ -162,6 +162,18 @@ def test_one_doorbell_for_a_whole_set(how: str, runner: Runner) -> None:
         assert bells < 20 * 8, f"{bells} doorbells\n{report}"
 
 
+@pytest.mark.parametrize("how", ["epoll", "poll", "recv", "pipe", "killed", "closed", "shut"])
+def test_sleeping_on_the_ring_for_a_peer_on_this_cpu(how: str, runner: Runner) -> None:
+    """Peers in other groups of the scheduler, to whom yielding brings nothing, are woken without a doorbell each."""
+    program = runner.run(sys.executable, GUESTS / "napping.py", how)
+    assert program.stdout == b"served\n"
+    for report in runner.check(program, at_least=2, of_bytes=5000):
+        counters = report.raw["counters"]
+        assert counters["bells_tx"] < 1000, str(report)
+        if runner.mode is Mode.SHM and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
+            assert counters["naps"] > 50, str(report)
+
+
 @pytest.mark.parametrize("what", ["answer", "poll", "peek", "mod", "del", "same", "fork"])
 def test_a_doorbell_that_another_thread_takes_away(what: str, runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("bell_takers"), what)

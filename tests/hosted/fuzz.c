@@ -174,6 +174,11 @@ static void call_other(void)
         now = "needs timer";
         sd_needs_timer(&sk, POLLOUT);
         break;
+    case 6:
+        now = "nap";
+        if (sd_nap_possible(&sk))
+            sd_nap(&sk, one_in(2));
+        break;
     default:
         now = "switch";
         sd_rx_poll_switch(&sk, FD);

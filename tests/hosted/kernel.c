@@ -211,6 +211,30 @@ static long tcp_info(u32 side, struct tcp_info_head *ti)
 
 /* ------------------------------------------------------------- system calls */
 
+static bool woken(long nothing)
+{
+    (void)nothing;
+    return w.futex.woken;
+}
+
+/* One at a time sleeps. Its time-out does not end: a wake-up that is lost shall be seen. */
+static long sys_futex(long at, long op, u32 val)
+{
+    bool asleep = w.futex.at == (u64)at && !w.futex.woken;
+
+    if (op == FUTEX_WAKE) {
+        w.futex.woken |= asleep;
+        host_changed();
+        return asleep;
+    }
+    if (*(u32 *)at != val)
+        return -EAGAIN;
+    w.futex = (struct futex){.at = (u64)at};
+    host_wait(woken, 0, false);
+    w.futex = (struct futex){.at = 0};
+    return 0;
+}
+
 static long sys_ppoll(struct pollfd *p, u64 n, const struct timespec64 *ts)
 {
     long r = poll_now(p, n);
@@ -292,6 +316,9 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
     case __NR_ioctl:
         host_point("ioctl");
         return sys_ioctl(side, (u32)b, (i32 *)c);
+    case __NR_futex:
+        host_point("futex");
+        return sys_futex(a, b, (u32)c);
     case __NR_ppoll:
         host_point("ppoll");
         return sys_ppoll((struct pollfd *)a, (u64)b, (const struct timespec64 *)c);

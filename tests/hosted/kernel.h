@@ -24,6 +24,11 @@ struct connection {
     struct stream dir[SIDES];
 };
 
+struct futex {
+    u64 at; /* somebody sleeps there */
+    u32 woken;
+};
+
 /* Everything that a test's programs share; the explorer copies and restores it as one. */
 struct world {
     struct connection net;
@@ -32,6 +37,7 @@ struct world {
     struct sock sock[SIDES];
     u8 ring[SIDES][8]; /* tiny, so that full and wrapped are the usual case */
     u64 now_ns;        /* moves when a time-out ends */
+    struct futex futex;
     u64 reset;         /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
 };

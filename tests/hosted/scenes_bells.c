@@ -4,6 +4,7 @@
  * held bytes go in time, and the end is seen.
  */
 #include <string.h>
+#include "poll/poll.h"
 #include "scene.h"
 
 /* ------------------------------------------------------------------- setup */
@@ -32,6 +33,18 @@ static void fencing(void)
     on_ring();
     *(u32 *)&w.seg.dir[0].prod_fenced = 1;
     *(u32 *)&w.sock[0].e.tx_fence = 2;
+}
+
+static void peer_is_here(void)
+{
+    on_ring();
+    *(u32 *)&w.seg.dir[0].prod_cpu = 1;
+}
+
+static void peer_is_here_fencing(void)
+{
+    fencing();
+    *(u32 *)&w.seg.dir[0].prod_cpu = 1;
 }
 
 static void fencing_ends(void)
@@ -79,6 +92,22 @@ static void b_polls_2(void)
     while (!got(1, 2))
         if (take(1, 3, MSG_DONTWAIT) == -EAGAIN)
             wait_for(1, POLLIN);
+}
+
+/* As poll.c does it, which sleeps on the descriptor where it may not nap or nothing has come. */
+static void nap_for(u32 side)
+{
+    struct sock *s = &w.sock[side];
+
+    if (!sd_nap_possible(s) || sd_nap(s, false) <= 0)
+        wait_for(side, POLLIN);
+}
+
+static void b_naps_for_2(void)
+{
+    while (!got(1, 2))
+        if (take(1, 3, MSG_DONTWAIT) == -EAGAIN)
+            nap_for(1);
 }
 
 /* As epoll_wait does it (ep_hot.c), asleep under a name that never comes again [W4]. */
@@ -224,6 +253,8 @@ static void stays_on_ring(void)
 const struct scenario scenes_bells[] = {
     {"wake-up", on_ring, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-poll", on_ring, {a_sends_twice, b_polls_2}, b_has_ab},
+    {"wake-up-nap", peer_is_here, {a_sends_twice, b_naps_for_2}, b_has_ab},
+    {"wake-up-nap-fenced", peer_is_here_fencing, {a_sends_twice, b_naps_for_2}, b_has_ab},
     {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-begins", on_ring, {a_fences_midway, b_polls_2}, b_has_ab},

@@ -2,10 +2,12 @@
  *
  * pair.c - round trips and streams between pairs of processes.
  *
- *   pair TRANSPORT MODE SIZE [-p PAIRS] [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-c CONGESTION] [-r RING_BYTES] [-m]
+ *   pair TRANSPORT MODE SIZE [-p PAIRS] [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-c CONGESTION] [-r RING_BYTES] [-m] [-k] [-s]
  *
  * TRANSPORT tcp, unix, pipe, ring, one-copy. MODE rtt: A sends SIZE bytes, B sends them back; stream: A sends without pause, B reads message by
  * message; batch: B reads what is there, up to 64 KiB. A and B of each pair are pinned to the CPUs given. -m: each has a second thread, which sleeps.
+ * -k: both behind a filter and a dispatch that allow everything, which is what the kernel takes for calls that can be intercepted. -s: each in a session of its own,
+ * as servers and their clients are: where sessions are groups of the scheduler, sched_yield does not give the CPU from one to the other.
  */
 #include "link.h"
 #include <pthread.h>
@@ -17,7 +19,8 @@ struct options {
     int pairs, cpu[2];
     unsigned warm_ms, ms;
     uint32_t ring_bytes;
-    bool threads;
+    bool threads, sessions;
+    unsigned watched; /* WATCH_* */
 };
 
 #define BATCH 65536
@@ -96,6 +99,8 @@ static void work(struct shared *s, const struct options *o, const struct plan *p
     if (buffer == MAP_FAILED)
         die("mmap");
     pin(o->cpu[side]);
+    if (o->sessions && setsid() < 0)
+        die("setsid");
     pthread_t other;
     if (o->threads && pthread_create(&other, NULL, sleeper, NULL))
         die("pthread_create");
@@ -103,6 +108,7 @@ static void work(struct shared *s, const struct options *o, const struct plan *p
     l.phase = &s->phase;
     l.peer = &s->worker[index ^ 1].pid;
     l.spin = o->cpu[0] >= 0 && o->cpu[0] == o->cpu[1] ? 0 : SPIN;
+    be_watched(o->watched);
     atomic_store(&w->ready, 1);
     while (phase_of(s) == PHASE_START)
         sleep_ms(1);
@@ -123,7 +129,7 @@ static struct options parse(int argc, char **argv)
     struct options o = {.pairs = 1, .cpu = {-1, -1}, .warm_ms = 100, .ms = 500, .congestion = "", .ring_bytes = 256 * 1024};
     int c, kind = 0;
 
-    while ((c = getopt(argc, argv, "p:a:b:w:t:c:r:m")) != -1) {
+    while ((c = getopt(argc, argv, "p:a:b:w:t:c:r:mks")) != -1) {
         switch (c) {
         case 'p': o.pairs = atoi(optarg); break;
         case 'a': o.cpu[0] = atoi(optarg); break;
@@ -133,6 +139,8 @@ static struct options parse(int argc, char **argv)
         case 'c': o.congestion = optarg; break;
         case 'r': o.ring_bytes = (uint32_t)atoi(optarg); break;
         case 'm': o.threads = true; break;
+        case 'k': o.watched = WATCH_FILTER | WATCH_DISPATCH; break;
+        case 's': o.sessions = true; break;
         default: exit(2);
         }
     }

@@ -2,24 +2,21 @@
  *
  * rates.c - how often something can be done in a second, beside sending and receiving.
  *
- *   rates WHAT [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-k]
+ *   rates WHAT [-a CPU] [-b CPU] [-w WARM_MS] [-t MS] [-f] [-k]
  *
  * WHAT setup: connect, accept, close; short: the same with one request of 64 bytes and its answer; fork: a child that exits at once, of a
  * process with an open connection; getppid, read, poll, sigprocmask: a call that has nothing to do with sockets of ours, in a process that
  * has an open connection. once: nothing is counted; makes a socket and ends.
  *
- * -k: with a seccomp filter that allows every call and a dispatch range that holds every site. That is what the kernel takes for the two ways by which
- * calls can be intercepted, so no launcher that uses them can be below it. Both ends have it.
+ * -f: with a seccomp filter that allows every call; -k: also with a dispatch range that holds every site. That is what the kernel takes for the two ways by
+ * which calls can be intercepted, so no launcher that uses them can be below it. Both ends have it.
  */
 #include "bench.h"
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 
 #define SIDE_A 0
@@ -29,7 +26,7 @@
 #define PORTS_USED 10000
 
 static const char *what;
-static bool watched;
+static unsigned watched; /* WATCH_* */
 
 static int listening(struct shared *s)
 {
@@ -55,16 +52,6 @@ static int connected(struct shared *s, uint64_t number)
     return fd;
 }
 
-static void watch(void)
-{
-    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog filter = {1, &allow};
-
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) ||
-        prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, 0l, (1l << 47) - 4096, NULL))
-        die("filter and dispatch");
-}
-
 static void serve(struct shared *s)
 {
     char buffer[SHORT];
@@ -72,7 +59,7 @@ static void serve(struct shared *s)
     bool talk = !strcmp(what, "short");
 
     if (watched)
-        watch();
+        be_watched(watched);
     atomic_store(&s->worker[SIDE_B].ready, 1);
     while ((fd = accept(listener, NULL, NULL)) >= 0) {
         if (talk && recv(fd, buffer, sizeof buffer, MSG_WAITALL) == SHORT && send(fd, buffer, SHORT, MSG_NOSIGNAL) != SHORT)
@@ -133,7 +120,7 @@ static void work(struct shared *s, int cpu)
     if (!dials)
         held = connected(s, 0);
     if (watched)
-        watch();
+        be_watched(watched);
     atomic_store(&w->ready, 1);
     for (uint64_t n = 0; atomic_load(&s->phase) != PHASE_STOP; n += every) {
         for (unsigned i = 0; i < every; i++)
@@ -151,13 +138,14 @@ int main(int argc, char **argv)
     int cpu[2] = {-1, -1}, c;
     unsigned warm = 100, ms = 500, i = 0;
 
-    while ((c = getopt(argc, argv, "a:b:w:t:k")) != -1) {
+    while ((c = getopt(argc, argv, "a:b:w:t:fk")) != -1) {
         switch (c) {
         case 'a': cpu[0] = atoi(optarg); break;
         case 'b': cpu[1] = atoi(optarg); break;
         case 'w': warm = (unsigned)atoi(optarg); break;
         case 't': ms = (unsigned)atoi(optarg); break;
-        case 'k': watched = true; break;
+        case 'f': watched = WATCH_FILTER; break;
+        case 'k': watched = WATCH_FILTER | WATCH_DISPATCH; break;
         default: return 2;
         }
     }

@@ -104,11 +104,13 @@ def transports(mode: str, size: int, place: Place, plan: Plan, pairs: int = 1) -
     controls = congestion_controls()
     chosen = controls[:1] + (["cubic"] if "cubic" in controls[1:] and size >= CUBIC_FROM else [])
 
-    def way(prefix: Prefix, transport: str, congestion: str = "") -> Ask:
-        return pair(prefix, transport, mode, size, place, plan, congestion, pairs)
+    def way(prefix: Prefix, transport: str, congestion: str = "", *options: str) -> Ask:
+        return pair(prefix, transport, mode, size, place, plan, congestion, pairs, options)
 
     result = {f"tcp {name}": way(natively, "tcp", name) for name in chosen}
     result |= {name: way(natively, name) for name in ("unix", "pipe", "ring")}
+    if mode == "rtt" and size < CUBIC_FROM:  # the floor: a yield costs what a call costs that can be intercepted
+        result["ring, kernel"] = way(natively, "ring", "", "-k")
     if size >= CUBIC_FROM:  # smaller ones cost less than the system call that would save a copy
         result["one copy"] = way(natively, "one-copy")
     result["sockmap"] = way(lambda _: sockmap(), "tcp")
@@ -120,6 +122,16 @@ def rtt(plan: Plan) -> list[Case]:
     """Round trips."""
     return [Case("rtt", {"size": size_text(size), "placement": name}, "p50_us", transports("rtt", size, place, plan))
             for name, place in plan.places.items() for size in plan.sizes]
+
+
+def sessions(plan: Plan) -> list[Case]:
+    """Round trips on one core of two ends in sessions of their own, as servers and clients are (`-s` of pair.c)."""
+    place = plan.places.get("one core")
+    ends = {"tcp": (natively, "tcp"), "unix": (natively, "unix"), "pipe": (natively, "pipe"),
+            "sdrun": (under_sdrun(), "tcp"), "never napping": (switched("without=nap"), "tcp")}
+    return [Case("sessions", {"size": size_text(size)}, "p50_us", {
+        name: pair(prefix, transport, "rtt", size, place, plan, options=("-s",))
+        for name, (prefix, transport) in ends.items()}) for size in (8, 1024) if place]
 
 
 def stream(plan: Plan) -> list[Case]:
@@ -215,11 +227,11 @@ def fork(plan: Plan) -> list[Case]:
 
 
 def calls(plan: Plan) -> list[Case]:
-    """What a call costs that is not a socket's; `kernel` is what the kernel alone takes for interception (rates.c)."""
+    """What a call costs that is not a socket's; `filter`, `kernel`: what interception takes (rates.c)."""
     place = next(iter(plan.places.values()))
     return [Case("calls", {"call": what}, "ns", {
-        "native": rate(natively, what, place, plan), "kernel": rate(natively, what, place, plan, "-k"),
-        "sdrun": rate(under_sdrun(), what, place, plan),
+        "native": rate(natively, what, place, plan), "filter": rate(natively, what, place, plan, "-f"),
+        "kernel": rate(natively, what, place, plan, "-k"), "sdrun": rate(under_sdrun(), what, place, plan),
         "sdrun patch=off": rate(under_sdrun("--set", "patch=off"), what, place, plan),
     }) for what in ("getppid", "read", "poll", "sigprocmask")]
 
@@ -253,6 +265,7 @@ SWITCHES = {
     "never spinning": "spin_us=0",
     "spinning 20 us": "spin_us=20",
     "spinning 1 ms": "spin_us=1000",
+    "never napping": "without=nap",
     "ring 16 KiB": "ring=16KiB",
     "ring 64 KiB": "ring=64KiB",
     "ring 4 MiB": "ring=4MiB",
@@ -290,7 +303,7 @@ def techniques(plan: Plan) -> list[Case]:
 
 
 BENCHES: dict[str, Callable[[Plan], list[Case]]] = {
-    "rtt": rtt, "stream": stream, "batch": batch, "pairs": pairs, "many": many, "idle": idle, "setup": setup,
-    "fork": fork, "calls": calls, "startup": startup, "techniques": techniques,
+    "rtt": rtt, "sessions": sessions, "stream": stream, "batch": batch, "pairs": pairs, "many": many, "idle": idle,
+    "setup": setup, "fork": fork, "calls": calls, "startup": startup, "techniques": techniques,
 }
 """By the names that people give to --only."""

@@ -14,7 +14,8 @@ from tools.sdbench.results import METRICS, Results, Row, short
 INSTRUCTIONS = ROOT / "tools" / "bench" / "baseline.json"
 
 TITLES = {
-    "rtt": "Round trips", "stream": "Streams, read message by message", "batch": "Streams of 8 bytes, read in batches",
+    "rtt": "Round trips", "sessions": "Round trips of two sessions on one core",
+    "stream": "Streams, read message by message", "batch": "Streams of 8 bytes, read in batches",
     "pairs": "Several pairs at the same time", "many": "Many connections", "idle": "Open connections that are silent",
     "setup": "Connections a second", "fork": "Children a second", "calls": "A call that is not a socket's",
     "startup": "Start-up", "switch": "Each technique switched off alone",
@@ -23,7 +24,7 @@ TITLES = {
     "redis": "redis", "nginx": "nginx", "proxy": "Reverse proxy", "haproxy": "HAProxy", "memcached": "memcached",
     "postgresql": "PostgreSQL", "go": "Go", "grpc": "gRPC", "node": "node",
 }  # fmt: skip
-MICRO = ("rtt", "stream", "batch", "pairs", "many", "idle", "setup", "fork", "calls", "startup",
+MICRO = ("rtt", "sessions", "stream", "batch", "pairs", "many", "idle", "setup", "fork", "calls", "startup",
          "switch", "tokens", "barriers")
 
 

@@ -125,6 +125,19 @@ struct timespec64 {
     i64 nsec;
 };
 
+/* futexes */
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
+#define FUTEX2_SIZE_U32 2
+#define CLOCK_MONOTONIC 1
+#ifndef __NR_futex_waitv
+#define __NR_futex_waitv 449
+#endif
+struct futex_waitv {
+    u64 val, uaddr;
+    u32 flags, reserved;
+};
+
 /* struct tcp_info up to the counters we read (linux/tcp.h; the layout only ever grows). */
 struct tcp_info_head {
     u8 state;

@@ -281,16 +281,21 @@ int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, 
 
 /* ------------------------------------------------------------------ cooling */
 
+u32 reg_awaited(struct reg *r)
+{
+    if (load_rlx(&r->s->b->tx_wait))
+        r->tx_full = true; /* a send found no room; from now on it is we who wait */
+    u32 want = reg_wanted(r);
+    if ((r->want & EPOLLET) && !r->fresh && !r->tx_full)
+        want &= ~(u32)(POLLOUT | POLLWRNORM); /* the edge comes after a send that found no room, and that arms itself */
+    return want;
+}
+
 /* `name`: of the sleep, 0: none. True: a membarrier has to follow. */
 static bool arm(struct reg *r, u64 name)
 {
     reg_disarm(r);
-    if (load_rlx(&r->s->b->tx_wait))
-        r->tx_full = true; /* a send found no room; below it is we who wait */
-    u32 want = reg_wanted(r);
-    if ((r->want & EPOLLET) && !r->fresh && !r->tx_full)
-        want &= ~(u32)(POLLOUT | POLLWRNORM); /* the edge comes after a send that found no room, and that arms itself */
-    u32 armed = sd_arm(r->s, want);
+    u32 armed = sd_arm(r->s, reg_awaited(r));
     if (name && (armed & 1)) {
         store_rlx(&r->ep->named, 1); /* [E5] before a peer can see it */
         armed |= SD_ARM_NAMED;

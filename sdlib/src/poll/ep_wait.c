@@ -3,10 +3,12 @@
  * ep_wait.c - epoll_wait and its kin: rings first, the kernel every so often, and to sleep with everything armed (epoll.h).
  */
 #include "poll/epoll.h"
+#include "sock/sock.h"
 
 #define ASK_EVERY 16
 #define LOOK_AT 8
 #define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
+#define NAP_LOOKS 64          /* registrations, at most, of a set that is napped on */
 #define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
 
@@ -257,24 +259,57 @@ static void spun_in_vain(struct epwait *w)
     ep_leave(ep, w->t);
 }
 
+/* Of all connections on the ring that are in the set the only one, and only data is waited for. It is held. */
+static struct sock *to_nap_on(struct epwait *w)
+{
+    struct ep *ep = w->ep;
+    struct reg *r = ep->hot;
+    bool may = ep->nhot == 1 && ep->cap <= NAP_LOOKS && !ep_slept_on(ep) && load_rlx(&ep->waits) == 1;
+    for (u32 i = 0; may && i < ep->cap; i++) {
+        struct reg *other = ep->tab[i];
+        may = !other || other == r || other->dead || other->ghost || other->off || !translated(other->s);
+    }
+    if (!may || (r->want & EPOLLEXCLUSIVE) || (reg_awaited(r) & POLLOUT) || !sd_nap_possible(r->s))
+        return NULL;
+    atomic_fetch_add(&r->s->held, 1);
+    return r->s;
+}
+
+static long nap(struct epwait *w, u64 left)
+{
+    if (w->m.set || !sd_nap_pays(left) || !ep_enter(w->ep, w->t))
+        return 0;
+    struct sock *s = to_nap_on(w);
+    ep_leave(w->ep, w->t);
+    if (!s)
+        return 0;
+    long r = sd_nap(s, false);
+    sd_sock_let_go(s);
+    return r > 0 ? look(w, 0) : r;
+}
+
+/* To peers that can only run on this CPU. */
+static long give_way(struct epwait *w, u64 left)
+{
+    long n = 0;
+    bool again = sd_yields_pay();
+    u32 tries = 0;
+    w->called = true;
+    while (n == 0 && again) {
+        again = sd_yield(&tries);
+        n = look(w, 0);
+    }
+    return sd_yield_won(n != 0) ? n : nap(w, left);
+}
+
 static long spin(struct epwait *w, u64 left)
 {
     struct sd_spin sp;
     bool here;
     long raw = 0, n = 0;
     bool pays = worth_spinning(w, &here), held = pays && sd_spin_held(&w->ep->learn);
-    if (!pays || held) {
-        if (!here && !held)
-            return 0;
-        w->called = true;
-        bool again;
-        u32 tries = 0;
-        do {
-            again = sd_yield(&tries);
-            n = look(w, 0);
-        } while (n == 0 && again);
-        return n;
-    }
+    if (!pays || held)
+        return here || held ? give_way(w, left) : 0;
     if (!sd_spin_begin(&sp, &w->ep->learn, left, here))
         return 0;
     w->spinning = true; /* looks follow each other too fast to say who is idle */

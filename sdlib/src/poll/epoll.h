@@ -135,6 +135,7 @@ void ep_warm_up(struct ep *ep, u32 naps);
 void ep_rise(struct ep *ep, struct sd_tcb *t); /* without the lock: a sleep is over [E5] */
 void ep_anonymous(struct ep *ep);              /* [E5] */
 bool reg_due(struct reg *r);
+u32 reg_awaited(struct reg *r);            /* what has to be armed to sleep on it */
 u32 reg_report(struct reg *r, u32 kev);    /* without the lock too */
 struct sd_turn {
     struct reg *r; /* NULL: of no registration of ours */

@@ -136,24 +136,64 @@ static bool worth_spinning(const struct sd_pollset *p, bool *here)
     return pays;
 }
 
-/* > 0: entries ready, 0: nothing, < 0: -errno. */
-static long spin(struct sd_pollset *p, u64 left)
+/* Entries attach, move back and are closed by other threads while we sleep. */
+static void find_again(struct sd_pollset *p)
+{
+    p->ours = 0;
+    for (u32 i = 0; i < p->n; i++)
+        p->ours += sd_pollitem_find(&p->item[i], p->k[i].fd);
+}
+
+/* Closed meanwhile, or another file has the number: what the kernel has said is of that one. */
+static bool is_stale(const struct sd_pollset *p)
+{
+    for (u32 i = 0; i < p->n; i++)
+        if (p->item[i].s && sd_sock_of((u32)p->k[i].fd) != p->item[i].s)
+            return true;
+    return false;
+}
+
+/* Of the program's sockets one alone, and no room is waited for. Where another thread could close it meanwhile, the kernel has to hold the file. */
+static struct sock *to_nap_on(const struct sd_pollset *p)
+{
+    struct sock *s = NULL;
+    bool room = false;
+    for (u32 i = 0; i < p->n && p->ours == 1; i++)
+        if (p->item[i].s) {
+            s = p->item[i].s;
+            room = sd_bits_fold(p->item[i].want) & POLLOUT;
+        }
+    return s && !room && sd_nap_possible(s) ? s : NULL;
+}
+
+static long nap(struct sd_pollset *p, u64 left, bool masked)
+{
+    struct sock *s = !masked && !g.mt && sd_nap_pays(left) ? to_nap_on(p) : NULL;
+    long r = s ? sd_nap(s, false) : 0;
+    return r <= 0 ? r : any_ready(p) ? ask_now(p) : 0;
+}
+
+/* > 0: entries ready, 0: nothing, < 0: -errno. To peers that can only run on this CPU. */
+static long give_way(struct sd_pollset *p, u64 left, bool masked)
+{
+    bool again = sd_yields_pay(), ready = false;
+    u32 tries = 0;
+    p->called = true;
+    while (!ready && again) {
+        again = sd_yield(&tries);
+        ready = any_ready(p);
+    }
+    return sd_yield_won(ready) ? ask_now(p) : nap(p, left, masked);
+}
+
+/* As give_way(). */
+static long spin(struct sd_pollset *p, u64 left, bool masked)
 {
     struct sd_spin sp;
     bool here;
     bool pays = worth_spinning(p, &here), held = pays && sd_spin_held(&sd_learn_process);
-    if (!pays || held) {
-        if (!here && !held)
-            return 0;
-        p->called = true;
-        bool again, ready;
-        u32 tries = 0;
-        do {
-            again = sd_yield(&tries);
-            ready = any_ready(p);
-        } while (!ready && again);
-        return ready ? ask_now(p) : 0;
-    }
+    if (!pays || held)
+        return here || held ? give_way(p, left, masked) : 0;
     if (!sd_spin_begin(&sp, &sd_learn_process, left, here))
         return 0;
     long r = 0;
@@ -230,15 +270,6 @@ static void let_go(struct sd_pollset *p)
         }
 }
 
-/* Closed meanwhile, or another file has the number: what the kernel has said is of that one. */
-static bool is_stale(const struct sd_pollset *p)
-{
-    for (u32 i = 0; i < p->n; i++)
-        if (p->item[i].s && sd_sock_of((u32)p->k[i].fd) != p->item[i].s)
-            return true;
-    return false;
-}
-
 /* A descriptor is hung up, which poll always reports but select did not ask for: sleep without it for a while. */
 static bool snooze(struct sd_pollset *p)
 {
@@ -306,14 +337,6 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     return n;
 }
 
-/* Entries attach, move back and are closed by other threads while we sleep. */
-static void find_again(struct sd_pollset *p)
-{
-    p->ours = 0;
-    for (u32 i = 0; i < p->n; i++)
-        p->ours += sd_pollitem_find(&p->item[i], p->k[i].fd);
-}
-
 long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m)
 {
     bool idle = false;
@@ -329,7 +352,7 @@ long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct s
         if (left == 0)
             return ask_now(p); /* a last look, as the kernel does */
         p->began = sd_tsc();
-        r = spin(p, left);
+        r = spin(p, left, m->set);
         if (r == 0) {
             left = sd_deadline_left(d);
             r = left ? park(p, left, m, &idle) : 0;

@@ -78,6 +78,21 @@ void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung);
 u64 sd_sleep_name(void);
 /* The peer last waited on this CPU: it can only run if we let it. */
 bool sd_peer_here(const struct sock *s);
+/* It does, and yielding to it is worth a try. */
+bool sd_gives_way(const struct sock *s);
+
+/* ------------------------------------------------------------------ nap.c */
+
+/* Is one to be tried at all, with so much time left? */
+bool sd_nap_pays(u64 left);
+/* s is all that is waited for, and its ring is empty. */
+bool sd_nap_possible(const struct sock *s);
+/* A short sleep on the ring of s, which is held. > 0: look at the ring, 0: nothing came, sleep on the descriptor; -EINTR: a handler has run. `restarts`: one with
+ * SA_RESTART does not end it. */
+long sd_nap(struct sock *s, bool restarts);
+/* Not if a peer on this CPU had to be napped for lately, though it was yielded to. */
+bool sd_yields_pay(void);
+bool sd_yield_won(bool won); /* as it was given: has it let the peer run? */
 
 /* A sigset argument of the program, prepared for a call from C. */
 struct sd_mask {

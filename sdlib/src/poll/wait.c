@@ -20,7 +20,7 @@
 #define GIVEN_AWAY_US 500     /* longer than a peer has to do between two waits, mostly */
 #define HOLD_FIRST 16
 #define YIELDS 8
-#define YIELDED_US 1
+#define YIELDED_US 2
 #define HOLD_MOST 1024
 
 struct sd_learn sd_learn_process;
@@ -199,6 +199,13 @@ bool sd_peer_here(const struct sock *s)
 {
     u32 here = 1 + sd_cpu();
     return load_rlx(&s->e.tx->cons_cpu) == here || load_rlx(&s->e.rx->prod_cpu) == here;
+}
+
+bool sd_gives_way(const struct sock *s)
+{
+    const struct sd_config *cfg = g.cfg;
+
+    return cfg->spin_us && !(cfg->without & SD_WITHOUT_yield) && !sd_spin_pays(s) && sd_peer_here(s) && sd_yields_pay();
 }
 
 void sd_mask_init(struct sd_mask *m, const void *set, u64 size)

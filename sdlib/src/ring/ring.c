@@ -26,6 +26,8 @@ void sd_seg_init(struct sd_seg *seg, u32 ring_bytes)
     seg->magic = SD_SEG_MAGIC;
 }
 
+u32 sd_has_rdpid;
+
 /* Measured on AMD's processors only. Asked once: in a virtual machine cpuid goes to the hypervisor. */
 static bool sd_past_pays(void)
 {

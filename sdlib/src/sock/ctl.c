@@ -35,6 +35,7 @@ static void farewell(struct sock *s, int fd)
     }
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
     sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
+    sd_nap_end(s); /* the end comes by the kernel, which a napper does not hear */
     sd_rx_poll_switch(s, fd); /* what is unread by TCP may be a doorbell only */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e))
         sd_rx_back(s, fd); /* which stands in front of the way back then */
@@ -215,6 +216,7 @@ SD_CALL(sd_shutdown)
         else
             r = f->rsi == SHUT_RDWR ? SYS2(__NR_shutdown, f->rdi, SHUT_RD) : 0;
         sd_leave(&h);
+        sd_nap_end(s);
     } else {
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
         if (r == 0 && f->rsi != SHUT_RD) {
@@ -264,6 +266,8 @@ SD_CALL(sd_setsockopt)
     (void)t;
     if (!s)
         return SD_PASS;
+    if (f->rsi == SOL_SOCKET)
+        s->timed = 0; /* is asked for anew */
     if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (u32)f->r8 >= 4 && f->r10) {
         bool on = *(i32 *)f->r10;
         s->b->opt_saved = on ? s->b->opt_saved | bit : s->b->opt_saved & ~bit;

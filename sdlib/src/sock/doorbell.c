@@ -83,8 +83,17 @@ static void ring_bell(struct sock *s, int fd, u32 more)
     sd_leave(&h);
 }
 
-void sd_ring_bell(struct sock *s, int fd) { ring_bell(s, fd, 0); }
-void sd_ring_bell_late(struct sock *s, int fd) { ring_bell(s, fd, MSG_MORE); }
+void sd_ring_bell(struct sock *s, int fd)
+{
+    sd_nap_end(s); /* whatever else the bell is for */
+    ring_bell(s, fd, 0);
+}
+
+void sd_ring_bell_late(struct sock *s, int fd)
+{
+    sd_nap_end(s);
+    ring_bell(s, fd, MSG_MORE);
+}
 
 #define OFTEN_US 1000
 
@@ -102,10 +111,10 @@ void sd_wake_reader(struct sock *s, int fd)
         if (load_rlx(&s->b->users) > 1) /* somebody has come in who does not know */
             sd_fence_end(&s->e);
     }
-    if (was_told(s))
+    if (sd_nap_end(s) || was_told(s))
         sd_tx_unplan(&s->e); /* it may be dead: see peer_left() */
     else
-        sd_ring_bell(s, fd);
+        ring_bell(s, fd, 0);
 }
 
 void sd_latch_end(struct sock *s, int fd, u32 err)

@@ -12,6 +12,7 @@
  * and if it has moved meanwhile the call starts over.
  */
 #include "base/user.h"
+#include "poll/poll.h"
 #include "ring/cork.h"
 #include "ring/dates.h"
 #include "sock/sock.h"
@@ -210,8 +211,10 @@ static NOINLINE long tx_planned(struct sock *s, u64 fd, const u8 *buf, u64 len)
     return SLOW; /* no room, or around the corner */
 }
 
+static NOINLINE long rx_empty(struct sock *s, u64 fd, u8 *buf, u64 len);
+
 /* A word is the same with everything known that can be. */
-static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 len, bool word)
+static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 len, bool word, bool wait)
 {
     if (unlikely(fd >= ARRAY_LEN(sd_fast_sock) || !plausible(buf)))
         return SLOW;
@@ -222,7 +225,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     if (n < len) {
         n = load_acq(&d->tail) - head; /* [R1] */
         if (unlikely(n - least >= s->e.bytes)) /* not exact where it is broken: `at` is masked, and later the ordinary way finds out */
-            return SLOW; /* empty, or broken */
+            return !n && wait ? rx_empty(s, fd, buf, len) : SLOW; /* or broken */
         s->e.rx_tail_seen = head + n;
     }
     at = (head - load_rlx(&d->base)) & (s->e.bytes - 1); /* [R3]: after tail */
@@ -241,11 +244,35 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     return unlikely(load_rlx(&d->tx_armed)) ? taken_from_waiter(s, fd, n) : (long)n; /* [W2] */
 }
 
-static NOINLINE long rx_any(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false); }
+static NOINLINE long rx_any(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false, true); }
+static NOINLINE long rx_now(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false, false); }
+
+/* The peer can only run on this CPU, and it is all that we wait for: the way through rx.c, on pages that this process has not used since it last
+ * ran, would be longer than all the rest. A handler may close the descriptor while others run. */
+static NOINLINE long rx_empty(struct sock *s, u64 fd, u8 *buf, u64 len)
+{
+    u32 tries = 0;
+    bool again = true;
+
+    if (load_rlx(&s->b->nonblock) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || load_rlx(&s->b->latched) || sd_cork_pending(&s->e) || !sd_gives_way(s))
+        return SLOW;
+    SYS0(__NR_sched_yield); /* sd_yield() reads the time */
+    for (;;) {
+        if (*(volatile u8 *)&sd_fdkind[fd] != SD_KIND_FAST || sd_fast_sock[fd] != s)
+            return SLOW;
+        if (sd_yield_won(sd_rx_news(&s->e, 0)))
+            return rx_now(fd, buf, len);
+        if (!again)
+            break;
+        again = sd_yield(&tries);
+    }
+    s->yielded = true;
+    return SLOW;
+}
 
 long sd_fast_read(u64 fd, u8 *buf, u64 len)
 {
-    return len == 8 ? fast_rx(fd, buf, 8, true) : rx_any(fd, buf, len);
+    return len == 8 ? fast_rx(fd, buf, 8, true, true) : rx_any(fd, buf, len);
 }
 
 long sd_fast_write(u64 fd, const u8 *buf, u64 len)
@@ -255,7 +282,9 @@ long sd_fast_write(u64 fd, const u8 *buf, u64 len)
 
 long sd_fast_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return unusual(flags, MSG_DONTWAIT, addr) ? SLOW : sd_fast_read(fd, buf, len);
+    if (unlikely(unusual(flags, 0, addr)))
+        return unusual(flags, MSG_DONTWAIT, addr) ? SLOW : rx_now(fd, buf, len);
+    return sd_fast_read(fd, buf, len);
 }
 
 long sd_fast_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)

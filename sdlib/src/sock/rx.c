@@ -68,6 +68,10 @@ static bool let_others_run(struct sock *s, u64 had)
     bool again, news;
     u32 tries = 0;
 
+    if (s->yielded) { /* that was done in rx_empty() */
+        s->yielded = false;
+        return more(s, had);
+    }
     do {
         again = sd_yield(&tries);
         news = more(s, had);
@@ -75,15 +79,43 @@ static bool let_others_run(struct sock *s, u64 had)
     return news;
 }
 
-static bool spin_rx(struct sock *s, u64 had)
+/* Without SO_RCVTIMEO, which only the kernel keeps. Of sockets that others have, too, nobody knows. */
+static bool waits_for_ever(struct sock *s, int fd)
+{
+    i64 tv[2] = {0, 0};
+    u32 len = sizeof tv;
+
+    if (!s->timed)
+        s->timed = SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVTIMEO_OLD, tv, &len) == 0 && !tv[0] && !tv[1] ? 1 : 2;
+    return s->timed == 1;
+}
+
+/* > 0: look again, 0: sleep, -EINTR. To a peer that can only run on this CPU. (Another thread may close the descriptor: then the kernel has to hold the file.) */
+static long give_way(struct sock *s, int fd, u64 had)
+{
+    if (!g.cfg->spin_us)
+        return 0;
+    if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
+        return 1;
+    if (had || g.mt || !sd_nap_pays(SD_FOREVER) || !waits_for_ever(s, fd))
+        return 0;
+    if (s->kcheck & 1)
+        sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
+    if (!sd_nap_possible(s))
+        return 0;
+    return sd_nap(s, true);
+}
+
+/* As give_way(). */
+static long spin_rx(struct sock *s, int fd, u64 had)
 {
     struct sd_spin sp;
     bool won = false;
 
     if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
-        return g.cfg->spin_us && let_others_run(s, had);
+        return give_way(s, fd, had);
     if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER, false))
-        return false;
+        return 0;
     do
         won = more(s, had);
     while (!won && sd_spin_more(&sp));
@@ -101,8 +133,9 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
 
     if (!again)
         w->since = t0;
-    if (spin_rx(s, had))
-        return 1;
+    r = spin_rx(s, fd, had);
+    if (r)
+        return r;
     t0 = sd_tsc();
     u32 armed = sd_owe_armed(s, POLLIN);
     u64 sleeper = sd_sleeper_enter(s);

@@ -226,6 +226,7 @@ void sd_back_finish(struct sock *s, u64 tcp_pos)
 {
     if (tcp_pos != UNKNOWN) /* else the connection is gone: the kernel will say so */
         sd_back_publish(&s->e, tcp_pos);
+    sd_nap_end(s); /* what comes now comes by the kernel */
     cas_u32(&s->b->tx_mode, SD_MODE_RETIRE, SD_MODE_BACK);
 }
 

@@ -360,7 +360,7 @@ static NOINLINE long kernel_rest(struct sock *s, int fd, struct msghdr *m, u32 f
 static NOINLINE void urgent(struct sock *s, int fd)
 {
     if (sd_attached(s))
-        sd_hint_say(&s->e, SD_HINT_URGENT);
+        sd_hint_say(&s->e, SD_HINT_URGENT), sd_nap_end(s);
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
         sd_tx_back(s, fd, SD_REASON_flag);
     else

@@ -57,6 +57,14 @@ static bool gs_in_use(void)
     return base != 0;
 }
 
+static bool has_rdpid(void)
+{
+    u32 eax = 7, ebx, ecx = 0, edx;
+
+    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+    return ecx >> 22 & 1; /* every processor that a supervisor runs on (fsgsbase) has leaf 7 */
+}
+
 long sd_init_c(void)
 {
     if (sd_boot.version != SD_ABI_VERSION)
@@ -71,6 +79,7 @@ long sd_init_c(void)
     g.trace = sd_boot.trace;
     g.secret = sd_boot.secret;
     g.tsc_per_us = calibrate();
+    sd_has_rdpid = has_rdpid();
     SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0);
     if (!g.mt)
         SYS2(__NR_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0);

@@ -8,6 +8,7 @@
 #define PAGE 4096ull
 #define STACKS ((u64)SD_OWN_ALT + (u64)SD_STACK_LEVELS * SD_STACK_SLICE)
 #define MAPPING (PAGE + STACKS + PAGE) /* guard, stacks, control block */
+#define HALF 2048 /* of its page; the other half is the stack's: the short way is on one page then, not on two */
 
 const struct sd_tcb sd_nobody = {.level = 1};
 
@@ -44,10 +45,10 @@ static struct sd_tcb *map_new(u32 tid)
         SYS2(__NR_munmap, at, MAPPING);
         return NULL;
     }
-    u64 top = (u64)at + PAGE + STACKS;
+    u64 top = (u64)at + PAGE + STACKS + HALF;
     struct sd_tcb *t = (struct sd_tcb *)top;
     t->top = t->hi = top;
-    t->lo = top - STACKS;
+    t->lo = (u64)at + PAGE;
     t->tid = tid;
     t->next = load_rlx(&tcbs);
     while (!atomic_compare_exchange_weak(&tcbs, &t->next, t))
@@ -141,6 +142,6 @@ void sd_tcbs_unmap(void)
         if (t->own_alt)
             SYS2(__NR_munmap, t->lo + SD_OWN_ALT, MAPPING - SD_OWN_ALT - PAGE);
         else
-            SYS2(__NR_munmap, (u64)t - STACKS - PAGE, MAPPING);
+            SYS2(__NR_munmap, t->lo - PAGE, MAPPING);
     }
 }
