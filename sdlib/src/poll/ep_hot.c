@@ -214,6 +214,21 @@ u32 reg_report(struct reg *r, u32 kev)
     return sd_bits_spread(out) & ((r->want & ~PRIVATE_BITS) | ALWAYS);
 }
 
+/* Whose peers answer in turn are mostly due in the order in which they were told of, and then there is nothing to sort. */
+static void hot_last(struct ep *ep, struct reg *r)
+{
+    if (ep->hot == r) {
+        ep->hot = r->hot_next;
+        return;
+    }
+    r->hot_prev->hot_next = r->hot_next;
+    r->hot_next->hot_prev = r->hot_prev;
+    r->hot_next = ep->hot;
+    r->hot_prev = ep->hot->hot_prev;
+    r->hot_prev->hot_next = r;
+    r->hot_next->hot_prev = r;
+}
+
 static void idle(struct ep *ep, struct reg *r, bool age)
 {
     if (age && ++r->idle == IDLE_ROUNDS)
@@ -252,7 +267,7 @@ static void put(struct reg *r, struct epoll_event *e, u32 out, u64 round, bool s
 int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, struct sd_turn *turn)
 {
     struct reg *r, *next;
-    u64 now = 0;
+    u64 now = 0, asked = 0;
     int n = 0;
     for (r = due(ep, round, age); r && n < max; r = next) {
         next = r->due_next;
@@ -261,7 +276,7 @@ int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, 
                 return n ? n : -EFAULT;
             continue;
         }
-        u64 place = unlikely(turn) ? reg_queue(r, false) : 0;
+        u64 place = unlikely(turn) ? reg_queue(r, false, &asked) : 0;
         u32 out = reg_report(r, 0);
         if (!out) {
             r->queued = false;
@@ -269,8 +284,10 @@ int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, 
         } else {
             if (unlikely(turn))
                 turn[n] = (struct sd_turn){r, place};
-            if (ep_in_company(ep))
+            if (ep_in_company(ep)) {
                 reg_reported(r, now = now ? now + 1 : sd_tsc());
+                hot_last(ep, r);
+            }
             put(r, &e[n++], out, round, !age);
         }
         if (r->off)

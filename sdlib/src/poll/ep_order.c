@@ -55,15 +55,15 @@ static bool anew(const struct reg *r)
 }
 
 /* Of what the kernel says, and nothing is known, it has been there for longer than what is only found by looking. */
-u64 reg_queue(struct reg *r, bool by_kernel)
+u64 reg_queue(struct reg *r, bool by_kernel, u64 *now)
 {
-    u64 now, at;
+    u64 at;
 
     if (!r->queued || anew(r)) {
-        now = sd_tsc();
-        at = came(r, now);
+        *now = *now ? *now : sd_tsc();
+        at = came(r, *now);
         if (!at)
-            at = r->queued ? r->place : by_kernel ? 0 : now;
+            at = r->queued ? r->place : by_kernel ? 0 : *now;
         r->queued = true;
         r->again = false;
         r->place = at > r->since ? at : r->since;
@@ -75,7 +75,7 @@ u64 reg_queue(struct reg *r, bool by_kernel)
 void reg_renewed(struct reg *r)
 {
     const struct sd_end *e = &r->s->e;
-    u64 tail;
+    u64 tail, now = sd_tsc();
 
     if (!ep_in_company(r->ep))
         return;
@@ -84,9 +84,9 @@ void reg_renewed(struct reg *r)
     } else if (translated(r->s) && (reg_wanted(r) & POLLIN)) {
         tail = load_acq(&e->rx->tail);
         if (tail != load_rlx(&e->rx->head) && (!(r->want & EPOLLET) || r->fresh || tail != r->seen_tail))
-            reg_queue(r, false);
+            reg_queue(r, false, &now);
     }
-    r->since = sd_tsc();
+    r->since = now;
 }
 
 void reg_reported(struct reg *r, u64 now)
@@ -135,10 +135,10 @@ static struct reg *sort(struct reg *list)
 struct reg *ep_in_order(struct reg *due)
 {
     bool sorted = true;
-    u64 last = 0;
+    u64 last = 0, now = 0;
 
     for (struct reg *r = due; r; r = r->due_next) {
-        u64 place = reg_queue(r, false);
+        u64 place = reg_queue(r, false, &now);
         sorted &= place >= last;
         last = place;
     }

@@ -59,7 +59,7 @@ static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
 /* Event n of the kernel; r: ours, which is to be told of, before it is. Its list is in order: what is known of none goes with the one in front. */
 static void note_turn(struct epwait *w, int n, struct reg *r)
 {
-    u64 before = n ? w->turn[n - 1].place : 0, place = r ? reg_queue(r, true) : 0;
+    u64 now = 0, before = n ? w->turn[n - 1].place : 0, place = r ? reg_queue(r, true, &now) : 0;
     w->turn[n] = (struct sd_turn){r, place > before ? place : before};
 }
 
@@ -197,7 +197,7 @@ static int scan_all(struct epwait *w)
 }
 
 /* With the lock. Behind `have` events of the kernel. */
-static int scan(struct epwait *w, int have)
+static inline int scan(struct epwait *w, int have)
 {
     struct ep *ep = w->ep;
     bool both = have && have < TURNS && ep_in_company(ep), timer;
@@ -221,7 +221,7 @@ static int look(struct epwait *w, int have)
         return 0;
     if (!ep_enter(ep, w->t))
         return have ? 0 : scan_all(w);
-    if (unlikely(!have && ep_is_mixed(ep)) && ep_has_due(ep)) {
+    if (unlikely(!have && ep->mixed_until) && ep_is_mixed(ep) && ep_has_due(ep)) {
         ep_leave(ep, w->t);
         told = ask_kernel(w, 0, 0, &raw);
         if (told >= w->max || !ep_enter(ep, w->t))

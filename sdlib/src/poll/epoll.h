@@ -150,7 +150,7 @@ void ep_settle(struct reg *r, u32 why, struct sd_tcb *t); /* without the lock: n
 /* ep_order.c; ep->owner is held */
 void reg_ask_dates(const struct reg *r);
 void ep_ask_dates(const struct ep *ep);   /* structure is held: it is not alone any more */
-u64 reg_queue(struct reg *r, bool by_kernel); /* it is due: its turn, if it has none yet */
+u64 reg_queue(struct reg *r, bool by_kernel, u64 *now); /* it is due: its turn, if it has none yet. *now: tsc, 0: not read yet */
 void reg_renewed(struct reg *r);          /* before it is modified, or registered again */
 void reg_reported(struct reg *r, u64 now);
 struct reg *ep_in_order(struct reg *due);
