@@ -375,7 +375,19 @@ static long pending_error(struct sock *s, int fd)
             return -(long)err;
     }
     i32 v = sd_sockopt_int(fd, SO_ERROR);
+    if (v <= 0)
+        v = (i32)atomic_exchange(&s->b->rx_err, 0);
     return v > 0 ? -(long)v : 0;
+}
+
+/* The next call tells of it, as the kernel does: of the end of a stream, which was taken from it just now. What a bad pointer or a handler has cut short is
+ * not kept. */
+static void keep_error(struct sock *s, long r)
+{
+    if (r == -ECONNRESET || r == -ETIMEDOUT || r == -EPIPE) {
+        store_rel(&s->b->rx_err, (u32)-r);
+        atomic_fetch_or(&s->b->latched, LATCH_KEPT);
+    }
 }
 
 SD_CALL(sd_recvmmsg)
@@ -407,6 +419,8 @@ SD_CALL(sd_recvmmsg)
             break;
         }
     }
+    if (i && r < 0)
+        keep_error(s, r);
     return done(s, i ? (long)i : r);
 }
 

@@ -189,6 +189,14 @@ SD_CALL(sd_ioctl)
     return r;
 }
 
+/* Two calls, maybe of two threads, say together what SHUT_RDWR says: each notes its own side before it looks at the other. */
+static void say_shut(const struct sock *s)
+{
+    sd_fence();
+    if (s->b->tx_shut)
+        sd_hint_shut(&s->e, load_rlx(&s->b->rx_shut));
+}
+
 SD_CALL(sd_shutdown)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -208,9 +216,9 @@ SD_CALL(sd_shutdown)
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
         if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
             sd_cork_uncover(s->e.tx, s->e.bytes, s->e.bytes);
-        sd_hint_shut(&s->e, f->rsi == SHUT_RDWR);
-        sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
         s->b->tx_shut = 1;
+        say_shut(s);
+        sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
         if (likely(!sd_is_far(s)) || !sd_far_shut(s))
             r = SYS2(__NR_shutdown, f->rdi, f->rsi);
         else
@@ -223,7 +231,9 @@ SD_CALL(sd_shutdown)
             s->b->tx_shut = 1;
             sd_fence(); /* another thread is about to attach: it sees tx_shut, or we see that it has */
             if (sd_attached(s))
-                sd_hint_shut(&s->e, f->rsi == SHUT_RDWR);
+                say_shut(s);
+        } else if (r == 0 && sd_attached(s)) {
+            say_shut(s);
         }
     }
     s->kcheck |= 1;
@@ -347,6 +357,8 @@ SD_CALL(sd_getsockopt)
             if (!(load_rlx(&s->b->latched) & LATCH_FIN))
                 sd_look_at_kernel(s, (int)f->rdi);
             *(i32 *)f->r10 = (i32)atomic_exchange(&s->b->rx_err, 0); /* what we have taken from the kernel */
+        } else if (r == 0 && *(i32 *)f->r10 == 0 && load_rlx(&s->b->rx_err)) {
+            *(i32 *)f->r10 = (i32)atomic_exchange(&s->b->rx_err, 0); /* recvmmsg has */
         }
     }
     sd_sock_put(s);

@@ -23,6 +23,7 @@
 #define LATCH_FIN (1u << 31)
 #define LATCH_OWN_RD (1u << 30) /* the program has shut it */
 #define LATCH_OWN_WR (1u << 29)
+#define LATCH_KEPT (1u << 28) /* rx_err may have one that a recvmmsg has kept */
 
 /* fd/ */
 struct sock *sd_sock_new(u32 role);        /* with a fresh block, or NULL (kernel socket then) */

@@ -311,6 +311,47 @@ def send_after_own_shutdown(stage: Stage) -> None:
         use(b, y)
 
 
+@behaviour("shutdown SHUT_RD and SHUT_WR one after the other, and what the peer sends then (RST)", carried=False)
+def shutdown_in_two(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for one, two in ((SHUT_RD, SHUT_WR), (SHUT_WR, SHUT_RD)):
+        x, y = stage.connection()
+        a.shutdown(x, one)
+        a.shutdown(x, two)
+        settle()
+        b.recv(y, 10)
+        b.send(y, b"y", NOSIGNAL)
+        settle()
+        b.send(y, b"y", NOSIGNAL)
+        b.poll([(y, EVERYTHING)])
+        b.recv(y, 10, DONTWAIT)
+        a.poll([(x, EVERYTHING)])
+        a.recv(x, 10, DONTWAIT)
+        a.close(x)
+
+
+@behaviour("recvmmsg that finds a reset behind its first bytes", carried=False)
+def recvmmsg_into_reset(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for then in ("recvmmsg", "recv", "error"):
+        x, y = stage.connection()
+        b.send(y, b"never read")
+        a.send(x, b"bytes")
+        settle()
+        waits = b.start.recvmmsg(y, [5, 5, 5]).asleep()
+        a.close(x)
+        waits.end()
+        if then == "recvmmsg":
+            b.recvmmsg(y, [5, 5], DONTWAIT)
+        elif then == "recv":
+            b.recv(y, 10, DONTWAIT)
+        else:
+            b.option(y, SOL_SOCKET, SO_ERROR)
+        b.recv(y, 10, DONTWAIT)
+        b.recvmmsg(y, [5, 5], DONTWAIT)
+        b.close(y)
+
+
 @behaviour("getsockopt SO_ERROR takes the error of a reset", carried=False)
 def so_error_takes_it(stage: Stage) -> None:
     a, b = stage.a, stage.b
