@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import syslog
 import termios
 import time
 from collections.abc import Collection, Iterator
@@ -74,14 +75,18 @@ def _bytes_left(end: End) -> bool:
 
 def _put_back(end: End, ours: Collection[int], *, may_live: bool) -> None:
     with _silent(end, ours, may_live=may_live) as lives:
-        before, behind = _kernel(end, ours if lives else ())
-        data = before + _ring(end) + behind
-        error = _error(end)
-        over = is_over(end.sock)
-        told = Behind.OPEN if not over else Behind.RESET if error else Behind.OVER
+        ring = _ring(end)
+        before, behind = _kernel(end, ours if lives else ())  # from here on nobody but we has these; nor its FIN
         shut = bool(end.block.tx_shut) or state(end.sock) in (FIN_WAIT1, FIN_WAIT2)
-        refill(end.sock, data, end.held.origin.local, end.held.origin.peer, told, shut=shut,
-               lives=lives)
+        error, over = _error(end), is_over(end.sock)
+        told = Behind.OPEN if not over else Behind.RESET if error else Behind.OVER
+        try:
+            refill(end.sock, before + ring + behind, end.held.origin.local, end.held.origin.peer, told, shut=shut,
+                   lives=lives)
+        except OSError as failed:
+            syslog.syslog(syslog.LOG_ERR, f"a connection had to be reset: {failed}")
+            error = 0
+            end.block.rx_err = _ECONNRESET
         abi.lib.sd_left_end(end.words, end.held.side)
         if error:
             end.block.rx_err = 0  # by the kernel
