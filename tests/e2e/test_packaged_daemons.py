@@ -104,3 +104,35 @@ def test_sshd(packaged: Runner) -> None:
         assert len(daemons) >= 7 and not any(process["injected"] for process in daemons), report
         assert daemons[0]["reason"] == "policy" and report.shm == 0, report
         says_packaged("/usr/sbin/sshd", packaged.env, "sshd.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="sshd gives up privileges only if it has some")
+@pytest.mark.parametrize("mode", [Mode.NATIVE, Mode.SHM], ids=["native", "shm"])
+def test_sshd_that_no_policy_leaves_alone(mode: Mode, sd_env: dict[str, str], tmp_path: Path) -> None:
+    """By another name. In mid-conversation its child gets an empty root, another user and a strict seccomp filter."""
+    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # as Debian's unit does
+    runner, port = Runner(mode, tmp_path, sd_env), free_port()
+    daemon = shutil.copy("/usr/sbin/sshd", tmp_path / "daemon")
+    for key in ("host", "key"):
+        Runner(Mode.NATIVE, Path(tempfile.mkdtemp(dir=tmp_path)), sd_env).run(
+            "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key)
+    config = SSHD.format(port=port, folder=tmp_path) + "PermitRootLogin yes\n"
+    (tmp_path / "sshd_config").write_text(config)
+    try:
+        sshd = runner.start(daemon, "-D", "-e", "-f", tmp_path / "sshd_config").listening(port)
+        ssh = ["ssh", "-F", "none", "-i", str(tmp_path / "key"), "-p", str(port), "-o", "StrictHostKeyChecking=no",
+               "-o", f"UserKnownHostsFile={tmp_path}/known", "-o", "BatchMode=yes", "root@127.0.0.1"]
+        client = shutil.copy("/usr/bin/ssh", tmp_path / "client")
+        sent = random.Random(1).randbytes(3_000_000)
+        there = runner.run(client, *ssh[1:], "sha256sum", stdin=sent)
+        assert there.stdout.split()[0].decode() == hashlib.sha256(sent).hexdigest(), there.describe()
+        last = runner.start(client, *ssh[1:], "exit 7")
+        assert last.wait() == 7
+        assert sshd.stop() in (0, 255)
+        if mode is Mode.SHM:
+            report = sshd.report()
+            assert report.total == 2, str(report)  # how far they have come on their way to the ring then, is chance
+            assert sum(line["injected"] for line in report.raw["processes"]) > 2, str(report)
+            assert report.raw["bytes"]["tcp"] > len(sent), "its child is confined, and has to be on TCP"
+    finally:
+        runner.close()

@@ -121,7 +121,7 @@ static void b_is_given(void)
         sd_back_ask(&w.sock[1].e);
         sd_membarrier();
     }
-    sd_recall_tx(&w.sock[1], FD_OF(1));
+    sd_recall_tx(&w.sock[1], FD_OF(1), SD_REASON_passed);
     sd_recall_over(&w.sock[1]);
     if (w.reset)
         return; /* as above: nobody helps */

@@ -3,11 +3,11 @@
  * leave.c - a program that locks itself up (seccomp) gets back what is its own.
  *
  * A filter may kill for every call that the program itself does not make: a membarrier before sleeping, a doorbell, even the return from a
- * trap. So before it is installed all connections go back to TCP, in both directions: we write there from now on, and the peer is woken, told
- * to, and waited for. Afterwards each call of the program goes to the kernel as it is (sd_boxed), but for bytes that are still in a ring: they
- * are handed out first, which takes no system call.
+ * trap. So before it is installed all connections go back to TCP, in both directions, as they do before somebody gets them who sees no ring (pass.c): what
+ * is unread is sent again there, also if the peer was just about to switch. Afterwards each call of the program goes to the kernel as it is
+ * (sd_boxed), but for bytes that a peer which has gone has left in a ring: they are handed out first, which takes no system call.
  *
- * A peer that does not answer within PATIENCE_MS does so with its next send, unless it was stopped in the middle of the last one.
+ * Of a connection to another host the bytes stay in the ring, and a peer that does not answer within FAR_PATIENCE_MS goes back with its next send.
  */
 #include "sock/far.h"
 #include "sock/sock.h"
@@ -43,13 +43,16 @@ static void leave(struct sock *s, int fd)
 {
     u32 rx = load_rlx(&s->b->rx_mode);
 
+    if (!sd_is_far(s)) {
+        sd_off_the_ring(s, fd, SD_REASON_call);
+        return;
+    }
     store_rel(&s->e.rx->go_back, SD_GO_BACK_CALL);
     if (rx == SD_MODE_RING)
         sd_ring_bell(s, fd); /* a peer that sleeps hears of it */
-    if (sd_is_far(s))
-        sd_far_leave(s);
+    sd_far_leave(s);
     sd_tx_back(s, fd, SD_REASON_call);
-    for (u32 i = 0; i < (sd_is_far(s) ? FAR_PATIENCE_MS : PATIENCE_MS) && load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e); i++) {
+    for (u32 i = 0; i < FAR_PATIENCE_MS && load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e); i++) {
         sd_look_at_kernel(s, fd);
         if (load_rlx(&s->b->latched) & LATCH_FIN)
             break;

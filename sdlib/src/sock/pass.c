@@ -149,7 +149,7 @@ static bool would_miss(const struct sock *s)
     return !(load_rlx(&s->b->latched) & LATCH_FIN) || load_rlx(&s->b->rx_err) || sd_rx_news(&s->e, 0) || sd_cork_pending(&s->e);
 }
 
-static void off_the_ring(struct sock *s, int fd)
+void sd_off_the_ring(struct sock *s, int fd, u32 reason)
 {
     struct timespec64 ms = {0, 1000000};
 
@@ -164,11 +164,14 @@ static void off_the_ring(struct sock *s, int fd)
                 break;
         }
     }
-    if (would_miss(s) && !is_back(s, fd) && !sd_is_far(s))
-        sd_hypercall(SD_HC_SCATTER, (u64)fd, 0); /* both directions may be on TCP then */
-    if (would_miss(s) && !is_back(s, fd))
-        sd_reset(s, fd, SD_REASON_unread_lost);
-    sd_recall_tx(s, fd);
+    /* leave.c hands out what is in a ring. */
+    if ((reason != SD_REASON_call || load_rlx(&s->b->rx_mode) != SD_MODE_RING) && would_miss(s) && !is_back(s, fd)) {
+        if (!sd_is_far(s))
+            sd_hypercall(SD_HC_SCATTER, (u64)fd, 0); /* both directions may be on TCP then */
+        if (would_miss(s) && !is_back(s, fd))
+            sd_reset(s, fd, SD_REASON_unread_lost);
+    }
+    sd_recall_tx(s, fd, reason);
 }
 
 static void to_stranger(struct sock *s, int fd, u32 who)
@@ -181,7 +184,7 @@ static void to_stranger(struct sock *s, int fd, u32 who)
     else
         before = atomic_fetch_add(&b->given, SD_GIVEN_ONCE);
     if (sd_attached(s)) {
-        off_the_ring(s, fd);
+        sd_off_the_ring(s, fd, SD_REASON_passed);
         b->reason = SD_REASON_passed; /* from here on; before, it may take a doorbell, and with it our switch, to have its bytes back */
         return;
     }

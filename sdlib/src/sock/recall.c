@@ -132,7 +132,7 @@ bool sd_recall(struct sock *s, int fd)
 /* --------------------------------------------------------- our own direction */
 
 /* One that has never been on the ring does not come there any more: who has the socket then would not see it. */
-void sd_recall_tx(struct sock *s, int fd)
+void sd_recall_tx(struct sock *s, int fd, u32 reason)
 {
     struct sd_hold h;
     u32 mode;
@@ -143,7 +143,7 @@ void sd_recall_tx(struct sock *s, int fd)
         cas_u32(&s->b->tx_mode, mode, SD_MODE_TCP);
     cas_u32(&s->b->tx_mode, SD_MODE_TCP, SD_MODE_BACK);
     sd_leave(&h);
-    sd_tx_back(s, fd, SD_REASON_passed);
+    sd_tx_back(s, fd, reason);
 }
 
 /* [G2] of pass.c. The program's last descriptor goes. */
