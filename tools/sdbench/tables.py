@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.sdbench import targets
 from tools.sdbench.machine import ROOT
 from tools.sdbench.results import METRICS, Results, Row, short
 
@@ -78,6 +79,17 @@ def of_bench(name: str, rows: list[Row], brief: bool = False) -> Table:
             ratio = row.ratio(variant)
             if ratio and variant != row.native:
                 table.good[number, column] = ratio.median >= 1
+    return table
+
+
+def of_targets(rows: Iterable[Row]) -> Table:
+    """What was to be reached, with the floors of the same run."""
+    table = Table("Targets", ["what", "case", "target", "reached", "floor"],
+                  note="Marked: not reached. Of the applications' cases, where TCP or unix sockets are faster: how "
+                       "much of their speed is reached.")
+    for number, line in enumerate(targets.lines(rows)):
+        table.rows.append(line.cells())
+        table.good[number, 3] = line.reached
     return table
 
 
@@ -168,7 +180,7 @@ def every(results: list[Results], brief: bool = False) -> list[Table]:
     """All tables, in the order of a page."""
     rows = [row for result in results for row in result.rows]
     benches = [*MICRO, *dict.fromkeys(row.bench for row in rows if row.bench not in MICRO)]
-    tables = [not_better(rows)]
+    tables = [of_targets(rows), not_better(rows)]
     tables += [of_bench(name, own, brief) for name in benches if (own := [row for row in rows if row.bench == name])]
     tables += [costs(rows), instructions(), events(rows)]
     return [table for table in tables if table.rows]
