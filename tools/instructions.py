@@ -30,6 +30,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,8 @@ SITE_BYTES = 7
 LIMIT = 1.05
 WARM_ROUNDS = 40
 """Rounds at full speed: sites get patched, both directions of both connections move to shared memory."""
+SETTLE_S = 0.2
+"""For a tenth of a second after a connection has moved epoll_wait asks the kernel as well (poll/ep_order.c)."""
 SETTLE_ROUNDS, COUNTED_ROUNDS = 2, 3
 LONGEST_CALL = 20_000
 UNLISTED = "also_"
@@ -226,6 +229,7 @@ def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> 
         with guest(variant, options) as (stepper, names):
             for _ in range(WARM_ROUNDS):
                 one_round(stepper, names, None)
+            time.sleep(SETTLE_S)
             for number in range(SETTLE_ROUNDS + COUNTED_ROUNDS):
                 one_round(stepper, names, counts if number >= SETTLE_ROUNDS else {})
         for name in names:

@@ -2,7 +2,8 @@
 """Two processes of different sessions talk on one CPU: each message finds its reader asleep.
 
 epoll, poll: what they wait in; recv: the client in recv itself. pipe: the server also waits for a pipe, to which
-somebody writes while it sleeps on the ring. killed: the client is killed then; closed, shut: it ends.
+somebody writes while it sleeps on the ring. asked: the server asks a third process through pipes for each answer.
+killed: the client is killed then; closed, shut: it ends.
 """
 
 import os
@@ -17,10 +18,12 @@ ROUNDS = 2000
 how = sys.argv[1]
 
 
-def waiter(*files: int) -> Callable[[], list[int]]:
+def waiter(*files: int, briefly: bool = False) -> Callable[[], list[int]]:
     poll = select.poll() if how == "poll" else select.epoll()
     for fd in files:
         poll.register(fd, select.POLLIN)
+    if briefly:
+        return lambda: [fd for fd, _ in poll.poll(0.003)]
     return lambda: [fd for fd, _ in poll.poll()]
 
 
@@ -51,18 +54,23 @@ def serve(listener: socket.socket, pipe: int) -> None:
     wait = waiter(sock.fileno(), pipe)
     while True:
         for fd in wait():
-            if fd == pipe:
+            if fd == pipe and how == "asked":
+                sock.sendall(os.read(pipe, 100))
+            elif fd == pipe:
                 late = time.monotonic() - float(os.read(pipe, 20))
                 assert late < 0.5, f"the pipe was not looked at for {late:.3f} s"
             elif data := received(sock):
-                sock.sendall(data)
+                if how == "asked":
+                    os.write(question, data)
+                else:
+                    sock.sendall(data)
             else:
                 os._exit(0)
 
 
 def ask(port: int) -> None:
     sock = connected(port)
-    wait = waiter(sock.fileno())
+    wait = waiter(sock.fileno(), briefly=how == "asked")  # no sleep on the ring: those that count are the server's
     for n in range(ROUNDS):
         text = b"%d" % n
         sock.sendall(text)
@@ -78,6 +86,11 @@ def ask(port: int) -> None:
     sock.close()
 
 
+def think() -> None:
+    while text := os.read(questions, 100):
+        os.write(tell, text)
+
+
 def child(work: Callable[..., None], *args: object) -> int:
     pid = os.fork()
     if not pid:
@@ -90,8 +103,10 @@ def child(work: Callable[..., None], *args: object) -> int:
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 told, ready = os.pipe()
 pipe, tell = os.pipe()
+questions, question = os.pipe()
 listener = socket.create_server(("127.0.0.1", 0))
 port = listener.getsockname()[1]
+thinker = child(think)
 server = child(serve, listener, pipe)
 client = child(ask, port)
 if how in ("killed", "pipe"):
@@ -102,5 +117,6 @@ if how in ("killed", "pipe"):
     os.kill(client, signal.SIGKILL)
 before = time.monotonic()
 assert os.waitpid(server, 0)[1] == 0
+os.kill(thinker, signal.SIGKILL)
 assert how not in ("killed", "pipe") or time.monotonic() - before < 1
 print("served", flush=True)

@@ -103,11 +103,10 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
     case __NR_newfstatat:
     case __NR_close:
     case __NR_sched_yield:
-    case __NR_futex: /* a peer says that somebody sleeps on the bell word */
         return 0;
     case __NR_futex_waitv:
         return one_in(4) ? -EINTR : one_in(3) ? -ETIMEDOUT : one_in(2) ? -EAGAIN : 0;
-    case __NR_futex:
+    case __NR_futex: /* also where a peer says that somebody sleeps on the bell word */
         return b == FUTEX_WAKE ? (long)(rnd() % 2) : one_in(4) ? -EINTR : one_in(3) ? -ETIMEDOUT : one_in(2) ? -EAGAIN : 0;
     case __NR_connect: /* to nowhere: a reset */
     case __NR_shutdown:

@@ -63,6 +63,13 @@ static void note_turn(struct epwait *w, int n, struct reg *r)
     w->turn[n] = (struct sd_turn){r, place > before ? place : before};
 }
 
+/* The kernel has told of something that is not on a ring: sd_nap_pays(). Races between threads only cost accuracy. */
+static void note_other(struct ep *ep, const struct reg *r)
+{
+    ep->others = sd_tsc();
+    ep->other = r;
+}
+
 /* k events of the kernel -> what the program is told, in place. */
 static int translate(struct epwait *w, struct epoll_event *e, int k)
 {
@@ -83,6 +90,7 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
                 if (n < TURNS)
                     note_turn(w, n, NULL);
                 ep_put(&e[n++], kev, data);
+                note_other(ep, NULL);
             }
             continue; /* a tag without registration: deleted by another thread meanwhile */
         }
@@ -102,6 +110,8 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
         if (ordered && !out)
             r->queued = false;
         if (out) {
+            if (!on_ring(r->s))
+                note_other(ep, r);
             if (ordered)
                 reg_reported(r, now = now ? now + 1 : sd_tsc());
             r->stamp = w->round;
@@ -277,7 +287,9 @@ static struct sock *to_nap_on(struct epwait *w)
 
 static long nap(struct epwait *w, u64 left)
 {
-    if (w->m.set || !sd_nap_pays(left) || !ep_enter(w->ep, w->t))
+    if (w->ep->other && w->ep->other == w->ep->hot)
+        w->ep->others = 0; /* it has moved since */
+    if (w->m.set || !sd_nap_pays(left, &w->ep->others) || !ep_enter(w->ep, w->t))
         return 0;
     struct sock *s = to_nap_on(w);
     ep_leave(w->ep, w->t);

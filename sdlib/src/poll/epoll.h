@@ -96,6 +96,8 @@ struct ep {
     _Atomic u32 named;          /* some of `slept` are armed by the name of a sleep ([E5]) */
     _Atomic u64 round;
     u64 checked_tsc;
+    u64 others;                 /* tsc: when the kernel told of what is not on a ring (nap.c) */
+    const struct reg *other;    /* what that was, to be compared only; NULL: none of ours */
     u64 mixed_until;            /* tsc: connections of it may be moving until then (ep_order.c) */
     struct sd_learn learn;
     struct ep *next;

@@ -9,7 +9,8 @@
  *   - only who has no other connection on the ring in the set that it waits for, and no signal mask to wait with; in a program with threads only in epoll_wait,
  *     for who sleeps in recv or poll goes on with a file that another thread closes;
  *   - for NAP_NS at most. Longer than a tick: a timer that ends before has to be programmed each time, 1.5 us in a virtual machine;
- *   - after one that nothing has ended not for the next waits, twice as many each time.
+ *   - after one that nothing has ended not for the next waits, twice as many each time;
+ *   - not where the kernel has told of something else lately: a server with one client on the ring has its others, and its upstreams, on TCP.
  *
  * [N1] The napper counts itself in rx_armed, puts 1 into `nap`, issues the barrier of [W1] (or relies on [W3]), looks again, and sleeps as long as `nap` is 1;
  *      afterwards it puts 0 there and ends its count. A poster that finds itself asked for a bell exchanges `nap` for 0. If it was 1, the napper was counted
@@ -28,6 +29,7 @@
 #define HOLD_MOST 1024
 #define YIELD_AGAIN 64 /* waits without a yield, after naps that were ended by a peer whom about YIELDS_VAIN yields more than not had not let run */
 #define YIELDS_VAIN 4
+#define OTHERS_US 500000 /* so often at most has one of those to wait for a nap's end */
 
 static u32 hold, held, vain, without; /* races between threads only cost accuracy */
 
@@ -46,10 +48,13 @@ bool sd_yield_won(bool won)
     return won;
 }
 
-bool sd_nap_pays(u64 left)
+bool sd_nap_pays(u64 left, u64 *others)
 {
     if (left < NAP_NS || !g.cfg->spin_us || unlikely(g.cfg->without & (SD_WITHOUT_nap | SD_WITHOUT_yield)))
         return false;
+    if (unlikely(*others) && sd_tsc() - *others < OTHERS_US * g.tsc_per_us)
+        return false;
+    *others = 0;
     if (likely(!hold))
         return true;
     hold--;

@@ -73,6 +73,8 @@ static void kernel_events(struct sd_pollset *p)
     }
 }
 
+static u64 others; /* tsc: sd_nap_pays() */
+
 /* revents of the kernel (asked) or 0 -> what the program is told. Returns the number of entries. */
 static long translate(struct sd_pollset *p, bool asked)
 {
@@ -86,6 +88,8 @@ static long translate(struct sd_pollset *p, bool asked)
         u32 out = p->k[i].fd < 0 ? 0 : it->s || it->ep ? item_ready(p, i, kev) : kev & (it->care | POLLNVAL);
         p->k[i].revents = (int16_t)out;
         count += out != 0;
+        if (kev && !it->s)
+            others = now;
     }
     return count;
 }
@@ -168,7 +172,7 @@ static struct sock *to_nap_on(const struct sd_pollset *p)
 
 static long nap(struct sd_pollset *p, u64 left, bool masked)
 {
-    struct sock *s = !masked && !g.mt && sd_nap_pays(left) ? to_nap_on(p) : NULL;
+    struct sock *s = !masked && !g.mt && sd_nap_pays(left, &others) ? to_nap_on(p) : NULL;
     long r = s ? sd_nap(s, false) : 0;
     return r <= 0 ? r : any_ready(p) ? ask_now(p) : 0;
 }

@@ -83,8 +83,8 @@ bool sd_gives_way(const struct sock *s);
 
 /* ------------------------------------------------------------------ nap.c */
 
-/* Is one to be tried at all, with so much time left? */
-bool sd_nap_pays(u64 left);
+/* Is one to be tried at all, with so much time left? `others`: the TSC when the kernel told of what is not on a ring, 0: long ago. */
+bool sd_nap_pays(u64 left, u64 *others);
 /* s is all that is waited for, and its ring is empty. */
 bool sd_nap_possible(const struct sock *s);
 /* A short sleep on the ring of s, which is held. > 0: look at the ring, 0: nothing came, sleep on the descriptor; -EINTR: a handler has run. `restarts`: one with

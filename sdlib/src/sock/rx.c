@@ -93,11 +93,13 @@ static bool waits_for_ever(struct sock *s, int fd)
 /* > 0: look again, 0: sleep, -EINTR. To a peer that can only run on this CPU. (Another thread may close the descriptor: then the kernel has to hold the file.) */
 static long give_way(struct sock *s, int fd, u64 had)
 {
+    u64 others = 0;
+
     if (!g.cfg->spin_us)
         return 0;
     if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
         return 1;
-    if (had || g.mt || !sd_nap_pays(SD_FOREVER) || !waits_for_ever(s, fd))
+    if (had || g.mt || !sd_nap_pays(SD_FOREVER, &others) || !waits_for_ever(s, fd))
         return 0;
     if (s->kcheck & 1)
         sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
