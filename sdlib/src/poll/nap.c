@@ -29,7 +29,7 @@
 #define HOLD_MOST 1024
 #define YIELD_AGAIN 64 /* waits without a yield, after naps that were ended by a peer whom about YIELDS_VAIN yields more than not had not let run */
 #define YIELDS_VAIN 4
-#define OTHERS_US 500000 /* so often at most has one of those to wait for a nap's end */
+#define OTHERS_US 200000 /* so often at most has one of those to wait for a nap's end */
 
 static u32 hold, held, vain, without; /* races between threads only cost accuracy */
 
