@@ -254,5 +254,5 @@ void sd_look_at_kernel(struct sock *s, int fd)
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
     if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && !sd_far_busy(s))
-        sd_tx_back(s, fd, SD_REASON_passed); /* the bell may have been for this */
+        sd_tx_back(s, fd, load_rlx(&s->e.tx->go_back) == SD_GO_BACK_CALL ? SD_REASON_call : SD_REASON_passed); /* the bell may have been for this */
 }
