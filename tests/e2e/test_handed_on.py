@@ -7,7 +7,6 @@ Unless somebody else might hold its socket who could not see that ring.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from tests.harness import GUESTS, Mode, Program, Runner
 SCRIPT = GUESTS / "handed_on.py"
 MOST = 1000 * 12
 """Of what a taker receives, and sends, a good part."""
-
-
-@pytest.fixture
-def natively(runner: Runner, tmp_path: Path) -> Iterator[Runner]:
-    folder = tmp_path / "outside"
-    folder.mkdir()
-    other = Runner(Mode.NATIVE, folder, runner.env)
-    yield other
-    other.close()
 
 
 def start(runner: Runner, *words: object) -> Program:
@@ -78,17 +68,17 @@ def test_stays_where_two_have_it(runner: Runner, tmp_path: Path) -> None:
             assert shm_bytes(taker) == 0, str(taker.report())
 
 
-def test_stays_with_a_program_outside(runner: Runner, natively: Runner, tmp_path: Path) -> None:
+def test_stays_with_a_program_outside(runner: Runner, native: Runner, tmp_path: Path) -> None:
     giver = start(runner, "give", tmp_path / "way", 1, 3)
-    taker = start(natively, "take", tmp_path / "way")
+    taker = start(native, "take", tmp_path / "way")
     assert giver.ok().stdout == b"ok\n"
     taker.ok()
 
 
-def test_stays_behind_a_program_outside(runner: Runner, natively: Runner, tmp_path: Path) -> None:
+def test_stays_behind_a_program_outside(runner: Runner, native: Runner, tmp_path: Path) -> None:
     """Nobody knows what that one does with it."""
     giver = start(runner, "give", tmp_path / "way", 1, 3)
-    start(natively, "relay", tmp_path / "way", tmp_path / "on")
+    start(native, "relay", tmp_path / "way", tmp_path / "on")
     taker = start(runner, "take", tmp_path / "on")
     assert giver.ok().stdout == b"ok\n"
     taker.ok()

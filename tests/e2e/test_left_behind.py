@@ -8,26 +8,16 @@ pidfd_getfd is refused, and the program goes on with all of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness import GUESTS, Mode, Program, Runner
+from tests.harness import GUESTS, Program, Runner
 
 SCRIPT = GUESTS / "left_behind.py"
 BYTES = 40_000
 ALL = {"close": b"%d end\n" % BYTES, "shut": b"%d end\n" % BYTES, "back": b"%d timeout\n" % (BYTES + 7)}
 WEAK = ["setpriv", "--bounding-set", "-net_admin", "--"]
-
-
-@pytest.fixture
-def outside(shm: Runner, tmp_path: Path) -> Iterator[Runner]:
-    folder = tmp_path / "outside"
-    folder.mkdir()
-    other = Runner(Mode.NATIVE, folder, shm.env)
-    yield other
-    other.close()
 
 
 def start(runner: Runner, *words: object) -> Program:
@@ -36,9 +26,9 @@ def start(runner: Runner, *words: object) -> Program:
 
 @pytest.mark.parametrize("where", ["outside", "another-tree"])
 @pytest.mark.parametrize("how", ["close", "shut", "back"])
-def test_goes_along_in_a_message(how: str, where: str, shm: Runner, outside: Runner, tmp_path: Path) -> None:
+def test_goes_along_in_a_message(how: str, where: str, shm: Runner, native: Runner, tmp_path: Path) -> None:
     giver = start(shm, "give", tmp_path / "way", BYTES, how)
-    taker = start(outside if where == "outside" else shm, "take", tmp_path / "way")
+    taker = start(native if where == "outside" else shm, "take", tmp_path / "way")
     assert taker.ok().stdout == ALL[how]
     giver.ok()
 
@@ -52,10 +42,10 @@ def test_goes_along_with_pidfd_getfd(how: str, shm: Runner, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("where", ["outside", "another-tree"])
-def test_is_reset_where_it_cannot(where: str, shm: Runner, outside: Runner, tmp_path: Path) -> None:
+def test_is_reset_where_it_cannot(where: str, shm: Runner, native: Runner, tmp_path: Path) -> None:
     shm.before = list(WEAK)
     giver = start(shm, "give", tmp_path / "way", BYTES, "close")
-    taker = start(outside if where == "outside" else shm, "take", tmp_path / "way")
+    taker = start(native if where == "outside" else shm, "take", tmp_path / "way")
     said = taker.ok().stdout.split()
     assert said[1] in (b"ECONNRESET", b"ENOTCONN"), said
     assert giver.ok().report().raw["connections"]["moved_back"]["unread-lost"] == 1
