@@ -45,7 +45,7 @@ BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/benc
 MULTIARCH = $(shell gcc -print-multiarch)
 
 .PHONY: faults package build test examples newcomer test-rdma failures-rdma failures figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
-build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS)
+build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS) build/bench/free.so
 
 # Stamps live in the virtual environment: removing it starts over.
 $(STAMPS)/packages-%: tools/setup/packages.sh tools/setup/%.txt
@@ -84,6 +84,10 @@ $(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h sdlib/include/*.h)
 build/bench/%: tools/bench/%.c $(wildcard tools/bench/*.h) sdlib/src/ring/ring.c Makefile | $(STAMPS)/packages-build
 	@mkdir -p $(@D)
 	gcc $(BENCH_CFLAGS) -o $@ $< $(if $(findstring pair,$*),sdlib/src/ring/ring.c)
+
+build/bench/free.so: tools/bench/apps/free.c Makefile | $(STAMPS)/packages-build
+	@mkdir -p $(@D)
+	gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -fPIC -shared -o $@ $<
 
 # eBPF redirection, one of sdbench's peers.
 build/bench/sockmap.bpf.o: tools/bench/bpf/sockmap.bpf.c tools/bench/sockmap.h | $(STAMPS)/packages-bench

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tools.sdbench import apps, cli, command, micro, plots, report
+from tools.sdbench import apps, cli, command, floor, micro, plots, report, targets
 from tools.sdbench.machine import PROGRAMS
 from tools.sdbench.micro import Plan
 from tools.sdbench.results import Results, Row
 from tools.sdbench.runner import Case, Runner
 from tools.sdbench.stage import BenchError, NotHere, Stage
+from tools.sdbench.ways import asked
 
 SHORT = Plan(warm_ms=250, ms=200, sizes=(8,), places={"unpinned": None})
 
@@ -98,17 +99,44 @@ def test_names_are_checked(tmp_path: Path) -> None:
 
 def test_an_application_in_all_ways(stage: Stage, tmp_path: Path) -> None:
     serve, load = apps.everything(True)["nginx"]["64 KiB, 1 connection"]
-    ways = {name: apps.asked(serve, load, way) for name, way in apps.ways(None, 0.3).items()}
+    ways = {name: asked(serve, load, way) for name, way in apps.ways(None, 0.3).items()}
     (row,) = run(stage, tmp_path / "r.json", [Case("nginx", {}, "rate", ways)]).rows
     assert row.skipped == {}
     assert row.on_shm("sdrun") == 1
     assert all(sample["rate"] > 100 and sample["cpu_us"] > 1 for (sample,) in row.samples.values())
 
 
+def test_the_floor_of_an_application(stage: Stage, tmp_path: Path) -> None:
+    """The same answers, checked by the client, and a server that made no system call for them."""
+    what, place = "612 bytes, 1 connection", {"unpinned": None}
+    (case,) = (case for case in apps.cases(stage, ["nginx"], True, dict(place)) if case.case["what"] == what)
+    case.variants = {name: case.variants[name] for name in ("tcp", "sdrun", floor.FREE)}
+    (row,) = run(stage, tmp_path / "r.json", [case]).rows
+    assert row.skipped == {}
+    (free,) = row.samples[floor.FREE]
+    assert free["p50_us"] == pytest.approx(free["server_us"] + free["client_us"])
+    assert min(free["server_us"], free["client_us"], free["between_us"]) > 0
+    assert case.variants.keys() == row.samples.keys()
+
+
+def test_floors_are_said_beside_targets() -> None:
+    samples = {"tcp": [{"rate": 10.0, "cpu_us": 100.0}], "unix": [{"rate": 20.0}], "sdrun": [{"rate": 15.0}],
+               floor.FREE: [{"rate": 100.0, "cpu_us": 10.0, "server_us": 7.0, "client_us": 3.0, "between_us": 10.0}]}
+    row = Row("memcached", {"what": "get, 1 connection", "placement": "two cores"}, "rate", "tcp", samples)
+    (line,) = targets.lines([row])
+    said = "free sockets 5.00 x, and the bare ring's hand-over 2.50 x (server 7.00 µs, client 3.00 µs)"
+    assert line.cells() == ["memcached: faster than unix sockets", row.title, "at least 1 x", "**0.75 x**", said]
+
+
+def test_requests_of_several_connections() -> None:
+    assert floor.rate(2.0, 3.0, 1, (0, 1)) == floor.rate(2.0, 3.0, 8, (0, 0)) == pytest.approx(1 / 5)
+    assert floor.rate(2.0, 3.0, 8, (0, 1)) == pytest.approx(1 / 3)
+
+
 def test_a_wrong_answer_is_no_answer(stage: Stage) -> None:
     serve, load = apps.http(apps.nginx, "not-there", 1)
     with pytest.raises(BenchError, match=r"unexpected answer: HTTP/1\.1 404"):
-        apps.asked(serve, load, apps.ways(None, 0.1)["tcp"])(stage)
+        asked(serve, load, apps.ways(None, 0.1)["tcp"])(stage)
 
 
 def made(folder: Path) -> Path:

@@ -9,79 +9,27 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tools.net import free_port, is_listening
-from tools.sdbench import cputime, postgres
+from tools.sdbench import floor, postgres
 from tools.sdbench.machine import ROOT
-from tools.sdbench.micro import Place, Prefix, natively, under_sdrun
+from tools.sdbench.micro import Place, natively, under_sdrun
 from tools.sdbench.results import Sample
 from tools.sdbench.runner import Ask, Case
 from tools.sdbench.stage import BenchError, NotHere, Stage, program
+from tools.sdbench.ways import Load, Serve, Served, Way, asked
 
 FILES = ROOT / "tools" / "bench" / "apps"
 WARM_MS = 1000
 """Before a load program measures: the monitor starts, connections move, a JIT compiles."""
 HELLO_GRPC = str(FILES / "hello_grpc.py")
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a server and its client are connected: TCP or a unix socket, natively or under sdrun, on which CPUs."""
-
-    prefix: Prefix
-    local: bool
-    place: Place
-    seconds: float
-
-    def server(self, stage: Stage) -> list[str]:
-        """The words before a server's command."""
-        return [*self._pinned(0), *self.prefix(stage)]
-
-    def client(self, stage: Stage) -> list[str]:
-        """The words before a client's command."""
-        return [*self._pinned(1), *self.prefix(stage)]
-
-    def _pinned(self, side: int) -> list[str]:
-        return ["taskset", "-c", str(self.place[side])] if self.place else []
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server that runs: where, and whose CPU time counts."""
-
-    address: str
-    """A port or the path of a socket."""
-    pids: list[int]
-
-
-Serve = Callable[[Stage, Way], AbstractContextManager[Served]]
-Load = Callable[[Stage, Way, Served], tuple[Sample, int]]
-"""Figures, and how many requests were made in all."""
-
-
-def asked(serve: Serve, load: Load, way: Way) -> Ask:
-    """Start, load, stop."""
-
-    def ask(stage: Stage) -> Sample:
-        with serve(stage, way) as served:
-            own = resource.getrusage(resource.RUSAGE_CHILDREN)
-            before = cputime.of_servers(served.pids)
-            sample, requests = load(stage, way, served)
-            after = cputime.of_servers(served.pids)
-            client = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = after - before + client.ru_utime + client.ru_stime - own.ru_utime - own.ru_stime
-        return {**sample, "cpu_us": used / requests * 1e6}
-
-    return ask
 
 
 def new_address(stage: Stage, way: Way, name: str) -> str:
@@ -318,6 +266,9 @@ def plural(connections: int) -> str:
     return f"{connections} connection{'s' if connections > 1 else ''}"
 
 
+PG_CLIENTS = (1, 8)
+
+
 def http(serve: Serve, file: str, connections: int) -> tuple[Serve, Load]:
     """GETs of one file."""
     return serve, load_program("http", connections, "-g", f"/{file}")
@@ -338,7 +289,7 @@ def everything(quick: bool) -> dict[str, dict[str, tuple[Serve, Load]]]:
                     for count in few},
         "memcached": {f"get of 100 bytes, {plural(count)}": (MEMCACHED, load_program("memcached", count))
                       for count in (1, 32, 50)},
-        "postgresql": {f"pgbench -S, {plural(count)}": (postgresql, pgbench(count)) for count in (1, 8)},
+        "postgresql": {f"pgbench -S, {plural(count)}": (postgresql, pgbench(count)) for count in PG_CLIENTS},
         "go": {f"net/http at both ends, {plural(count)}": (GO, go_load(count)) for count in few},
         "grpc": {"Python at both ends, 64 bytes, 1 connection": (GRPC, grpc_load())},
         "node": {f"http server, {plural(count)}": http(NODE, "", count) for count in few},
@@ -361,6 +312,21 @@ def needed(app: str, path: str) -> str | None:
     return f"{', '.join(missing)}: not installed; `make bench` installs it" if missing else None
 
 
+def floor_of(app: str, what: str, place: Place) -> dict[str, Ask]:
+    """The case with sockets that cost nothing (floor.py), where it has one connection.
+
+    With more of them an event loop has less work for each. Not PostgreSQL, which has a process for each.
+    """
+    questions = everything(False)[app]
+    way = Way(natively, False, place, 1.5)
+    if app == "postgresql":
+        count = next(count for count in PG_CLIENTS if plural(count) in what)
+        return {floor.FREE: floor.free(*questions[f"pgbench -S, {plural(1)}"], way, count)}
+    if app not in ("redis", "nginx", "memcached") or what not in questions or plural(1) not in what:
+        return {}
+    return {floor.FREE: floor.free(*questions[what], way, depth=16 if "pipeline 16" in what else 1)}
+
+
 def refuse(reason: str) -> Ask:
     """A variant that says why it is not there."""
 
@@ -381,6 +347,7 @@ def cases(stage: Stage, names: list[str], quick: bool, places: dict[str, Place])
             for name, place in places.items():
                 variants = {variant: refuse(missing) if missing else asked(serve, load, way)
                             for variant, way in ways(place, 0.7 if quick else 1.5).items()}
+                variants |= {} if missing else floor_of(app, what, place)
                 found.append(Case(app, {"what": what, "placement": name}, "rate", variants))
     return found
 

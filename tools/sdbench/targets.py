@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from tools.sdbench.floor import FREE
 from tools.sdbench.results import Row, short
 
 APPS = ("redis", "nginx", "proxy", "haproxy", "memcached", "postgresql", "go", "grpc", "node")
@@ -90,6 +91,22 @@ FACTORS = {("redis", "GET, 1 connection, pipeline 1", "two cores"): 8.0,
            ("nginx", "612 bytes, 1 connection", "two cores"): 5.5}
 
 
+def _free(row: Row, rest: float) -> str:
+    """What the case would come to with sockets that cost nothing, and with the bare ring's hand-over beside them.
+
+    `rest`: what a factor against native stands for in this line.
+    """
+    ratio, whole = row.ratio(FREE), row.median(FREE, "cpu_us")
+    between = row.median(FREE, "between_us")
+    if not ratio or not whole or between is None:
+        return ""
+    parts = [row.median(FREE, name) or 0 for name in ("server_us", "client_us")]
+    text = f"free sockets {short(ratio.median / rest)} x"
+    if "1 connection" in row.title:
+        text += f", and the bare ring's hand-over {short(ratio.median / rest * whole / (whole + between))} x"
+    return f"{text} (server {short(parts[0])} µs, client {short(parts[1])} µs)"
+
+
 def _apps(row: Row) -> Iterable[Line]:
     own, unix = row.ratio("sdrun"), row.ratio("unix")
     if not own:
@@ -98,11 +115,12 @@ def _apps(row: Row) -> Iterable[Line]:
     if limit:
         times = _times(row, row.native, "sdrun", "p50_us") if row.bench == "nginx" else own.median
         what = "p50 below TCP's" if row.bench == "nginx" else "requests against TCP's"
-        yield Line(f"{row.bench}: {what}", row.title, times or own.median, limit, True)
+        yield Line(f"{row.bench}: {what}", row.title, times or own.median, limit, True, _free(row, 1))
     if own.median < 1:
-        yield Line(f"{row.bench}: faster than TCP", row.title, own.median, 1, True)
+        yield Line(f"{row.bench}: faster than TCP", row.title, own.median, 1, True, _free(row, 1))
     if unix and own.median < unix.median:
-        yield Line(f"{row.bench}: faster than unix sockets", row.title, own.median / unix.median, 1, True)
+        yield Line(f"{row.bench}: faster than unix sockets", row.title, own.median / unix.median, 1, True,
+                   _free(row, unix.median))
 
 
 READERS: dict[str, Callable[[Row], Iterable[Line]]] = {
