@@ -43,9 +43,15 @@ def named(value: int) -> str:
     return errno.errorcode.get(-value, str(value)) if value < 0 else str(value)
 
 
+class Pace:
+    """How long to wait for what takes its time."""
+
+    settle_s = 0.002
+
+
 def settle() -> None:
     """The kernel hands packets over in a thread of its own when it is busy: give it time, in all worlds alike."""
-    time.sleep(0.002)
+    time.sleep(Pace.settle_s)
 
 
 class Call:

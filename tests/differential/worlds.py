@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.differential.remote import PATIENCE_S, AgentGone, Link, Server
+from tests.differential.remote import PATIENCE_S, AgentGone, Server
 from tests.differential.side import Side
 from tests.harness import Mode, Program, Runner
 
@@ -194,24 +194,28 @@ class Place:
         self._server = Server(Path(self._sockets.name) / "control")
         self._runners: list[Runner] = []
         self._programs: list[Program] = []
-        self._roots: list[Link] = []
         for number, options in enumerate((world.a, world.b)):
-            mode = Mode.NATIVE if options is None else Mode.SHM
-            words = [word for option in options or () for word in ("--set", option)]
-            own = folder / "ab"[number]
-            own.mkdir()
-            runner = Runner(mode, own, env, words)
+            runner = self._runner(number, options, folder / "ab"[number], env)
             self._runners.append(runner)
             self._programs.append(runner.start(agent, self._server.path, str(number)))
         self._roots = [self._server.accept(number) for number in range(2)]
         self._reports: list[dict[str, Any]] | None = None
+
+    def _runner(self, _number: int, options: tuple[str, ...] | None, own: Path, env: dict[str, str]) -> Runner:
+        """Where the agent of that end is started."""
+        own.mkdir()
+        words = [word for option in options or () for word in ("--set", option)]
+        return Runner(Mode.NATIVE if options is None else Mode.SHM, own, env, words)
+
+    def _stage(self, a: Side, b: Side) -> Stage:
+        return Stage(a, b, self.world.warm, self.world.moves)
 
     def run(self, behaviour: Behaviour) -> Outcome:
         """The transcript of a behaviour; what goes wrong in it is its last line."""
         log: list[str] = []
         a, b = (Side(name, root.spawn(0), log) for name, root in zip("ab", self._roots, strict=True))
         try:
-            behaviour.run(Stage(a, b, self.world.warm, self.world.moves))
+            behaviour.run(self._stage(a, b))
         except AgentGone:
             log.append("an agent has ended")
         except AssertionError as error:

@@ -36,6 +36,8 @@ static void farewell(struct sock *s, int fd)
     sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
     sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
     sd_nap_end(s); /* the end comes by the kernel, which a napper does not hear */
+    if (sd_is_far(s))
+        sd_far_nudge(s);
     sd_rx_poll_switch(s, fd); /* what is unread by TCP may be a doorbell only */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e))
         sd_rx_back(s, fd); /* which stands in front of the way back then */
@@ -236,6 +238,8 @@ SD_CALL(sd_shutdown)
             say_shut(s);
         }
     }
+    if (sd_attached(s) && sd_is_far(s))
+        sd_far_nudge(s); /* or our monitor does not know of it before it is asked */
     s->kcheck |= 1;
     if (r == 0) { /* an edge for whoever waits for edges */
         atomic_fetch_or(&s->b->latched, f->rsi == SHUT_RD ? LATCH_OWN_RD : f->rsi == SHUT_WR ? LATCH_OWN_WR : LATCH_OWN_RD | LATCH_OWN_WR);

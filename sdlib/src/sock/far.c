@@ -112,6 +112,15 @@ static bool send_mark(struct sock *s, int fd, struct sd_hold *h)
     }
 }
 
+/* The other end has told all that it ever will ([H1]), and does not read: it has closed, or is dead. A mark would be answered with a reset, of which the
+ * program's next send would hear instead of its second one. */
+static bool nobody_reads(const struct sock *s)
+{
+    u32 hint = load_acq(&s->e.rx->prod_hint);
+
+    return (load_rlx(&s->b->latched) & LATCH_FIN) && ((hint & SD_HINT_CLOSED) || !(hint & SD_HINT_SHUT_WR || load_rlx(&s->b->rx_shut)));
+}
+
 bool sd_far_back(struct sock *s, int fd, struct sd_hold *h)
 {
     for (u64 until = sd_now_ns() + SETTLE_NS; sd_now_ns() < until; sd_far_nap()) {
@@ -120,7 +129,7 @@ bool sd_far_back(struct sock *s, int fd, struct sd_hold *h)
             return true; /* [H4] its mark is there already */
         if (!pumped && load_acq(&s->seg->heard)) {
             bells_out(s);
-            return send_mark(s, fd, h);
+            return nobody_reads(s) || send_mark(s, fd, h);
         }
     }
     return false;
