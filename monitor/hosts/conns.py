@@ -147,7 +147,7 @@ class Connections:
         """Those that were armed and then looked at in vain need not be looked at again. `all_armed`: we sleep."""
         for conn in looked_at:
             mirror = conn.mirror
-            if mirror.behind or conn.deaf or not mirror.armed:
+            if mirror.behind or mirror.holds or conn.deaf or not mirror.armed:
                 continue
             if all_armed or mirror.quiet > QUIET:
                 self.active.pop(mirror.slot, None)

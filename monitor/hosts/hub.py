@@ -41,6 +41,8 @@ from sdlib.wire.messages import Nudge, Rang
 DEAF_S: Final = 0.002
 CREDIT_S: Final = 0.01
 """How long small credits may wait: a sender with a small SO_SNDBUF may wait for them."""
+HELD_S: Final = 0.02
+"""So often is looked whether bytes have been held back for long enough."""
 _CALLERS_MAX: Final = 64
 _UNKNOWN_MAX: Final = 65536
 _TICK_S: Final = 0.5
@@ -310,6 +312,8 @@ class Hub:
     def _nap(self) -> float:
         if any(conn.deaf for conn in self._conns.active.values()):
             return DEAF_S
+        if any(conn.mirror.holds for conn in self._conns.active.values()):
+            return HELD_S
         if any(one.link is None and one.dials for one in self.contacts.values()):
             return 0.05
         return _TICK_S

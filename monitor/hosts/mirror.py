@@ -25,7 +25,8 @@ how many there were before: one more (on_bell); and where it knows the program's
 It says by itself how far the program has read, too (on_credit); later words say no less.
 
 `watched`: somebody looks at it in every pass; else it is `armed`, and its program says when there is news (vigil.py).
-`behind`: there was something to send, and no room.
+`behind`: there was something to send, and no room.  `holds`: its program holds bytes back (TCP_CORK); nothing is held
+back behind the end of its stream.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Mirror:
         self.linked = self.broken = self.dead = False
         self.ends = self.owes = False
         """Its program has closed it, so nothing more comes after. Credit was untold when we last went to sleep."""
-        self.armed = self.behind = self.said_something = False
+        self.armed = self.behind = self.said_something = self.holds = False
         self.quiet = self._counted = 0
         """Looks without news, in a row; bytes that `moved` has told of."""
         self.sent = copy.credited()
@@ -153,6 +154,7 @@ class Mirror:
         if not self.linked or self.dead:
             return False
         rest = abi.lib.sd_mirrored_rest(self.state)
+        self.holds = self._held(over=self.ends or self._question != self._answer)
         words = self.copy.read()
         if (self.landed - words.head) & _U64 > self.copy.ring_bytes:
             raise Broken("a head that leaves the ring")  # the other side would take it for our lie, and hang up
@@ -171,6 +173,10 @@ class Mirror:
                 self.state.head_said, self.state.asked_said, self.state.worded = now.head, now.bells_asked, 1
             self.state.rest_said = rest
         return busy
+
+    def _held(self, *, over: bool) -> bool:
+        """Whether the program holds bytes back, and goes on doing so."""
+        return bool(abi.lib.sd_mirrored_held(self.state, over))
 
     def news(self) -> bool:
         """Whether `pump` would find something that somebody waits for."""
@@ -344,6 +350,7 @@ class Mirror:
 
     def all_told(self) -> bool:
         """The other side knows everything that our program has ever said."""
+        self._held(over=True)
         words = self.copy.read()
         return self.sent == words.tail and self._told is not None and self._heard() == self._words(words)
 

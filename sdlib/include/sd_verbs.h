@@ -50,6 +50,8 @@ struct sd_mirrored {
     uint32_t armed;       /* the program says when there is news: 1, and when it has read: 2 */
     uint32_t called;      /* among those whose bell words the threads sleep on, from 1 */
     uint32_t noted;       /* Python is to hear of news already */
+    uint64_t held_tail;   /* the program holds bytes back behind this tail (ring/cork.h), */
+    uint64_t held_since;  /* which was seen then; 0: none were */
 };
 
 struct sd_region {
@@ -117,6 +119,9 @@ int sd_queue_write(struct sd_queue *queue, const struct sd_mirrored *m, uint64_t
 uint64_t sd_mirrored_rest(const struct sd_mirrored *m);
 /* Bytes to be sent, or something to be said at once. */
 bool sd_mirrored_news(const struct sd_mirrored *m);
+/* What the program holds back is held back no more when it has been for as long as TCP does it, or now (`over`). When to look again: CLOCK_MONOTONIC in
+ * nanoseconds; 0: nothing is held. */
+uint64_t sd_mirrored_held(struct sd_mirrored *m, bool over);
 
 /* The loop in threads of its own, which spin for `spin_ns` before they sleep. The caller holds the device from here on; -errno. */
 int sd_device_start(struct sd_device *device, uint64_t spin_ns);

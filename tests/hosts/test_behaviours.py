@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-import tests.differential.behaviours  # noqa: F401  registers them
 from tests.differential import side
-from tests.differential.worlds import BEHAVIOURS
+from tests.differential.behaviours.corked import empty, promptly
+from tests.differential.linux import DONTWAIT, MORE, TCP_CORK
+from tests.differential.worlds import BEHAVIOURS, Behaviour, Outcome, Stage
 from tests.guestbuild import Guests
 from tests.hosts.stage import FarPlace
 from tests.hosts.test_again import come_back, lose
@@ -21,6 +25,7 @@ pytestmark = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, i
 
 ENDS = ("nothing", "half_close", "half_close_killed", "answered_and_gone", "shut_rdwr", "send_to_shut", "close_fin",
         "reset_after_fin", "send_after_own_shutdown")
+CORKS = ("cork", "cork_long", "cork_pushed", "cork_closed")
 
 
 @pytest.fixture(autouse=True)
@@ -31,24 +36,101 @@ def _in_time() -> Iterator[None]:
     side.Pace.settle_s = before
 
 
-def same(native: FarPlace, far: FarPlace, name: str) -> None:
+def same(native: FarPlace, far: FarPlace, name: str) -> Outcome:
     """What differs is tried once more: how much fits where depends on the moment, natively as well."""
-    for last in (False, True):
+    last = False
+    while True:
         wanted = native.run(BEHAVIOURS[name]).transcript
         got = far.run(BEHAVIOURS[name])
         assert wanted and not wanted[-1].startswith("failed"), wanted[-1:]
         if got.transcript == wanted:
-            assert far.rdma(got) >= 2
-            return
+            return got
         lines = "\n".join(difflib.unified_diff(wanted, got.transcript, "native", "far", lineterm="", n=4))
         assert not last, lines
+        last = True
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_same_as_natively(world: World, guests: Guests, name: str) -> None:
     world.start()
     agent = guests("agent")
-    same(FarPlace(world, agent, native=True), FarPlace(world, agent), name)
+    far = FarPlace(world, agent)
+    assert far.rdma(same(FarPlace(world, agent, native=True), far, name)) >= 2
+
+
+@pytest.mark.parametrize("world", ["device", "tcp"], indirect=True)
+def test_corks_hold_back_what_they_do_natively(world: World, guests: Guests) -> None:
+    world.start()
+    agent = guests("agent")
+    native, far = FarPlace(world, agent, native=True), FarPlace(world, agent)
+    outcomes = [same(native, far, name) for name in CORKS]
+    said = far.run(of(more)).transcript
+    assert said[-6:] == [
+        "a: sendto(4, b'abc', 0x8000) = 3", "b: recvfrom(3, 10, 0x40) = EAGAIN", "a: sendto(4, b'def', 0x0) = 3",
+        "b: read in all b'abcdef'",
+        "a: sendto(4, b'no more comes', 0x8000) = 13", "b: recvfrom(3, 100, 0x0) = 13 b'no more comes'",
+    ]  # fmt: skip
+    assert all(far.rdma(got) >= 2 for got in outcomes)
+
+
+def more(stage: Stage) -> None:
+    """MSG_MORE: with what follows, or when that has not come for a while. Natively any ACK that comes lets it go."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection(nodelay=False)
+
+    def look() -> None:
+        a.send(x, b"abc", MORE)
+        side.settle()
+        b.recv(y, 10, DONTWAIT)
+        a.send(x, b"def")
+
+    promptly(stage, look, lambda _: empty(b, y))
+    b.recv_all(y, 6)
+    waits = b.start.recv(y, 100).asleep()
+    a.send(x, b"no more comes", MORE)
+    waits.end()
+
+
+def held(stage: Stage, happens: Callable[[], None]) -> None:
+    """A sender that says nothing more: what it holds back arrives all the same, once."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection(nodelay=False)
+    a.setsockopt(x, 6, TCP_CORK, 1)
+    for data in (b"held", b"and held"):
+        waits = b.start.recv(y, 100).asleep()
+        a.send(x, data)
+        happens()
+        waits.end()
+    a.send(x, b"the last")
+    a.setsockopt(x, 6, TCP_CORK, 0)
+    b.recv_all(y, 8)
+
+
+@pytest.mark.parametrize("what", ["monitor", "link", "lost"])
+def test_held_bytes_arrive_whatever_happens(world: World, guests: Guests, what: str) -> None:
+    world.start(back_s=BACK_S if what == "lost" else 60, lost_s=300, dead_s=0.5 if what == "link" else 60)
+    agent = guests("agent")
+
+    def happens() -> None:
+        if what == "link":
+            world.cut(world.a, True)
+            time.sleep(0.7)
+            world.cut(world.a, False)
+        elif what == "lost":
+            lose(world)
+        else:
+            os.kill(world.a.monitor_pid(), signal.SIGKILL)
+
+    native, far = FarPlace(world, agent, native=True), FarPlace(world, agent)
+    wanted = native.run(of(lambda stage: held(stage, lambda: None)))
+    got = far.run(of(lambda stage: held(stage, happens)))
+    assert got.transcript == wanted.transcript
+    assert far.rdma(got) >= 2
+
+
+def of(run: Callable[[Stage], None]) -> Behaviour:
+    """One that is of this file only."""
+    return Behaviour("", run, (), False, {}, ())
 
 
 @pytest.mark.parametrize("name", ["nothing", "close_fin"])
@@ -61,4 +143,5 @@ def test_same_after_a_way_back_and_up_again(world: World, guests: Guests, name: 
         wait_for(lambda: not world.a.status()["hosts"]["connections"], "the old rings are forgotten")
         come_back(world, known)
 
-    same(FarPlace(world, agent, native=True), FarPlace(world, agent, again=again), name)
+    far = FarPlace(world, agent, again=again)
+    assert far.rdma(same(FarPlace(world, agent, native=True), far, name)) >= 2

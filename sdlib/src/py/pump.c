@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 #include "ring/bell.h"
+#include "ring/cork.h"
 #include "ring/switch.h"
 #include "sd_py.h"
 
@@ -57,6 +58,7 @@ enum sd_pump sd_pump_step(void *segment, uint64_t ring_bytes, uint32_t side, int
     const u8 *ring = (const u8 *)segment + SD_SEG_HDR_BYTES + (side & 1) * ring_bytes;
 
     atomic_exchange(&out->bell, 0); /* [B1] whoever nudges from here on has news that we have not seen */
+    sd_cork_uncover(out, ring_bytes, ring_bytes); /* who sends now sees that the link is lost, and holds nothing back */
     for (;;) {
         u64 head = load_rlx(&out->head), n = load_acq(&out->tail) - head; /* [R1] */
         u64 at = (head - load_acq(&out->base)) & (ring_bytes - 1);        /* [R3] */
@@ -90,5 +92,6 @@ bool sd_pump_arm(void *segment, uint32_t side)
 
     store_rlx(&out->rx_armed, 1);
     sd_py_membarrier(); /* [W1] */
-    return load_acq(&out->tail) != load_rlx(&out->head) || load_acq(&((struct sd_seg *)segment)->pump_end);
+    return load_acq(&out->tail) != load_rlx(&out->head) || sd_cork_held(out, ((struct sd_seg *)segment)->ring_bytes) || /* [C3] */
+           load_acq(&((struct sd_seg *)segment)->pump_end);
 }

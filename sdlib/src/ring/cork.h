@@ -4,7 +4,8 @@
  *
  * They lie behind the tail, and `held` says where they end. The producer uncovers them by moving the tail: when it is uncorked, when a segment of TCP
  * would be full, when there is no room, on the way back. Nobody of the producer's may be running when they have been held for as long as TCP
- * holds them; so the consumer may do it then, or at the end of the stream, which nothing is held behind.
+ * holds them; so the consumer may do it then, or at the end of the stream, which nothing is held behind. Between hosts that is the producer's monitor
+ * (verbs/held.c).
  *
  *   [C1] held: the producer stores bytes, then releases held; the consumer acquires held, then moves the tail, which carries [R1] from there.
  *   [C2] tail: as long as held is ahead of it, both move it by a locked compare-and-swap only, and to where held has been: whoever is late finds

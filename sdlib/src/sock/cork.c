@@ -10,7 +10,7 @@
 
 bool sd_corked(const struct sock *s, u32 flags)
 {
-    return unlikely((s->b->opt_saved & SD_SAVED_CORK) || (flags & MSG_MORE)) && !sd_is_far(s);
+    return unlikely((s->b->opt_saved & SD_SAVED_CORK) || (flags & MSG_MORE)) && !(sd_is_far(s) && load_acq(&s->seg->lost));
 }
 
 /* Of TCP; but what is held must leave room. */

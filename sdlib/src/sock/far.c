@@ -127,6 +127,8 @@ bool sd_far_back(struct sock *s, int fd, struct sd_hold *h)
         u32 pumped = load_acq(&s->seg->pumped);
         if (pumped == SD_PUMPED_BYTES && !sd_far_busy(s))
             return true; /* [H4] its mark is there already */
+        if (pumped == SD_PUMPED_BYTES)
+            sd_far_nudge(s); /* what was held back until now */
         if (!pumped && load_acq(&s->seg->heard)) {
             bells_out(s);
             return nobody_reads(s) || send_mark(s, fd, h);

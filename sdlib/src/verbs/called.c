@@ -52,7 +52,7 @@ static void make_way(struct sd_threads *t)
             oldest = t->called[i];
     sd_queue_unwatch(oldest->queue, oldest);
     oldest->watched = 0;
-    if (load_acq(&sd_out_of(oldest)->bell) || sd_mirrored_news(oldest))
+    if (load_acq(&sd_out_of(oldest)->bell) || sd_mirrored_news(oldest) || sd_mirrored_held(oldest, false))
         sd_mirrored_watch(oldest, true); /* again, in the next round */
 }
 
@@ -120,6 +120,12 @@ void sd_threads_pay(struct sd_device *d)
                 sd_say_credit(q, q->watched[i]);
 }
 
+static void look_at(struct sd_threads *t, u64 when)
+{
+    if (when && (!t->pay_at || when < t->pay_at))
+        t->pay_at = when;
+}
+
 bool sd_threads_settle(struct sd_device *d)
 {
     struct sd_threads *t = d->threads;
@@ -136,6 +142,7 @@ bool sd_threads_settle(struct sd_device *d)
             }
             barrier |= arm(m);
             owing |= owes(m);
+            look_at(t, sd_mirrored_held(m, false)); /* [C3]: armed in an earlier round, or there is another one */
         }
     if (barrier)
         sd_py_membarrier(); /* [W1] [W2] */
@@ -143,7 +150,7 @@ bool sd_threads_settle(struct sd_device *d)
         sd_device_arm(d);
         t->cq_armed = again = true;
     }
-    if (owing && !t->pay_at)
-        t->pay_at = sd_verbs_now() + CREDIT_NS;
+    if (owing)
+        look_at(t, sd_verbs_now() + CREDIT_NS);
     return !again && !barrier;
 }

@@ -175,6 +175,7 @@ static int carry(struct sd_queue *q, struct sd_mirrored *m)
 
     if (load_rlx(&out->bell))
         atomic_exchange(&out->bell, 0); /* [B1] who nudges from here on has news that we have not seen */
+    sd_mirrored_held(m, false);
     tail = load_acq(&out->tail);        /* [R1] */
     base = load_acq(&out->base);        /* [R3] */
     left = tail - m->sent;
