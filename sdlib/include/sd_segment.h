@@ -48,11 +48,20 @@ struct sd_dir {
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
     uint32_t pad5[14];
-    /* line 5, both, by exchange: 1 while a doorbell byte of this direction's TCP stream is unread, 2 while a consumer with company is about to eat it. */
+    /* line 5, both, by locked instructions: enum sd_bell. */
     SD_ATOMIC uint32_t bell;
     uint32_t pad6;
     SD_ATOMIC uint64_t rung_at;     /* producer: TSC when it last rang; only for learning how long to spin */
     uint32_t pad8[12];
+};
+
+/* Doorbell bytes of a direction's TCP stream, unread or on their way ([B1] to [B3], ring/bell.h). */
+enum sd_bell {
+    SD_BELL_NONE = 0,
+    SD_BELL_RUNG = 1,    /* one; nobody sends another */
+    SD_BELL_CLAIMED = 2, /* one, which a consumer with company is about to eat */
+    SD_BELL_HEARD = 3,   /* one, which stays for others; the next poster sends another */
+    SD_BELL_AGAIN = 4,   /* two; nobody sends another */
 };
 
 enum sd_go_back {

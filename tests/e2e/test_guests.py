@@ -182,7 +182,8 @@ def test_no_sleep_on_the_ring_where_the_kernel_has_news(runner: Runner) -> None:
         assert report.raw["counters"]["naps"] < 4, str(report)
 
 
-@pytest.mark.parametrize("what", ["answer", "poll", "peek", "mod", "del", "same", "fork"])
+@pytest.mark.parametrize("what", ["answer", "poll", "peek", "mod", "del", "same", "fork", "exclusive",
+                                  "exclusive-fork"])
 def test_a_doorbell_that_another_thread_takes_away(what: str, runner: Runner, guests: Guests) -> None:
     program = runner.run(guests("bell_takers"), what)
     assert program.stdout == b"ok\n"

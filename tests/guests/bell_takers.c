@@ -5,7 +5,8 @@
  *   bell_takers WHAT
  *
  * A client writes to some of the connections at a time and waits until all of it has come back. Beside the thread that serves them another one does WHAT
- * with one half of them: answer, which leaves neither bytes nor doorbell; poll, which eats the doorbell; peek; mod and del, which change the set; same, which waits on the same set; fork, whose child polls.
+ * with one half of them: answer, which leaves neither bytes nor doorbell; poll, which eats the doorbell; peek; mod and del, which change the set; same, which waits on the same set; fork, whose child polls;
+ * exclusive, which looks at a set of its own without sleeping, where both sets have them with EPOLLEXCLUSIVE; exclusive-fork, whose child does so.
  */
 #include <pthread.h>
 #include <sys/epoll.h>
@@ -15,7 +16,8 @@
 #define ROUNDS 1500
 
 static const char *what;
-static int fds[CONNECTIONS], ep;
+static uint32_t flags;
+static int fds[CONNECTIONS], ep, own; /* own: the set of who looks */
 static volatile bool over;
 
 static void ctl(int op, int fd, uint32_t events)
@@ -59,6 +61,22 @@ static void poll_all(void)
     CHECK(poll(p, CONNECTIONS, 0) >= 0);
 }
 
+/* A set of its own. */
+static void look(void)
+{
+    struct epoll_event ev[CONNECTIONS];
+    CHECK(epoll_wait(own, ev, CONNECTIONS, 0) >= 0);
+}
+
+static void open_own(void)
+{
+    int sleeps = ep;
+    CHECK((own = ep = epoll_create1(0)) >= 0);
+    for (int i = 0; i < CONNECTIONS; i++)
+        ctl(EPOLL_CTL_ADD, fds[i], EPOLLIN | flags);
+    ep = sleeps;
+}
+
 static void take(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
@@ -75,6 +93,8 @@ static void take(int fd)
     } else if (!strcmp(what, "del")) {
         ctl(EPOLL_CTL_DEL, fd, 0);
         ctl(EPOLL_CTL_ADD, fd, EPOLLIN);
+    } else if (flags) {
+        look();
     } else if (!strcmp(what, "same")) {
         serve_once(1);
     } else {
@@ -99,6 +119,20 @@ static void *taker(void *arg)
     return arg;
 }
 
+static void look_in_child(void)
+{
+    pid_t parent = getpid(), child = fork();
+    CHECK(child >= 0);
+    if (child)
+        return;
+    open_own();
+    while (getppid() == parent) {
+        look();
+        usleep(20);
+    }
+    _exit(0);
+}
+
 static void server(int listener)
 {
     pthread_t thread[2];
@@ -111,7 +145,14 @@ static void server(int listener)
         }
     CHECK((ep = epoll_create1(0)) >= 0);
     for (int i = 0; i < CONNECTIONS; i++)
-        ctl(EPOLL_CTL_ADD, fds[i], EPOLLIN);
+        ctl(EPOLL_CTL_ADD, fds[i], EPOLLIN | flags);
+    if (flags && !strchr(what, '-'))
+        open_own();
+    if (strchr(what, '-')) {
+        look_in_child();
+        serve(NULL);
+        return;
+    }
     CHECK(pthread_create(&thread[0], NULL, serve, NULL) == 0);
     CHECK(pthread_create(&thread[1], NULL, taker, NULL) == 0);
     CHECK(pthread_join(thread[0], NULL) == 0 && pthread_join(thread[1], NULL) == 0);
@@ -160,6 +201,7 @@ int main(int argc, char **argv)
     int listener = socket(AF_INET, SOCK_STREAM, 0), status;
 
     what = argc > 1 ? argv[1] : "poll";
+    flags = !strncmp(what, "exclusive", 9) ? EPOLLEXCLUSIVE : 0;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, CONNECTIONS) == 0);
     CHECK(getsockname(listener, (struct sockaddr *)&at, &len) == 0);

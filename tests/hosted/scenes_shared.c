@@ -90,7 +90,16 @@ static void in_company_room_late(void)
     w.net.dir[0].written = 1;
 }
 
+/* It waits exclusively, and is chosen; no thread of the looker's own process sleeps. */
+static void in_company_exclusive(void)
+{
+    in_company();
+    *(u32 *)&w.sock[1].parked = 0;
+    w.block[1].exclusive = 1;
+}
+
 static void a_sends_1(void) { put(0, "a", 0); }
+static void a_sends_twice(void) { put(0, "a", 0), put(0, "b", 0); }
 static void a_takes_4(void) { take(0, 4, 0); }
 
 static void b_only_looks(void)
@@ -104,6 +113,54 @@ static void sleeper_would_see_it(void)
 {
     if (!net_bells_unread(0))
         host_fail("a sleeper would sleep on");
+}
+
+/* [B3] Who sleeps for an edge knows of the bytes that are there, takes none, and hears of each that comes. As epoll_wait does it (ep_hot.c); of the kernel's edges
+ * it is enough that whatever arrives is one. */
+static bool edge(long seen) { return w.net.dir[0].arrived > (u32)seen; }
+
+static u64 published(void) { return load_acq(&w.seg.dir[0].tail) + 3; }
+
+/* One byte is there, and its doorbell, of which everybody has been told. */
+static void in_company_known(void)
+{
+    in_company();
+    *(u64 *)&w.seg.dir[0].tail += 1;
+    w.sock[0].e.tx_ring[1] = 'k';
+    *(u32 *)&w.seg.dir[0].bell = SD_BELL_RUNG;
+    w.net.dir[0].written = w.net.dir[0].arrived = 1;
+}
+
+static void edges_until(u64 last)
+{
+    struct sock *s = &w.sock[1];
+    u64 known = 1;
+    u32 heard = 1;
+
+    while (known < last) {
+        u32 armed = sd_arm(s, POLLIN);
+        if (sd_bell_stays(s))
+            sd_bell_was_heard(s, FD_OF(1));
+        else if (sd_bell_due(&s->e))
+            heard = w.net.dir[0].read; /* the kernel is asked anew, and tells of what lies there */
+        sd_membarrier();
+        if (published() == known)
+            host_wait(edge, heard, false);
+        sd_disarm(s, armed);
+        heard = w.net.dir[0].arrived;
+        known = published();
+        sd_look_at_kernel(s, FD_OF(1));
+    }
+}
+
+static void edges_until_2(void) { edges_until(2); }
+static void edges_until_3(void) { edges_until(3); }
+static void b_looks_once(void) { sd_look_at_kernel(&w.sock[1], FD_OF(1)); }
+static void b_takes_1(void)
+{
+    sd_part_of(sd_self());
+    if (take(1, 1, MSG_DONTWAIT) == -EAGAIN)
+        sd_look_at_kernel(&w.sock[1], FD_OF(1));
 }
 
 /* ---------------------------------------------------------- two that sleep */
@@ -180,6 +237,10 @@ const struct scenario scenes_shared[] = {
     {"company-late", in_company_late, {a_sends_1, b_only_looks}, sleeper_would_see_it},
     {"company-room", in_company_room, {a_takes_4, b_only_looks}, sleeper_would_see_it},
     {"company-room-late", in_company_room_late, {a_takes_4, b_only_looks}, sleeper_would_see_it},
+    {"company-exclusive", in_company_exclusive, {a_sends_1, b_only_looks}, sleeper_would_see_it},
+    {"company-edge", in_company_known, {a_sends_twice, edges_until_3}, sleeper_would_see_it},
+    {"company-edge-looks", in_company_known, {a_sends_1, edges_until_2, b_looks_once}, sleeper_would_see_it},
+    {"company-edge-taken", in_company_known, {a_sends_1, edges_until_2, b_takes_1}, sleeper_would_see_it},
     {"sleepers", two_sleepers, {a_publishes_both, gets_1, gets_1}, both_were_read},
     {"sleepers-poll", two_sleepers, {a_publishes_both, gets_1, polls_for_1}, both_were_read},
     {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 4},

@@ -327,7 +327,7 @@ static bool arm(struct reg *r, u64 name)
 
 static u32 waited_for(const struct reg *r)
 {
-    return reg_wanted(r) | (r->want & (EPOLLEXCLUSIVE | EPOLLET));
+    return reg_wanted(r) | (r->want & EPOLLET);
 }
 
 /* The name of the sleep that is about to begin, 0: it has none. */

@@ -22,7 +22,7 @@ bool sd_recall_begin(void *segment, uint32_t side, struct sd_recalled *r)
     r->bytes -= rung > 0;
     r->at = (load_rlx(&tx->head) - load_rlx(&tx->base) + (rung > 0)) & (r->ring_bytes - 1);
     atomic_fetch_or(&tx->prod_hint, SD_HINT_LEAVING);                                 /* [S4] */
-    r->ring = !unread && load_rlx(&rx->tx_armed) && atomic_exchange(&tx->bell, 1) == 0; /* it waits for room: the last bell */
+    r->ring = !unread && load_rlx(&rx->tx_armed) && sd_bell_take_of(tx); /* it waits for room: the last bell */
     return true;
 }
 
@@ -34,7 +34,7 @@ void sd_back_begin(void *segment, uint32_t side, struct sd_recalled *r)
         return;
     r->bytes = 0; /* the peer reads the ring to its end */
     atomic_fetch_or(&tx->prod_hint, SD_HINT_LEAVING);
-    r->ring = atomic_exchange(&tx->bell, 1) == 0; /* whether it waits for room or for bytes, it shall hear of it */
+    r->ring = sd_bell_take_of(tx); /* whether it waits for room or for bytes, it shall hear of it */
 }
 
 void sd_back_end(void *segment, uint32_t side, uint64_t tcp_pos)

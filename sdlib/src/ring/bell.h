@@ -28,10 +28,14 @@
  *        for. So it stays as long as there are bytes in the ring, or room in the other one that somebody waits for: the kernel's readiness is the ring's. Who finds none: word 1 -> 2, looks again, and eats
  *        only then; a poster that finds 2 sends another byte. Either its exchange comes before the claim, then the second look sees what it has
  *        published, or behind it.
+ *   [B3] heard: a byte that stays wakes nobody who knows of it already and waits for more, by an edge, nor the next one of those that wait exclusively. So
+ *        such a one says that it was heard, word 1 -> 3, and the next poster sends another byte: 3 -> 4. Both change the word by locked
+ *        instructions: either the poster was first, and what it has published is seen by whoever looks behind 1 -> 3, or it rings. There are never
+ *        more than two: 4 -> 3 by who has eaten one of them. Nobody needs to claim 3 before he looks for the last time, for at 3 posters ring anyhow.
  *
  * Because 1 is stored before the byte is sent and 0 only after it was eaten: while the word is 0 there is no doorbell on that stream, and
  * while it is 1 the next byte that arrives there behind the switch is one. A receiver that eats a byte only if it saw 1 *before* it
- * asked the kernel never eats a byte of the program. A poster that could not send puts 0 back itself; it is known to be ringing
+ * asked the kernel never eats a byte of the program. A poster that could not send puts back what was there; it is known to be ringing
  * from take to send, so that going back to TCP cannot come in between.
  *
  * Armed words are counts. A waiter that is killed leaves its count behind: bells more than needed, never one less.
@@ -140,15 +144,29 @@ static inline bool sd_room_wanted(const struct sd_end *e)
            (load_rlx(&e->rx->tail) - load_rlx(&e->rx->head)) * 2 <= e->bytes;
 }
 
+#define SD_BELL_TRIES 16 /* of a word that a hostile peer keeps changing */
+
 /* True: this caller, and nobody else, has to send one byte now, or to give the word back. */
-static inline bool sd_bell_take(const struct sd_end *e)
+static inline bool sd_bell_take_of(struct sd_dir *d)
 {
-    return atomic_exchange(&e->tx->bell, 1) != 1; /* [B1] [B2] */
+    for (u32 i = 0; i < SD_BELL_TRIES; i++) {
+        u32 was = load_rlx(&d->bell), now = was >= SD_BELL_HEARD ? SD_BELL_AGAIN : SD_BELL_RUNG;
+        if (cas_u32(&d->bell, was, now)) /* [B1] [B2] [B3]: also where nothing changes */
+            return was != now;
+    }
+    return atomic_exchange(&d->bell, SD_BELL_RUNG) != SD_BELL_RUNG;
 }
 
+static inline bool sd_bell_take(const struct sd_end *e)
+{
+    return sd_bell_take_of(e->tx);
+}
+
+/* No byte was sent. */
 static inline void sd_bell_give_back(const struct sd_end *e)
 {
-    store_rel(&e->tx->bell, 0); /* no byte was sent */
+    if (likely(!cas_u32(&e->tx->bell, SD_BELL_AGAIN, SD_BELL_HEARD)))
+        store_rel(&e->tx->bell, SD_BELL_NONE);
 }
 
 /* ---- the receiver of bells */
@@ -156,30 +174,60 @@ static inline void sd_bell_give_back(const struct sd_end *e)
 /* To be asked before the kernel is: then the next byte is a doorbell, if there is one. */
 static inline bool sd_bell_due(const struct sd_end *e)
 {
-    return load_acq(&e->rx->bell) != 0;
+    return load_acq(&e->rx->bell) != SD_BELL_NONE;
 }
 
-/* [B2] With company. True: eat it, then sd_bell_ate(), or leave it, sd_bell_leave(). A full barrier. */
-static inline bool sd_bell_claim(const struct sd_end *e)
+/* How many are unread, once all have arrived. */
+static inline u32 sd_bells_unread(const struct sd_dir *rx)
 {
-    return cas_u32(&e->rx->bell, 1, 2);
+    u32 word = load_acq(&rx->bell);
+
+    return word == SD_BELL_NONE ? 0 : word == SD_BELL_AGAIN ? 2 : 1;
+}
+
+/* [B2] With company. Look again, then eat it and call sd_bell_ate(), or sd_bell_leave(). Says by what it is held: HEARD, of which others may come to know
+ * meanwhile, CLAIMED, also by one that has died, or 0: there are two. A full barrier, if need be. */
+static inline u32 sd_bell_claim(const struct sd_end *e)
+{
+    u32 word = SD_BELL_RUNG;
+
+    for (u32 i = 0; i < SD_BELL_TRIES && word == SD_BELL_RUNG; i++) {
+        word = load_acq(&e->rx->bell);
+        if (word == SD_BELL_RUNG && cas_u32(&e->rx->bell, SD_BELL_RUNG, SD_BELL_CLAIMED))
+            return SD_BELL_CLAIMED;
+    }
+    return word == SD_BELL_HEARD || word == SD_BELL_CLAIMED ? word : 0;
+}
+
+/* Of two of them one was eaten. */
+static inline bool sd_bell_one_less(const struct sd_end *e, u32 left)
+{
+    return cas_u32(&e->rx->bell, SD_BELL_AGAIN, left);
 }
 
 /* Both fail, rightly, if there is a new one meanwhile. */
-static inline void sd_bell_ate(const struct sd_end *e)
+static inline void sd_bell_ate(const struct sd_end *e, u32 claimed)
 {
-    cas_u32(&e->rx->bell, 2, 0);
+    if (!cas_u32(&e->rx->bell, claimed, SD_BELL_NONE) && claimed == SD_BELL_HEARD)
+        sd_bell_one_less(e, SD_BELL_RUNG);
 }
 
 static inline void sd_bell_leave(const struct sd_end *e)
 {
-    cas_u32(&e->rx->bell, 2, 1);
+    cas_u32(&e->rx->bell, SD_BELL_CLAIMED, SD_BELL_HEARD); /* 1 would take back what somebody has said meanwhile [B3] */
+}
+
+/* [B3] Whoever posts from here on rings. False: there are two already. */
+static inline bool sd_bell_hear(const struct sd_end *e)
+{
+    return cas_u32(&e->rx->bell, SD_BELL_RUNG, SD_BELL_HEARD) || load_acq(&e->rx->bell) != SD_BELL_AGAIN;
 }
 
 /* After the byte was read. A full barrier: whoever looks at the ring next sees what the bell was for. */
 static inline void sd_bell_eaten(const struct sd_end *e)
 {
-    atomic_exchange(&e->rx->bell, 0); /* [B1] */
+    if (likely(!sd_bell_one_less(e, SD_BELL_RUNG))) /* the other one is to be eaten, too */
+        atomic_exchange(&e->rx->bell, SD_BELL_NONE); /* [B1] */
 }
 
 #endif

@@ -5,8 +5,8 @@
  *   [S1] sw_ring: the producer writes all TCP bytes up to its stream position N, publishes N, and stores the first byte in the ring only
  *        after that. The consumer reads TCP until its own position is N, then the ring. What comes on TCP behind N are doorbells (bell.h).
  *   [S2] sw_back: the producer notes in sw_back_at where its bytes in the ring end, publishes its TCP position (bells counted) in sw_back,
- *        and only then writes to TCP again. The consumer drains the ring up to there, reads TCP up to that position (at most one
- *        bell can be there), and goes on with TCP. Final: in a segment a direction switches up once and back once.
+ *        and only then writes to TCP again. The consumer drains the ring up to there, reads TCP up to that position (only
+ *        doorbells can be there), and goes on with TCP. Final: in a segment a direction switches up once and back once.
  *   [S3] attached: an end that has both rings mapped, and whose threads are all out of receives that know nothing of rings, says so. A
  *        direction switches only after both have: a doorbell that the receiver takes for a byte of the program would be one.
  *   [S4] leaving: once a direction is back it can ring no bells, and who waits for room in the other direction would sleep for ever. So

@@ -165,7 +165,7 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
 
 static bool company(const struct sock *s)
 {
-    return sd_shared(s) && (load_rlx(&s->b->users) > 1 || load_rlx(&s->parked)) && !s->b->exclusive;
+    return sd_shared(s) && (load_rlx(&s->b->users) > 1 || load_rlx(&s->parked) || s->b->exclusive);
 }
 
 /* [B2] Somebody waits for room, and there is as much as makes a socket writable (ready.c). What was armed by a send that was told EAGAIN, and by a poll
@@ -185,22 +185,53 @@ static bool unseen(const struct sock *s)
 
 bool sd_bell_stays(const struct sock *s)
 {
-    if (likely(!sd_shared(s)) || !sd_bell_due(&s->e))
-        return false;
-    return s->b->exclusive ? sd_sleepers(s) : company(s) && unseen(s);
+    return unlikely(sd_shared(s)) && sd_bell_due(&s->e) && company(s) && unseen(s);
+}
+
+/* Inside. The kernel has a second byte: what it is behind the first one is known by `back`, looked at afterwards. */
+static bool is_doubled(const struct sock *s, int fd)
+{
+    u8 two[2];
+
+    return SYS6(__NR_recvfrom, fd, two, 2, MSG_DONTWAIT | MSG_PEEK, 0, 0) == 2 && !sd_back_published(&s->e);
+}
+
+/* [B3] Inside. One of two bells is eaten, or both are on the way and will be heard. */
+static void eat_second(struct sock *s, int fd, struct sd_hold *h)
+{
+    u8 byte;
+
+    if (is_doubled(s, fd) && sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) == 1 && sd_bell_one_less(&s->e, SD_BELL_HEARD))
+        COUNT_OF(s, bells_rx);
+}
+
+void sd_bell_was_heard(struct sock *s, int fd)
+{
+    struct sd_hold h;
+
+    if (sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_bell_hear(&s->e))
+        return;
+    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e))
+        eat_second(s, fd, &h);
+    sd_leave(&h);
 }
 
 /* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. `over`: the end stands behind the doorbell. */
 static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
 {
-    bool bell = sd_bell_due(&s->e) && !sd_is_far(s), claimed;
+    bool bell = sd_bell_due(&s->e) && !sd_is_far(s), kept;
+    u32 claimed;
     u8 byte;
     long r;
 
     if (bell && sd_back_published(&s->e))
         bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
-    claimed = bell && company(s) && sd_bell_claim(&s->e);
-    if (claimed && !over && unseen(s)) {
+    if (bell && sd_bells_unread(s->e.rx) > 1)
+        eat_second(s, fd, h);
+    kept = bell && company(s);
+    claimed = kept ? sd_bell_claim(&s->e) : 0;
+    if (kept && !over && unseen(s)) {
         sd_bell_leave(&s->e);
         return false;
     }
@@ -210,7 +241,7 @@ static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
     } else {
         r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
         if (claimed)
-            r == 1 ? sd_bell_ate(&s->e) : sd_bell_leave(&s->e);
+            r == 1 ? sd_bell_ate(&s->e, claimed) : sd_bell_leave(&s->e);
         else if (r == 1 && bell)
             sd_bell_eaten(&s->e);
         else if (r == 1 && !sd_back_published(&s->e) && !sd_bell_due(&s->e))
@@ -238,8 +269,11 @@ void sd_look_at_kernel(struct sock *s, int fd)
         struct pollfd p = {fd, POLLRDHUP, 0};
         struct timespec64 zero = {0, 0};
         over = SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) > 0;
-        if (!over)
+        if (!over) {
+            if (unlikely(s->b->exclusive))
+                sd_bell_was_heard(s, fd);
             return;
+        }
     }
     s->kcheck &= ~1u;
     s->checked_tsc = sd_tsc();

@@ -202,10 +202,6 @@ bool sd_needs_timer(const struct sock *s, u32 want)
     if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
-        /* Who is woken exclusively eats the doorbell, and does not know of sleepers elsewhere. (They themselves are woken by the next one, as by the
-         * next bytes.) */
-        if (unlikely(b->exclusive) && !(want & EPOLLEXCLUSIVE) && load_rlx(&b->users) > 1)
-            return true;
         /* An edge that follows unread bytes, or more of them, has no doorbell of its own while the last one stays for others. */
         if (((want & EPOLLET) || low_on_ring(s) || stays_for_room(s)) && sd_bell_stays(s))
             return true;

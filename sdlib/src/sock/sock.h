@@ -106,6 +106,7 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more); /* insid
 void sd_ring_bell(struct sock *s, int fd);
 void sd_ring_bell_late(struct sock *s, int fd); /* the kernel holds it back as it would hold bytes back; sd_uncork() */
 void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
+void sd_bell_was_heard(struct sock *s, int fd); /* [B3] it stays for others, and we wait for the next one */
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
 long sd_park(struct sock *s, int fd, u64 sleeper); /* between sd_sleeper_enter and _leave */
 void sd_latch_end(struct sock *s, int fd, u32 err); /* the kernel has said FIN (0) or an error, and will not say it again */

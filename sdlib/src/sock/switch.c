@@ -78,11 +78,11 @@ static bool fin_counted(struct sock *s, int fd, i64 received, i32 unread, u64 sw
     return err == EPIPE;
 }
 
-/* Nothing arrives any more. On the ring, what is unread is at most a doorbell. Before the switch, and with no way back behind it, all that is
+/* Nothing arrives any more. On the ring, what is unread in front of the way back are doorbells. Before the switch, and with no way back behind it, all that is
  * unread but a doorbell comes before the switch. */
 static i64 closed_rx_pos(struct sock *s, int fd, i64 received, i32 unread)
 {
-    u64 bell = unread > 0 && sd_bell_due(&s->e), sw = load_acq(&s->e.rx->sw_ring), back = load_acq(&s->e.rx->sw_back); /* [S1] [S2] */
+    u64 bell = unread > 0 ? min_u64((u64)unread, sd_bells_unread(s->e.rx)) : 0, sw = load_acq(&s->e.rx->sw_ring), back = load_acq(&s->e.rx->sw_back); /* [S1] [S2] */
     i64 pos;
 
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
