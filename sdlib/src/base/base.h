@@ -81,7 +81,37 @@ static inline bool cas_u32(_Atomic u32 *p, u32 want, u32 val)
 {
     return atomic_compare_exchange_strong(p, &want, val);
 }
+
+/* The same two against other threads of this process only. Where there are none a handler may still come in between, but no other CPU. */
+static inline bool cas_own(_Atomic u32 *p, u32 want, u32 val, bool alone)
+{
+    bool ok;
+
+    if (!alone)
+        return cas_u32(p, want, val);
+    __asm__ volatile("cmpxchgl %3, %1" : "=@ccz"(ok), "+m"(*p), "+a"(want) : "r"(val) : "memory");
+    return ok;
+}
+
+/* What it was before. */
+static inline u32 add_own(_Atomic u32 *p, u32 n, bool alone)
+{
+    if (!alone)
+        return atomic_fetch_add(p, n);
+    __asm__ volatile("xaddl %0, %1" : "+r"(n), "+m"(*p) : : "memory", "cc");
+    return n;
+}
 #endif
+
+/* Words, as many as the compiler knows; a string instruction takes longer to begin than these. */
+static inline __attribute__((always_inline)) void sd_zero_words(void *dst, u64 bytes)
+{
+    u64 *at = dst;
+
+#pragma GCC unroll 32
+    for (u64 i = 0; i < bytes / 8; i++)
+        at[i] = 0;
+}
 
 /* v in decimal at `at`, which has room for 11 characters, and a 0 behind; returns its length. For names in /proc. */
 static inline u32 sd_decimal(char *at, u32 v)

@@ -96,7 +96,7 @@ static struct sd_block *claim(u32 n, u32 i, u32 *id)
     if (load_rlx(&b->state) != SD_BLOCK_FREE || !cas_u32(&b->state, SD_BLOCK_FREE, SD_BLOCK_TCP))
         return NULL;
     u32 gen = load_rlx(&b->gen);
-    sd_zero((u8 *)b + 8, sizeof *b - 8);
+    sd_zero_words((u8 *)b + 8, sizeof *b - 8);
     store_rlx(&b->gen, gen);
     store_rlx(&b->users, 1);
     b->owner_pid = g.pid;
@@ -169,7 +169,7 @@ void sd_block_drop(struct sock *s)
     struct sd_block *b = s->b;
     u32 st = load_rlx(&b->state);
 
-    if (atomic_fetch_sub(&b->users, 1) != 1)
+    if (load_acq(&b->users) != 1 && atomic_fetch_sub(&b->users, 1) != 1) /* who has it alone is the only one who could give it to others */
         return; /* another process goes on with it and counts it */
     fold_bytes(b);
     if (sd_tracing(SD_TRACE_BYTES))
@@ -179,7 +179,7 @@ void sd_block_drop(struct sock *s)
     if (st == SD_BLOCK_OFFERED || st == SD_BLOCK_PAIRED)
         sd_hypercall(SD_HC_WITHDRAW, sd_sock_name(s), 1);
     b->established = 0;
-    atomic_fetch_add(&b->gen, 1);
+    store_rel(&b->gen, load_rlx(&b->gen) + 1); /* nobody else writes it */
     store_rel(&b->state, SD_BLOCK_FREE);
     if (st == SD_BLOCK_TCP) /* the supervisor may still have to clear up behind others */
         last_freed = 1 + s->id;

@@ -87,7 +87,7 @@ static void sock_release(struct sock *s)
         s->seg = NULL;
     }
     s->b = NULL;
-    while (!cas_u32(&pool_lock, 0, 1))
+    while (!cas_own(&pool_lock, 0, 1, !g.mt))
         SYS0(__NR_sched_yield);
     s->next_free = free_list;
     free_list = s;
@@ -113,8 +113,6 @@ void sd_sock_let_go(struct sock *s)
 /* The table does not lead to s any more. Frees it unless some thread is inside: that one does it then. */
 NOINLINE void sd_sock_reap(struct sock *s)
 {
-    u32 one = 1;
-
     if (load_acq(&s->held))
         return; /* [F3] */
     if (g.mt) {
@@ -122,7 +120,7 @@ NOINLINE void sd_sock_reap(struct sock *s)
         if (in_use(s))
             return;
     }
-    if (atomic_compare_exchange_strong(&s->dead, &one, 2)) {
+    if (cas_own(&s->dead, 1, 2, !g.mt)) {
         sd_block_drop(s);
         sock_release(s);
     }
@@ -147,7 +145,7 @@ static struct sock *pool_get(void)
 {
     struct sock *s = NULL;
 
-    while (!cas_u32(&pool_lock, 0, 1))
+    while (!cas_own(&pool_lock, 0, 1, !g.mt))
         SYS0(__NR_sched_yield);
     if (free_list) {
         s = free_list;
@@ -219,7 +217,7 @@ void sd_fd_install(int fd, struct sock *s)
 {
     if ((u32)fd >= FD_MAX)
         return; /* stays on the kernel: the table does not reach that far */
-    atomic_fetch_add(&s->refs, 1);
+    add_own(&s->refs, 1, !g.mt);
     sd_fdent[fd] = s->ent;
     if ((u32)fd >= fd_top)
         fd_top = (u32)fd + 1;
@@ -237,15 +235,14 @@ void sd_fd_forget(u64 fd)
 void sd_fd_remove(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);
-    u32 zero = 0;
 
     if (fd >= FD_MAX)
         return;
     *(volatile u8 *)&sd_fdkind[fd] = 0;
     *(volatile u32 *)&sd_fdent[fd] = 0;
-    if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
+    if (!s || add_own(&s->refs, -1u, !g.mt) != 1)
         return;
-    atomic_compare_exchange_strong(&s->dead, &zero, 1); /* [F1] */
+    cas_own(&s->dead, 0, 1, !g.mt); /* [F1] */
     sd_sock_reap(s);
 }
 
