@@ -6,7 +6,7 @@
 
 struct sd_config hosted_config = {.accel = 1, .upgrade = SD_UPGRADE_NEVER};
 static struct sd_proc proc;
-struct sd_global g = {.proc = &proc, .cfg = &hosted_config, .tsc_per_us = 1};
+struct sd_global g = {.pid = 99, .proc = &proc, .cfg = &hosted_config, .tsc_per_us = 1};
 u8 sd_fdkind[65536];
 u32 sd_fdent[65536];
 
@@ -17,21 +17,23 @@ bool hosted_supervised;
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
 void sd_given_alone(struct sock *s, int fd) { (void)s, (void)fd; }
-void sd_ep_changed(struct sock *s) { (void)s; }
-void sd_ep_follow(void) { }
-void sd_ep_touched(struct sock *s) { (void)s; }
-void sd_ep_joined(struct sock *s) { (void)s; }
-void sd_ep_full(struct sock *s) { (void)s; }
 struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }
 void sd_sock_put(struct sock *s) { (void)s; }
-void sd_sock_let_go(struct sock *s) { (void)s; }
 bool sd_option_keeps(int fd) { return (void)fd, false; }
 void sd_inq_set(struct sock *s, int fd) { (void)s, (void)fd; }
-void sd_sock_reap(struct sock *s) { (void)s; }
-void *sd_epoll_of(u64 fd) { return (void)fd, NULL; }
-bool sd_ep_peek(void *ep) { return (void)ep, false; }
-bool sd_ep_park(void *ep) { return (void)ep, false; }
-void *sd_alloc(u64 bytes) { return (void)bytes, NULL; }
-void sd_free(void *p, u64 bytes) { (void)p, (void)bytes; }
+
+/* As in fd.c, but for the marks of those who are inside: who touches it then, dies. */
+void sd_sock_reap(struct sock *s)
+{
+    if (load_acq(&s->dead) && !load_acq(&s->held))
+        s->b = NULL;
+}
+
+void sd_sock_let_go(struct sock *s)
+{
+    if (atomic_fetch_sub(&s->held, 1) == 1 && load_acq(&s->dead))
+        sd_sock_reap(s);
+}
+
 u32 sd_fd_top(void) { return FD_OF(SIDES); }
 u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out) { return (void)user_set, (void)size, (void)out, 0; }

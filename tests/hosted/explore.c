@@ -46,6 +46,7 @@ struct thread {
 
 struct programs prog;
 static struct thread th[THREADS];
+extern u8 __start_hosted_state[], __stop_hosted_state[]; /* what ep_*.c have of their own; hostedbuild.py puts it there */
 static u8 stacks[THREADS][STACK_BYTES] __attribute__((aligned(64)));
 static const char *at[THREADS]; /* for traces only */
 static const volatile void *at_p[THREADS];
@@ -134,8 +135,12 @@ static void first_step(void)
     abort();
 }
 
+static bool begun; /* before, while a scenario is set up, there is nobody else */
+
 static void point(const char *what, const volatile void *p)
 {
+    if (!begun)
+        return;
     at[cur] = what;
     at_p[cur] = p;
     to_scheduler();
@@ -143,6 +148,7 @@ static void point(const char *what, const volatile void *p)
 
 u32 mc_thread(void) { return cur; }
 void mc_mark(u32 what) { marks[what]++; }
+void mc_got_on(void) { th[cur].spun = 0; }
 
 bool host_dead(u32 tid) { return tid - 100 < THREADS && prog.killed[tid - 100]; }
 
@@ -191,14 +197,25 @@ static void drain(u32 t)
 
 static const volatile void *shares[32];
 static u32 nshares;
+static bool shares_sets;
 
 void mc_share(const volatile void *p) { shares[nshares++] = p; }
+void mc_share_sets(void) { shares_sets = true; }
+
+static bool in_sets(const volatile u8 *b)
+{
+    return (b >= hosted_pool && b < hosted_pool + HOSTED_POOL) || (b >= __start_hosted_state && b < __stop_hosted_state);
+}
 
 /* Words that only one thread ever touches need no interleaving. */
 static bool shared(const volatile void *p)
 {
     const volatile u8 *b = p;
 
+    if (!begun)
+        return false;
+    if (shares_sets && in_sets(b))
+        return true;
     if (b >= (u8 *)&w.seg && b < (u8 *)(&w.seg + 1))
         return true;
     if (b >= (u8 *)prog.word && b < (u8 *)(prog.word + ARRAY_LEN(prog.word)))
@@ -247,7 +264,7 @@ u64 mc_rmw(volatile void *p, u32 size, enum mc_op op, u64 v)
         point("locked", p);
     drain(cur); /* also where the word is of no interest to others */
     old = peek_word(p, size);
-    poke_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : v);
+    poke_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : op == MC_AND ? old & v : v);
     if (shared(p) && peek_word(p, size) != old)
         host_changed();
     return old;
@@ -323,7 +340,7 @@ void host_wait(bool (*ready)(long), long arg, bool timed)
     struct thread *t = &th[cur];
 
     drain(cur);
-    if (ready && ready(arg) && t->spun++ > 1)
+    if (ready && ready(arg) && !prog.in_vain && t->spun++ > 1)
         host_fail("a lost wake-up: somebody looks again and again, and nothing changes");
     marks[timed ? MARK_TIMED : MARK_PARKED]++;
     *t = (struct thread){.state = WAITS, .timed = timed, .ready = ready, .arg = arg, .stale = t->stale, .spun = t->spun};
@@ -342,6 +359,8 @@ struct part {
     u64 n;
 };
 
+#define PARTS (7 + THREADS)
+
 static u32 parts_of(struct part *out)
 {
     u32 n = 0;
@@ -351,6 +370,8 @@ static u32 parts_of(struct part *out)
     out[n++] = (struct part){th, sizeof th};
     out[n++] = (struct part){(void *)hosted_area.told, sizeof hosted_area.told};
     out[n++] = (struct part){hosted_area.part, (THREADS + 1) * sizeof *hosted_area.part};
+    out[n++] = (struct part){__start_hosted_state, (u64)(__stop_hosted_state - __start_hosted_state)};
+    out[n++] = (struct part){hosted_pool, w.pool_used};
     for (u32 i = 0; i < THREADS; i++)
         if (sc->thread[i] && th[i].state != DONE)
             out[n++] = (struct part){(void *)th[i].sp, (u64)stacks[i] + STACK_BYTES - th[i].sp};
@@ -366,7 +387,7 @@ static u64 mix(u64 h, u64 v)
 /* Most of the explorer's time goes here: four chains, so that the multiplications overlap. */
 static u64 hash_state(void)
 {
-    struct part parts[5 + THREADS];
+    struct part parts[PARTS];
     u64 a = 0x9e3779b97f4a7c15, b = 0xbf58476d1ce4e5b9, c = 0x94d049bb133111eb, d = 0xd6e8feb86659fd93;
 
     for (u32 i = 0, n = parts_of(parts); i < n; i++) {
@@ -379,6 +400,8 @@ static u64 hash_state(void)
         }
         for (; p < end; p++)
             a = mix(a, *p);
+        if (parts[i].n & 4)
+            a = mix(a, *(const u32 *)p);
         a = mix(a, i); /* where one ends is part of what it says: stacks differ in length */
     }
     a = mix(mix(mix(a, b), c), d);
@@ -387,7 +410,7 @@ static u64 hash_state(void)
 
 static void save(struct frame *f)
 {
-    struct part parts[5 + THREADS];
+    struct part parts[PARTS];
     u32 n = parts_of(parts);
     u32 bytes = 0;
     u8 *to;
@@ -407,12 +430,12 @@ static void save(struct frame *f)
 static void restore(const struct frame *f)
 {
     const u8 *from = f->saved;
-    struct part parts[5 + THREADS];
+    struct part parts[PARTS];
 
     memcpy(&w, from, sizeof w);
     memcpy(&prog, from + sizeof w, sizeof prog);
     memcpy(th, from + sizeof w + sizeof prog, sizeof th);
-    for (u32 i = 0, n = parts_of(parts); i < n; from += parts[i++].n) /* now the stacks' extents are known */
+    for (u32 i = 0, n = parts_of(parts); i < n; from += parts[i++].n) /* now the extents of stacks and pool are known */
         memcpy(parts[i].p, from, parts[i].n);
 }
 
@@ -470,6 +493,7 @@ static void run(u32 t)
     g.proc->ctr[SD_CTR_calls_kernel] = 0; /* counts that the state has, or locals remember, would make every state new */
     for (u32 side = 0; side < SIDES; side++)
         w.block[side].parks = w.block[side].spins = w.block[side].spins_won = w.block[side].bells_tx = w.block[side].bells_rx = 0;
+    sets_forget_counts();
     mc_swap(&sched_sp, th[t].sp);
 }
 
@@ -561,10 +585,16 @@ static void start(const struct scenario *which)
     depth = 0;
     seen = ends = bells_sent = 0;
     nnames = nshares = 0;
+    shares_sets = begun = false;
     g.mt = 0;
+    g.tsc_per_us = 1;
+    cur = 0;
+    memset(__start_hosted_state, 0, (u64)(__stop_hosted_state - __start_hosted_state));
+    memset(hosted_pool, 0, sizeof hosted_pool);
     world_init(3, 4);
     bells_at_most = 1;
     sc->setup();
+    begun = true;
     for (u32 t = 0; t < THREADS; t++) {
         u64 *sp = (u64 *)(stacks[t] + STACK_BYTES);
         at[t] = NULL;

@@ -24,6 +24,7 @@ struct programs {
     u32 ngot[SIDES];
     u32 eof[SIDES];
     u32 killed[THREADS];           /* this thread runs no further: its process is dead */
+    u32 in_vain;                   /* somebody may look again and again, until another thread goes on */
     u32 all_switched;              /* from the start; then only those that sleep are armed */
     _Atomic u64 word[4];           /* shared words of scenarios that need no connection */
     u64 plain[2];                  /* what such words protect: torn if two are in there at once */
@@ -34,8 +35,10 @@ extern const struct scenario *const scenes[]; /* tables, each up to one without 
 
 void mc_name(const volatile void *p, const char *name); /* for traces */
 void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */
+void mc_share_sets(void);                               /* and at everything that epoll keeps of its sets */
 void mc_mark(u32 what);                                 /* this execution has been here: the report counts it */
 u32 mc_thread(void);
+void mc_got_on(void);                                   /* this thread's program: who looks again does not do so in vain */
 enum { MARK_PARKED, MARK_BACK, MARK_TIMED, MARK_AGAIN, MARKS };
 
 #endif

@@ -140,7 +140,7 @@ u64 mc_rmw(volatile void *p, u32 size, enum mc_op op, u64 v)
 
     come_in();
     old = get_word(p, size);
-    set_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : v);
+    set_word(p, size, op == MC_ADD ? old + v : op == MC_SUB ? old - v : op == MC_OR ? old | v : op == MC_AND ? old & v : v);
     return old;
 }
 

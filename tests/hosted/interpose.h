@@ -8,7 +8,7 @@
 #ifndef SD_INTERPOSE_H
 #define SD_INTERPOSE_H
 
-enum mc_op { MC_ADD, MC_SUB, MC_OR, MC_XCHG };
+enum mc_op { MC_ADD, MC_SUB, MC_OR, MC_AND, MC_XCHG };
 
 u64 mc_load(const volatile void *p, u32 size);
 void mc_store(volatile void *p, u32 size, u64 v);
@@ -28,6 +28,7 @@ void mc_bytes(void *dst, const void *src, u64 n);
 #undef atomic_fetch_add
 #undef atomic_fetch_sub
 #undef atomic_fetch_or
+#undef atomic_fetch_and
 #undef atomic_exchange
 #undef atomic_compare_exchange_strong
 #undef atomic_compare_exchange_weak
@@ -44,6 +45,7 @@ void mc_bytes(void *dst, const void *src, u64 n);
 #define atomic_fetch_add(p, v) ((MC_VAL(p))mc_rmw(p, sizeof *(p), MC_ADD, (u64)(v)))
 #define atomic_fetch_sub(p, v) ((MC_VAL(p))mc_rmw(p, sizeof *(p), MC_SUB, (u64)(v)))
 #define atomic_fetch_or(p, v) ((MC_VAL(p))mc_rmw(p, sizeof *(p), MC_OR, (u64)(v)))
+#define atomic_fetch_and(p, v) ((MC_VAL(p))mc_rmw(p, sizeof *(p), MC_AND, (u64)(v)))
 #define atomic_exchange(p, v) ((MC_VAL(p))mc_rmw(p, sizeof *(p), MC_XCHG, (u64)(v)))
 
 static inline void sd_fence(void) { mc_fence(); }

@@ -103,6 +103,7 @@ bool net_deliver(u32 dir)
         st->fin_arrived = 1;
     else
         return false;
+    sets_hear(!dir, st->fin_arrived ? POLLIN | POLLRDHUP : POLLIN);
     return true;
 }
 
@@ -175,10 +176,18 @@ static long recv_bytes(u32 side, u8 *p, u64 n, u32 flags)
     n = min_u64(n, st->arrived - st->read);
     __builtin_memcpy(p, st->data + st->read, n);
     if (!(flags & MSG_PEEK) && n) {
+        bool full = !writable(!side);
         st->read += (u32)n;
+        if (full)
+            sets_hear(!side, POLLOUT);
         host_changed();
     }
     return (long)n;
+}
+
+u32 net_ready(u32 side)
+{
+    return (readable(side) ? POLLIN : 0) | (writable(side) ? POLLOUT : 0) | (in(side)->fin_arrived ? POLLRDHUP : 0);
 }
 
 static long poll_now(struct pollfd *p, u64 n)
@@ -186,9 +195,8 @@ static long poll_now(struct pollfd *p, u64 n)
     long count = 0;
 
     for (u64 i = 0; i < n; i++) {
-        u32 side = SIDE_OF(p[i].fd);
-        p[i].revents = (int16_t)(((readable(side) ? POLLIN : 0) | (writable(side) ? POLLOUT : 0) |
-                                  (in(side)->fin_arrived ? POLLRDHUP : 0)) & p[i].events);
+        u32 is = p[i].fd >= SET_FD(0) ? set_ready(p[i].fd) ? POLLIN : 0 : net_ready(SIDE_OF(p[i].fd));
+        p[i].revents = (int16_t)(is & (u32)p[i].events);
         count += p[i].revents != 0;
     }
     return count;
@@ -281,7 +289,16 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
     case __NR_setsockopt:
     case __NR_getpid:
     case __NR_tgkill:
+    case __NR_rt_sigprocmask:
         return 0;
+    case __NR_epoll_create1:
+        return SET_FD(0);
+    case __NR_epoll_ctl:
+        host_point("epoll_ctl");
+        return sys_epoll_ctl(a, b, SIDE_OF(c), (const struct epoll_event *)d);
+    case __NR_epoll_pwait:
+        host_point("epoll_wait");
+        return sys_epoll_wait(a, (struct epoll_event *)b, c, d != 0, d > 0);
     case __NR_tkill:
         return host_dead((u32)a) ? -ESRCH : 0;
     case __NR_newfstatat: /* of the PID namespace: st_ino */

@@ -12,6 +12,9 @@
 #define HOSTED_THREADS 3
 #define FD_OF(side) (10 + (int)(side))
 #define SIDE_OF(fd) ((u32)((fd) - 10))
+#define SETS 1
+#define SET_FD(n) (20 + (int)(n))
+#define HOSTED_POOL 8192
 
 /* Direction d is written by side d. Bytes between `arrived` and `written` are on their way. */
 struct stream {
@@ -22,6 +25,19 @@ struct stream {
 
 struct connection {
     struct stream dir[SIDES];
+};
+
+/* An epoll set (kernel_epoll.c). */
+struct watch {
+    u64 data;
+    u32 mask, used;
+};
+
+struct set {
+    struct watch of[SIDES];
+    u32 line[SIDES]; /* sides that may be ready, in this order */
+    u64 n;
+    void *ep;        /* the library's */
 };
 
 struct futex {
@@ -38,6 +54,9 @@ struct world {
     u8 ring[SIDES][8]; /* tiny, so that full and wrapped are the usual case */
     u64 now_ns;        /* moves when a time-out ends */
     struct futex futex;
+    struct set set[SETS];
+    u64 pool_used;
+    u32 epoll_calls; /* of a scenario: what is not divisible by anything keeps the kernel from being asked out of turn */
     u64 reset;         /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
 };
@@ -56,11 +75,23 @@ void host_fail(const char *why);
 void world_init(u32 start_at_ring, u32 ring_bytes);
 bool net_deliver(u32 dir); /* one byte, or the FIN, arrives */
 u32 net_bells_unread(u32 dir);
+u32 net_ready(u32 side); /* POLL* */
 extern bool hosted_supervised; /* of a scenario: somebody hears of SD_HC_NUDGE, and pairs what is offered (around.c) */
 extern struct sd_config hosted_config;
 /* Of a scenario: what the segment that is mapped next has in it; what comes of a nudge. */
 extern void (*hosted_new_rings)(void), (*hosted_nudged)(void);
 extern u64 bells_sent; /* no part of the world: a statistic */
 extern u32 bells_at_most; /* in one direction at a time; 2 where one that is being eaten does not count */
+
+/* kernel_epoll.c */
+extern u8 hosted_pool[HOSTED_POOL];
+void sets_hear(u32 side, u32 what); /* something has happened to a socket */
+bool set_ready(long fd);
+void sets_forget(u32 side); /* it is closed */
+void sets_forget_counts(void);
+u32 sets_armed(u32 side); /* so many registrations are */
+struct epoll_event;
+long sys_epoll_ctl(long fd, long op, u32 side, const struct epoll_event *ev);
+long sys_epoll_wait(long fd, struct epoll_event *e, long max, bool sleeps, bool timed);
 
 #endif

@@ -75,6 +75,8 @@ long take(u32 side, u32 most, u32 flags)
             host_fail("a doorbell has reached the program");
         prog.got[side][prog.ngot[side]++] = bytes[i];
     }
+    if (r >= 0)
+        mc_got_on();
     if (r == 0 || (r == -ECONNRESET && w.reset))
         prog.eof[side] = 1;
     else if (r < 0 && r != -EAGAIN)
@@ -104,11 +106,11 @@ void wait_for(u32 side, u32 events)
         host_fail("poll has failed");
 }
 
-/* Counts that sleepers leave behind cost a doorbell for every message. One for room may stay, which whoever sees room takes back. */
+/* Counts that sleepers leave behind cost a doorbell for every message; what is registered in a set may stay armed. One for room may stay, which whoever sees room takes back. */
 static void nobody_is_armed(void)
 {
     for (u32 d = 0; d < SIDES; d++)
-        if (*(u32 *)&w.seg.dir[d].rx_armed || *(u32 *)&w.seg.dir[d].tx_armed != *(u32 *)&w.block[d].tx_wait)
+        if (*(u32 *)&w.seg.dir[d].rx_armed != sets_armed(!d) || *(u32 *)&w.seg.dir[d].tx_armed != *(u32 *)&w.block[d].tx_wait)
             host_fail("a sleeper has not taken back its count");
 }
 
@@ -141,7 +143,7 @@ void on_tcp(void)
 }
 
 /* Both directions have switched, nobody is armed. */
-void on_ring(void)
+void on_rings(void)
 {
     on_tcp();
     for (u32 i = 0; i < SIDES; i++) {
@@ -162,7 +164,7 @@ void tcp_bytes_on_the_way(void)
 
 void shared_by_threads(u32 side, u32 dir)
 {
-    on_ring();
+    on_rings();
     g.mt = 1;
     mc_share(&w.block[side].token[dir]);
     mc_name(&w.block[side].token[dir], "token");
@@ -174,4 +176,4 @@ void shared_by_threads(u32 side, u32 dir)
     }
 }
 
-const struct scenario *const scenes[] = {scenes_bells, scenes_moves, scenes_shared, scenes_again, NULL};
+const struct scenario *const scenes[] = {scenes_bells, scenes_moves, scenes_shared, scenes_again, scenes_epoll, NULL};

@@ -12,7 +12,7 @@
 
 /* Where scenarios begin. */
 void on_tcp(void);
-void on_ring(void);              /* both directions have switched, nobody is armed */
+void on_rings(void);             /* both directions have switched, nobody is armed */
 void tcp_bytes_on_the_way(void); /* "xy", to side 1 */
 void shared_by_threads(u32 side, u32 dir);
 
@@ -27,6 +27,6 @@ void wait_for(u32 side, u32 events);                /* as poll(2) does it */
 /* Exactly these bytes have come, and who does not sleep is not armed. */
 void expect(u32 side, const char *bytes);
 
-extern const struct scenario scenes_bells[], scenes_moves[], scenes_shared[], scenes_again[];
+extern const struct scenario scenes_bells[], scenes_moves[], scenes_shared[], scenes_again[], scenes_epoll[];
 
 #endif

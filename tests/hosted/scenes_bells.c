@@ -18,7 +18,7 @@ static void tcp_is_full(void)
 
 static void tx_on_ring_only(void)
 {
-    on_ring();
+    on_rings();
     g.mt = 0;
     prog.all_switched = 0; /* one count is born with each ring */
     *(u64 *)&w.seg.dir[1].sw_ring = 0;
@@ -30,14 +30,14 @@ static void tx_on_ring_only(void)
 /* The first producer fences [W3], for one message more. */
 static void fencing(void)
 {
-    on_ring();
+    on_rings();
     *(u32 *)&w.seg.dir[0].prod_fenced = 1;
     *(u32 *)&w.sock[0].e.tx_fence = 2;
 }
 
 static void peer_is_here(void)
 {
-    on_ring();
+    on_rings();
     *(u32 *)&w.seg.dir[0].prod_cpu = 1;
 }
 
@@ -55,7 +55,7 @@ static void fencing_ends(void)
 
 static void asleep_by_name(void)
 {
-    on_ring();
+    on_rings();
     g.mt = 0;
     w.block[0].peer_tree = 1u << 31;
 }
@@ -206,7 +206,7 @@ static void b_goes_back_and_gets_6(void) { back(1), get(1, 6); }
 /* Segments of two bytes; and the time to hold them is always over. */
 static void corking(void)
 {
-    on_ring();
+    on_rings();
     g.tsc_per_us = 0;
     w.sock[0].mss = w.sock[1].mss = 2;
     for (u32 i = 0; i < SIDES; i++)
@@ -251,19 +251,19 @@ static void stays_on_ring(void)
 }
 
 const struct scenario scenes_bells[] = {
-    {"wake-up", on_ring, {a_sends_twice, b_gets_2}, b_has_ab},
-    {"wake-up-poll", on_ring, {a_sends_twice, b_polls_2}, b_has_ab},
+    {"wake-up", on_rings, {a_sends_twice, b_gets_2}, b_has_ab},
+    {"wake-up-poll", on_rings, {a_sends_twice, b_polls_2}, b_has_ab},
     {"wake-up-nap", peer_is_here, {a_sends_twice, b_naps_for_2}, b_has_ab},
     {"wake-up-nap-fenced", peer_is_here_fencing, {a_sends_twice, b_naps_for_2}, b_has_ab},
     {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
-    {"wake-up-fence-begins", on_ring, {a_fences_midway, b_polls_2}, b_has_ab},
+    {"wake-up-fence-begins", on_rings, {a_fences_midway, b_polls_2}, b_has_ab},
     {"wake-up-named", asleep_by_name, {a_sends_thrice, b_sleeps_for_3}, b_has_abc},
     {"wake-up-named-fenced", asleep_by_name_fenced, {a_sends_thrice, b_sleeps_for_3}, b_has_abc},
     {"two-trees", sleeps_as_7, {a_sends_to_two_trees, b_sends_1}, was_rung_for},
-    {"start-over", on_ring, {a_sends_thrice, b_gets_3}, b_has_abc},
-    {"room", on_ring, {a_sends_6, b_gets_6}, b_has_6},
-    {"room-poll", on_ring, {a_polls_6, b_gets_6}, b_has_6},
+    {"start-over", on_rings, {a_sends_thrice, b_gets_3}, b_has_abc},
+    {"room", on_rings, {a_sends_6, b_gets_6}, b_has_6},
+    {"room-poll", on_rings, {a_polls_6, b_gets_6}, b_has_6},
     {"room-bell-switches", tx_on_ring_only, {a_sends_6, b_gets_6}, b_has_6},
     {"switch", tcp_bytes_on_the_way, {a_sends_twice, b_gets_4}, b_has_xyab},
     {"switch-poll", tcp_bytes_on_the_way, {a_sends_twice, b_polls_4}, b_has_xyab},
@@ -271,15 +271,15 @@ const struct scenario scenes_bells[] = {
     {"switch-both", on_tcp, {a_asks, b_answers}, both_have},
     {"up-and-back", on_tcp, {a_up_and_back, b_gets_2}, b_has_ab},
     {"up-and-back-poll", on_tcp, {a_up_and_back, b_polls_2}, b_has_ab},
-    {"back", on_ring, {a_goes_back, b_gets_4}, b_has_abcd},
-    {"back-poll", on_ring, {a_goes_back, b_polls_4}, b_has_abcd},
-    {"back-while-other-waits", on_ring, {a_sends_6, b_goes_back_and_gets_6}, b_has_6},
+    {"back", on_rings, {a_goes_back, b_gets_4}, b_has_abcd},
+    {"back-poll", on_rings, {a_goes_back, b_polls_4}, b_has_abcd},
+    {"back-while-other-waits", on_rings, {a_sends_6, b_goes_back_and_gets_6}, b_has_6},
     {"cork-alone", corking, {a_holds, b_gets_1}, b_has_a},
     {"cork", corking, {a_holds_and_sends, b_gets_2}, b_has_ab},
     {"cork-poll", corking, {a_holds_and_sends, b_polls_2}, b_has_ab},
     {"cork-back", corking, {a_holds_and_goes_back, b_gets_4}, b_has_abcd},
-    {"close", on_ring, {a_sends_and_closes, b_gets_all}, b_has_ab},
-    {"half-close", on_ring, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
-    {"half-close-poll", on_ring, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},
+    {"close", on_rings, {a_sends_and_closes, b_gets_all}, b_has_ab},
+    {"half-close", on_rings, {a_sends_6, b_shuts_and_gets_6}, stays_on_ring},
+    {"half-close-poll", on_rings, {a_polls_6, b_shuts_and_gets_6}, stays_on_ring},
     {0},
 };

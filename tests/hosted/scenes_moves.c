@@ -8,7 +8,7 @@
 
 static void recalling(void)
 {
-    on_ring();
+    on_rings();
     for (u32 i = 0; i < SIDES; i++)
         mc_name(&w.seg.dir[i].go_back, i ? "1.go_back" : "0.go_back");
 }

@@ -168,7 +168,7 @@ static void b_takes_1(void)
 /* Both threads of side 1 receive a byte, and sleep until it is there. Of the token only its word is shared here: how it changes hands is explored above. */
 static void two_sleepers(void)
 {
-    on_ring();
+    on_rings();
     g.mt = 1;
     bells_at_most = 2;
     mc_share(&w.sock[1].parked);

@@ -4,10 +4,23 @@
  */
 #include "poll/epoll.h"
 
-static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
+/* The kernel may still have the ghost of an earlier registration, of which we have not: another thread is ending it, and holds `structure` until it has. */
+static long kernel_add(int epfd, int fd, const struct epoll_event *ev)
 {
     u64 old;
     long ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, ev);
+    if (likely(ret != -EEXIST))
+        return ret;
+    ep_structure_lock(&old);
+    ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, ev);
+    ep_structure_unlock(&old);
+    return ret;
+}
+
+static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
+{
+    u64 old;
+    long ret = kernel_add(epfd, fd, ev);
     if (ret < 0)
         return ret;
     ep_structure_lock(&old);
@@ -60,7 +73,7 @@ static bool rearm(struct reg *r, const struct epoll_event *ev, struct sd_tcb *t)
     r->off = r->ghost = false;
     r->fresh = true;
     if (!locked) {
-        push_pending(r, PEND_TOUCH);
+        ep_settle(r, PEND_TOUCH, t);
         return true;
     }
     reg_heat(ep, r);
@@ -99,7 +112,7 @@ static long ctl_mod(struct reg *r, const struct epoll_event *ev, struct sd_tcb *
         r->fresh = was.fresh;
     }
     if (!locked) {
-        push_pending(r, PEND_TOUCH);
+        ep_settle(r, PEND_TOUCH, t);
         return ret;
     }
     if (translated(s) && on_ring(s))

@@ -55,7 +55,7 @@ void sd_ep_touched(struct sock *s)
 {
     u32 left = REGS_SEEN;
     for (struct reg *r = s->regs; r && left; r = r->next, left--)
-        if (!r->hot || load_rlx(&r->ep->named)) /* [E5] hot, too, while it is being cooled */
+        if (!r->hot || load_rlx(&r->armed) || load_rlx(&r->ep->named)) /* hot, too, while it is being cooled */
             touch(r);
 }
 

@@ -4,6 +4,7 @@
  */
 #include "poll/epoll.h"
 #include "ring/cork.h"
+#include "sock/sock.h"
 
 /* ---------------------------------------------------------------- hot list */
 
@@ -84,11 +85,13 @@ void ep_drain(struct ep *ep)
     for (; r; r = next) {
         next = r->pend_next;
         u32 why = atomic_exchange(&r->pending, 0);
-        if (r->dead)
+        if (r->dead && !(why & PEND_DROP))
             continue; /* left to its killer: see reg_drop */
-        if (r->ghost) { /* [E2] */
+        if (r->dead || r->ghost) { /* [E2] */
             reg_disarm(r);
             hot_del(ep, r);
+            if (why & PEND_DROP)
+                sd_sock_let_go(r->s);
             continue;
         }
         if (why & PEND_SYNC) {
@@ -312,6 +315,7 @@ u32 reg_awaited(struct reg *r)
 static bool arm(struct reg *r, u64 name)
 {
     reg_disarm(r);
+    store_rlx(&r->armed, SD_ARM_BARRIER); /* who eats a bell that is rung for us sees it: sd_ep_touched(). A barrier follows, in any case */
     u32 armed = sd_arm(r->s, reg_awaited(r));
     if (name && (armed & 1)) {
         store_rlx(&r->ep->named, 1); /* [E5] before a peer can see it */

@@ -79,10 +79,13 @@ void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel)
     ep->tab[r->index] = NULL;
     ep->used--;
     ep->tagged -= r->tagged;
-    reg_disarm(r);
-    if (!ep_lock(ep, t))
-        return; /* a frame below is in the list: it stays there, off and never reported. Costs one struct */
+    if (!ep_lock(ep, t)) { /* who has it may be arming r, or looking at its socket, which stays until he has seen the note. Costs one struct */
+        atomic_fetch_add(&r->s->held, 1);
+        ep_settle(r, PEND_DROP, t);
+        return;
+    }
     hot_del(ep, r);
+    reg_disarm(r);
     ep_drain(ep);
     ep_leave(ep, t);
     reg_free(r);

@@ -121,7 +121,7 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
     }
     if (locked && k > 0)
         ep_warm_up(ep, 1);
-    if (locked)
+    if (locked || ep_enter(ep, t)) /* [E3] else we have left notes */
         ep_leave(ep, t);
     while (dead--)
         reg_end(ghosts[dead], t);

@@ -24,8 +24,8 @@
  *        on it, which is always true of a socket that carries nothing but doorbells, so a sleeper wakes up.
  *   [E2] A ghost is neither hot nor armed.
  *   [E3] Hot list, edge-trigger state and `parked` belong to whoever holds ep->owner. It is never held while parked. Who finds it taken by a
- *        frame below itself (a signal handler) or by somebody who has left by siglongjmp pushes to ep->pending, which takes no lock, and
- *        whoever gives the owner word back looks at ep->pending afterwards.
+ *        frame below itself (a signal handler), by somebody who has left by siglongjmp, or for too long, pushes to ep->pending, which takes no lock, and
+ *        whoever gives the owner word back looks at ep->pending afterwards. Who has pushed tries once more: it may have been given back just before.
  *   [E5] A sleep has a name ([W4], bell.h) where no other process can eat its bells. Whatever is armed by that name is hot or lies in `slept`, and is looked at as soon as the
  *        sleep is over, however it has ended: before the program gets an answer, or, where the lock was taken, in its next wait.
  *        Another thread may take the bell away that the whole set was to wake up by: eat it, close the connection, change the kernel's half of it, wait on the same set,
@@ -42,14 +42,16 @@
 
 #define PRIVATE_BITS (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP)
 #define ALWAYS ((u32)(POLLERR | POLLHUP))
+#ifndef IDLE_ROUNDS /* tests/hosted has smaller ones */
 #define IDLE_ROUNDS 64
-#define TIMER_NS 1000000ull
 #define WARM 128              /* so many stay hot over a park, if they had an event in the last NAPS of them */
+#endif
+#define TIMER_NS 1000000ull
 #define NAPS 4
 #define ANONYMOUS 64          /* sleeps without a name after one that had to end its own */
 #define REGS_SEEN 256         /* bound of a walk over s->regs that runs without the lock */
 
-enum { PEND_TOUCH = 1, PEND_SYNC = 2 };
+enum { PEND_TOUCH = 1, PEND_SYNC = 2, PEND_DROP = 4 };
 
 /* Memory of a struct reg is only ever used for another struct reg, so a stale pointer is harmless. */
 struct reg {
