@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole tree is given back: `sdrun --detach PID`, from the request to the last word.
+"""The whole tree is given back: `sdrun --detach PID`, from the request to the last word. A part of it: parting.py.
 
 No new connection goes to a ring from the request on.  Then, again and again until it can be done: all processes that
 have the library are stopped at once; each thread must be where it can be taken out (release.py); all connections go
@@ -22,7 +22,7 @@ from sdtrace import procfs
 from sdtrace.areas import Area
 from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.image import Image
-from sdtrace.inject import library_present
+from sdtrace.inject import is_given_back, library_present
 from sdtrace.keepsake import Keepsake
 from sdtrace.offers import Broker
 from sdtrace.processes import Processes
@@ -30,12 +30,14 @@ from sdtrace.ptrace import RemoteError
 from sdtrace.release import Release
 from sdtrace.seized import Seized
 
-_PATIENCE_S: Final = 10.0
-_WHY: Final = {"ptrace-refused": "a debugger or strace has one of its processes; end that first"}
+PATIENCE_S: Final = 10.0
+WHY: Final = {"ptrace-refused": "a debugger or strace has one of its processes; end that first"}
 
 
 class Detachment:
     """One request."""
+
+    whole: Final = True
 
     def __init__(self, image: Image, keepsake: Keepsake, processes: Processes, broker: Broker, areas: list[Area],
                  filters: int, answer: Callable[[str], None]) -> None:
@@ -58,8 +60,8 @@ class Detachment:
             self._try()
         except (RemoteError, OSError) as error:
             transient = isinstance(error, RemoteError) and error.transient
-            if not transient or now > _PATIENCE_S:
-                self._fail(_WHY.get(str(error), str(error)))
+            if not transient or now > PATIENCE_S:
+                self._fail(WHY.get(str(error), str(error)))
             return
         except Exception as error:
             self._fail(f"internal error: {error!r}")
@@ -86,19 +88,32 @@ class Detachment:
 
     def _tree(self) -> set[int]:
         """Living processes that have the library."""
-        found: set[int] = set()
-        for process in self._processes:
-            found |= {process.pid, *_below(process.pid, self._filters)}
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                if self._areas and {area.inode for area in self._areas} & procfs.memfds_mapped(int(name)):
-                    found.add(int(name))
-        return {pid for pid in found - {os.getpid()} if procfs.running(pid) and library_present(pid, self._image)}
+        return {pid for pid in everybody(self._processes, self._areas, self._filters) if self._has_library(pid)}
+
+    def _has_library(self, pid: int) -> bool:
+        """Of one that was given back before: no more."""
+        try:
+            return library_present(pid, self._image) and not is_given_back(pid, self._image)
+        except OSError:
+            return False
 
 
-def _below(pid: int, filters: int) -> Iterator[int]:
+def everybody(processes: Processes, areas: list[Area], filters: int) -> set[int]:
+    """Living processes of a tree."""
+    found: set[int] = set()
+    for process in processes:
+        found |= {process.pid, *below(process.pid, filters)}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if areas and {area.inode for area in areas} & procfs.memfds_mapped(int(name)):
+                found.add(int(name))
+    return {pid for pid in found - {os.getpid()} if procfs.running(pid)}
+
+
+def below(pid: int, filters: int) -> Iterator[int]:
+    """Those that it has started, as far as they are under the filter, and those that they have."""
     with contextlib.suppress(OSError):
         for child in procfs.children(pid):
             if procfs.status(child).filters >= filters:
                 yield child
-                yield from _below(child, filters)
+                yield from below(child, filters)

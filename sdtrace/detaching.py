@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sdrun --detach PID`: find the supervisor, ask it, and say how it went. The launcher becomes this."""
+"""`sdrun --detach PID`: find the supervisor, ask it, and say how it went. The launcher becomes this.
+
+Arguments: the process, and `alone` if those that it has started stay.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Final
 
 from sdlib.wire import trees
 from sdtrace import procfs
-from sdtrace.requests import DETACH
+from sdtrace.requests import DETACH, DETACH_ALONE
 
 _UNABLE: Final = 125
 _TIMEOUT_S: Final = 30.0
@@ -42,7 +45,7 @@ def _reachable() -> list[str]:
     return found
 
 
-def main(pid: int) -> int:
+def main(pid: int, *, alone: bool) -> int:
     """Exit status."""
     path = supervisor_of(pid)
     if path is None:
@@ -52,7 +55,7 @@ def main(pid: int) -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.settimeout(_TIMEOUT_S)
             sock.connect(path)
-            sock.send(DETACH)
+            sock.send((DETACH_ALONE if alone else DETACH) + b" %d" % pid)
             answer = sock.recv(4096).decode(errors="replace")
     except OSError as error:
         return _say(pid, f"its supervisor does not answer: {error}")
@@ -67,4 +70,4 @@ def _say(pid: int, why: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), alone="alone" in sys.argv[2:]))

@@ -61,9 +61,9 @@ def warn(broker: Broker, only: Key | None = None) -> bool:
     return any_left
 
 
-def give_back(broker: Broker, pids: Collection[int], only: Key | None = None,
+def give_back(broker: Broker, pids: Collection[int], only: Collection[Key] | None = None,
               reason: int = _C.SD_REASON_detached) -> None:
-    """All that these processes have, or `only` one; RemoteError, NotNow. All threads stand still, outside of any call.
+    """All that these processes have, or `only` some; RemoteError, NotNow. All threads stand still, outside of any call.
 
     `reason` is what the report counts (`enum sd_reason`).
     """
@@ -71,7 +71,7 @@ def give_back(broker: Broker, pids: Collection[int], only: Key | None = None,
     holders = {name: (pid, fd) for pid in pids for fd, name in procfs.files(pid).items() if name.startswith("socket:")}
     try:
         for key, held in broker.held():
-            if only is not None and key != only:
+            if only is not None and key not in only:
                 continue
             if held.attached and held.segment >= 0 and key.area.view.block[key.block].state == _C.SD_BLOCK_ATTACHED:
                 ends.append(_open(key, held, holders))

@@ -150,6 +150,8 @@ class Hypercalls:
             origin = _origin(process, key, notif.tid, fd, sock)
             if not self._alone(key, process, sock):
                 result, reason = abi.const.SD_OFFER_LATER, 0
+            elif process.given_back:
+                result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_detached
             elif self.taken(os.fstat(sock).st_ino):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_passed
             elif origin is None:  # it has ended meanwhile: a library offers nothing else

@@ -71,7 +71,7 @@ class Injector:
                 return ""
             process = self._processes.find(status)
             settings = self._settings(process.program.exe, status.uid)
-            if process.program.refused or not settings.accelerate:
+            if process.given_back or process.program.refused or not settings.accelerate:
                 return process.program.reason or "policy"
             inject.check(status, process.pidfd, self._image, self._filters)
             process.program.stops += 1
@@ -124,6 +124,8 @@ class Injector:
         try:
             if isinstance(self._image, str):
                 raise RemoteError(self._image)
+            if process.given_back:
+                raise RemoteError("detached")
             if not settings.accelerate and not any(process.on_ring(block) for _, block in carry):
                 raise RemoteError("policy")
             inject.check(status, process.pidfd, self._image, self._filters, birth=bool(carry))

@@ -49,6 +49,8 @@ class Process:
     """Connections that an exec, announced by the library, will take along: (descriptor, block id)."""
     domains: frozenset[tuple[str, int]] = frozenset()
     """Programs, by path and user, whose denials hold here (lineage.py)."""
+    given_back: bool = False
+    """It, or the process that has started it, was taken out of the tree (parting.py)."""
     reaper: bool = False
     """Processes whose parent ended may have become its children."""
 
@@ -70,6 +72,7 @@ class Processes:
         self._watch, self._unwatch = watch, unwatch
         self._living: dict[int, Process] = {}
         self._by_pidfd: dict[int, Process] = {}
+        self._some_given_back = False
         self.programs: list[Program] = []
         self.unlisted = 0
         """Programs beyond LISTED_MAX."""
@@ -88,10 +91,22 @@ class Processes:
         pidfd = os.pidfd_open(status.tgid)
         program = Program(status.tgid, status.ns_pid, procfs.exe(status.tgid))
         process = Process(status.tgid, status.ns_pid, pidfd, program)
+        process.given_back = self._some_given_back and self._starter_given_back(status)
         self._living[status.tgid] = self._by_pidfd[pidfd] = process
         self._list(program)
         self._watch(pidfd)
         return process
+
+    def give_back(self, process: Process) -> None:
+        """Neither this one nor what it starts is ours any more."""
+        process.given_back = self._some_given_back = True
+
+    def _starter_given_back(self, status: procfs.Status) -> bool:
+        pid = status.ppid
+        with contextlib.suppress(OSError):
+            while pid > 1 and pid not in self._living:
+                pid = procfs.status(pid).ppid
+        return pid in self._living and self._living[pid].given_back
 
     def leader(self, tid: int) -> Process | None:
         """The process of that id, for what does no harm if it is another's by now; None of other threads."""

@@ -17,7 +17,9 @@ from sdlib.wire import paths, trees
 from sdtrace.inspection import remove_dead
 
 DETACH: Final = b"detach"
-"""Give the whole tree back."""
+"""And a process: give it back, with those that it has started."""
+DETACH_ALONE: Final = b"detach-alone"
+"""And a process: give back that one."""
 PASS: Final = b"pass"
 """And the inode of a socket, which somebody is about to take who cannot see its ring (strangers.py)."""
 LIBRARY: Final = b"library"
@@ -62,7 +64,7 @@ class Requests:
             client.settimeout(1.0)
             word, _, number = client.recv(_LONGEST).partition(b" ")
             heard = trees.peer_of(client)[1] in (0, os.geteuid())
-            if heard and word in (DETACH, PASS, LIBRARY) and (number.isdigit() or not number):
+            if heard and word in (DETACH, DETACH_ALONE, PASS, LIBRARY) and (number.isdigit() or not number):
                 return client, word, int(number or b"0")
             client.close()
         return None

@@ -167,15 +167,19 @@ class Strangers:
         """Does somebody have this socket who could not see its ring?"""
         return inode in self._taken
 
+    def note(self, inode: int) -> None:
+        """Somebody has this socket who cannot see its ring."""
+        self._taken[inode] = None
+        if len(self._taken) > _REMEMBERED:
+            del self._taken[next(iter(self._taken))]
+
     def __bool__(self) -> bool:
         """Does somebody wait?"""
         return bool(self._open)
 
     def request(self, inode: int, answer: Callable[[str], None]) -> None:
         """Have it on TCP; `answer` is told "" when it is, or why it cannot be."""
-        self._taken[inode] = None
-        if len(self._taken) > _REMEMBERED:
-            del self._taken[next(iter(self._taken))]
+        self.note(inode)
         # A program that stands still meanwhile, and has asked itself, asks once more when it goes on.
         since = min((request.since for request in self._open if request.inode == inode), default=time.monotonic())
         self._open.append(_Request(inode, since, answer))
@@ -228,7 +232,7 @@ class Strangers:
             raise RemoteError("its other end may be about to switch", transient=True)
         with standing_still(self._image, key.area, request.inode) as stopped:
             try:
-                give_back(self._broker, [halted.pid for halted in stopped], only=key, reason=_REASON)
+                give_back(self._broker, [halted.pid for halted in stopped], only=[key], reason=_REASON)
             finally:  # also if only one direction has moved: who waits for room there is not rung for any more
                 for halted in stopped:
                     rouse(self._image, key.area, halted)

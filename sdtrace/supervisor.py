@@ -50,7 +50,7 @@ from sdtrace.notify import Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.recall import Recaller
-from sdtrace.requests import DETACH, LIBRARY, Requests, answer
+from sdtrace.requests import DETACH, DETACH_ALONE, LIBRARY, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
@@ -62,6 +62,7 @@ from sdtrace.workers import POLL_S, Workers
 if TYPE_CHECKING:
     from sdtrace.detach import Detachment
     from sdtrace.learning import Learner
+    from sdtrace.parting import Parting
     from sdtrace.trace.drain import Drain
 
 _LINGERING_POLL_S: Final = 0.01
@@ -116,7 +117,7 @@ class Supervisor:
         self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
         self._requests = Requests()
-        self._detachment: Detachment | None = None
+        self._detachment: Detachment | Parting | None = None
         self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
         if not isinstance(image, str):
@@ -130,7 +131,7 @@ class Supervisor:
     @property
     def given_back(self) -> bool:
         """The programs live on without us."""
-        return self._detachment is not None
+        return self._detachment is not None and self._detachment.whole
 
     @property
     def filtered(self) -> frozenset[Proto]:
@@ -209,33 +210,37 @@ class Supervisor:
         if self._detachment is None:
             return False
         self._guard(self._detachment.tick)
-        if self._detachment.failed:
+        done, whole = self._detachment.done, self._detachment.whole
+        if self._detachment.failed or (done and not whole):
             self._detachment = None
-            self._hypercalls.reconfigure()
-        return self._detachment is not None and self._detachment.done
+            if whole:
+                self._hypercalls.reconfigure()
+        return done and whole
 
     def _asked(self) -> None:
         request = self._requests.take()
         if request is None:
             return
         client, word, number = request
-        if word == DETACH:
-            self._asked_to_detach(client)
+        if word in (DETACH, DETACH_ALONE):
+            self._asked_to_detach(client, number, children=word == DETACH)
         elif word == LIBRARY:
             answer(client, self._injector.at_once(number))
         else:
             self._strangers.request(number, partial(answer, client))
 
-    def _asked_to_detach(self, client: socket.socket) -> None:
+    def _asked_to_detach(self, client: socket.socket, pid: int, *, children: bool) -> None:
         from sdtrace.detach import Detachment
+        from sdtrace.parting import Parting
 
         if self.strict:
             answer(client, "a policy denies something to its programs, which would be without it then")
         elif self._detachment is not None or isinstance(self._image, str):
             answer(client, "somebody else has asked" if self._detachment is not None else str(self._image))
         else:
-            self._detachment = Detachment(self._image, self._keepsake, self._processes, self._broker,
-                                          self._hypercalls.areas, self._filters, partial(answer, client))
+            what = self._image, self._keepsake, self._processes, self._broker, self._hypercalls.areas, self._filters
+            part = Parting(*what, pid, children=children, taken=self._strangers.note, answer=partial(answer, client))
+            self._detachment = part if part.remain() else Detachment(*what, partial(answer, client))
 
     def _patience(self, *, lingering: bool) -> float:
         """How long to wait for an event, in seconds."""

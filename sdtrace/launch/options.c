@@ -35,8 +35,8 @@ static const char HELP[] =
     "  --print          print what holds for CMD and who said so, start nothing\n"
     "  --learn FILE     run CMD and write the smallest policy that allows what it did\n"
     "  --attach PID     take over a running program, its open connections and its child processes, without a restart\n"
-    "  --detach PID     give a program back that is under sdrun, with all that its sdrun has: its connections go back to TCP\n"
-    "  --no-children    with --attach: not its child processes\n"
+    "  --detach PID     give a program back that is under sdrun, and its child processes: their connections go back to TCP\n"
+    "  --no-children    with --attach and --detach: not its child processes\n"
     "  --version        print the version\n"
     "  --help           print this\n"
     "\n"
@@ -234,11 +234,11 @@ static int check_running(struct options *o)
 {
     const char *option = o->attach ? "--attach" : "--detach", *pid = o->attach ? o->attach : o->detach;
     if (!pid)
-        return usage("--no-children needs --attach", "");
+        return usage("--no-children needs --attach or --detach", "");
     if (*o->command || o->only || o->learn || (o->attach && o->detach))
         return usage(option, *o->command ? "takes no command" : o->only ? o->only : o->learn ? "not with --learn" : "not with --detach");
-    if (o->detach && (told_at_the_end(o) || o->must_check || o->no_accel || o->no_children))
-        return usage(option, "takes no other option");
+    if (o->detach && (told_at_the_end(o) || o->must_check || o->no_accel))
+        return usage(option, "takes no other option but --no-children");
     if (strspn(pid, "0123456789") != strlen(pid) || strlen(pid) > 9 || atoi(pid) < 1)
         return usage("not the number of a process", pid);
     o->must_check = true;

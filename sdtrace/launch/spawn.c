@@ -121,7 +121,8 @@ int options_only(const struct options *o, const char *bin_dir, const char *comma
 
 int options_detach(const struct options *o, const char *bin_dir)
 {
-    char *args[] = {text("%s/python3", bin_dir), text("-I"), text("-m"), text("sdtrace.detaching"), text("%s", o->detach), NULL};
+    char *args[] = {text("%s/python3", bin_dir), text("-I"), text("-m"), text("sdtrace.detaching"), text("%s", o->detach),
+                    o->no_children ? "alone" : NULL, NULL};
     clean_environment();
     execv(args[0], args);
     complain("cannot run %s; `make build` makes it", args[0]);

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sdrun --detach of one program among others that go on under the same sdrun."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_attach import PROTOCOLS, caught, detach, family, finish, more_rounds, start_client
+from tests.e2e.test_servers import start_nginx
+from tests.guestbuild import Guests
+from tests.harness import SDRUN, Program, Runner, free_port
+
+CONNECTIONS = 4
+SHARED = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+conn = listener.accept()[0]
+for _ in range(100):  # it has moved by then
+    conn.sendall(conn.recv(9000))
+if os.fork():
+    os.wait()
+while data := conn.recv(9000):
+    conn.sendall(data)
+"""
+
+
+def carried(runner: Runner, port: int, kind: str = "echo") -> int:
+    """Ends on shared memory of a client that comes now."""
+    client = start_client(runner, port, CONNECTIONS, 0.0, kind)
+    more_rounds(0.2)
+    finish(client, at_least=1)
+    return client.report().shm
+
+
+def detach_alone(pid: int, env: Mapping[str, str]) -> None:
+    """Not those that it has started."""
+    result = subprocess.run([SDRUN, "--no-children", "--detach", str(pid)], env=dict(env), capture_output=True,
+                            text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def library_in(pid: int) -> bool:
+    """Is an area of ours mapped there? A program that was given back has none."""
+    return "sd-area" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def two_servers(shm: Runner, guests: Guests) -> tuple[Program, dict[int, int]]:
+    """Two echo servers of one shell under one sdrun, and their pids by port."""
+    ports = [free_port(), free_port()]
+    script = "".join(f"{guests('waits')} {port} & pids=\"$pids $!\"; " for port in ports)
+    script += "trap 'kill $pids' TERM; wait; wait"
+    shell = shm.start("sh", "-c", script)
+    for port in ports:
+        shell.listening(port)
+    pids = {}
+    for pid in family(shell.pid)[1:]:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        pids[int(words[1])] = pid
+    return shell, pids
+
+
+def test_one_of_two_servers(native: Runner, shm: Runner, guests: Guests) -> None:
+    """What is given back goes on by TCP and stays there; the other one's connections stay on shared memory."""
+    shell, pids = two_servers(shm, guests)
+    (first, one), (second, two) = pids.items()
+    clients = [start_client(shm, port, CONNECTIONS, 0.0, "echo") for port in pids]
+    more_rounds()
+    assert library_in(one) and library_in(two)
+    detach(one, native.env)
+    assert not library_in(one) and library_in(two)
+    assert not int(caught(one), 16) >> signal.SIGSYS - 1 & 1
+    more_rounds()
+    for client in clients:
+        finish(client)
+        assert client.report().shm == CONNECTIONS
+    assert carried(shm, first) == 0
+    assert carried(shm, second) == CONNECTIONS
+    shell.stop()
+    report = shell.report()
+    assert report.shm == 3 * CONNECTIONS, report
+    assert report.raw["connections"]["moved_back"] == {"detached": CONNECTIONS}, report.raw["connections"]["moved_back"]
+
+
+def test_a_worker_and_its_master(native: Runner, shm: Runner, tmp_path: Path) -> None:
+    """nginx: one worker alone, under load, then the master alone: whom it starts from then on is not ours, the other
+    worker is."""
+    port = free_port()
+    server = start_nginx(shm, port, tmp_path)
+    client = start_client(shm, port, 5, 0.0, PROTOCOLS["nginx"])
+    more_rounds()
+    master, one, two = family(server.pid)
+    detach(one, native.env)
+    assert not library_in(one) and library_in(two)
+    more_rounds()
+    detach_alone(master, native.env)
+    assert library_in(two)
+    more_rounds()
+    finish(client)
+    subprocess.run(["kill", "-HUP", str(master)], check=True)
+    server.until(lambda: not {one, two} & set(family(master)) and len(family(master)) == 3, "new workers")
+    assert carried(shm, port, "http") == 0
+    server.stop()
+
+
+@pytest.mark.parametrize("which", ["who sleeps on it", "who holds it, too"])
+def test_a_connection_of_two_processes(native: Runner, shm: Runner, which: str) -> None:
+    """One of them is given back, and it goes back to TCP for both; who sleeps on it meanwhile hears of what comes."""
+    port = free_port()
+    server = shm.start(sys.executable, "-c", SHARED, str(port)).listening(port)
+    client = start_client(shm, port, 1, 0.02, "echo")
+    server.until(lambda: len(family(server.pid)) == 2, "a child")
+    parent, child = family(server.pid)
+    one, other = (child, parent) if which == "who sleeps on it" else (parent, child)
+    detach_alone(one, native.env)
+    assert not library_in(one) and library_in(other)
+    more_rounds()
+    finish(client)
+    assert server.wait() == 0, server.describe()
+    assert server.report().raw["connections"]["moved_back"] == {"detached": 1}
+    assert client.report().shm == 1
+
+
+def test_programs_that_it_starts(native: Runner, shm: Runner, guests: Guests) -> None:
+    """A shell that was given back alone: what it starts is not ours; what it had started before is."""
+    before, after = free_port(), free_port()
+    waits = guests("waits")
+    script = f"{waits} {before} & pids=$!; trap '{waits} {after} & pids=\"$pids $!\"' USR1; "
+    script += "trap 'kill $pids; exit' TERM; while :; do wait; sleep 0.1; done"
+    shell = shm.start("sh", "-c", script)
+    shell.listening(before)
+    assert carried(shm, before) == CONNECTIONS
+    detach_alone(shell.pid, native.env)
+    subprocess.run(["kill", "-USR1", str(shell.pid)], check=True)
+    shell.listening(after)
+    assert carried(shm, after) == 0
+    assert carried(shm, before) == CONNECTIONS
+    shell.stop()
