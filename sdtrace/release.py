@@ -10,6 +10,9 @@ Each thread has to be outside of the library, or where it can be taken out witho
   registers are in the frame with which it came (struct sd_frame), and it makes the call anew, natively.
 
 A thread that is anywhere else, say in the middle of a large send, is waited for.
+
+Where the kernel has an alternate signal stack of ours in the place of the program's (sdlib/src/gate/altstack.c) it is
+given the program's again.  Ours stays mapped: a handler that runs at this moment brings it back when it returns.
 """
 
 from __future__ import annotations
@@ -39,8 +42,13 @@ _SLOT_BYTES, _SLOTS = 128, 4096
 _BEFORE: Final = frozenset((*range(31), 38, *range(43, 74), *range(98, 118)))
 """Offsets in a slot before its call: gate.S. Only rcx and r11 have changed, which no call keeps."""
 _AFTER: Final = frozenset((32, 75))
-_LEVEL_AT, _FLAGS_AT, _FRAME_AT = 8, 60, 64
+_LEVEL_AT, _FLAGS_AT, _FRAME_AT, _OWN_ALT_AT = 8, 60, 64, 216
 """struct sd_tcb, sd.h."""
+_ALT: Final = struct.Struct("=3Q")
+"""own_alt, small_lo, small_hi there."""
+_OWN_ALT_BYTES: Final = 65536
+_STACK: Final = struct.Struct("=QixxxxQ")
+_SIGALTSTACK: Final = 131
 _SIGSYS_BLOCKED: Final = 1
 _SIGSYS: Final = 1 << 30
 _FRAME: Final = struct.Struct("=15Q")
@@ -78,6 +86,8 @@ class Out:
     thread: Thread
     registers: Registers
     mask: int
+    alt: tuple[int, int] | None = None
+    """The program's alternate stack, its beginning and end, where the kernel has another one."""
 
 
 class Release:
@@ -107,6 +117,10 @@ class Release:
             raise RemoteError(f"the library does not let go: {result}")
         seized.end_calls()
         for out in plan:
+            if out.alt:
+                start, end = out.alt
+                seized.write(symbols["sd_adopt"], _STACK.pack(start, 0, end - start))
+                seized.call_in(out.thread, _SIGALTSTACK, symbols["sd_adopt"], 0)
             seized.leave_at(out.thread, out.registers, out.mask)
 
     # ------------------------------------------------------------------ threads
@@ -114,10 +128,15 @@ class Release:
     def _out(self, thread: Thread) -> Out:
         found, pid = thread.registers, self._seized.pid
         level, flags, frame = 0, 0, 0
+        alt = None
         if block := self._image.thread_block(found.gs_base):
             level, = struct.unpack("=I", read_memory(pid, block + _LEVEL_AT, 4))
             flags, = struct.unpack("=I", read_memory(pid, block + _FLAGS_AT, 4))
             frame, = struct.unpack("=Q", read_memory(pid, block + _FRAME_AT, 8))
+            ours, start, end = _ALT.unpack(read_memory(pid, block + _OWN_ALT_AT, _ALT.size))
+            if ours and 0 <= int(found.rsp) - ours < _OWN_ALT_BYTES:
+                raise Busy(thread.tid)  # a handler that could not be moved
+            alt = (start, end) if ours else None
         if level == 0:
             registers = self._outside(thread)
         elif level == 1:
@@ -125,7 +144,7 @@ class Release:
         else:
             raise Busy(thread.tid)
         registers.gs_base = 0
-        return Out(thread, registers, thread.mask | (_SIGSYS if flags & _SIGSYS_BLOCKED else 0))
+        return Out(thread, registers, thread.mask | (_SIGSYS if flags & _SIGSYS_BLOCKED else 0), alt)
 
     def _outside(self, thread: Thread) -> Registers:
         found = thread.registers

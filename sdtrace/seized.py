@@ -122,6 +122,17 @@ class Seized(Stopped):
         self._leader.restore = _as_found(self._leader.registers)
         super().end_calls()
 
+    def call_in(self, thread: Thread, number: int, *args: int) -> int:
+        """One system call in that thread, which is as it was found afterwards; not while calls are prepared."""
+        leader, notif = self._leader, self._notif
+        self._leader, self._notif = thread, Notification(0, thread.tid, 0, notif.ip, ())
+        try:
+            self.prepare_calls()
+            return self.call(number, *args)
+        finally:
+            self.end_calls()
+            self._leader, self._notif = leader, notif
+
     def _settle(self) -> None:
         tid = self._leader.tid
         ask(INTERRUPT, tid)

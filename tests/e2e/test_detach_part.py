@@ -108,6 +108,50 @@ def test_a_worker_and_its_master(native: Runner, shm: Runner, tmp_path: Path) ->
     server.stop()
 
 
+STACKS = """
+import ctypes, socket, sys, threading
+libc = ctypes.CDLL(None)
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+def serve(conn):
+    memory = ctypes.create_string_buffer(8192)
+    mine, now = Stack(ctypes.addressof(memory), 0, 8192), Stack()
+    assert libc.sigaltstack(ctypes.byref(mine), None) == 0
+    while conn.recv(100):
+        assert libc.sigaltstack(None, ctypes.byref(now)) == 0
+        conn.sendall(b"own" if (now.at, now.flags, now.size) == (mine.at, 0, 8192) else b"another's")
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+threads = [threading.Thread(target=serve, args=(listener.accept()[0],)) for _ in range(2)]
+for thread in threads:
+    thread.start()
+"""
+ASKS = """
+import signal, socket, sys
+conns = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(2)]
+def ask(conn):
+    conn.sendall(b"?")
+    return conn.recv(100)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print({ask(conn) for conn in conns for _ in range(100)}, flush=True)
+signal.sigwait([signal.SIGUSR1])
+print({ask(conn) for conn in conns for _ in range(100)}, flush=True)
+"""
+
+
+def test_alternate_stacks_are_the_programs_own_again(native: Runner, shm: Runner) -> None:
+    """Small ones, in the place of which the kernel has had one of the library's for each thread."""
+    port = free_port()
+    server = shm.start(sys.executable, "-c", STACKS, str(port)).listening(port)
+    client = shm.start(sys.executable, "-c", ASKS, str(port))
+    client.until(lambda: b"\n" in client.stdout, "answers")
+    detach(server.pid, native.env)
+    client.send(signal.SIGUSR1)
+    assert client.wait() == 0, client.describe()
+    assert client.stdout.split() == [b"{b'own'}"] * 2
+    assert server.wait() == 0, server.describe()
+    assert client.report().shm == 2
+
+
 @pytest.mark.parametrize("which", ["who sleeps on it", "who holds it, too"])
 def test_a_connection_of_two_processes(native: Runner, shm: Runner, which: str) -> None:
     """One of them is given back, and it goes back to TCP for both; who sleeps on it meanwhile hears of what comes."""
