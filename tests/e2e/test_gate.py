@@ -37,6 +37,13 @@ def test_sandbox(how: str, runner: Runner, guests: Guests) -> None:
     runner.check(program, at_least=2)
 
 
+def test_ends_in_strict_mode(runner: Runner, guests: Guests) -> None:
+    """See tests/guests/strict_end.c."""
+    lines = runner.run(guests("strict_end")).stdout.decode().splitlines()
+    assert lines == ["asks: a 9", "opens:  9", "leaves: a 500", "kills:  9", "kills another:  9", "int80:  9",
+                     "beside: ac 700"]
+
+
 def test_calls_of_the_vdso_do_not_keep_trapping(shm: Runner, guests: Guests) -> None:
     """Unless the kernel has sealed it (Linux 6.15, CONFIG_MSEAL_SYSTEM_MAPPINGS), which `sl` in smaps tells."""
     program = shm.run(guests("vdso"))

@@ -15,6 +15,7 @@
 #define SIG_DFL 0ull
 #define SIG_IGN 1ull
 #define AUDIT_ARCH_X86_64 0xc000003eu
+#define SYS_SECCOMP 1
 #define FIXED_SLOTS 256u /* kept for sites that cannot be emulated from inside of a signal handler */
 #define PROBES 512u
 #define NEAR 256u
@@ -142,10 +143,23 @@ static NOINLINE void emulate(struct ucontext *uc)
     r[UC_RAX] = (u64)((u32)f.rax == __NR_rt_sigprocmask ? change_mask(uc, &f) : make(uc, &f));
 }
 
+u8 sd_strict;
+
+/* What the kernel does in strict mode. */
+static __attribute__((noreturn)) void end_strictly(void)
+{
+    if (sd_strict == SD_STRICT_ALONE)
+        SYS2(__NR_kill, g.pid, SIGKILL);
+    for (;;)
+        SYS1(__NR_exit, SIGKILL);
+}
+
 /* A SIGSYS that is none of ours. All signals are blocked here. */
 static NOINLINE void hand_on(struct siginfo_sys *si, struct ucontext *uc)
 {
     u64 rip = uc->reg[UC_RIP], slots = (u64)sd_slots;
+    if (unlikely(sd_strict) && si->code == SYS_SECCOMP && si->err == SD_STRICT_TRAP)
+        end_strictly();
     if (rip - slots < (u64)SD_SLOTS * SD_SLOT_BYTES) {
         /* The program's filter has answered a call made at a slot: its handler expects its own call site. */
         u64 ret = load_rlx(&sd_slot_ret[(rip - slots) / SD_SLOT_BYTES]);

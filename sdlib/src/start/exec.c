@@ -106,10 +106,23 @@ static void own_filter(void)
 
 #define STMT(c, v) { c, 0, 0, v }
 #define IF(value, skip) { 0x15, skip, 0, value } /* BPF_JMP | BPF_JEQ | BPF_K */
+#define UNLESS(value, skip) { 0x15, 0, skip, value }
 #define ARCH_64 0xc000003eu
+#define NLINK_AT 16 /* of struct stat */
+
+/* Has this process one thread? As the kernel says, or as far as we know. */
+static bool is_alone(void)
+{
+    u64 stat[18];
+
+    if (SYS4(__NR_newfstatat, AT_FDCWD, "/proc/self/task", stat, 0) < 0)
+        return !g.mt;
+    return stat[NLINK_AT / 8] == 3;
+}
 
 /* Strict mode cannot be had beside a filter, and there is one: ours. So it becomes another filter: the same four calls, of either kind: read, write, exit,
- * and sigreturn (rt_sigreturn has a number of its own by int $0x80). */
+ * and sigreturn (rt_sigreturn has a number of its own by int $0x80). For all others the kernel ends the thread as if by SIGKILL, which no filter can do:
+ * so they trap, and our handler does it (signal.c), with exit, or kill(2) of itself, which the filter lets through for that: who makes that call ends in the same way. */
 static long strict_mode(void)
 {
     struct insn {
@@ -120,12 +133,16 @@ static long strict_mode(void)
         STMT(0x20, 4), /* BPF_LD | BPF_W | BPF_ABS: which kind */
         IF(ARCH_64, 6),
         STMT(0x20, 0), /* the number */
-        IF(3, 10), IF(4, 9), IF(1, 8), IF(119, 7),
-        STMT(6, 0),          /* SECCOMP_RET_KILL_THREAD */
-        STMT(0x20, 0),
-        IF(__NR_read, 4), IF(__NR_write, 3), IF(__NR_exit, 2), IF(__NR_rt_sigreturn, 1),
-        STMT(6, 0),
+        IF(3, 3), IF(4, 2), IF(1, 1), UNLESS(119, 11),
         STMT(6, 0x7fff0000), /* SECCOMP_RET_ALLOW */
+        STMT(0x20, 0),
+        IF(__NR_read, 9), IF(__NR_write, 8), IF(__NR_exit, 7), IF(__NR_rt_sigreturn, 6), UNLESS(__NR_kill, 4),
+        STMT(0x20, 16), /* its arguments */
+        UNLESS(g.pid, 2),
+        STMT(0x20, 24),
+        IF(SIGKILL, 1),
+        STMT(6, 0x30000 | SD_STRICT_TRAP), /* SECCOMP_RET_TRAP */
+        STMT(6, 0x7fff0000),
     };
     struct {
         u16 n;
@@ -133,6 +150,7 @@ static long strict_mode(void)
     } program = { ARRAY_LEN(list), list };
 
     own_filter();
+    sd_strict = is_alone() ? SD_STRICT_ALONE : SD_STRICT_THREAD;
     SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); /* there is no exec in strict mode */
     return SYS3(__NR_prctl, PR_SET_SECCOMP, 2, &program);
 }

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * strict_end: how programs in seccomp's strict mode end: by a call that is not among the four, by kill of themselves, by exit; a thread beside others, and the
+ * same by int $0x80.
+ */
+#include <pthread.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include "guest.h"
+
+static int pipe_[2];
+
+static void lock_up(void) { CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0); }
+static void writes(char c) { CHECK(write(pipe_[1], &c, 1) == 1); }
+
+static void asks(void) { lock_up(), writes('a'), syscall(SYS_getpid), writes('b'); }
+static void opens(void) { lock_up(), syscall(SYS_openat, AT_FDCWD, "/", O_RDONLY), writes('b'); }
+static void leaves(void) { lock_up(), writes('a'), syscall(SYS_exit, 5); }
+static void kills(void)
+{
+    pid_t own = getpid();
+    lock_up(), syscall(SYS_kill, own, SIGTERM), writes('b');
+}
+static void kills_other(void) { lock_up(), syscall(SYS_kill, 1, SIGKILL), writes('b'); }
+static void by_int80(void)
+{
+    long r = 20; /* getpid */
+    lock_up();
+    __asm__ volatile("int $0x80" : "+a"(r) : : "r8", "r9", "r10", "r11", "memory");
+    writes('b');
+}
+
+static void *asks_beside(void *unused)
+{
+    asks();
+    return unused;
+}
+
+/* Only that thread ends. */
+static void beside(void)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, asks_beside, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    writes('c');
+    _exit(7);
+}
+
+static void shows(const char *name, void (*how)(void))
+{
+    char got[8] = "";
+    int status;
+    pid_t child;
+
+    CHECK(pipe(pipe_) == 0);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close(socket(AF_INET, SOCK_STREAM, 0));
+        how();
+        _exit(1);
+    }
+    close(pipe_[1]);
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(read(pipe_[0], got, sizeof got - 1) >= 0);
+    close(pipe_[0]);
+    printf("%s: %s %x\n", name, got, status);
+}
+
+int main(void)
+{
+    close(socket(AF_INET, SOCK_STREAM, 0));
+    shows("asks", asks);
+    shows("opens", opens);
+    shows("leaves", leaves);
+    shows("kills", kills);
+    shows("kills another", kills_other);
+    shows("int80", by_int80);
+    shows("beside", beside);
+    return 0;
+}
