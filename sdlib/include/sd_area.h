@@ -129,7 +129,7 @@ struct sd_part {
     SD_ATOMIC uint64_t park;            /* 1 + id of the block on which it sleeps, 0: none */
     SD_ATOMIC uint64_t to[SD_PART_LEVELS];
     struct sd_part_io io[SD_PART_LEVELS];
-    uint64_t pad;
+    SD_ATOMIC uint64_t need;            /* there: it is not woken for fewer unread bytes in the ring */
 };
 
 #define SD_TOLD 64

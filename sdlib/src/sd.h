@@ -242,6 +242,7 @@ u32 sd_arm(struct sock *s, u32 want);
 void sd_disarm(struct sock *s, u32 armed);
 /* [B2] The doorbell may not be eaten yet. */
 bool sd_bell_stays(const struct sock *s);
+void sd_bell_was_heard(struct sock *s, int fd); /* [B3] it stays for others, and we wait for the next one */
 /* No doorbell is sure to reach us (unread TCP bytes in front of it; one that has to stay, though we wait for more): the wait must be cut to 1 ms. */
 bool sd_needs_timer(const struct sock *s, u32 want);
 /* The poster: true if the peer napped, alone, and is awake now; false: it may need a bell. poll/nap.c */

@@ -152,6 +152,15 @@ def test_edges_and_a_doorbell_in_between(runner: Runner) -> None:
     runner.check(program, at_least=2)
 
 
+@pytest.mark.parametrize("how", ["edge", "low"])
+def test_sleeping_for_more_than_there_is(how: str, runner: Runner) -> None:
+    """For 1.2 s in all, on a connection that another process has, too: no time-out of a millisecond."""
+    program = runner.run(sys.executable, "-I", GUESTS / "waits_for_more.py", how)
+    assert program.stdout == (b"5 11\n" if how == "edge" else b"11\n") * 3
+    for report in runner.check(program, at_least=2):
+        assert report.raw["counters"]["parks"] < 200, str(report)
+
+
 @pytest.mark.parametrize("how", ["level", "edge", "poll", "select", "threads"])
 def test_one_doorbell_for_a_whole_set(how: str, runner: Runner) -> None:
     """In each of 20 rounds 8 to 16 connections are written to while their reader, or two, sleep on all of them."""

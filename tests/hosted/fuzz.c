@@ -149,7 +149,7 @@ static void call_other(void)
         break;
     case 1:
         now = "arm";
-        sleeper = sd_sleeper_enter(&sk);
+        sleeper = sd_sleeper_enter(&sk, 1);
         armed = sd_arm(&sk, POLLIN | POLLOUT);
         sd_membarrier();
         sd_ready(&sk, FD, 0);

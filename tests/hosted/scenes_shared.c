@@ -98,6 +98,26 @@ static void in_company_exclusive(void)
     w.block[1].exclusive = 1;
 }
 
+/* One byte is too little for poll. Nobody's time-out ends. */
+static void in_company_low(void)
+{
+    on_rings();
+    g.mt = 1;
+    *(u32 *)&w.sock[1].parked = 1;
+    w.block[1].rcvlowat = 2;
+    prog.all_switched = 0;
+    bells_at_most = 2;
+}
+
+static void b_polls_2(void)
+{
+    while (!got(1, 2)) {
+        wait_for(1, POLLIN);
+        take(1, 2, MSG_DONTWAIT);
+    }
+}
+
+static void b_has_ab(void) { expect(1, "ab"); }
 static void a_sends_1(void) { put(0, "a", 0); }
 static void a_sends_twice(void) { put(0, "a", 0), put(0, "b", 0); }
 static void a_takes_4(void) { take(0, 4, 0); }
@@ -241,6 +261,7 @@ const struct scenario scenes_shared[] = {
     {"company-edge", in_company_known, {a_sends_twice, edges_until_3}, sleeper_would_see_it},
     {"company-edge-looks", in_company_known, {a_sends_1, edges_until_2, b_looks_once}, sleeper_would_see_it},
     {"company-edge-taken", in_company_known, {a_sends_1, edges_until_2, b_takes_1}, sleeper_would_see_it},
+    {"company-low", in_company_low, {a_sends_twice, b_polls_2}, b_has_ab},
     {"sleepers", two_sleepers, {a_publishes_both, gets_1, gets_1}, both_were_read},
     {"sleepers-poll", two_sleepers, {a_publishes_both, gets_1, polls_for_1}, both_were_read},
     {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 4},

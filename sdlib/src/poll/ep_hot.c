@@ -326,12 +326,20 @@ static bool arm(struct reg *r, u64 name)
     /* What is waited for decides what the kernel is asked. It must be asked anew where it has reported a doorbell by an edge that nobody has eaten, say
      * because bytes of TCP stood before it then: no other one is sent as long as that one lies there. */
     reg_sync(r, (r->kmask & EPOLLET) && r->s->seg && sd_bell_due(&r->s->e) && !sd_bell_stays(r->s));
+    if (((r->want | r->kmask) & EPOLLET) && sd_bell_stays(r->s))
+        sd_bell_was_heard(r->s, r->live); /* [B3] an edge comes with the next one */
     return armed & SD_ARM_BARRIER;
 }
 
 static u32 waited_for(const struct reg *r)
 {
     return reg_wanted(r) | (r->want & EPOLLET);
+}
+
+/* Armed: nothing is sure to wake us; what the kernel was asked then is as true as what it would be asked now. */
+static bool needs_timer(const struct reg *r)
+{
+    return (reg_wanted(r) & ~r->kmask & POLLIN) || sd_needs_timer(r->s, waited_for(r));
 }
 
 /* The name of the sleep that is about to begin, 0: it has none. */
@@ -400,7 +408,7 @@ bool ep_cool(struct ep *ep, enum cool how, bool *timer)
         }
         if (!idle_only)
             r->s->b->parks++;
-        if (sd_needs_timer(r->s, waited_for(r))) {
+        if (needs_timer(r)) {
             *timer = true;
         } else if (!(r->want & EPOLLEXCLUSIVE)) { /* another set may eat its doorbell, and does not tell */
             hot_del(ep, r);
@@ -421,7 +429,7 @@ void ep_chill_all(struct ep *ep)
     r = ep->hot;
     for (u32 i = 0; i < count; i++, r = next) {
         next = r->hot_next;
-        if (reg_due(r) || sd_needs_timer(r->s, waited_for(r)))
+        if (reg_due(r) || needs_timer(r))
             reg_kick(r);
         else if (!(r->want & EPOLLEXCLUSIVE))
             hot_del(ep, r);

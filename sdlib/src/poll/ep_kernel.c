@@ -57,7 +57,7 @@ u32 reg_wanted(const struct reg *r)
 
 static u32 ring_mask(const struct reg *r, u32 want)
 {
-    u32 mask = sd_kernel_want(r->s, sd_bits_fold(want & ~PRIVATE_BITS)) | (want & (EPOLLET | EPOLLWAKEUP));
+    u32 mask = sd_kernel_want(r->s, sd_bits_fold(want & ~(PRIVATE_BITS & ~EPOLLET))) | (want & EPOLLWAKEUP);
 
     /* One doorbell wakes one of those that wait exclusively, as the bytes would. The kernel takes few other bits beside. */
     return want & EPOLLEXCLUSIVE ? (mask & (POLLIN | POLLOUT | EPOLLET | EPOLLWAKEUP)) | EPOLLEXCLUSIVE : mask;

@@ -63,14 +63,18 @@ static bool any_ready(const struct sd_pollset *p)
     return false;
 }
 
-static void kernel_events(struct sd_pollset *p)
+/* True: of some the kernel is not asked whether they can be read, so that somebody has to look. (What sd_needs_timer() has said may not be so any more.) */
+static bool kernel_events(struct sd_pollset *p)
 {
+    bool blind = false;
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
         u32 want = it->s ? sd_kernel_want(it->s, sd_bits_fold(it->want)) : it->want;
         p->k[i].events = (int16_t)want;
         p->k[i].revents = 0;
+        blind |= it->s && (sd_bits_fold(it->want) & ~want & POLLIN);
     }
+    return blind;
 }
 
 static u64 others; /* tsc: sd_nap_pays() */
@@ -319,7 +323,7 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     for (u32 i = 0; i < p->n; i++)
         if (p->item[i].s)
             p->item[i].s->b->parks++;
-    kernel_events(p); /* after arming: what is waited for decides what the kernel is asked */
+    timer |= kernel_events(p); /* after arming: what is waited for decides what the kernel is asked */
     bool dozing = *idle && snooze(p);
     left = min_u64(left, timer ? TIMER_NS : SD_FOREVER);
     left = min_u64(left, dozing ? SNOOZE_NS : SD_FOREVER);

@@ -80,6 +80,14 @@ static inline bool sd_rx_news(const struct sd_end *e, u64 had)
     return load_acq(&e->rx->tail) - head != had; /* [R1] [W1] */
 }
 
+/* At least so many bytes are unread. */
+static inline bool sd_rx_news_of(const struct sd_end *e, u64 n)
+{
+    u64 head = load_acq(&e->rx->head);
+
+    return load_acq(&e->rx->tail) - head >= n;
+}
+
 /* ---- the waiter for room. A sleeper counts itself. Who was told EAGAIN and waits in some poll later cannot: `waiting` is shared by all who use
  * this end, counts once, and whoever sees room takes it back (but not from others that may sleep: sock/tx.c). */
 

@@ -177,10 +177,14 @@ static bool room_for_others(const struct sock *s)
     return load_rlx(&s->e.tx->tx_armed) && used <= s->e.bytes && sd_tx_writable(&s->e, s->e.bytes - used);
 }
 
-/* What a doorbell was for, and somebody may not have seen yet. */
+/* What a doorbell was for, and somebody may not have seen yet. Fewer bytes than SO_RCVLOWAT says are for those only who receive, and wait for no more. */
 static bool unseen(const struct sock *s)
 {
-    return sd_rx_news(&s->e, 0) || room_for_others(s);
+    u64 head = load_acq(&s->e.rx->head), n = load_acq(&s->e.rx->tail) - head; /* in this order, as in sd_rx_news() */
+
+    if (likely(n && n >= sd_low_water(s)))
+        return true;
+    return (n && sd_sleepers(s, n)) || room_for_others(s);
 }
 
 bool sd_bell_stays(const struct sock *s)

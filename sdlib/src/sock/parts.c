@@ -160,7 +160,7 @@ u32 sd_part_level(struct sd_tcb *t)
 /* --------------------------------------------------------------- sleepers */
 
 /* Before the membarrier that follows arming. The doorbell that wakes us must not be eaten before we have left. */
-u64 sd_sleeper_enter(struct sock *s)
+u64 sd_sleeper_enter(struct sock *s, u64 need)
 {
     struct sd_tcb *t = sd_self();
     struct sd_part *p = t->part;
@@ -173,6 +173,7 @@ u64 sd_sleeper_enter(struct sock *s)
     if (!p)
         return SD_PARK_UNKNOWN; /* sd_park() looks again every millisecond then */
     before = sd_part_level(t) ? load_rlx(&p->park) : 0; /* of what a handler has interrupted */
+    store_rlx(&p->need, need);
     store_rel(&p->park, 1 + (u64)s->id);
     return before;
 }
@@ -184,12 +185,15 @@ void sd_sleeper_leave(struct sock *s, u64 before)
     if (before == SD_NOT_PARKED)
         return;
     atomic_fetch_sub(&s->parked, 1);
-    if (p && before != SD_PARK_UNKNOWN)
+    if (p && before != SD_PARK_UNKNOWN) {
+        if (unlikely(before))
+            store_rlx(&p->need, 0); /* nobody knows any more: for any */
         store_rel(&p->park, before);
+    }
 }
 
-/* Somebody else sleeps on s, or has been woken and has not left yet. */
-bool sd_sleepers(const struct sock *s)
+/* Somebody else sleeps on s, for whom so many unread bytes are enough, or has been woken and has not left yet. */
+bool sd_sleepers(const struct sock *s, u64 unread)
 {
     struct sd_area *a = g.area[0];
     const struct sd_part *own = sd_self()->part;
@@ -200,7 +204,7 @@ bool sd_sleepers(const struct sock *s)
     top = load_acq(&a->parts_top);
     for (u32 i = 1; i < top && i < SD_AREA_PARTS; i++) {
         const struct sd_part *p = &a->part[i];
-        if (p != own && load_acq(&p->park) == 1 + (u64)s->id && !sd_part_gone(p))
+        if (p != own && load_acq(&p->park) == 1 + (u64)s->id && load_rlx(&p->need) <= unread && !sd_part_gone(p))
             return true;
     }
     return false;

@@ -3,12 +3,13 @@
  * ready.c - readiness of an attached socket, and what it takes to sleep on it.
  */
 #include "ring/cork.h"
+#include "sock/far.h"
 #include "sock/rx.h"
 
 /* SO_RCVLOWAT. What was seen last may be old: sd_rx_avail() only looks again when there is nothing. */
 static bool enough(struct sock *s, u64 n)
 {
-    u64 low = min_u64(s->b->rcvlowat, s->e.bytes / 2);
+    u64 low = sd_low_water(s);
 
     if (likely(n >= low))
         return true;
@@ -22,10 +23,10 @@ static bool low_on_tcp(const struct sock *s)
     return unlikely(s->b->rcvlowat > 1) && load_rlx(&s->b->rx_mode) == SD_MODE_TCP;
 }
 
-/* There are bytes, too few, and the doorbell stays for others. */
+/* There are bytes, too few, and the doorbell stays for others, to whom they are enough. */
 static bool low_on_ring(const struct sock *s)
 {
-    return unlikely(s->b->rcvlowat > 1) && load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_bell_stays(s);
+    return unlikely(s->b->rcvlowat > 1) && load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_bell_stays(s) && !sd_rx_news_of(&s->e, sd_low_water(s));
 }
 
 static u32 tcp_ready(struct sock *s, int fd, u32 kev)
@@ -141,8 +142,10 @@ u32 sd_kernel_want(const struct sock *s, u32 want)
 {
     const struct sd_block *b = s->b;
     bool over = load_rlx(&b->latched) & LATCH_FIN; /* the kernel would always have something to say, and no doorbell comes */
+    u32 edge = want & EPOLLET;
 
-    if ((low_on_tcp(s) || low_on_ring(s) || stays_for_room(s)) && (want & (POLLIN | POLLRDNORM)))
+    want &= ~EPOLLET;
+    if ((low_on_tcp(s) || (!edge && (low_on_ring(s) || stays_for_room(s)))) && (want & (POLLIN | POLLRDNORM)))
         want = (want & ~(u32)(POLLIN | POLLRDNORM)) | POLLRDHUP; /* see sd_needs_timer() */
     if (load_rlx(&b->rx_mode) == SD_MODE_RING && want && !over)
         want |= POLLRDHUP; /* tells whether a doorbell was all that has come */
@@ -150,7 +153,7 @@ u32 sd_kernel_want(const struct sock *s, u32 want)
         want &= ~(u32)(POLLOUT | POLLWRNORM | POLLWRBAND);
         want |= over ? 0 : POLLIN; /* room comes as a doorbell */
     }
-    return want;
+    return want | edge;
 }
 
 static u32 arm_out(struct sock *s)
@@ -202,8 +205,8 @@ bool sd_needs_timer(const struct sock *s, u32 want)
     if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
-        /* An edge that follows unread bytes, or more of them, has no doorbell of its own while the last one stays for others. */
-        if (((want & EPOLLET) || low_on_ring(s) || stays_for_room(s)) && sd_bell_stays(s))
+        /* More bytes than there are have no doorbell of their own while the last one stays for others. (An edge has, but not from another host: [B3].) */
+        if (want & EPOLLET ? sd_is_far(s) && sd_bell_stays(s) : low_on_ring(s) || stays_for_room(s))
             return true;
     }
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);

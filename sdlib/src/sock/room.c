@@ -90,7 +90,7 @@ long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
         *deadline = to ? sd_now_ns() + to : (u64)-1;
     }
     u32 armed = sd_owe_armed(s, 0);
-    u64 sleeper = sd_sleeper_enter(s);
+    u64 sleeper = sd_sleeper_enter(s, SD_NEEDS_ROOM);
     sd_membarrier();
     r = room_now(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
     sd_sleeper_leave(s, sleeper);

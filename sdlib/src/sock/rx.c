@@ -140,7 +140,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
         return r;
     t0 = sd_tsc();
     u32 armed = sd_owe_armed(s, POLLIN);
-    u64 sleeper = sd_sleeper_enter(s);
+    u64 sleeper = sd_sleeper_enter(s, w->peek ? w->target : 1);
     if ((armed & SD_ARM_BARRIER) || sleeper != SD_NOT_PARKED)
         sd_membarrier();
     r = more(s, had) ? SD_NEWS : park(s, fd, again, w, sleeper);

@@ -192,7 +192,7 @@ static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 {
     u8 byte;
     /* Another thread may take the connection to the ring, and us with it, while we sleep here. */
-    u64 sleeper = w->nb ? SD_NOT_PARKED : sd_sleeper_enter(s);
+    u64 sleeper = w->nb ? SD_NOT_PARKED : sd_sleeper_enter(s, 1);
     u32 armed = w->nb ? 0 : sd_owe_armed(s, POLLIN); /* or by another process: a handler may fork meanwhile */
     bool gone = load_rlx(&s->b->rx_mode) != SD_MODE_TCP;
     long r = gone ? -ERANGE : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb ? MSG_DONTWAIT : 0), 0, 0);

@@ -106,10 +106,11 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more); /* insid
 void sd_ring_bell(struct sock *s, int fd);
 void sd_ring_bell_late(struct sock *s, int fd); /* the kernel holds it back as it would hold bytes back; sd_uncork() */
 void sd_wake_reader(struct sock *s, int fd); /* after sd_data_wanted() */
-void sd_bell_was_heard(struct sock *s, int fd); /* [B3] it stays for others, and we wait for the next one */
 void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and errors; never blocks */
 long sd_park(struct sock *s, int fd, u64 sleeper); /* between sd_sleeper_enter and _leave */
 void sd_latch_end(struct sock *s, int fd, u32 err); /* the kernel has said FIN (0) or an error, and will not say it again */
+
+static inline u64 sd_low_water(const struct sock *s) { return min_u64(s->b->rcvlowat, s->e.bytes / 2); } /* SO_RCVLOWAT, of poll */
 
 /* sock/token.c: theory of operation in token.h. */
 struct sd_hold {
@@ -132,9 +133,10 @@ bool sd_bells_out(struct sock *s);
 
 #define SD_NOT_PARKED 0xfffffffffffffffeull
 #define SD_PARK_UNKNOWN 0xffffffffffffffffull
-u64 sd_sleeper_enter(struct sock *s);
+u64 sd_sleeper_enter(struct sock *s, u64 need); /* for so many bytes to be unread; SD_NEEDS_ROOM */
 void sd_sleeper_leave(struct sock *s, u64 before);
-bool sd_sleepers(const struct sock *s);
+#define SD_NEEDS_ROOM 0xffffffffffffffffull
+bool sd_sleepers(const struct sock *s, u64 unread);
 struct sd_part *sd_part_of(struct sd_tcb *t);   /* claimed if need be; NULL: there is none left */
 struct sd_part *sd_part_at(u32 number);
 u32 sd_part_number(const struct sd_part *p);
