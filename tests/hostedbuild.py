@@ -21,18 +21,26 @@ UNDER_TEST = ("ring/bell.c", "ring/dates.c", "ring/ring.c", "ring/switch.c", "so
               "sock/token.c", "sock/tx.c", "poll/nap.c", "poll/poll.c", "poll/wait.c",
               *(f"poll/ep_{part}.c" for part in ("carry", "ctl", "find", "hooks", "hot", "kernel", "lock", "order",
                                                  "table", "wait")))
+"""For the programs alone; those of the monitor's loop have it beside them."""
+LOOP_UNDER_TEST = (*UNDER_TEST, "py/copy.c", "verbs/called.c", "verbs/held.c", "verbs/loop.c", "verbs/say.c",
+                   "verbs/threads.c")
+WRAPPED = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_mutex_init", "pthread_cond_wait", "pthread_cond_init",
+           "pthread_cond_broadcast", "pthread_create", "pthread_join", "pthread_sigmask", "eventfd", "eventfd_read",
+           "eventfd_write", "close", "poll", "syscall", "nanosleep", "sched_yield", "clock_gettime")
 # -Wno-unused-value: an atomic whose old value nobody wants is an expression here. No canaries: stacks are copied.
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-value", "-Wno-missing-field-initializers",
          "-fno-strict-aliasing", "-DSD_HOSTED=1", "-DSD_INTERPOSE=1")
 EXPLORER = ("-O2", "-DSPINS=1", "-DSD_RECALL_MS=2", "-DSD_FENCE_FOR=2", "-DSD_RING_WINDOW=2", "-DSD_SMALL=1u",
             "-DIDLE_ROUNDS=4", "-DWARM=4",
             "-fno-stack-protector", "-fcf-protection=none")
+LOOP = ("-DHOSTED_THREADS=5", "-DSD_LOOP_QUEUE=5", "-DSD_LOOP_CALLED=1", "-DBATCH=2", "-DSD_VERBS_MESSAGE=16",
+        *(f"-Wl,--wrap={name}" for name in WRAPPED))
 SANITIZED = ("-O1", "-g", "-DSPINS=4", "-fsanitize=address,undefined", "-fno-sanitize=alignment",
              "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
 def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], mutated: Mapping[str, str] | None = None,
-          reuse: Path | None = None) -> Path:
+          reuse: Path | None = None, under_test: tuple[str, ...] = UNDER_TEST) -> Path:
     """The program made of `drivers` (files of tests/hosted) and the code under test.
 
     `mutated`: texts that replace files under sdlib/src or tests/hosted. Objects of `reuse`, an earlier build of the
@@ -60,6 +68,6 @@ def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], muta
         return folder / object_name
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, (*drivers, *UNDER_TEST)))
+        objects = list(pool.map(compile_one, (*drivers, *under_test)))
     subprocess.run(["gcc", *options, "-o", folder / "program", *objects], check=True)
     return folder / "program"

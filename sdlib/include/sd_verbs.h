@@ -16,7 +16,9 @@
 #ifndef SD_VERBS_H
 #define SD_VERBS_H
 
+#ifndef SD_VERBS_MESSAGE
 #define SD_VERBS_MESSAGE 1024 /* bytes of one SEND, at most */
+#endif
 #define SD_VERBS_WRITE 65536  /* of one WRITE */
 #define SD_CREDIT 11          /* a record of frames.py: slot, head */
 #define SD_CREDIT_BYTES 13

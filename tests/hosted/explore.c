@@ -34,6 +34,7 @@ struct entry {
 };
 
 enum { RUNS = 1, WAITS, DONE };
+enum { ALONE = 2 }; /* the time-out ends only when nobody else can go on */
 
 struct thread {
     u64 sp;
@@ -207,6 +208,10 @@ static bool in_sets(const volatile u8 *b)
     return (b >= hosted_pool && b < hosted_pool + HOSTED_POOL) || (b >= __start_hosted_state && b < __stop_hosted_state);
 }
 
+static bool few; /* words of the segment change in this scenario: those that are shared by name */
+
+void mc_few(void) { few = true; }
+
 /* Words that only one thread ever touches need no interleaving. */
 static bool shared(const volatile void *p)
 {
@@ -216,7 +221,7 @@ static bool shared(const volatile void *p)
         return false;
     if (shares_sets && in_sets(b))
         return true;
-    if (b >= (u8 *)&w.seg && b < (u8 *)(&w.seg + 1))
+    if (!few && b >= (u8 *)&w.seg && b < (u8 *)(&w.seg + 1))
         return true;
     if (b >= (u8 *)prog.word && b < (u8 *)(prog.word + ARRAY_LEN(prog.word)))
         return true;
@@ -348,6 +353,19 @@ void host_wait(bool (*ready)(long), long arg, bool timed)
     t->state = RUNS;
 }
 
+void host_sleep(bool (*ready)(long), long arg, bool timed)
+{
+    struct thread *t = &th[cur];
+
+    drain(cur);
+    if (ready(arg))
+        return;
+    marks[timed ? MARK_TIMED : MARK_PARKED]++;
+    *t = (struct thread){.state = WAITS, .timed = timed ? ALONE : 0, .ready = ready, .arg = arg, .stale = t->stale};
+    point("sleep", NULL);
+    t->state = RUNS;
+}
+
 void mc_relax(void) { host_wait(NULL, 0, true); }
 
 struct sd_tcb *sd_self(void) { return &w.tcb[cur]; }
@@ -359,7 +377,17 @@ struct part {
     u64 n;
 };
 
-#define PARTS (7 + THREADS)
+#define MORE_PARTS 8
+#define PARTS (7 + THREADS + MORE_PARTS)
+static struct part more[MORE_PARTS];
+static u32 nmore;
+
+void mc_part(void *p, u64 bytes)
+{
+    if (nmore == MORE_PARTS || bytes % 8)
+        abort();
+    more[nmore++] = (struct part){p, bytes};
+}
 
 static u32 parts_of(struct part *out)
 {
@@ -372,6 +400,8 @@ static u32 parts_of(struct part *out)
     out[n++] = (struct part){hosted_area.part, (THREADS + 1) * sizeof *hosted_area.part};
     out[n++] = (struct part){__start_hosted_state, (u64)(__stop_hosted_state - __start_hosted_state)};
     out[n++] = (struct part){hosted_pool, w.pool_used};
+    for (u32 i = 0; i < nmore; i++)
+        out[n++] = more[i];
     for (u32 i = 0; i < THREADS; i++)
         if (sc->thread[i] && th[i].state != DONE)
             out[n++] = (struct part){(void *)th[i].sp, (u64)stacks[i] + STACK_BYTES - th[i].sp};
@@ -462,7 +492,7 @@ static bool is_new(void)
 static bool can_run(u32 t)
 {
     return sc->thread[t] && !prog.killed[t] &&
-           (th[t].state == RUNS || (th[t].state == WAITS && ((th[t].ready && th[t].ready(th[t].arg)) || (th[t].timed && th[t].changed))));
+           (th[t].state == RUNS || (th[t].state == WAITS && ((th[t].ready && th[t].ready(th[t].arg)) || (th[t].timed == 1 && th[t].changed))));
 }
 
 static void choices(struct frame *f)
@@ -487,9 +517,13 @@ static void choices(struct frame *f)
                 f->choice[f->count++] = (u8)(TIMER_T + t);
 }
 
+void (*mc_forget)(void);
+
 static void run(u32 t)
 {
     cur = t;
+    if (mc_forget)
+        mc_forget();
     g.proc->ctr[SD_CTR_calls_kernel] = 0; /* counts that the state has, or locals remember, would make every state new */
     for (u32 side = 0; side < SIDES; side++)
         w.block[side].parks = w.block[side].spins = w.block[side].spins_won = w.block[side].bells_tx = w.block[side].bells_rx = 0;
@@ -525,7 +559,7 @@ static void step(struct frame *f, u32 choice)
 static bool all_done(void)
 {
     for (u32 t = 0; t < THREADS; t++)
-        if (sc->thread[t] && th[t].state != DONE && !prog.killed[t])
+        if (sc->thread[t] && th[t].state != DONE && !prog.killed[t] && !(sc->forever >> t & 1))
             return false;
     return true;
 }
@@ -584,7 +618,9 @@ static void start(const struct scenario *which)
         memset(table, 0, sizeof *table << TABLE_BITS);
     depth = 0;
     seen = ends = bells_sent = 0;
-    nnames = nshares = 0;
+    nnames = nshares = nmore = 0;
+    few = false;
+    mc_forget = NULL;
     shares_sets = begun = false;
     g.mt = 0;
     g.tsc_per_us = 1;

@@ -15,6 +15,7 @@ struct scenario {
     void (*thread[THREADS])(void);
     void (*check)(void); /* at the end of every execution */
     u32 mortal;          /* bits of threads that may be killed at any moment */
+    u32 forever;         /* bits of threads that never end: asleep at the end */
     u32 slow;            /* so many seconds may pass at any moment, as if threads were stopped: time-outs of others end */
 };
 
@@ -36,6 +37,9 @@ extern const struct scenario *const scenes[]; /* tables, each up to one without 
 void mc_name(const volatile void *p, const char *name); /* for traces */
 void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */
 void mc_share_sets(void);                               /* and at everything that epoll keeps of its sets */
+extern void (*mc_forget)(void);                          /* of a scenario: sets counts to 0 that nothing depends on, before each step */
+void mc_few(void);                                       /* others than these words do not change, though they are in the segment */
+void mc_part(void *p, u64 bytes);                       /* memory of the scenario that belongs to the state, too; multiples of 8 */
 void mc_mark(u32 what);                                 /* this execution has been here: the report counts it */
 u32 mc_thread(void);
 void mc_got_on(void);                                   /* this thread's program: who looks again does not do so in vain */

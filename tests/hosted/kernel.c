@@ -13,6 +13,7 @@ struct sd_area hosted_area;
 #define NAMESPACE 4026531836u
 
 void (*hosted_new_rings)(void), (*hosted_nudged)(void);
+bool (*hosted_futex_wake)(u64 at);
 
 static void fresh_segment(u32 start, u32 ring_bytes)
 {
@@ -53,6 +54,7 @@ void world_init(u32 start, u32 ring_bytes)
     hosted_config = (struct sd_config){.accel = 1, .upgrade = SD_UPGRADE_NEVER};
     hosted_supervised = false;
     hosted_new_rings = hosted_nudged = NULL;
+    hosted_futex_wake = NULL;
     __builtin_memset(hosted_area.part, 0, (HOSTED_THREADS + 1) * sizeof *hosted_area.part);
     g.area[0] = &hosted_area;
     *(u32 *)&hosted_area.parts_top = HOSTED_THREADS + 1;
@@ -230,6 +232,8 @@ static long sys_futex(long at, long op, u32 val)
 {
     bool asleep = w.futex.at == (u64)at && !w.futex.woken;
 
+    if (op == FUTEX_WAKE && hosted_futex_wake && hosted_futex_wake((u64)at))
+        return 1;
     if (op == FUTEX_WAKE) {
         w.futex.woken |= asleep;
         host_changed();

@@ -9,7 +9,9 @@
 
 #define STREAM_BYTES 64
 #define SIDES 2
+#ifndef HOSTED_THREADS
 #define HOSTED_THREADS 3
+#endif
 #define FD_OF(side) (10 + (int)(side))
 #define SIDE_OF(fd) ((u32)((fd) - 10))
 #define SETS 1
@@ -67,6 +69,7 @@ extern struct sd_area hosted_area; /* of it only the participants count: number 
 /* Given by explore.c and the fuzzer. */
 void host_point(const char *what);                        /* a system call begins: a full barrier, others may come first */
 void host_wait(bool (*ready)(long), long arg, bool timed); /* sleep until ready(arg), or, if timed, until something has changed */
+void host_sleep(bool (*ready)(long), long arg, bool timed); /* the time-out ends only when nothing else happens any more */
 void host_changed(void);                                  /* the kernel's state has changed */
 void host_membarrier(void);
 bool host_dead(u32 tid);
@@ -80,6 +83,7 @@ extern bool hosted_supervised; /* of a scenario: somebody hears of SD_HC_NUDGE, 
 extern struct sd_config hosted_config;
 /* Of a scenario: what the segment that is mapped next has in it; what comes of a nudge. */
 extern void (*hosted_new_rings)(void), (*hosted_nudged)(void);
+extern bool (*hosted_futex_wake)(u64 at); /* of others that sleep on words; true: one was woken */
 extern u64 bells_sent; /* no part of the world: a statistic */
 extern u32 bells_at_most; /* in one direction at a time; 2 where one that is being eaten does not count */
 

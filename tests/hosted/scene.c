@@ -175,5 +175,3 @@ void shared_by_threads(u32 side, u32 dir)
         mc_name(&hosted_area.part[i].to[0], "to");
     }
 }
-
-const struct scenario *const scenes[] = {scenes_bells, scenes_moves, scenes_shared, scenes_again, scenes_epoll, NULL};

@@ -22,7 +22,7 @@ import pytest
 from tests.hostedbuild import EXPLORER, HOSTED, SRC, build
 
 SCENES = sorted(path.name for path in HOSTED.glob("scenes_*.c"))
-DRIVERS = ("explore.c", "scene.c", *SCENES, "kernel.c", "kernel_epoll.c", "around.c")
+DRIVERS = ("explore.c", "scene.c", "all_scenes.c", *SCENES, "kernel.c", "kernel_epoll.c", "around.c")
 NAMES = [name for scenes in SCENES
          for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 

@@ -24,6 +24,19 @@ void sd_threads_wake_caller(struct sd_threads *t)
 
 /* ------------------------------------------------------------------ who is called */
 
+/* That it has read is news if the other one may soon wait for room, or as long as it has not switched (mirror.py). */
+static bool arm(struct sd_mirrored *m)
+{
+    bool room = !load_acq(&sd_out_of(m)->sw_ring) || m->landed - m->head_said > m->ring_bytes / 2;
+    u32 wanted = room ? 3 : 1;
+
+    if ((m->armed & wanted) == wanted)
+        return false;
+    m->armed = wanted;
+    sd_copy_arm(m->copy, m->side, true, room);
+    return true;
+}
+
 static SD_ATOMIC u32 *direct(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->direct; }
 
 void sd_threads_uncall(struct sd_mirrored *m)
@@ -43,6 +56,7 @@ void sd_threads_uncall(struct sd_mirrored *m)
     sd_threads_wake_caller(t); /* its memory may go */
 }
 
+/* Nobody looks at it any more but for its program's word: so it is armed, and looked at behind a barrier of its own [W1]. */
 static void make_way(struct sd_threads *t)
 {
     struct sd_mirrored *oldest = t->called[0];
@@ -52,6 +66,8 @@ static void make_way(struct sd_threads *t)
             oldest = t->called[i];
     sd_queue_unwatch(oldest->queue, oldest);
     oldest->watched = 0;
+    arm(oldest);
+    sd_py_membarrier();
     if (load_acq(&sd_out_of(oldest)->bell) || sd_mirrored_news(oldest) || sd_mirrored_held(oldest, false))
         sd_mirrored_watch(oldest, true); /* again, in the next round */
 }
@@ -78,20 +94,7 @@ void sd_mirrored_live(struct sd_mirrored *m, bool live)
         sd_threads_changed(q->device);
 }
 
-/* ------------------------------------------------------------------ arming, credits */
-
-/* That it has read is news if the other one may soon wait for room, or as long as it has not switched (mirror.py). */
-static bool arm(struct sd_mirrored *m)
-{
-    bool room = !load_acq(&sd_out_of(m)->sw_ring) || m->landed - m->head_said > m->ring_bytes / 2;
-    u32 wanted = room ? 3 : 1;
-
-    if ((m->armed & wanted) == wanted)
-        return false;
-    m->armed = wanted;
-    sd_copy_arm(m->copy, m->side, true, room);
-    return true;
-}
+/* ------------------------------------------------------------------ sleeping, credits */
 
 void sd_threads_attend(struct sd_device *d)
 {
@@ -132,7 +135,7 @@ bool sd_threads_settle(struct sd_device *d)
     bool again = false, barrier = false, owing = false;
 
     for (struct sd_queue *q = d->queues; q; q = q->next)
-        for (u32 i = 0; q->live && i < q->watching; i++) {
+        for (u32 i = 0, n = q->watching; q->live && i < n && i < q->watching; i++) { /* who has made way in vain comes again in the next round */
             struct sd_mirrored *m = q->watched[i];
             if (!m->live)
                 continue;

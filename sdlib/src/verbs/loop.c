@@ -326,14 +326,13 @@ static int completed(struct sd_device *d, struct sd_loop_event *e, const struct 
 static int carry_one(struct sd_queue *q, struct sd_mirrored *m, struct sd_loop_event *e, bool *busy)
 {
     int r = carry(q, m);
+    bool owes = r >= 0 && owes_much(m), said = owes && sd_say_credit(q, m);
 
-    *busy |= r > 0;
+    *busy |= r > 0 || said;
     if (r > 0)
         m->last = q->device->turns;
-    if (r >= 0 && owes_much(m))
-        *busy |= sd_say_credit(q, m);
-    if (m->noted || (r >= 0 && !has_news(m)))
-        return 0;
+    if (m->noted || (r >= 0 && owes == said && sd_mirrored_rest(m) == m->rest_said))
+        return 0; /* what is read meanwhile is looked at in the next turn */
     event(e, r == -EPROTO ? SD_LOOP_BROKEN : r < 0 ? SD_LOOP_FAILED : SD_LOOP_NEWS, q, m->slot);
     e->status = r < 0 ? (u32)-r : 0;
     m->noted = q->device->threads != NULL;

@@ -8,7 +8,11 @@
 #include <pthread.h>
 #include "verbs/verbs.h"
 
-enum { QUEUE = 512, CALLED_MOST = 120, ROW = 3, MUCH = 16384, DOZES = 4 };
+#ifndef SD_LOOP_QUEUE /* less, where every state is looked at (tests/hosted) */
+#define SD_LOOP_QUEUE 512
+#define SD_LOOP_CALLED 120
+#endif
+enum { QUEUE = SD_LOOP_QUEUE, CALLED_MOST = SD_LOOP_CALLED, ROW = 3, MUCH = 16384, DOZES = 4 };
 #define CREDIT_NS 10000000ull
 #define DOZE_NS 200000
 

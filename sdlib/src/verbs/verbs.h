@@ -43,7 +43,9 @@ static inline struct sd_dir *sd_out_of(const struct sd_mirrored *m) { return &((
 static inline struct sd_dir *sd_into(const struct sd_mirrored *m) { return &((struct sd_seg *)m->copy)->dir[!(m->side & 1)]; }
 
 #define SPARE 4 /* requests left for records */
+#ifndef BATCH
 #define BATCH 32
+#endif
 
 int sd_queue_receive(struct sd_queue *q, u32 index);
 int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size);

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model check of the monitor's loop in C (sdlib/src/verbs): every interleaving of its threads with a program, the
+device, Python and another host, under x86-TSO (tests/hosted/loop.c).
+
+Nobody sleeps who has something to do: a lost wake-up leaves bytes, completions or events behind.  That the explorer can
+see it is shown with mutants.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.hostedbuild import EXPLORER, HOSTED, LOOP, LOOP_UNDER_TEST, SRC, build
+from tests.sdlib.test_explore import Mutant, Result, explore
+
+DRIVERS = ("explore.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c", "loop.c", "loop_scenes.c")
+NAMES = re.findall(r'^    {"([a-z-]+)"', (HOSTED / "loop_scenes.c").read_text(), re.MULTILINE)
+ASLEEP = "a lost wake-up"
+
+MUTANTS = [
+    Mutant("loop-nudge", ASLEEP, "verbs/called.c", "        sd_py_membarrier(); /* [W1] [W2] */\n",
+           "        (void)0;\n"),
+    Mutant("loop-nudge", ASLEEP, "verbs/threads.c",
+           "w[n++] = (struct waiter){0, (uintptr_t)&sd_out_of(t->called[i])->bell",
+           "w[n++] = (struct waiter){1, (uintptr_t)&sd_out_of(t->called[i])->bell"),
+    Mutant("loop-crowded", ASLEEP, "verbs/called.c", "    sd_py_membarrier();\n    if (load", "    if (load"),
+    Mutant("loop-crowded", ASLEEP, "verbs/called.c", "    store_rel(direct(m), 0);\n", ""),
+    Mutant("loop-held", "bytes are lost, doubled or still held back", "verbs/called.c",
+           "            look_at(t, sd_mirrored_held(m, false));", "            if (m->lkey) look_at(t, 0);"),
+    Mutant("loop-held", "bytes are lost, doubled or still held back", "verbs/threads.c", "bool forever = !t->pay_at;",
+           "bool forever = t || until.tv_sec;"),
+    Mutant("loop-room", ASLEEP, "verbs/say.c",
+           "    return head == before || !sd_copy_credit(m->copy, m->side, head) || sd_say_sleeps(q, m);",
+           "    sd_copy_credit(m->copy, m->side, head);\n    return true;"),
+    Mutant("loop-arrive", ASLEEP, "py/copy.c", "    store_rel(&seg->moving, 0);\n    sd_fence();",
+           "    store_rel(&seg->moving, 0);\n    (void)0;"),
+    Mutant("loop-arrivals", ASLEEP, "verbs/called.c", "t->cq_armed = again = true;", "t->cq_armed = true;"),
+    Mutant("loop-python", "Python is not told", "verbs/threads.c", "        eventfd_write(t->news, 1);",
+           "        (void)0;"),
+    Mutant("loop-python", ASLEEP, "verbs/threads.c", "    bool kick = t->dirty || t->full;",
+           "    bool kick = t->dirty;"),
+    Mutant("loop-watched", "", "verbs/threads.c", "    bool kick = t->dirty || t->full;", "    bool kick = t->full;"),
+]
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("loop"), DRIVERS, (*EXPLORER, *LOOP), under_test=LOOP_UNDER_TEST)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scenario", NAMES)
+def test_every_interleaving(explorer: Path, scenario: str) -> None:
+    result = explore(explorer, scenario)
+    assert result.returncode == 0, result.stdout[:3000]
+    found = re.search(r"(\d+) states, (\d+) ends, (\d+) parked", result.stdout)
+    assert found and all(int(number) > 0 for number in found.groups()), result.stdout
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.scenario}:{mutant.file}")
+def test_a_missing_edge_is_found(explorer: Path, tmp_path: Path, mutant: Mutant) -> None:
+    result = _explored(explorer.parent, tmp_path, mutant)
+    assert result.returncode == 1 and mutant.why in result.stdout.splitlines()[0], result.stdout[:3000]
+
+
+def _explored(reuse: Path, folder: Path, mutant: Mutant) -> Result:
+    original = (SRC / mutant.file).read_text()
+    assert original.count(mutant.old) == 1, f"{mutant.file} has changed: adapt the mutant"
+    text = original.replace(mutant.old, mutant.new)
+    mutated = build(folder, DRIVERS, (*EXPLORER, *LOOP), {mutant.file: text}, reuse=reuse, under_test=LOOP_UNDER_TEST)
+    return explore(mutated, mutant.scenario)
