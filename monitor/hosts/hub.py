@@ -4,23 +4,17 @@
 The monitor's loop calls `turn` before it waits (vigil.py).  It looks at the connections that are active (conns.py), and
 now and then at all those for which something may be due.  A copy whose supervisor is gone has nobody to nudge: then we
 look every DEAF_S.
-
-Two hosts see each other's offers (SEEK).  The one whose name sorts first decides: it names the connection (ACCEPT),
-the other one tells its program and says RESUME, and only then the first tells its own.
 """
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from hashlib import sha256
 from typing import Any, Final, Protocol
 
-from monitor import journal, segment
 from monitor.endpoint import Shape
 from monitor.hosts import frames
 from monitor.hosts.auth import Handshake
@@ -32,10 +26,10 @@ from monitor.hosts.discover import find
 from monitor.hosts.frames import Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.mirror import Mirror
-from monitor.hosts.pairs import Candidate, Candidates
+from monitor.hosts.pairs import Candidates
+from monitor.hosts.seek import Seeking
 from monitor.hosts.vigil import Threads, Vigil, spin_s
-from monitor.match import Offer, side_of
-from sdlib import abi
+from monitor.match import Offer
 from sdlib.wire.messages import Nudge, Rang
 
 DEAF_S: Final = 0.002
@@ -88,6 +82,7 @@ class Hub:
         self._callers: set[Caller] = set()
         threads = device is not None and device.threads
         self._vigil = Threads() if threads else Vigil(device, spin_s(config.spin_us))
+        self._seeking = Seeking(config.name, local, self._candidates, self._conns, self._vigil.joined)
         self._ticked = 0.0
         self._credit_at: float | None = None
         self._looks = self._looked_at = 0
@@ -141,101 +136,22 @@ class Hub:
 
     def offered(self, offer: Offer, shape: Shape) -> None:
         """An offer stays open; its other end may be on another host."""
-        if offer.key.local.scope or offer.key.peer.scope:
-            return
-        for contact in self.contacts.values():
-            if contact.peer.owns(offer.key.peer.ip):
-                candidate = Candidate(offer, shape, contact.peer.name)
-                self._candidates.add(candidate)
-                if contact.usable:
-                    contact.guard(lambda link, one=candidate: link.say(one.seek()))  # type: ignore[misc]
-                return
+        self._seeking.offered(offer, shape, self.contacts.values())
 
     def _asked(self, contact: Contact, record: Record) -> None:
         match record:
             case frames.Seek():
-                self._on_seek(contact, record)
+                self._seeking.on_seek(contact, record)
             case frames.Accept():
-                self._on_accept(contact, record)
+                self._seeking.on_accept(contact, record)
             case frames.Gone():
                 self._conns.on_gone(contact, record)
             case frames.Resume() if len(contact.unknown) < _UNKNOWN_MAX:
                 contact.unknown.setdefault(record.far_id, time.monotonic())
 
-    def _candidate(self, contact: Contact, said: frames.Seek | frames.Accept) -> Candidate | None:
-        """Our end of what the other host speaks of, if it may."""
-        if not contact.peer.owns(said.local.ip) or not contact.usable:
-            return None
-        candidate = self._candidates.find(said.peer, said.local, contact.peer.name)
-        if candidate is None or not self._local.is_open(candidate.offer):
-            return None
-        return candidate
-
-    def _on_seek(self, contact: Contact, said: frames.Seek) -> None:
-        candidate = self._candidate(contact, said)
-        if candidate is None or contact.link is None:
-            return
-        if not candidate.fits(said):
-            journal.warn("no-one-connection", host=contact.peer.name, ours=candidate.shape, theirs=said[3:])
-            return
-        if self._config.name > contact.peer.name:
-            if not candidate.answered:
-                candidate.answered = True
-                contact.link.say(candidate.seek())
-            return
-        if self._conns.knows(candidate.offer.client, candidate.offer.offer_id):
-            return  # the answer to its ACCEPT is on the way
-        far_id = self._tag(contact) + os.urandom(8)
-        conn = self._make(contact, far_id, candidate, min(candidate.offer.ring_bytes, said.ring_bytes))
-        if conn is not None:
-            key = candidate.offer.key
-            contact.link.say(frames.Accept(far_id, key.local, key.peer, conn.mirror.copy.ring_bytes))
-
-    def _make(self, contact: Contact, far_id: bytes, candidate: Candidate, ring_bytes: int) -> Conn | None:
-        """The copy of this host; it is told to nobody yet."""
-        try:
-            memfd = segment.make(ring_bytes)
-        except OSError as error:
-            journal.warn("no-copy", why=error.strerror)
-            return None
-        try:
-            copy = Copy(memfd, ring_bytes, side_of(candidate.offer.key))
-        except OSError as error:
-            os.close(memfd)
-            journal.warn("no-copy", why=error.strerror)
-            return None
-        copy.found(far_id)
-        conn = self._conns.add(contact, far_id, copy, candidate.offer.client, candidate.offer.offer_id)
-        self._vigil.joined()
-        conn.waiting = (candidate, memfd)
-        return conn
-
     def _stirred(self, slot: int) -> None:
         """The other host has said something about it."""
         self._conns.stir(slot)
-
-    def _on_accept(self, contact: Contact, said: frames.Accept) -> None:
-        assert contact.link is not None
-        candidate = self._candidate(contact, said)
-        name = (-1, -1) if candidate is None else (candidate.offer.client, candidate.offer.offer_id)
-        if (candidate is None or self._config.name < contact.peer.name or self._conns.knows(*name)
-                or said.far_id[:8] != self._tag(contact) or said.far_id in contact.by_id
-                or not abi.const.SD_RING_MIN <= said.ring_bytes <= candidate.offer.ring_bytes
-                or said.ring_bytes & (said.ring_bytes - 1)):
-            contact.link.say(frames.Gone(said.far_id))
-            return
-        conn = self._make(contact, said.far_id, candidate, said.ring_bytes)
-        if conn is not None and not self._conns.hand_over(conn):
-            self._conns.free(conn)
-            conn = None
-        if conn is None:
-            contact.link.say(frames.Gone(said.far_id))
-            return
-        contact.link.introduce(conn.mirror, reply=1)
-
-    def _tag(self, contact: Contact) -> bytes:
-        """The first half of the names of all connections with that host."""
-        return sha256("\0".join(sorted((self._config.name, contact.peer.name))).encode()).digest()[:8]
 
     # ------------------------------------------------------------------ supervisors
 
@@ -254,7 +170,7 @@ class Hub:
         copy = Copy(memfd, ring_bytes, side & 1)
         copy.held()
         far_id = copy.far_id()
-        contact = next((one for one in self.contacts.values() if self._tag(one) == far_id[:8]), None)
+        contact = next((one for one in self.contacts.values() if self._seeking.tag(one) == far_id[:8]), None)
         if contact is None or far_id in contact.by_id:
             copy.close()
             return contact is not None
