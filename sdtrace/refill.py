@@ -10,11 +10,16 @@ What appending alone (TCP_RECV_QUEUE) does not do: it leaves a connection whose 
 sent; behind a FIN, FIONREAD is one short; and no closed socket takes it.
 
 A FIN that had come does not come again: shutdown(SHUT_RD) says the same to whoever reads. A reset is asked of the
-kernel by a byte to the peer that has gone, and comes behind the bytes, as it did. TCP_INFO counts anew from here on.
+kernel by a byte to the peer that has gone, and comes behind the bytes, as it did.
+
+TCP_INFO counts anew from here on, and its peer's does not, so that no position of one means anything to the other: this
+connection must not come to a ring any more, whoever has it, and whenever that one comes under sdrun. Its socket says so
+by a filter that lets everything through: one that has a filter stays on TCP (sdlib/src/sock/option.c).
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import fcntl
 import os
@@ -32,6 +37,8 @@ _NO_QUEUE, _RECV_QUEUE, _SEND_QUEUE = 0, 1, 2
 _ON, _OFF = 1, -1  # TCP_REPAIR_OFF_NO_WP: without a window probe
 _HAS_TIMESTAMPS, _HAS_SACK, _HAS_SCALE = 1, 2, 4
 _MSS, _SCALE, _SACK, _TIMESTAMPS = 2, 3, 4, 8  # TCPOPT_*
+_ATTACH_FILTER: Final = 26
+_ALL: Final = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF))  # return ~0
 _RCVBUFFORCE: Final = 33
 _CLOSE: Final = 7
 _SIOCOUTQ: Final = 0x5411
@@ -80,6 +87,7 @@ def refill(sock: socket.socket, data: bytes, local: tuple[str, int], peer: tuple
     """
     reuse, room = (sock.getsockopt(socket.SOL_SOCKET, name) for name in (socket.SO_REUSEADDR, socket.SO_RCVBUF))
     names = [_address(sock, each) for each in (local, peer)]
+    saved: _Saved | None = None
     sock.setsockopt(socket.SOL_TCP, _REPAIR, _ON)
     try:
         saved = _save(sock, lives=lives, fin=shut)
@@ -89,11 +97,10 @@ def refill(sock: socket.socket, data: bytes, local: tuple[str, int], peer: tuple
         _do(calls.bind(sock.fileno(), names[0]))
         _do(calls.connect(sock.fileno(), names[1]))
         _resume(sock, saved, data)
+        _keep_from_rings(sock)
         sock.setsockopt(socket.SOL_TCP, _REPAIR, _OFF)
     except OSError:
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_TCP, _REPAIR, _OFF)
-        calls.connect(sock.fileno(), _UNSPEC)
+        _reset(sock, saved if lives else None, names)
         raise
     finally:
         with suppress(OSError):
@@ -138,6 +145,18 @@ def _save(sock: socket.socket, *, lives: bool, fin: bool) -> _Saved:
                   sock.getsockopt(socket.SOL_TCP, _TIMESTAMP, 4))
 
 
+def _reset(sock: socket.socket, saved: _Saved | None, names: list[bytes]) -> None:
+    """`saved`: of a peer that lives. It waits for ever if nobody has left the connection but in silence."""
+    with suppress(OSError):
+        if saved is not None and sock.getsockopt(socket.SOL_TCP, _TCP_INFO, 8)[0] == _CLOSE:
+            _begin(sock, saved, 0)
+            calls.bind(sock.fileno(), names[0])  # it may be
+            calls.connect(sock.fileno(), names[1])
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_TCP, _REPAIR, _OFF)
+    calls.connect(sock.fileno(), _UNSPEC)
+
+
 def _begin(sock: socket.socket, saved: _Saved, length: int) -> None:
     """The places from which the queues are filled up to where they were."""
     for queue, behind in ((_SEND_QUEUE, len(saved.unacknowledged)), (_RECV_QUEUE, length)):
@@ -156,6 +175,11 @@ def _resume(sock: socket.socket, saved: _Saved, data: bytes) -> None:
     _, window, most, ours, _ = saved.window
     here = saved.sequence[_RECV_QUEUE]
     sock.setsockopt(socket.SOL_TCP, _WINDOW, struct.pack("=5I", here, window, max(most, window), ours, here))
+
+
+def _keep_from_rings(sock: socket.socket) -> None:
+    with suppress(PermissionError):  # the program has locked one of its own
+        sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(_ALL)))
 
 
 def _fill(sock: socket.socket, data: bytes) -> None:

@@ -207,6 +207,26 @@ ping(s, role, 200)
 """
 
 
+def test_a_connection_that_was_refilled_stays_on_tcp(native: Runner, tmp_path: Path) -> None:
+    """Its two kernel sockets count from different places, so neither knows what a position of the other means."""
+    server = native.start(sys.executable, GUESTS / "refilled.py", "server")
+    server.until(lambda: b"\n" in server.stdout, "its port")
+    client = native.start(sys.executable, GUESTS / "refilled.py", "client", server.stdout.split()[0].decode())
+    server.until(lambda: server.stdout.count(b"\n") == 2, "exchanges")
+    if b"refused" in server.stdout:
+        pytest.skip("no CAP_NET_ADMIN")
+    client.until(lambda: b"ready" in client.stdout, "exchanges")
+    attached = [Attached(program.pid, tmp_path, native.env).ok() for program in (client, server)]
+    for program in (client, server):
+        program.send(signal.SIGUSR1)
+    for program, each in zip((client, server), attached, strict=True):
+        program.until(lambda: b"300" in program.stdout, "exchanges under sdrun")  # noqa: B023
+        program.send(signal.SIGTERM)
+        assert program.wait() == 0, program.describe()
+        assert each.report(program).raw["connections"]["shm"] == 0
+    assert attached[1].report(server).raw["connections"]["tcp_reasons"] == {"socket-option": 1}
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_real_programs_at_both_ends(native: Runner, guests: Guests, tmp_path: Path, name: str) -> None:
     """Server and client have been started natively; both are attached under load. nginx with its workers."""

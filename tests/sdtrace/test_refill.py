@@ -8,15 +8,19 @@ import os
 import socket
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+import sdtrace.refill as refilling
+from sdtrace import calls
 from sdtrace.opposite import opposite
 from sdtrace.refill import End, Impossible, check
 from sdtrace.refill import refill as really_refill
 from sdtrace.segments import cookie_of
 
 TIMEOUT_S = 5
+TCP_REPAIR = 19
 
 
 def connected(host: str) -> tuple[socket.socket, socket.socket]:
@@ -127,3 +131,57 @@ def test_the_peer_lives(stuck: int, ends: tuple[socket.socket, socket.socket]) -
     theirs.close()
     assert rest(ours) == (b"", "end")
     ours.close()
+
+
+def test_the_peer_has_shut_its_side_and_lives(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Its FIN has come, perhaps while the queue was read; what we send still arrives, and then our end."""
+    ours, theirs = ends
+    local, peer = names(ours)
+    theirs.send(b"read")
+    theirs.shutdown(socket.SHUT_WR)
+    time.sleep(0.01)
+    assert (ours.recv(100), ours.recv(100)) == (b"read", b"")
+    refill(ours, b"read again", End.OVER, shut=False, lives=True, local=local, peer=peer)
+    assert rest(ours) == (b"read again", "end")
+    for number in range(20):
+        ours.sendall(b"%06d" % number * 1000)
+        assert exactly(theirs, 6000) == b"%06d" % number * 1000
+    ours.close()
+    assert rest(theirs) == (b"", "end")
+
+
+@pytest.mark.parametrize("step", ["bind", "connect", "fill", "options"])
+def test_it_fails_half_way(step: str, ends: tuple[socket.socket, socket.socket],
+                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the connection is reset, and both ends hear of it without asking; the socket is as it was otherwise."""
+    ours, theirs = ends
+    local, peer = names(ours)
+    reuse = ours.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    fail_once(step, monkeypatch)
+    with pytest.raises(OSError, match="for once"):
+        refill(ours, b"lost", End.OPEN, shut=False, lives=True, local=local, peer=peer)
+    assert rest(theirs) == (b"", "ECONNRESET")
+    with pytest.raises(OSError, match=r"reset|connected"):
+        ours.recv(10)
+    with pytest.raises(OSError, match=r"pipe|connected"):
+        ours.send(b"x")
+    assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == reuse
+    assert ours.getsockopt(socket.SOL_TCP, TCP_REPAIR) == 0
+
+
+def fail_once(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one of these fails; of connect that which takes up the connection again."""
+    left = [True]
+
+    def failing(*arguments: Any) -> Any:
+        if step == "connect" and not any(arguments[1][:2]):
+            return was(*arguments)
+        if left:
+            left.clear()
+            raise OSError(errno.ENOBUFS, "for once")
+        return was(*arguments)
+
+    module, name = {"bind": (calls, "bind"), "connect": (calls, "connect"), "fill": (refilling, "_fill"),
+                    "options": (refilling, "_resume")}[step]
+    was: Any = getattr(module, name)
+    monkeypatch.setattr(module, name, failing)
