@@ -86,7 +86,7 @@ def give_back(broker: Broker, pids: Collection[int], only: Collection[Key] | Non
             _producer_back(end, reason)
         _await(ends, broker)
         for end in ends:
-            _consumer_back(end, pids, reason, may_live=only is not None)
+            _consumer_back(end, pids, reason)
     finally:
         for end in ends:
             end.close()
@@ -207,11 +207,11 @@ def _await(ends: list[End], broker: Broker) -> None:
         time.sleep(_LOOK_S)
 
 
-def _consumer_back(end: End, pids: Collection[int], reason: int, *, may_live: bool) -> None:
+def _consumer_back(end: End, pids: Collection[int], reason: int) -> None:
     block = end.block
     unread = int(block.rx_mode) == _C.SD_MODE_TCP and end.rx.go_back == _C.SD_GO_BACK_TAKEN and end.rx.sw_back  # [S6]
-    if not unread and put_back(end, pids, may_live=may_live):
-        block.given |= _C.SD_GIVEN_AWAY  # never to move up again: what the kernel has counted begins anew
+    if not unread and put_back(end, pids):
+        block.given |= _C.SD_GIVEN_AWAY  # never to move up again: refill.py
     elif int(block.rx_mode) == _C.SD_MODE_RING:
         _eat(end)
     if block.rcvlowat:

@@ -38,10 +38,10 @@ _QUIET_S: Final = 0.2
 _C: Final = abi.const
 
 
-def put_back(end: End, ours: Collection[int], *, may_live: bool) -> bool:
+def put_back(end: End, ours: Collection[int]) -> bool:
     """Have all of it in the kernel's queue; False: there was nothing to be done. NotNow.
 
-    `ours`: the processes that stand still already. `may_live`: the connection does not move up again afterwards.
+    `ours`: the processes that stand still already.
     """
     if not _is_left(end):
         return False
@@ -56,7 +56,7 @@ def put_back(end: End, ours: Collection[int], *, may_live: bool) -> bool:
         if not _bytes_left(end):
             return False  # whoever reads on is told of an end instead of an error
         raise NotNow(end.key, str(error.strerror)) from None
-    _put_back(end, ours, may_live=may_live)
+    _put_back(end, ours)
     return True
 
 
@@ -73,8 +73,8 @@ def _bytes_left(end: End) -> bool:
     return mode == _C.SD_MODE_RING and _ring_left(end)
 
 
-def _put_back(end: End, ours: Collection[int], *, may_live: bool) -> None:
-    with _silent(end, ours, may_live=may_live) as lives:
+def _put_back(end: End, ours: Collection[int]) -> None:
+    with _silent(end, ours) as lives:
         ring = _ring(end)
         before, behind = _kernel(end, ours if lives else ())  # from here on nobody but we has these; nor its FIN
         shut = bool(end.block.tx_shut) or state(end.sock) in (FIN_WAIT1, FIN_WAIT2)
@@ -147,13 +147,11 @@ def _drain(sock: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def _silent(end: End, ours: Collection[int], *, may_live: bool) -> Iterator[bool]:
+def _silent(end: End, ours: Collection[int]) -> Iterator[bool]:
     """The peer sends nothing new. True: it lives."""
     there = _other(end, ours)
     with contextlib.ExitStack() as stack:
         if there.inode:
-            if not may_live:
-                raise NotNow(end.key, "its other end has not sent again what is in the ring, and lives")
             pids = set(kin.holders(there.inode))
             if not pids:
                 raise NotNow(end.key, "nobody seems to have its other end")

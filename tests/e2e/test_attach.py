@@ -179,8 +179,28 @@ def test_detach_with_unread_bytes(native: Runner, shm: Runner, tmp_path: Path) -
     assert client.report().shm == 1
 
 
+def test_detach_behind_bytes_that_a_peer_has_left_in_the_ring(native: Runner, shm: Runner, tmp_path: Path) -> None:
+    """The peer lives, and went back to TCP by itself: it sends nothing again."""
+    server = native.start(sys.executable, "-c", UNREAD, "server", "left")
+    server.until(lambda: b"\n" in server.stdout, "its port")
+    client = shm.start(sys.executable, "-c", UNREAD, "client", server.stdout.split()[0].decode(), "left")
+    client.until(lambda: b"moved" in client.stdout, "exchanges before")
+    attached = Attached(server.pid, tmp_path, native.env).ok()
+    client.send(signal.SIGUSR1)
+    client.until(lambda: b"full" in client.stdout, "bytes in the ring")
+    more_rounds(0.2)
+    detach(server.pid, native.env)
+    for program in (client, server):
+        program.send(signal.SIGUSR1)
+    assert client.wait() == 0, client.describe()
+    assert server.wait() == 0, server.describe()
+    report = client.report()
+    assert (report.shm, report.raw["connections"]["moved_back"]) == (1, {"socket-option": 1}), report
+    assert attached.report(server).shm == 1
+
+
 UNREAD = """
-import random, signal, socket, sys
+import fcntl, os, random, signal, socket, sys
 def ping(s, role, n):
     for i in range(n):
         if role == "client": s.sendall(b"x"); assert s.recv(1) == b"x"
@@ -197,7 +217,10 @@ mine, theirs = (random.Random(role == r).randbytes(50000) for r in ("client", "s
 ping(s, role, 50)
 if role == "client": print("moved", flush=True); pause()
 ping(s, role, 200)
-s.sendall(mine)
+s.sendall(mine[:40000])
+if "left" in sys.argv and role == "client":
+    for flag in (os.O_ASYNC, 0): fcntl.fcntl(s, fcntl.F_SETFL, fcntl.fcntl(s, fcntl.F_GETFL) & ~os.O_ASYNC | flag)
+s.sendall(mine[40000:])
 print("full", flush=True)
 pause()
 got = b""
