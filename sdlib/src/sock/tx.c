@@ -188,7 +188,14 @@ static NOINLINE i64 ring_hold(struct sock *s, int fd, struct iovec *iov, u64 n, 
     return r;
 }
 
-/* The peer's FIN has come long ago, so its kernel has nothing more to say of it by itself. It answers a doorbell with a reset if the peer is gone. */
+/* The peer had read all that we have sent: then TCP knows nothing of its end, and takes one more send, which nobody reads. */
+static bool had_read_all(const struct sock *s)
+{
+    return load_acq(&s->e.tx->head) == load_rlx(&s->e.tx->tail);
+}
+
+/* The peer's FIN has come long ago, so its kernel has nothing more to say of it by itself. It answers a doorbell with a reset if the peer is gone; also one
+ * that the peer had not read when it went. */
 bool sd_peer_died(struct sock *s, int fd)
 {
     struct pollfd p = {fd, 0, 0};
@@ -196,8 +203,10 @@ bool sd_peer_died(struct sock *s, int fd)
     u64 now = sd_tsc();
 
     COUNT(calls_kernel);
-    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 1)
-        return true;
+    if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 1) {
+        s->probed = true; /* the next send looks again */
+        return !had_read_all(s);
+    }
     s->probed = !s->probed || now - s->asked_tsc >= SD_LOOK_US * g.tsc_per_us; /* the next send looks for the answer */
     if (s->probed) {
         s->asked_tsc = now;

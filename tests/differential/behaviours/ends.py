@@ -150,21 +150,33 @@ def half_close_writable(stage: Stage) -> None:
         a.wait(ep)
 
 
-@behaviour("shutdown SHUT_WR of a process that is killed then", carried=False)
-def half_close_killed(stage: Stage) -> None:
+def killed_half_closed(stage: Stage, heard: bool) -> None:
+    """`heard`: the process has read the doorbell that came with the last bytes, if one did."""
     a, b = stage.a, stage.b
     x, y = stage.connection()
     a.shutdown(x, SHUT_WR)
     drain(b, y)
+    a.poll([(x, IN)], 50)
     b.send(y, b"is read")
     a.recv(x, 20)
     settle()
-    a.recv(x, 20, DONTWAIT)  # a doorbell that was never read would be answered with a reset at once
+    if heard:
+        a.recv(x, 20, DONTWAIT)
     a.sys("kill", a.link.pid, signal.SIGKILL, text="self, SIGKILL")
     time.sleep(0.03)  # as long as a sender on the ring believes that its peer is there
     b.send(y, b"x", NOSIGNAL)
     settle()
     use(b, y)
+
+
+@behaviour("shutdown SHUT_WR of a process that is killed then", carried=False)
+def half_close_killed(stage: Stage) -> None:
+    killed_half_closed(stage, heard=True)
+
+
+@behaviour("shutdown SHUT_WR of a process that is killed with a doorbell unread", carried=False)
+def half_close_killed_unheard(stage: Stage) -> None:
+    killed_half_closed(stage, heard=False)
 
 
 @behaviour("shutdown SHUT_WR at both ends at once", carried=False)
