@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential.linux import DONTWAIT, ET, IN, PEEK
-from tests.differential.side import Call, Side
+from tests.differential.behaviours.transmit import fill
+from tests.differential.linux import DONTWAIT, ET, IN, OUT, PEEK
+from tests.differential.side import Call, Side, settle
 from tests.differential.worlds import Stage, behaviour
 
 
@@ -62,6 +63,16 @@ def edge_in_company(stage: Stage) -> None:
         a.recv(x, 100, PEEK | DONTWAIT)
         child.wait(edge)
         a.say(f"{count} times")
+    for events in (OUT, OUT | ET):  # there is room: of that, too, there has to be a doorbell of its own
+        room = child.epoll()
+        child.ctl(room, "add", x, events)
+        child.wait(room)
+        total = fill(stage, x)
+        waits = child.start.wait(room, timeout=8000).asleep()
+        b.send(y, b"unread")
+        settle()
+        b.recv_all_quietly(y, total)
+        waits.end()
 
 
 @behaviour("poll of idle connections that several processes use: nobody wakes up", carried=False)
