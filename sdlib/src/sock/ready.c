@@ -205,8 +205,11 @@ bool sd_needs_timer(const struct sock *s, u32 want)
     if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
-        /* More bytes than there are have no doorbell of their own while the last one stays for others. (An edge has, but not from another host: [B3].) */
-        if (want & EPOLLET ? sd_is_far(s) && sd_bell_stays(s) : low_on_ring(s) || stays_for_room(s))
+        /* More bytes than there are have no doorbell of their own while the last one stays for others. An edge has, and the next one of those that wait
+         * exclusively, but not from another host: [B3]. */
+        if (sd_is_far(s) && (b->exclusive ? load_rlx(&b->users) > 1 : (want & EPOLLET) && sd_bell_stays(s)))
+            return true;
+        if (!(want & EPOLLET) && (low_on_ring(s) || stays_for_room(s)))
             return true;
     }
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);
