@@ -164,6 +164,12 @@ bool sd_feed_switch(struct sock *s, int fd)
     return load_rlx(&s->b->tx_mode) == SD_MODE_RING || (sd_attached(s) && sd_try_switch_tx(s, fd));
 }
 
+/* Has the file a position? Where it is; a program that gives its own saves the call, and pread() says the same of a file that has none. */
+static i64 position(const struct sd_frame *f, const i64 *off)
+{
+    return off && f->r10 ? 0 : SYS3(__NR_lseek, (int)f->rsi, 0, 1);
+}
+
 SD_CALL(sd_sendfile)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -174,7 +180,7 @@ SD_CALL(sd_sendfile)
 
     if (!s)
         return sd_sendfile_in(f, t);
-    pos = SYS3(__NR_lseek, (int)f->rsi, 0, 1);
+    pos = position(f, off);
     if (pos < 0 || (off && sd_bad_ptr(off))) {
         sd_sock_put(s);
         return SD_PASS;
