@@ -45,7 +45,7 @@ CFLAGS = (
     "-ffreestanding",  # there is no C library
     "-fno-tree-loop-distribute-patterns",  # a loop that copies must not become a call to memcpy
     "-fno-stack-protector",  # the canary lives in the program's TLS
-    "-mgeneral-regs-only",  # vector registers belong to the program and are not saved on entry
+    "-mgeneral-regs-only",  # vector registers belong to the program and are not saved on entry (but: base/vector.h)
     "-fpie",  # addresses relative to rip: 0x2d0000000000 is out of reach of absolute 32-bit ones
     "-fno-plt", "-fvisibility=hidden",  # no indirection through tables that a loader would fill
     "-fcf-protection=none",  # no endbr64 at entries that only we jump to

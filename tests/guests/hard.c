@@ -8,9 +8,9 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-enum { STATE_MAX = 16384, ROUNDS = 200 };
+enum { STATE_MAX = 16384, ROUNDS = 200, LONGEST = 3000 };
 static unsigned char before[STATE_MAX] __attribute__((aligned(64))), after[STATE_MAX] __attribute__((aligned(64)));
-static unsigned char byte;
+static unsigned char byte, bytes[LONGEST + 1];
 
 /* A pattern in every vector component that this machine has; returns the mask of what was filled. */
 static uint64_t fill(unsigned char *state)
@@ -51,16 +51,16 @@ static void compare(uint64_t filled)
     }
 }
 
-static long vectors(long nr, long fd)
+static long vectors(long nr, long fd, void *buf, long len)
 {
     uint64_t filled = fill(before);
     long r;
     memset(after, 0, sizeof after);
     register long r10 __asm__("r10") = 0, r8 __asm__("r8") = 0, r9 __asm__("r9") = 0;
-    __asm__ volatile("mov $-1, %%eax\n mov $-1, %%edx\n xrstor64 (%[b])\n mov %[nr], %%rax\n mov $1, %%edx\n syscall\n mov %%rax, %%r12\n"
+    __asm__ volatile("mov $-1, %%eax\n mov $-1, %%edx\n xrstor64 (%[b])\n mov %[nr], %%rax\n mov %[len], %%rdx\n syscall\n mov %%rax, %%r12\n"
                      "mov $-1, %%eax\n mov $-1, %%edx\n xsave64 (%[a])\n mov %%r12, %[r]"
                      : [r] "=&r"(r)
-                     : [b] "r"(before), [a] "r"(after), [nr] "r"(nr), "D"(fd), "S"(&byte), "r"(r10), "r"(r8), "r"(r9)
+                     : [b] "r"(before), [a] "r"(after), [nr] "r"(nr), [len] "r"(len), "D"(fd), "S"(buf), "r"(r10), "r"(r8), "r"(r9)
                      : "rax", "rdx", "rcx", "r11", "r12", "memory");
     compare(filled);
     return r;
@@ -87,6 +87,33 @@ static long (*generated(unsigned char *at))(long, long, void *)
     return (long (*)(long, long, void *))(void *)(at - 14);
 }
 
+/* Some hundred bytes at a time: the library copies them by vector registers. One byte more on each side, and a buffer that ends too soon. */
+static void longer(int fd, bool first)
+{
+    static const long sizes[] = {64, 257, 300, 320, 511, 512, 513, 700, 1024, 1279, 1280, 1281, LONGEST - 1};
+    unsigned char *edge = (unsigned char *)mmap(NULL, 2 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) + 4096;
+
+    CHECK(munmap(edge, 4096) == 0);
+    for (int i = 0; i < 20; i++)
+        for (unsigned k = 0; k < sizeof sizes / sizeof *sizes; k++)
+            for (int turn = 0; turn < 2; turn++) {
+                bool writes = (turn == 0) == first;
+                long n = sizes[k];
+                for (long at = 0; at <= LONGEST; at++)
+                    bytes[at] = writes ? (unsigned char)(at * 13 + i) : 0xa5;
+                if (writes) {
+                    CHECK(vectors(SYS_write, fd, edge - 300, n > 600 ? n : 700) == -EFAULT);
+                    CHECK(vectors(SYS_write, fd, bytes + 1, n) == n);
+                    continue;
+                }
+                for (long got = 0, r; got < n; got += r)
+                    CHECK((r = vectors(SYS_read, fd, bytes + 1 + got, n - got)) > 0);
+                CHECK(bytes[0] == 0xa5 && (n == LONGEST || bytes[n + 1] == 0xa5));
+                for (long at = 1; at <= n; at++)
+                    CHECK(bytes[at] == (unsigned char)(at * 13 + i));
+            }
+}
+
 static void exchange(int fd, bool first)
 {
     unsigned char *memory = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -97,8 +124,9 @@ static void exchange(int fd, bool first)
             for (int turn = 0; turn < 2; turn++) {
                 long nr = (turn == 0) == first ? SYS_write : SYS_read;
                 byte = nr == SYS_write ? (unsigned char)(i + k) : 0;
-                CHECK((k < 4 ? way[k](nr, fd, &byte) : vectors(nr, fd)) == 1 && byte == (unsigned char)(i + k));
+                CHECK((k < 4 ? way[k](nr, fd, &byte) : vectors(nr, fd, &byte, 1)) == 1 && byte == (unsigned char)(i + k));
             }
+    longer(fd, first);
     CHECK(mprotect(memory, 3 * 4096, PROT_READ | PROT_EXEC) == 0); /* and as a JIT that has finished */
     for (int i = 0; i < 50; i++) {
         byte = 'j';

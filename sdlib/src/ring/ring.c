@@ -13,6 +13,7 @@
  * masked for every access, so no value leads outside of the ring; a peer that lies garbles its own connection, or breaks it (SD_BROKEN).
  */
 #include "base/user.h"
+#include "base/vector.h"
 #include "ring.h"
 
 void sd_seg_init(struct sd_seg *seg, u32 ring_bytes)
@@ -26,10 +27,10 @@ void sd_seg_init(struct sd_seg *seg, u32 ring_bytes)
     seg->magic = SD_SEG_MAGIC;
 }
 
-u32 sd_has_rdpid;
+u32 sd_has_rdpid, sd_vector_most;
 
-/* Measured on AMD's processors only. Asked once: in a virtual machine cpuid goes to the hypervisor. */
-static bool sd_past_pays(void)
+/* Asked once: in a virtual machine cpuid goes to the hypervisor. */
+static bool is_amd(void)
 {
     static _Atomic u32 known; /* 1: no, 2: yes */
     u32 eax = 0, ebx, ecx = 0, edx;
@@ -63,7 +64,8 @@ int sd_end_open(struct sd_end *e, struct sd_seg *seg, u64 file_bytes, u32 side)
     e->tx_dates_head = e->tx_dates = 0;
     sd_tx_unplan(e);
     e->tx_window = SD_RING_WINDOW;
-    e->tx_past = sd_past_pays();
+    e->tx_past = is_amd(); /* measured there only */
+    sd_vector_most = SD_VECTOR_MOST(e->tx_past);
     store_rlx(&e->tx_fence, 0);
     if (load_rlx(&e->tx->prod_fenced)) { /* an earlier image of this process has left it */
         store_rlx(&e->tx->prod_fenced, 0);

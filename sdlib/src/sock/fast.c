@@ -12,6 +12,7 @@
  * and if it has moved meanwhile the call starts over.
  */
 #include "base/user.h"
+#include "base/vector.h"
 #include "poll/poll.h"
 #include "ring/cork.h"
 #include "ring/dates.h"
@@ -77,10 +78,15 @@ static inline bool goes_down(void)
     return at < from;
 }
 
-/* The string instruction pays here, and so does the look at the program's direction flag, which is as good as never set. */
+/* Where the string instruction pays, so does the look at the program's direction flag, which is as good as never set. */
+static NOINLINE bool copy_large(u8 *dst, const u8 *src, u64 n)
+{
+    return n <= sd_vector_most ? !sd_copy_vector(dst, src, n) : !goes_down() && !sd_copy_user(dst, src, n);
+}
+
 static inline __attribute__((always_inline)) bool copy(u8 *dst, const u8 *src, u64 n)
 {
-    return likely(n <= SMALL) ? copy_small(dst, src, n) : !goes_down() && !sd_copy_user(dst, src, n);
+    return likely(n <= SMALL) ? copy_small(dst, src, n) : copy_large(dst, src, n);
 }
 
 static NOINLINE bool put_past(u8 *dst, const u8 *src, u64 n) { return !goes_down() && !sd_copy_past(dst, src, n); }
