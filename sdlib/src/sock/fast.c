@@ -217,6 +217,17 @@ static NOINLINE long tx_planned(struct sock *s, u64 fd, const u8 *buf, u64 len)
     return SLOW; /* no room, or around the corner */
 }
 
+/* EAGAIN, if nothing but bytes could have come, and it is not time to ask the kernel: so rx.c would say, in kernel_has_news() and around it. */
+static NOINLINE long rx_nothing(struct sock *s, u64 len)
+{
+    const struct sd_block *b = s->b;
+    const struct sd_dir *d = s->e.rx;
+    bool usual = len && b->rcvlowat <= 1 && !((s->kcheck & 1) | load_rlx(&b->latched) | load_rlx(&d->prod_hint)) && load_rlx(&b->rx_mode) == SD_MODE_RING &&
+                 !sd_back_published(&s->e) && !sd_cork_pending(&s->e);
+
+    return usual && sd_tsc() - s->checked_tsc <= SD_KERNEL_US * g.tsc_per_us && load_acq(&d->tail) == load_rlx(&d->head) ? -EAGAIN : SLOW;
+}
+
 static NOINLINE long rx_empty(struct sock *s, u64 fd, u8 *buf, u64 len);
 
 /* A word is the same with everything known that can be. */
@@ -231,7 +242,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     if (n < len) {
         n = load_acq(&d->tail) - head; /* [R1] */
         if (unlikely(n - least >= s->e.bytes)) /* not exact where it is broken: `at` is masked, and later the ordinary way finds out */
-            return !n && wait ? rx_empty(s, fd, buf, len) : SLOW; /* or broken */
+            return n ? SLOW : wait ? rx_empty(s, fd, buf, len) : rx_nothing(s, len); /* or broken */
         s->e.rx_tail_seen = head + n;
     }
     at = (head - load_rlx(&d->base)) & (s->e.bytes - 1); /* [R3]: after tail */
@@ -251,7 +262,7 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
 }
 
 static NOINLINE long rx_any(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false, true); }
-static NOINLINE long rx_now(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false, false); }
+static NOINLINE long rx_now(u64 fd, u8 *buf, u64 len) { return fast_rx(fd, buf, len, false, false); } /* without waiting */
 
 /* The peer can only run on this CPU, and it is all that we wait for: the way through rx.c, on pages that this process has not used since it last
  * ran, would be longer than all the rest. A handler may close the descriptor while others run. */
@@ -260,14 +271,18 @@ static NOINLINE long rx_empty(struct sock *s, u64 fd, u8 *buf, u64 len)
     u32 tries = 0;
     bool again = true;
 
-    if (load_rlx(&s->b->nonblock) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || load_rlx(&s->b->latched) || sd_cork_pending(&s->e) || !sd_gives_way(s))
+    if (load_rlx(&s->b->nonblock))
+        return rx_nothing(s, len);
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || load_rlx(&s->b->latched) || sd_cork_pending(&s->e) || !sd_gives_way(s))
         return SLOW;
     SYS0(__NR_sched_yield); /* sd_yield() reads the time */
     for (;;) {
         if (*(volatile u8 *)&sd_fdkind[fd] != SD_KIND_FAST || sd_fast_sock[fd] != s)
             return SLOW;
-        if (sd_yield_won(sd_rx_news(&s->e, 0)))
-            return rx_now(fd, buf, len);
+        if (sd_yield_won(sd_rx_news(&s->e, 0))) {
+            long r = rx_now(fd, buf, len);
+            return r == -EAGAIN ? SLOW : r; /* a handler has taken it */
+        }
         if (!again)
             break;
         again = sd_yield(&tries);
@@ -359,7 +374,7 @@ static long get_shared(struct sock *s, u64 fd, u8 *buf, u64 len)
     bool got = false;
 
     if (unlikely(b->rcvlowat > 1) || load_rlx(&d->tail) == load_rlx(&d->head))
-        return SLOW; /* empty, most often: not worth the token */
+        return load_rlx(&b->nonblock) ? rx_nothing(s, len) : SLOW; /* empty, most often: not worth the token */
     sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
     u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head;
     if (n < len || n > s->e.bytes) { /* or another process has read further than we have seen */
@@ -402,9 +417,25 @@ long sd_shared_read(u64 fd, u8 *buf, u64 len)
     return likely(t) ? done(t, s, get_shared(s, fd, buf, len)) : SLOW;
 }
 
+/* Without waiting. */
+static NOINLINE long shared_now(u64 fd, u8 *buf, u64 len)
+{
+    long r = sd_shared_read(fd, buf, len);
+    struct sock *s;
+    struct sd_tcb *t;
+
+    if (r != SLOW || fd >= ARRAY_LEN(sd_fast_sock) || !plausible(buf))
+        return r;
+    s = sd_fast_sock[fd];
+    t = enter(fd, s);
+    return t ? done(t, s, rx_nothing(s, len)) : SLOW;
+}
+
 long sd_shared_recv(u64 fd, u8 *buf, u64 len, u32 flags, u64 addr)
 {
-    return unusual(flags, MSG_DONTWAIT, addr) ? SLOW : sd_shared_read(fd, buf, len);
+    if (unlikely(unusual(flags, 0, addr)))
+        return unusual(flags, MSG_DONTWAIT, addr) ? SLOW : shared_now(fd, buf, len);
+    return sd_shared_read(fd, buf, len);
 }
 
 long sd_shared_send(u64 fd, const u8 *buf, u64 len, u32 flags, u64 addr)

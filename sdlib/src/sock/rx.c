@@ -218,7 +218,7 @@ static bool kernel_has_news(struct sock *s, int fd)
 {
     bool ends = load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED);
 
-    if (!(s->kcheck & 1) && !ends && sd_tsc() - s->checked_tsc <= 50 * g.tsc_per_us)
+    if (!(s->kcheck & 1) && !ends && sd_tsc() - s->checked_tsc <= SD_KERNEL_US * g.tsc_per_us)
         return false;
     sd_look_at_kernel(s, fd);
     COUNT(calls_kernel);
