@@ -24,7 +24,7 @@ from tools.sdbench.ways import Load, Serve, Way
 
 FREE = "free sockets"
 """The name of the variant, for the report too."""
-SERVER_AFTER, CLIENT_AFTER = 500, 1200
+SERVER_AFTER, CLIENT_AFTER = 200, 500
 """Exchanges until each has its turn; the other waits for it meanwhile."""
 
 
