@@ -73,6 +73,11 @@ def test_own_filter_by_int80(guest: str, what: str, runner: Runner, guests: Gues
     assert program.stdout == b"ok\n"
 
 
+def test_segments_by_int80(runner: Runner, guests: Guests) -> None:
+    """See tests/guests/int80_segment.c."""
+    assert runner.run(guests("int80_segment")).stdout == b"ok\n"
+
+
 def test_end_of_a_large_message(runner: Runner) -> None:
     """libuv's tests ask for it (tcp_write_in_a_row)."""
     program = runner.run(sys.executable, "-I", GUESTS / "message_end.py")

@@ -29,6 +29,7 @@ struct sd_int80 {
     struct ksigaction act, old, before; /* before: of a handler of 32-bit code */
     bool handler;                       /* that one is being set */
     u64 *args, stack;  /* of clone3; the child's, 0: a copy of this one */
+    u32 tls;           /* the child's segment: where it is described, 0: none */
     struct msghdr m;
     struct iovec iov[8];
     u32 niov;          /* of them are used */
