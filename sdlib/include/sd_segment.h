@@ -30,7 +30,8 @@ struct sd_dir {
     SD_ATOMIC uint32_t bell_first;  /* 1: the doorbell that stands behind the switch is the first byte in the ring ([S6], ring/switch.h) */
     SD_ATOMIC uint64_t held;        /* counter behind the bytes that are held back behind the tail (ring/cork.h); not ahead of tail: none are */
     SD_ATOMIC uint64_t held_since;  /* TSC; stored before held */
-    uint64_t pad2[2];
+    SD_ATOMIC uint64_t handle;      /* by which the producer's process finds this connection: what a consumer names in nap_at ([N2], poll/nap.c); 0: it cannot */
+    uint64_t pad2;
     /* line 2, consumer. Release after the bytes are copied out; acquire by the producer before it overwrites them. */
     SD_ATOMIC uint64_t head;
     uint64_t pad3[7];
@@ -43,7 +44,9 @@ struct sd_dir {
     uint32_t pad0;
     SD_ATOMIC uint64_t sleep;       /* the sleep of a whole set that the one in rx_armed is part of: one bell ends it ([W4], bell.h); 0: none */
     SD_ATOMIC uint32_t nap;         /* consumer: 1 while it sleeps on this word instead of its descriptor; the producer puts 0 and wakes it ([N1], poll/nap.c) */
-    uint32_t pad4[7];
+    uint32_t pad4;
+    SD_ATOMIC uint64_t nap_at;      /* consumer: on whose word it sleeps: SD_NAP_OWN, or the handle of another connection with the same process; 0: it does not nap */
+    uint64_t pad9[2];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
@@ -71,6 +74,8 @@ enum sd_go_back {
     SD_GO_BACK_TAKEN = 4,  /* that is being done */
     SD_GO_BACK_UNREAD = 5, /* as RESEND, from a consumer that has not come to the ring: the doorbell in front stays where it is ([S6]) */
 };
+
+#define SD_NAP_OWN 1 /* no handle: those have a bit set above */
 
 /* A producer that has come so far looks whether the ring is empty and starts over, so that few lines of it stay in the caches. */
 #ifndef SD_RING_WINDOW

@@ -222,6 +222,7 @@ struct sock {
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */
 bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
+struct sock *sd_sock_numbered(u32 ent); /* attached, and alive; no thread may close it meanwhile. NULL: none */
 u32 sd_fd_top(void); /* one above the highest descriptor ever ours */
 void *sd_epoll_of(u64 fd);        /* struct ep of an epoll descriptor that has registrations of ours, or NULL */
 void sd_epoll_set(u64 fd, void *ep); /* NULL: forget */

@@ -188,6 +188,18 @@ def test_sleeping_on_the_ring_for_a_peer_on_this_cpu(how: str, runner: Runner) -
             assert counters["naps"] > 50, str(report)
 
 
+@pytest.mark.parametrize("how", ["epoll", "poll"])
+def test_sleeping_on_many_rings(how: str, runner: Runner) -> None:
+    """On a word for each process at the other ends; without that it is woken by 10,000 doorbells."""
+    program = runner.run(sys.executable, GUESTS / "napping_set.py", how)
+    assert program.stdout == b"served\n"
+    for report in runner.check(program, at_least=16, of_bytes=1000):
+        counters = report.raw["counters"]
+        assert counters["bells_tx"] < 6000, str(report)
+        if runner.mode is Mode.SHM and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
+            assert counters["naps"] > 500, str(report)
+
+
 def test_no_sleep_on_the_ring_where_the_kernel_has_news(runner: Runner) -> None:
     """Of a server that asks others before it answers; it would hear of them when the nap ends."""
     program = runner.run(sys.executable, GUESTS / "napping.py", "asked")

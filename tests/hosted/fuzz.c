@@ -177,7 +177,7 @@ static void call_other(void)
     case 6:
         now = "nap";
         if (sd_nap_possible(&sk))
-            sd_nap(&sk, one_in(2));
+            sd_nap(&(struct sock *){&sk}, 1, one_in(2));
         break;
     default:
         now = "switch";

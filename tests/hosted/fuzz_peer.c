@@ -98,7 +98,7 @@ static void check_ours(const volatile void *p)
     struct sd_dir *tx = &seg->dir[0], *rx = &seg->dir[1];
     const volatile void *ours[] = {&tx->tail, &rx->tail /* [C2] */, &tx->held, &tx->held_since, &tx->base, &tx->prod_fenced, &tx->sw_ring, &tx->sw_back, &tx->sw_back_at, &tx->prod_hint, &tx->bell_first, &tx->tx_armed, &tx->prod_cpu, &tx->rung_at,
                                    &tx->bell, &tx->go_back /* [S5]: TAKEN */, &rx->head, &rx->rx_armed, &rx->nap, &tx->nap, &rx->go_back, &rx->cons_cpu, &rx->arrived, &rx->bell, &seg->attached[0],
-                                   &tx->date[0], &tx->date[1], &tx->date[2], &tx->date[3], &tx->date[4]};
+                                   &tx->handle, &rx->nap_at, &tx->date[0], &tx->date[1], &tx->date[2], &tx->date[3], &tx->date[4]};
 
     if (!inside || !in_seg(p))
         return;

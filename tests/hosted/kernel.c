@@ -227,7 +227,7 @@ static bool woken(long nothing)
     return w.futex.woken;
 }
 
-/* One at a time sleeps. Its time-out does not end: a wake-up that is lost shall be seen. */
+/* One at a time sleeps. Its time-out does not end, unless the scenario says so: a wake-up that is lost shall be seen. */
 static long sys_futex(long at, long op, u32 val)
 {
     bool asleep = w.futex.at == (u64)at && !w.futex.woken;
@@ -241,10 +241,11 @@ static long sys_futex(long at, long op, u32 val)
     }
     if (*(u32 *)at != val)
         return -EAGAIN;
-    w.futex = (struct futex){.at = (u64)at};
-    host_wait(woken, 0, false);
-    w.futex = (struct futex){.at = 0};
-    return 0;
+    w.futex = (struct futex){.at = (u64)at, .ends = w.futex.ends};
+    host_wait(woken, 0, w.futex.ends);
+    asleep = !w.futex.woken;
+    w.futex = (struct futex){.ends = w.futex.ends};
+    return asleep ? -ETIMEDOUT : 0;
 }
 
 static long sys_ppoll(struct pollfd *p, u64 n, const struct timespec64 *ts)
@@ -348,4 +349,22 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
 }
 
 u64 sd_now_ns(void) { return w.now_ns; }
+
+/* As side `ent` - 1 knows the second connection (world_second). */
+struct sock *sd_sock_numbered(u32 ent) { return ent - ENT_SECOND < SIDES ? &w.sock2[ent - ENT_SECOND] : NULL; }
+
+void world_second(void)
+{
+    w.seg2 = w.seg;
+    for (u32 i = 0; i < SIDES; i++) {
+        w.block2[i] = w.block[i];
+        w.sock2[i] = w.sock[i];
+        w.sock2[i].b = &w.block2[i];
+        w.sock2[i].seg = &w.seg2;
+        w.sock2[i].ent = ENT_SECOND + i;
+        w.sock2[i].e.tx = &w.seg2.dir[i];
+        w.sock2[i].e.rx = &w.seg2.dir[!i];
+    }
+}
+
 struct sock *sd_sock_of(u64 fd) { return fd - 10 < SIDES ? &w.sock[fd - 10] : NULL; }

@@ -44,7 +44,7 @@ struct set {
 
 struct futex {
     u64 at; /* somebody sleeps there */
-    u32 woken;
+    u32 woken, ends; /* ends: of a scenario: time-outs do */
 };
 
 /* Everything that a test's programs share; the explorer copies and restores it as one. */
@@ -59,6 +59,10 @@ struct world {
     struct set set[SETS];
     u64 pool_used;
     u32 epoll_calls; /* of a scenario: what is not divisible by anything keeps the kernel from being asked out of turn */
+    /* A second connection of the same programs, for naps on both ([N2], poll/nap.c): nothing is sent on it. */
+    struct sd_seg seg2;
+    struct sd_block block2[SIDES];
+    struct sock sock2[SIDES];
     u64 reset;         /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
 };
@@ -76,6 +80,8 @@ bool host_dead(u32 tid);
 void host_fail(const char *why);
 
 void world_init(u32 start_at_ring, u32 ring_bytes);
+#define ENT_SECOND 11
+void world_second(void); /* as the first one is now, but that nothing is on its way */
 bool net_deliver(u32 dir); /* one byte, or the FIN, arrives */
 u32 net_bells_unread(u32 dir);
 u32 net_ready(u32 side); /* POLL* */

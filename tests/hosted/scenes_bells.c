@@ -47,6 +47,45 @@ static void peer_is_here_fencing(void)
     *(u32 *)&w.seg.dir[0].prod_cpu = 1;
 }
 
+/* Side 0 has handed out handles for two connections. */
+static void two_connections(void)
+{
+    u64 handle;
+
+    g.mt = 0;
+    g.pid = 1;
+    for (u32 i = 0; i < SIDES; i++) {
+        w.block[i].peer_tree = 1u << 31 | 1;
+        w.sock[i].ent = 1 + i;
+    }
+    handle = (u64)((u32)sd_mix(g.pid) | 1) << 32; /* nap.c, at time 0 */
+    world_second();
+    *(u64 *)&w.seg.dir[0].handle = handle | w.sock[0].ent;
+    *(u64 *)&w.seg2.dir[0].handle = handle | w.sock2[0].ent;
+    mc_share(&w.seg2.dir[0].nap);
+    mc_name(&w.seg2.dir[0].nap, "home.nap");
+    mc_name(&w.seg.dir[0].nap_at, "0.nap_at");
+}
+
+static void two_are_here(void)
+{
+    peer_is_here();
+    two_connections();
+}
+
+static void two_are_here_fencing(void)
+{
+    peer_is_here_fencing();
+    two_connections();
+}
+
+static void naps_end(void)
+{
+    shared_by_threads(1, 1);
+    *(u32 *)&w.seg.dir[0].prod_cpu = 1;
+    w.futex.ends = 1;
+}
+
 static void fencing_ends(void)
 {
     fencing();
@@ -78,6 +117,8 @@ static void a_fences_midway(void)
     put(0, "b", 0);
 }
 static void a_sends_thrice(void) { put(0, "a", 0), put(0, "b", 0), put(0, "c", 0); }
+static void b_gets_1(void) { get(1, 1); }
+static void b_has_a(void) { expect(1, "a"); }
 static void b_gets_3(void) { get(1, 3); }
 static void b_has_abc(void) { expect(1, "abc"); }
 static void b_gets_2(void) { get(1, 2); }
@@ -99,7 +140,7 @@ static void nap_for(u32 side)
 {
     struct sock *s = &w.sock[side];
 
-    if (!sd_nap_possible(s) || sd_nap(s, false) <= 0)
+    if (!sd_nap_possible(s) || sd_nap(&s, 1, false) <= 0)
         wait_for(side, POLLIN);
 }
 
@@ -110,20 +151,51 @@ static void b_naps_for_2(void)
             nap_for(1);
 }
 
-/* As epoll_wait does it (ep_hot.c), asleep under a name that never comes again [W4]. */
+/* On the word of the other connection, which is the first of the set. */
+static void b_naps_on_both_for_2(void)
+{
+    struct sock *set[] = {&w.sock2[1], &w.sock[1]};
+
+    while (!got(1, 2)) {
+        if (take(1, 3, MSG_DONTWAIT) != -EAGAIN)
+            continue;
+        if (!sd_nap_possible(set[0]) || !sd_nap_possible(set[1]) || sd_nap(set, 2, false) <= 0)
+            wait_for(1, POLLIN);
+    }
+}
+
+static void b_naps_once(void)
+{
+    struct sock *s = &w.sock[1];
+
+    if (sd_nap_possible(s))
+        sd_nap(&s, 1, false);
+}
+
+static void a_sends_1(void) { put(0, "a", 0); }
+
+/* As epoll_wait does it (ep_hot.c), asleep under a name that never comes again [W4]; 0: without one. */
 static void sleep_named(u64 name)
 {
     struct sock *s = &w.sock[1];
     struct pollfd p = {FD_OF(1), POLLIN, 0};
-    u32 armed = sd_arm(s, POLLIN) | SD_ARM_NAMED;
+    u32 armed = sd_arm(s, POLLIN) | (name ? SD_ARM_NAMED : 0);
 
-    sd_rx_asleep(&s->e, name);
+    if (name)
+        sd_rx_asleep(&s->e, name);
     if (armed & SD_ARM_BARRIER)
         sd_membarrier();
     if (!sd_rx_news(&s->e, 0))
         SYS5(__NR_ppoll, &p, 1, NULL, 0, 8);
     sd_disarm(s, armed);
     sd_look_at_kernel(s, FD_OF(1));
+}
+
+static void b_sleeps_for_1(void)
+{
+    while (!got(1, 1))
+        if (take(1, 1, MSG_DONTWAIT) == -EAGAIN)
+            sleep_named(0);
 }
 
 static void b_sleeps_for_3(void)
@@ -216,8 +288,6 @@ static void corking(void)
 static void a_holds(void) { put(0, "a", MSG_MORE); }
 static void a_holds_and_sends(void) { put(0, "a", MSG_MORE), put(0, "b", 0); }
 static void a_holds_and_goes_back(void) { put(0, "a", 0), put(0, "b", MSG_MORE), back(0), put(0, "cd", 0); }
-static void b_gets_1(void) { get(1, 1); }
-static void b_has_a(void) { expect(1, "a"); }
 
 /* ------------------------------------------------------------------ the end */
 
@@ -255,6 +325,9 @@ const struct scenario scenes_bells[] = {
     {"wake-up-poll", on_rings, {a_sends_twice, b_polls_2}, b_has_ab},
     {"wake-up-nap", peer_is_here, {a_sends_twice, b_naps_for_2}, b_has_ab},
     {"wake-up-nap-fenced", peer_is_here_fencing, {a_sends_twice, b_naps_for_2}, b_has_ab},
+    {"wake-up-nap-set", two_are_here, {a_sends_twice, b_naps_on_both_for_2}, b_has_ab},
+    {"wake-up-nap-set-fenced", two_are_here_fencing, {a_sends_twice, b_naps_on_both_for_2}, b_has_ab},
+    {"nap-beside-sleeper", naps_end, {a_sends_1, b_sleeps_for_1, b_naps_once}, b_has_a},
     {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-begins", on_rings, {a_fences_midway, b_polls_2}, b_has_ab},

@@ -46,6 +46,13 @@ struct sock *sd_sock_of(u64 fd)
     return ent && !(ent & ENT_EPOLL) ? sock_at(ent - 1) : NULL;
 }
 
+struct sock *sd_sock_numbered(u32 ent)
+{
+    struct sock *s = ent && ent <= nsocks ? sock_at(ent - 1) : NULL;
+
+    return s && load_rlx(&s->refs) && !load_rlx(&s->dead) && s->b && sd_attached(s) ? s : NULL;
+}
+
 /* Our entry of `use`; those of deeper levels were left by siglongjmp. */
 static inline struct sock *_Atomic *use_of(struct sd_tcb *t)
 {

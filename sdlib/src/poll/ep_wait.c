@@ -8,7 +8,6 @@
 #define ASK_EVERY 16
 #define LOOK_AT 8
 #define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
-#define NAP_LOOKS 64          /* registrations, at most, of a set that is napped on */
 #define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
 
@@ -269,34 +268,57 @@ static void spun_in_vain(struct epwait *w)
     ep_leave(ep, w->t);
 }
 
-/* Of all connections on the ring that are in the set the only one, and only data is waited for. It is held. */
-static struct sock *to_nap_on(struct epwait *w)
+/* May the set be napped on as far as r goes? */
+static bool nap_allows(struct reg *r)
+{
+    return !(r->want & EPOLLEXCLUSIVE) && !(reg_awaited(r) & POLLOUT) && sd_nap_possible(r->s);
+}
+
+/* All connections on the ring that are in the set, if only data is waited for and every one of them may be napped on. They are hot then, and held. Those that are cold
+ * wait for doorbells, which a napper does not hear. */
+static u32 to_nap_on(struct epwait *w, struct sock **set)
 {
     struct ep *ep = w->ep;
-    struct reg *r = ep->hot;
-    bool may = ep->nhot == 1 && ep->cap <= NAP_LOOKS && !ep_slept_on(ep) && load_rlx(&ep->waits) == 1;
+    bool may = ep->cap <= SD_NAP_SET && !ep_slept_on(ep) && load_rlx(&ep->waits) == 1;
+    u32 n = 0;
     for (u32 i = 0; may && i < ep->cap; i++) {
-        struct reg *other = ep->tab[i];
-        may = !other || other == r || other->dead || other->ghost || other->off || !translated(other->s);
+        struct reg *r = ep->tab[i];
+        if (!r || r->dead || r->ghost || r->off || !translated(r->s))
+            continue;
+        if (!r->hot && on_ring(r->s)) {
+            reg_disarm(r);
+            hot_add(ep, r);
+        }
+        may = nap_allows(r);
+        set[n++] = r->s;
     }
-    if (!may || (r->want & EPOLLEXCLUSIVE) || (reg_awaited(r) & POLLOUT) || !sd_nap_possible(r->s))
-        return NULL;
-    atomic_fetch_add(&r->s->held, 1);
-    return r->s;
+    for (u32 i = 0; may && i < n; i++)
+        atomic_fetch_add(&set[i]->held, 1);
+    return may ? n : 0;
+}
+
+/* What the kernel has told of has moved to its ring since. */
+static bool has_moved(const struct ep *ep)
+{
+    const struct reg *r = ep->other;
+    return r && r->ep == ep && r->hot;
 }
 
 static long nap(struct epwait *w, u64 left)
 {
-    if (w->ep->other && w->ep->other == w->ep->hot)
-        w->ep->others = 0; /* it has moved since */
-    if (w->m.set || !sd_nap_pays(left, &w->ep->others) || !ep_enter(w->ep, w->t))
+    struct sock *set[SD_NAP_SET];
+    struct ep *ep = w->ep;
+    if (w->m.set || !ep_enter(ep, w->t))
         return 0;
-    struct sock *s = to_nap_on(w);
-    ep_leave(w->ep, w->t);
-    if (!s)
+    if (has_moved(ep))
+        ep->others = 0;
+    u32 n = sd_nap_pays(left, &ep->others) ? to_nap_on(w, set) : 0;
+    ep_leave(ep, w->t);
+    if (!n)
         return 0;
-    long r = sd_nap(s, false);
-    sd_sock_let_go(s);
+    long r = sd_nap(set, n, false);
+    for (u32 i = 0; i < n; i++)
+        sd_sock_let_go(set[i]);
     return r > 0 ? look(w, 0) : r;
 }
 

@@ -6,16 +6,23 @@
  * servers and their clients mostly are: then it comes back at once, and the peer runs only when we sleep. A sleep on the descriptor is ended by a
  * byte through TCP; one on a word of the ring by a futex, for a fifth of that. But who naps hears of nothing else. So:
  *
- *   - only who has no other connection on the ring in the set that it waits for, and no signal mask to wait with; in a program with threads only in epoll_wait,
+ *   - only for connections whose peers are all on the ring, and no signal mask to wait with; in a program with threads only in epoll_wait,
  *     for who sleeps in recv or poll goes on with a file that another thread closes;
  *   - for NAP_NS at most. Longer than a tick: a timer that ends before has to be programmed each time, 1.5 us in a virtual machine;
  *   - after one that nothing has ended not for the next waits, twice as many each time;
  *   - not where the kernel has told of something else lately: a server with one client on the ring has its others, and its upstreams, on TCP.
  *
- * [N1] The napper counts itself in rx_armed, puts 1 into `nap`, issues the barrier of [W1] (or relies on [W3]), looks again, and sleeps as long as `nap` is 1;
- *      afterwards it puts 0 there and ends its count. A poster that finds itself asked for a bell exchanges `nap` for 0. If it was 1, the napper was counted
- *      then, and will look: its futex is woken, or does not sleep any more. Was it the only one who was counted, no bell is needed: whoever counts himself later
- *      looks at the ring behind that. In all other cases the bell is rung as ever. A word that was left by siglongjmp is cleared by who counts himself next (sd_arm).
+ * [N1] The napper counts itself in rx_armed, and only if nobody else is counted then puts into `nap_at` where it sleeps; then 1 into `nap`, there; issues the barrier of
+ *      [W1] (or relies on [W3]), looks again, and sleeps as long as `nap` is 1. Afterwards it puts 0 into `nap` and `nap_at`, ends its count, and looks.
+ *      A poster that finds itself asked for a bell exchanges `nap` for 0, and wakes the futex if it was 1. If it was 0, the napper has been woken, or is about to look.
+ *      Either way it needs no bell if one alone was counted, *before* `nap_at` was read: that was the napper, and others who count themselves behind it
+ *      look at the ring behind what was posted; or it was another one, then the napper has found two and has not put anything into `nap_at`.
+ *      Words that were left by siglongjmp are cleared by who counts himself next (sd_arm).
+ * [N2] Of a set of connections the napper sleeps on one word for each process at the other ends: that of the first connection with it, its *home*. Producers who are asked for
+ *      a bell put a handle of the connection into `handle`: who they are, and its number in their own table. The napper copies that of the home into the `nap_at` of
+ *      all its connections with the same process of the same tree (the tree is the monitor's word, so a peer can claim to be somebody else in its own tree
+ *      only). A poster takes it for what it has handed out itself, and looks whether it still means a connection with that tree; else it rings the bell, and
+ *      the napper hears of it at the end of its nap. Processes with threads hand out none: another thread could close the home meanwhile.
  */
 #include "poll/poll.h"
 #include "ring/bell.h"
@@ -80,22 +87,51 @@ bool sd_nap_possible(const struct sock *s)
     return !sd_rx_news(&s->e, 0) && !sd_cork_pending(&s->e) && !load_rlx(&s->e.rx->rx_armed) && sd_peer_here(s);
 }
 
-/* What a handler does to it is what it does to the call that waits: FUTEX_WAIT with a time-out ends with EINTR as the poll family does; futex_waitv goes on
- * behind a handler with SA_RESTART as recv does, and has an absolute time-out for that. */
-static long sleep_on(const struct sock *s, bool restarts)
-{
-    struct futex_waitv on = {1, (u64)&s->e.rx->nap, FUTEX2_SIZE_U32, 0};
-    struct timespec64 ts = {0, NAP_NS};
+/* ---------------------------------------------------------------- the napper */
 
-    if (!restarts)
-        return SYS6(__NR_futex, &s->e.rx->nap, FUTEX_WAIT, 1, &ts, 0, 0);
-    sd_ns_ts(sd_now_ns() + NAP_NS, &ts);
-    return SYS5(__NR_futex_waitv, &on, 1, 0, &ts, CLOCK_MONOTONIC);
+struct home {
+    struct sock *s;
+    u64 handle; /* as read once */
+};
+
+struct naps {
+    struct home home[SD_NAP_HOMES];
+    u32 n;
+    u32 armed[SD_NAP_SET];
+};
+
+/* [N2] What to put into nap_at of s; 0: too many processes are at the other ends. */
+static u64 place_for(struct naps *p, struct sock *s)
+{
+    u64 handle = load_rlx(&s->e.rx->handle), known = s->b->peer_tree >> 31 ? handle >> 32 : 0;
+
+    for (u32 i = 0; i < p->n && known; i++)
+        if (p->home[i].handle >> 32 == known && p->home[i].s->b->peer_tree == s->b->peer_tree)
+            return p->home[i].handle;
+    if (p->n == SD_NAP_HOMES)
+        return 0;
+    p->home[p->n++] = (struct home){s, known ? handle : SD_NAP_OWN};
+    return known ? handle : SD_NAP_OWN;
 }
 
-static void learn(long r)
+/* What a handler does to it is what it does to the call that waits: FUTEX_WAIT with a time-out ends with EINTR as the poll family does; futex_waitv goes on
+ * behind a handler with SA_RESTART as recv does, and has an absolute time-out for that. */
+static long sleep_on(const struct naps *p, bool restarts)
 {
-    if (r == -ETIMEDOUT) {
+    struct futex_waitv on[SD_NAP_HOMES];
+    struct timespec64 ts = {0, NAP_NS};
+
+    if (!restarts && p->n == 1)
+        return SYS6(__NR_futex, &p->home[0].s->e.rx->nap, FUTEX_WAIT, 1, &ts, 0, 0);
+    for (u32 i = 0; i < p->n; i++)
+        on[i] = (struct futex_waitv){1, (u64)&p->home[i].s->e.rx->nap, FUTEX2_SIZE_U32, 0};
+    sd_ns_ts(sd_now_ns() + NAP_NS, &ts);
+    return SYS5(__NR_futex_waitv, on, p->n, 0, &ts, CLOCK_MONOTONIC);
+}
+
+static void learn(long r, bool alone)
+{
+    if (r == -ETIMEDOUT || !alone) {
         held = held ? held * 2 : HOLD_FIRST;
         hold = held = held < HOLD_MOST ? held : HOLD_MOST;
     } else if (r >= 0) {
@@ -107,35 +143,126 @@ static void learn(long r)
     }
 }
 
-long sd_nap(struct sock *s, bool restarts)
+/* Counts us in all of them and says where we sleep. False: somebody else sleeps on one, or the homes do not suffice. */
+static bool settle_down(struct naps *p, struct sock *const *set, u32 n, bool *barrier)
 {
-    u32 pid = g.pid, armed = sd_arm(s, POLLIN);
+    u32 i = 0;
+
+    for (bool may = true; i < n && may; i++) {
+        u64 at = place_for(p, set[i]);
+        p->armed[i] = sd_arm(set[i], POLLIN);
+        *barrier |= p->armed[i] & SD_ARM_BARRIER;
+        may = at && load_acq(&set[i]->e.rx->rx_armed) == 1; /* [N1] */
+        if (may)
+            store_rel(&set[i]->e.rx->nap_at, at);
+    }
+    for (u32 k = 0; k < p->n; k++)
+        store_rel(&p->home[k].s->e.rx->nap, 1);
+    return i == n && load_rlx(&set[n - 1]->e.rx->nap_at);
+}
+
+static bool all_quiet(struct sock *const *set, u32 n)
+{
+    for (u32 i = 0; i < n; i++)
+        if (sd_rx_news(&set[i]->e, 0) || !settled(set[i]))
+            return false;
+    return true;
+}
+
+/* `pid`: who has armed them. A handler may have forked: it is our parent who was counted, and who sleeps on. */
+static void get_up(struct naps *p, struct sock *const *set, u32 n, u32 pid)
+{
+    if (unlikely(pid != g.pid))
+        return;
+    for (u32 k = 0; k < p->n; k++)
+        atomic_exchange(&p->home[k].s->e.rx->nap, 0); /* [N1] */
+    for (u32 i = 0; i < n; i++) {
+        if (!p->armed[i])
+            continue;
+        store_rel(&set[i]->e.rx->nap_at, 0);
+        sd_disarm(set[i], p->armed[i]);
+    }
+}
+
+long sd_nap(struct sock *const *set, u32 n, bool restarts)
+{
+    struct naps p;
+    u32 pid = g.pid;
+    bool barrier = false, alone;
     long r = -EAGAIN;
 
-    store_rel(&s->e.rx->nap, 1); /* [N1] */
-    if (armed & SD_ARM_BARRIER)
+    p.n = 0;
+    for (u32 i = 0; i < n; i++)
+        p.armed[i] = 0;
+    alone = settle_down(&p, set, n, &barrier);
+    if (barrier)
         sd_membarrier();
     else
         sd_fence();
-    if (!sd_rx_news(&s->e, 0) && settled(s)) {
+    if (alone && all_quiet(set, n)) {
         COUNT(naps);
-        r = sleep_on(s, restarts);
+        r = sleep_on(&p, restarts);
     }
-    atomic_exchange(&s->e.rx->nap, 0); /* [N1] */
-    if (likely(pid == g.pid)) /* else a handler has forked: it is our parent who was counted */
-        sd_disarm(s, armed);
-    learn(r);
-    return r == -ETIMEDOUT ? 0 : r == -EINTR ? r : 1;
+    get_up(&p, set, n, pid);
+    learn(r, alone);
+    return r == -ETIMEDOUT || !alone ? 0 : r == -EINTR ? r : 1;
+}
+
+/* ---------------------------------------------------------------- the poster */
+
+/* [N2] Which process this is, to its peers; not 0, and no secret: a peer that makes it up finds nothing but its own connections. */
+static u32 who(void)
+{
+    static SD_FORKED u32 pid, name;
+
+    if (unlikely(pid != g.pid)) {
+        name = (u32)sd_mix(sd_tsc() + g.pid) | 1;
+        pid = g.pid;
+    }
+    return name;
+}
+
+static u64 handle_of(const struct sock *s)
+{
+    return g.mt || load_rlx(&s->b->users) > 1 ? 0 : (u64)who() << 32 | s->ent;
+}
+
+void sd_nap_offer(struct sock *s)
+{
+    u64 handle = handle_of(s);
+
+    if (unlikely(load_rlx(&s->e.tx->handle) != handle))
+        store_rel(&s->e.tx->handle, handle);
+}
+
+/* The connection on whose word the peer of s sleeps, NULL: not to be found. The peer may have put there whatever it likes. */
+static struct sock *home_of(struct sock *s, u64 at)
+{
+    struct sock *h;
+
+    if (at == SD_NAP_OWN)
+        return s;
+    if (g.mt || at >> 32 != who())
+        return NULL;
+    h = (u32)at == s->ent ? s : sd_sock_numbered((u32)at);
+    return h && load_rlx(&h->e.tx->handle) == at && h->b->peer_tree == s->b->peer_tree ? h : NULL;
 }
 
 bool sd_nap_end(struct sock *s)
 {
-    struct sd_dir *d = s->e.tx;
+    const struct sd_dir *d = s->e.tx;
+    struct sock *home;
     bool alone;
+    u64 at;
 
-    if (likely(!load_acq(&d->nap)) || atomic_exchange(&d->nap, 0) != 1) /* [N1] */
+    if (likely(!load_acq(&d->nap_at)))
         return false;
-    alone = load_acq(&d->rx_armed) == 1;
-    SYS6(__NR_futex, &d->nap, FUTEX_WAKE, 1, 0, 0, 0);
+    alone = load_acq(&d->rx_armed) == 1; /* [N1] before nap_at */
+    at = load_acq(&d->nap_at);
+    home = at ? home_of(s, at) : NULL;
+    if (!home)
+        return false;
+    if (atomic_exchange(&home->e.tx->nap, 0) == 1) /* [N1] */
+        SYS6(__NR_futex, &home->e.tx->nap, FUTEX_WAKE, 1, 0, 0, 0);
     return alone;
 }

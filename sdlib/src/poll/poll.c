@@ -161,23 +161,27 @@ static bool is_stale(const struct sd_pollset *p)
     return false;
 }
 
-/* Of the program's sockets one alone, and no room is waited for. Where another thread could close it meanwhile, the kernel has to hold the file. */
-static struct sock *to_nap_on(const struct sd_pollset *p)
+/* All of the program's sockets, if no room is waited for and each may be napped on. Where another thread could close one meanwhile, the kernel has to hold
+ * the file. */
+static u32 to_nap_on(const struct sd_pollset *p, struct sock **set)
 {
-    struct sock *s = NULL;
-    bool room = false;
-    for (u32 i = 0; i < p->n && p->ours == 1; i++)
-        if (p->item[i].s) {
-            s = p->item[i].s;
-            room = sd_bits_fold(p->item[i].want) & POLLOUT;
-        }
-    return s && !room && sd_nap_possible(s) ? s : NULL;
+    u32 n = 0;
+    for (u32 i = 0; i < p->n; i++) {
+        const struct sd_pollitem *it = &p->item[i];
+        if (!it->s && !it->ep)
+            continue;
+        if (it->ep || n == SD_NAP_SET || (sd_bits_fold(it->want) & POLLOUT) || !sd_nap_possible(it->s))
+            return 0;
+        set[n++] = it->s;
+    }
+    return n;
 }
 
 static long nap(struct sd_pollset *p, u64 left, bool masked)
 {
-    struct sock *s = !masked && !g.mt && sd_nap_pays(left, &others) ? to_nap_on(p) : NULL;
-    long r = s ? sd_nap(s, false) : 0;
+    struct sock *set[SD_NAP_SET];
+    u32 n = !masked && !g.mt && p->ours <= SD_NAP_SET && sd_nap_pays(left, &others) ? to_nap_on(p, set) : 0;
+    long r = n ? sd_nap(set, n, false) : 0;
     return r <= 0 ? r : any_ready(p) ? ask_now(p) : 0;
 }
 

@@ -87,9 +87,13 @@ bool sd_gives_way(const struct sock *s);
 bool sd_nap_pays(u64 left, u64 *others);
 /* s is all that is waited for, and its ring is empty. */
 bool sd_nap_possible(const struct sock *s);
-/* A short sleep on the ring of s, which is held. > 0: look at the ring, 0: nothing came, sleep on the descriptor; -EINTR: a handler has run. `restarts`: one with
+#define SD_NAP_SET 128  /* connections, at most, that are napped on at once, */
+#define SD_NAP_HOMES 8  /* and processes at their other ends */
+/* A short sleep on the rings of n connections (1 to SD_NAP_SET), which are held. > 0: look at the ring, 0: nothing came, sleep on the descriptor; -EINTR: a handler has run. `restarts`: one with
  * SA_RESTART does not end it. */
-long sd_nap(struct sock *s, bool restarts);
+long sd_nap(struct sock *const *set, u32 n, bool restarts);
+/* The poster is asked for a bell: next time the peer may nap for it. */
+void sd_nap_offer(struct sock *s);
 /* Not if a peer on this CPU had to be napped for lately, though it was yielded to. */
 bool sd_yields_pay(void);
 bool sd_yield_won(bool won); /* as it was given: has it let the peer run? */

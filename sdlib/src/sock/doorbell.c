@@ -111,6 +111,8 @@ void sd_wake_reader(struct sock *s, int fd)
         if (load_rlx(&s->b->users) > 1) /* somebody has come in who does not know */
             sd_fence_end(&s->e);
     }
+    if (!sd_is_far(s))
+        sd_nap_offer(s);
     if (sd_nap_end(s) || was_told(s))
         sd_tx_unplan(&s->e); /* it may be dead: see peer_left() */
     else

@@ -173,8 +173,8 @@ u32 sd_arm(struct sock *s, u32 want)
 
     /* Also while the peer is on TCP: looking again may find that it has switched, and takes the count that the ring was born with. */
     if (load_rlx(&b->rx_mode) != SD_MODE_BACK && (want & (POLLIN | POLLRDNORM)) && s->seg) {
-        if (unlikely(load_rlx(&s->e.rx->nap)))
-            store_rel(&s->e.rx->nap, 0); /* [N1] */
+        if (unlikely(load_rlx(&s->e.rx->nap) || load_rlx(&s->e.rx->nap_at)))
+            store_rel(&s->e.rx->nap_at, 0), store_rel(&s->e.rx->nap, 0); /* [N1] */
         armed |= sd_rx_arm(&s->e) ? 1 | SD_ARM_BARRIER : 1;
     }
     if (load_rlx(&b->tx_mode) == SD_MODE_RING && (want & (POLLOUT | POLLWRNORM)))

@@ -105,7 +105,7 @@ static long give_way(struct sock *s, int fd, u64 had)
         sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
     if (!sd_nap_possible(s))
         return 0;
-    return sd_nap(s, true);
+    return sd_nap(&s, 1, true);
 }
 
 /* As give_way(). */
