@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import syslog
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sdtrace.learning import Learner
 
 _EXIT_PATIENCE_MS: Final = 2000
+_ASKED_AGAIN_S: Final = 2.0
 _INCOMPLETE: Final = "the supervisor ended before the program; of what it alone knew nothing is told"
 
 
@@ -47,13 +49,23 @@ class Accounts:
         self._vault = vault
         self._written: dict[str, object] | None = None
         self.ledger = report.Totals()
+        self._left: tuple[int, float] | None = None
         self.errors = 0
         """What went wrong in here and was survived."""
 
     def leaving(self, status: int, process: Process) -> None:
-        """The root process ends by itself, and nobody else is alive: its parent shall find the report."""
+        """The root process ends by itself, and nobody else is alive: its parent shall find the report.
+
+        A signal makes the kernel ask again; if that took as long each time, a ticking timer would keep it from ending.
+        """
         if process.pid != self._hypercalls.reporting_pid:
             return
+        if self._left is not None and self._left[0] == process.pidfd and time.monotonic() < self._left[1]:
+            return
+        self._leave(status, process)
+        self._left = process.pidfd, time.monotonic() + _ASKED_AGAIN_S
+
+    def _leave(self, status: int, process: Process) -> None:
         self._sweep_ended()
         others = {other.pid for other in self._processes} | set(filter(_filtered, procfs.children(process.pid)))
         others |= {int(slot.pid) for area in self._hypercalls.areas for slot in area.slots()}
