@@ -57,6 +57,36 @@ static void offer(struct sock *s, int fd)
         sd_given_alone(s, fd);
 }
 
+/* Who asks the supervisor waits for it, for milliseconds where it has much to do. Of a program with threads so many wait at a time; the others go on by TCP and ask with
+ * a later call. Or all of a pool may stand there: Go begins a thread for each that does, and its HTTP client opens a connection for each request that finds none
+ * free, which has to be offered as well. A place holds when it was taken, for who has left it by siglongjmp. */
+#define ASKERS 8
+#define ASKS_US 1000000
+
+static _Atomic u64 asking[ASKERS];
+
+static bool may_ask(u32 *place, u64 *now)
+{
+    *place = ASKERS;
+    if (!g.mt)
+        return true;
+    *now = sd_tsc() | 1;
+    for (u32 i = 0; i < ASKERS; i++) {
+        u64 since = load_rlx(&asking[i]);
+        if ((!since || *now - since > ASKS_US * g.tsc_per_us) && atomic_compare_exchange_strong(&asking[i], &since, *now)) {
+            *place = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void has_asked(u32 place, u64 now)
+{
+    if (place < ASKERS)
+        atomic_compare_exchange_strong(&asking[place], &now, 0);
+}
+
 #define BUF_LOCK_SND 1u /* SOCK_SNDBUF_LOCK: the program has set SO_SNDBUF */
 
 /* A program that has chosen how much the kernel may take before it says "full" gets no megabyte from us: as much as its own buffer and the
@@ -130,11 +160,40 @@ static void attach(struct sock *s, int fd)
         sd_ep_changed(s);
 }
 
+/* By this operation. */
+static bool is_wanted(struct sd_block *b)
+{
+    const struct sd_config *c = g.cfg;
+    u32 ops;
+
+    if (!c->accel || !b->established || g.no_supervisor)
+        return false;
+    ops = load_rlx(&b->ops) + 1;
+    store_rlx(&b->ops, ops);
+    if (c->upgrade == SD_UPGRADE_AFTER_OPS ? ops < c->upgrade_n
+                                           : c->upgrade != SD_UPGRADE_EAGER && (c->upgrade != SD_UPGRADE_AFTER_BYTES || b->bytes_tcp < c->upgrade_n))
+        return false;
+    return is_time(b, ops);
+}
+
+static void ask(struct sock *s, int fd, u32 state)
+{
+    u64 now = 0;
+    u32 place;
+
+    if (!may_ask(&place, &now))
+        return;
+    if (state == SD_BLOCK_TCP)
+        offer(s, fd);
+    if (load_acq(&s->b->state) == SD_BLOCK_PAIRED)
+        attach(s, fd);
+    has_asked(place, now);
+}
+
 void sd_tick(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
     u32 state = load_acq(&b->state);
-    const struct sd_config *c = g.cfg;
 
     if (unlikely(load_rlx(&b->tx_mode) != SD_MODE_RING) && state == SD_BLOCK_ATTACHED && sd_forsaken(s))
         state = sd_again_begin(s, fd);
@@ -144,17 +203,8 @@ void sd_tick(struct sock *s, int fd)
         sd_fast_on(s, fd);
         return;
     }
-    if (state == SD_BLOCK_TCP && c->accel && b->established && !g.no_supervisor) {
-        u32 ops = load_rlx(&b->ops) + 1;
-        store_rlx(&b->ops, ops);
-        bool wanted = c->upgrade == SD_UPGRADE_EAGER || (c->upgrade == SD_UPGRADE_AFTER_OPS && ops >= c->upgrade_n) ||
-                      (c->upgrade == SD_UPGRADE_AFTER_BYTES && b->bytes_tcp >= c->upgrade_n);
-        if (wanted && is_time(b, ops))
-            offer(s, fd);
-        state = load_acq(&b->state);
-    }
-    if (state == SD_BLOCK_PAIRED)
-        attach(s, fd);
+    if (state == SD_BLOCK_PAIRED || (state == SD_BLOCK_TCP && is_wanted(b)))
+        ask(s, fd, state);
 }
 
 void sd_born(struct sock *s, int fd)
