@@ -207,6 +207,10 @@ u32 reg_report(struct reg *r, u32 kev)
     }
     if (!out)
         return 0;
+    if (unlikely(!kev && (want & ~ready) && !fully_on_ring(s))) {
+        ready |= reg_other_half(r, want & ~ready);
+        out = ready & (want | ALWAYS);
+    }
     r->seen_tail = tail;
     r->latched = latched;
     r->fresh = false;

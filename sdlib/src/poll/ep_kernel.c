@@ -140,3 +140,17 @@ bool reg_hand_back(struct reg *r)
     r->kmask = mask;
     return true;
 }
+
+/* There is something to tell of a connection of which one direction is not on the ring. Linux tells all that is true of a descriptor at once, so the
+ * kernel is asked for that direction: sd_ready() with its answer, which of the other direction would tell of doorbells. */
+u32 reg_other_half(const struct reg *r, u32 lacking)
+{
+    const struct sd_block *b = r->s->b;
+    u32 in = load_rlx(&b->rx_mode) == SD_MODE_RING ? 0 : POLLIN | POLLRDNORM | POLLPRI | POLLRDHUP;
+    u32 out = load_rlx(&b->tx_mode) == SD_MODE_RING ? 0 : POLLOUT | POLLWRNORM;
+    struct pollfd p = {r->live, (int16_t)(lacking & (in | out)), 0};
+    struct timespec64 zero = {0, 0};
+    if (!p.events || SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) <= 0)
+        return 0;
+    return sd_ready(r->s, r->live, (u16)p.revents & (in | out));
+}

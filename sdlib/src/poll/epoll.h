@@ -126,6 +126,7 @@ bool reg_covered(const struct reg *r, u32 want); /* the kernel's half will do fo
 long reg_sync(struct reg *r, bool force);
 void reg_kick(struct reg *r);
 bool reg_hand_back(struct reg *r);
+u32 reg_other_half(const struct reg *r, u32 lacking); /* bits that are true, too, in a direction that is not on the ring */
 
 /* ep_hot.c; ep->owner is held, except where it says otherwise */
 void hot_add(struct ep *ep, struct reg *r);

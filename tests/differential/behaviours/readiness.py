@@ -255,6 +255,36 @@ def epoll_level(stage: Stage) -> None:
     a.wait(ep)
 
 
+@behaviour("epoll level triggered")
+def epoll_one_way(stage: Stage) -> None:
+    """Who only receives is told of room, too, whenever it is told of bytes: its own direction has not moved."""
+    a, b = stage.a, stage.b
+    listener, port = stage.listener()
+    y = b.socket()
+    b.connect(y, port)
+    x = a.accept(listener).value
+    b.setsockopt(y, 6, 1, 1)
+    for _ in range(30):
+        b.send(y, b"abc")
+        settle()
+        a.recv(x, 10)
+    ep = a.epoll()
+    a.ctl(ep, "add", x, IN | OUT)
+    for _ in range(3):
+        a.wait(ep)
+        b.send(y, b"abc")
+        settle()
+        for _ in range(4):
+            a.wait(ep)
+        a.recv(x, 10)
+    a.ctl(ep, "mod", x, IN | OUT | RDHUP)
+    b.send(y, b"abc")
+    b.shutdown(y, SHUT_WR)
+    settle()
+    for _ in range(4):
+        a.wait(ep)
+
+
 @behaviour("epoll EPOLLET", only=SETTLED)
 def epoll_edge(stage: Stage) -> None:
     a, b = stage.a, stage.b
