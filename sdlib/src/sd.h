@@ -248,6 +248,7 @@ void sd_bell_was_heard(struct sock *s, int fd); /* [B3] it stays for others, and
 bool sd_needs_timer(const struct sock *s, u32 want);
 /* The poster: true if the peer napped, alone, and is awake now; false: it may need a bell. poll/nap.c */
 bool sd_nap_end(struct sock *s);
+extern _Atomic u64 sd_restarting; /* a bit for each signal whose handler lets calls go on; gate/signal.c */
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
 bool sd_spin_pays(const struct sock *s);
 

@@ -200,6 +200,15 @@ def test_sleeping_on_many_rings(how: str, runner: Runner) -> None:
             assert counters["naps"] > 500, str(report)
 
 
+@pytest.mark.parametrize("how", ["epoll", "poll"])
+@pytest.mark.parametrize("handler", ["restart", "plain"])
+def test_a_handler_ends_a_sleep_on_many_rings(handler: str, how: str, runner: Runner, guests: Guests) -> None:
+    """As it ends epoll_wait and poll: with SA_RESTART, too, which futex_waitv goes on behind."""
+    program = runner.run(guests("nap_interrupted"), handler, how)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=4, of_bytes=10_000)
+
+
 def test_no_sleep_on_the_ring_where_the_kernel_has_news(runner: Runner) -> None:
     """Of a server that asks others before it answers; it would hear of them when the nap ends."""
     program = runner.run(sys.executable, GUESTS / "napping.py", "asked")

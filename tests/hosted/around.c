@@ -9,6 +9,7 @@ static struct sd_proc proc;
 struct sd_global g = {.pid = 99, .proc = &proc, .cfg = &hosted_config, .tsc_per_us = 1};
 u8 sd_fdkind[65536];
 u32 sd_fdent[65536];
+_Atomic u64 sd_restarting;
 
 void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }

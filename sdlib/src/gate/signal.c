@@ -24,6 +24,7 @@
 static struct ksigaction program_sigsys; /* what the program has asked for */
 static _Atomic u64 masks_with_sigsys;    /* SIGBIT(n): the program's sa_mask of signal n has SIGSYS */
 static _Atomic u64 flags_of[NSIG + 1];   /* as the program has set them */
+_Atomic u64 sd_restarting;
 static _Atomic u32 slots_used;
 
 u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out)
@@ -231,6 +232,10 @@ long sd_install_sigsys(void)
 /* What the kernel is told of an action of the program's, and the other way round. What the program set is in `flags_of` and sd_signals. */
 static void to_kernel(u32 sig, struct ksigaction *act)
 {
+    if (act->handler > SIG_IGN && (act->flags & SA_RESTART))
+        atomic_fetch_or(&sd_restarting, SIGBIT(sig));
+    else
+        atomic_fetch_and(&sd_restarting, ~SIGBIT(sig));
     if (act->handler > SIG_IGN) {
         store_rlx(&flags_of[sig], act->flags);
         store_rlx(&sd_signals[sig], act->handler);

@@ -115,7 +115,13 @@ static u64 place_for(struct naps *p, struct sock *s)
 }
 
 /* What a handler does to it is what it does to the call that waits: FUTEX_WAIT with a time-out ends with EINTR as the poll family does; futex_waitv goes on
- * behind a handler with SA_RESTART as recv does, and has an absolute time-out for that. */
+ * behind a handler with SA_RESTART as recv does, and has an absolute time-out for that. So the poll family sleeps on several words only in a program that has no
+ * such handler. */
+static bool heeds_signals(const struct naps *p, bool restarts)
+{
+    return p->n == 1 || restarts || !load_rlx(&sd_restarting);
+}
+
 static long sleep_on(const struct naps *p, bool restarts)
 {
     struct futex_waitv on[SD_NAP_HOMES];
@@ -194,7 +200,7 @@ long sd_nap(struct sock *const *set, u32 n, bool restarts)
     p.n = 0;
     for (u32 i = 0; i < n; i++)
         p.armed[i] = 0;
-    alone = settle_down(&p, set, n, &barrier);
+    alone = settle_down(&p, set, n, &barrier) && heeds_signals(&p, restarts);
     if (barrier)
         sd_membarrier();
     else
