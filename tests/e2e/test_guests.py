@@ -163,7 +163,7 @@ def test_sleeping_for_more_than_there_is(how: str, runner: Runner) -> None:
     program = runner.run(sys.executable, "-I", GUESTS / "waits_for_more.py", how)
     assert program.stdout == (b"5 11\n" if how == "edge" else b"11\n") * 3
     for report in runner.check(program, at_least=2):
-        assert report.raw["counters"]["parks"] < 200, str(report)
+        assert report.raw["counters"]["parks"] < 600, str(report)  # also for messages of the beginning
 
 
 @pytest.mark.parametrize("how", ["level", "edge", "poll", "select", "threads"])
@@ -190,14 +190,13 @@ def test_sleeping_on_the_ring_for_a_peer_on_this_cpu(how: str, runner: Runner) -
 
 @pytest.mark.parametrize("how", ["epoll", "poll"])
 def test_sleeping_on_many_rings(how: str, runner: Runner) -> None:
-    """On a word for each process at the other ends; without that it is woken by 10,000 doorbells."""
+    """On a word for each process at the other ends, a fifth of a second after their last news by TCP."""
     program = runner.run(sys.executable, GUESTS / "napping_set.py", how)
     assert program.stdout == b"served\n"
     for report in runner.check(program, at_least=16, of_bytes=1000):
         counters = report.raw["counters"]
-        assert counters["bells_tx"] < 6000, str(report)
         if runner.mode is Mode.SHM and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
-            assert counters["naps"] > 500, str(report)
+            assert counters["bells_tx"] < counters["naps"] > 500, str(report)
 
 
 @pytest.mark.parametrize("how", ["epoll", "poll"])
