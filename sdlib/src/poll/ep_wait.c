@@ -8,6 +8,7 @@
 #define ASK_EVERY 16
 #define LOOK_AT 8
 #define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
+#define COLD 4                /* registrations that may have to be heated for a nap anyhow */
 #define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
 
@@ -271,27 +272,41 @@ static void spun_in_vain(struct epwait *w)
 /* May the set be napped on as far as r goes? */
 static bool nap_allows(struct reg *r)
 {
-    return !(r->want & EPOLLEXCLUSIVE) && !(reg_awaited(r) & POLLOUT) && sd_nap_possible(r->s);
+    return !r->dead && !(r->want & EPOLLEXCLUSIVE) && !(reg_awaited(r) & POLLOUT) && sd_nap_possible(r->s);
 }
 
-/* All connections on the ring that are in the set, if only data is waited for and every one of them may be napped on. They are hot then, and held. Those that are cold
- * wait for doorbells, which a napper does not hear. */
+/* Those that are cold wait for doorbells, which a napper does not hear, so they are to be hot. Not where that are most: cost follows the hot ones. */
+static bool nap_heats(struct ep *ep)
+{
+    struct reg *r = ep->hot;
+    bool may = ep->nhot && ep->nhot <= SD_NAP_SET && ep->tagged <= 2 * ep->nhot + COLD;
+    for (u32 i = 0; may && i < ep->nhot; i++, r = r->hot_next)
+        may = nap_allows(r);
+    for (u32 i = 0; may && i < ep->cap; i++) {
+        r = ep->tab[i];
+        if (!r || r->dead || r->ghost || r->off || r->hot || !translated(r->s))
+            continue;
+        may = on_ring(r->s);
+        if (may) {
+            reg_disarm(r);
+            hot_add(ep, r);
+            may = nap_allows(r);
+        }
+    }
+    return may;
+}
+
+/* All connections on the ring that are in the set, if only data is waited for and every one of them may be napped on. They are hot then, and held. */
 static u32 to_nap_on(struct epwait *w, struct sock **set)
 {
     struct ep *ep = w->ep;
-    bool may = ep->cap <= SD_NAP_SET && !ep_slept_on(ep) && load_rlx(&ep->waits) == 1;
+    bool may = ep->cap <= SD_NAP_SET && !ep_slept_on(ep) && load_rlx(&ep->waits) == 1 && nap_heats(ep);
+    struct reg *r = ep->hot;
     u32 n = 0;
-    for (u32 i = 0; may && i < ep->cap; i++) {
-        struct reg *r = ep->tab[i];
-        if (!r || r->dead || r->ghost || r->off || !translated(r->s))
-            continue;
-        if (!r->hot && on_ring(r->s)) {
-            reg_disarm(r);
-            hot_add(ep, r);
-        }
-        may = nap_allows(r);
+    for (; may && n < ep->nhot; r = r->hot_next)
         set[n++] = r->s;
-    }
+    if (!may)
+        sd_nap_cannot();
     for (u32 i = 0; may && i < n; i++)
         atomic_fetch_add(&set[i]->held, 1);
     return may ? n : 0;

@@ -135,11 +135,16 @@ static long sleep_on(const struct naps *p, bool restarts)
     return SYS5(__NR_futex_waitv, on, p->n, 0, &ts, CLOCK_MONOTONIC);
 }
 
+void sd_nap_cannot(void)
+{
+    held = held ? held * 2 : HOLD_FIRST;
+    hold = held = held < HOLD_MOST ? held : HOLD_MOST;
+}
+
 static void learn(long r, bool alone)
 {
     if (r == -ETIMEDOUT || !alone) {
-        held = held ? held * 2 : HOLD_FIRST;
-        hold = held = held < HOLD_MOST ? held : HOLD_MOST;
+        sd_nap_cannot();
     } else if (r >= 0) {
         held = 0;
         if (!without && ++vain == YIELDS_VAIN) {

@@ -85,6 +85,8 @@ bool sd_gives_way(const struct sock *s);
 
 /* Is one to be tried at all, with so much time left? `others`: the TSC when the kernel told of what is not on a ring, 0: long ago. */
 bool sd_nap_pays(u64 left, u64 *others);
+/* It has brought nothing, or was not possible with this set, which takes time to find out: not for the next waits. */
+void sd_nap_cannot(void);
 /* s is all that is waited for, and its ring is empty. */
 bool sd_nap_possible(const struct sock *s);
 #define SD_NAP_SET 128  /* connections, at most, that are napped on at once, */
