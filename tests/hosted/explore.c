@@ -47,7 +47,7 @@ struct thread {
 
 struct programs prog;
 static struct thread th[THREADS];
-extern u8 __start_hosted_state[], __stop_hosted_state[]; /* what ep_*.c have of their own; hostedbuild.py puts it there */
+extern u8 __start_hosted_state[], __stop_hosted_state[]; /* what ep_*.c and life.c have of their own; hostedbuild.py puts it there */
 static u8 stacks[THREADS][STACK_BYTES] __attribute__((aligned(64)));
 static const char *at[THREADS]; /* for traces only */
 static const volatile void *at_p[THREADS];

@@ -255,7 +255,7 @@ def epoll_level(stage: Stage) -> None:
     a.wait(ep)
 
 
-@behaviour("epoll level triggered")
+@behaviour("epoll level triggered, of one that has only received")
 def epoll_one_way(stage: Stage) -> None:
     """Who only receives is told of room, too, whenever it is told of bytes: its own direction has not moved."""
     a, b = stage.a, stage.b
