@@ -63,7 +63,7 @@ def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], muta
             return reuse / object_name
         path = (hosted if name in drivers else source) / name
         subprocess.run(["gcc", *FLAGS, *options, *includes, "-c", "-o", folder / object_name, path], check=True)
-        if name.startswith("poll/ep_") or name == "sock/life.c":  # its variables are a part of what the explorer copies and restores
+        if name.startswith("poll/ep_") or name == "sock/life.c":  # what they have of their own is restored, too
             subprocess.run(["objcopy", "--rename-section", ".bss=hosted_state", folder / object_name], check=True)
         return folder / object_name
 
