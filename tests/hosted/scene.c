@@ -106,6 +106,26 @@ void wait_for(u32 side, u32 events)
         host_fail("poll has failed");
 }
 
+void back(u32 side)
+{
+    mc_mark(MARK_BACK);
+    sd_tx_back(&w.sock[side], FD_OF(side), SD_REASON_flag);
+}
+
+void publish(const char *bytes)
+{
+    struct sd_end *e = &w.sock[0].e;
+    u64 n = strlen(bytes), tail = load_rlx(&e->tx->tail);
+
+    for (u64 i = 0; i < n; i++)
+        e->tx_ring[(tail + i) % e->bytes] = (u8)bytes[i];
+    store_rel(&e->tx->tail, tail + n);
+    if (load_rlx(&e->tx_fence)) /* [W3] */
+        sd_fence();
+    if (load_rlx(&e->tx->rx_armed))
+        sd_ring_bell(&w.sock[0], FD_OF(0));
+}
+
 /* Counts that sleepers leave behind cost a doorbell for every message; what is registered in a set may stay armed. One for room may stay, which whoever sees room takes back. */
 static void nobody_is_armed(void)
 {

@@ -22,6 +22,9 @@ void put(u32 side, const char *bytes, u32 flags);   /* all of them, or -EAGAIN *
 long take(u32 side, u32 most, u32 flags);           /* one receive */
 void get(u32 side, u32 want);                       /* until so many are there, or the end */
 bool got(u32 side, u32 want);
+void back(u32 side);                                /* to TCP, what it sends */
+/* As much of a sender as sleepers meet [R1] [W1] [B1]: the bytes, and a doorbell for who is armed. */
+void publish(const char *bytes);
 void wait_for(u32 side, u32 events);                /* as poll(2) does it */
 
 /* Exactly these bytes have come, and who does not sleep is not armed. */

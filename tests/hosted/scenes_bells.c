@@ -260,12 +260,6 @@ static void b_polls_4(void)
             wait_for(1, POLLIN);
 }
 
-static void back(u32 side)
-{
-    mc_mark(MARK_BACK);
-    sd_tx_back(&w.sock[side], FD_OF(side), SD_REASON_flag);
-}
-
 static void a_up_and_back(void) { put(0, "a", 0), back(0), put(0, "b", 0); }
 static void a_goes_back(void) { put(0, "a", 0), put(0, "b", 0), back(0), put(0, "cd", 0); }
 static void b_has_abcd(void) { expect(1, "abcd"); }

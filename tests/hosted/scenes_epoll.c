@@ -93,12 +93,6 @@ static void a_sends_and_closes(void)
     SYS2(__NR_shutdown, FD_OF(0), SHUT_RDWR);
 }
 
-static void back(u32 side)
-{
-    mc_mark(MARK_BACK);
-    sd_tx_back(&w.sock[side], FD_OF(side), SD_REASON_flag);
-}
-
 static void a_up_and_back(void) { put(0, "a", 0), back(0), put(0, "b", 0); }
 static void a_goes_back(void) { put(0, "a", 0), put(0, "b", 0), back(0), put(0, "cd", 0); }
 
@@ -188,21 +182,6 @@ static void threads_empty(void)
     threads(0);
     w.epoll_calls = 1;
     sd_epoll_create1(&f, sd_self());
-}
-
-/* As much of a sender as they meet [R1] [W1] [B1]: the bytes, and a doorbell for who is armed. */
-static void publish(const char *bytes)
-{
-    struct sd_end *e = &w.sock[0].e;
-    u64 n = strlen(bytes), tail = load_rlx(&e->tx->tail);
-
-    for (u64 i = 0; i < n; i++)
-        e->tx_ring[(tail + i) % e->bytes] = (u8)bytes[i];
-    store_rel(&e->tx->tail, tail + n);
-    if (load_rlx(&e->tx_fence)) /* [W3] */
-        sd_fence();
-    if (load_rlx(&e->tx->rx_armed))
-        sd_ring_bell(&w.sock[0], FD_OF(0));
 }
 
 /* Who does not get the lock at once leaves a note [E3]. */

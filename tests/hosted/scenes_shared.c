@@ -197,19 +197,6 @@ static void two_sleepers(void)
     mc_share(&hosted_area.part[3].park);
 }
 
-/* As much of a sender as they meet [R1] [W1] [B1]: the bytes, and a doorbell for who is armed. */
-static void publish(const char *bytes)
-{
-    struct sd_end *e = &w.sock[0].e;
-    u64 n = strlen(bytes), tail = load_rlx(&e->tx->tail);
-
-    for (u64 i = 0; i < n; i++)
-        e->tx_ring[(tail + i) % e->bytes] = (u8)bytes[i];
-    store_rel(&e->tx->tail, tail + n);
-    if (load_rlx(&e->tx->rx_armed))
-        sd_ring_bell(&w.sock[0], FD_OF(0));
-}
-
 static void a_publishes_both(void) { publish("ab"); }
 static void gets_1(void) { sd_part_of(sd_self()), take(1, 1, 0); }
 static void polls_for_1(void)
