@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tools.net import free_port, is_listening
+from tools.net import free_port, is_listening, is_unix_listening
 from tools.sdbench import floor, postgres
 from tools.sdbench.machine import ROOT
 from tools.sdbench.micro import Place, natively, under_sdrun
@@ -39,7 +39,7 @@ def new_address(stage: Stage, way: Way, name: str) -> str:
 
 def is_up(address: str) -> bool:
     """True once somebody listens there."""
-    return Path(address).exists() if address.startswith("/") else is_listening(int(address))
+    return is_unix_listening(address) if address.startswith("/") else is_listening(int(address))
 
 
 def service(name: str, argv: Callable[[Stage, str], list[str]], stop: signal.Signals = signal.SIGTERM) -> Serve:
