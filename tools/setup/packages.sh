@@ -40,7 +40,8 @@ if [ ! -e "$rc" ]; then
     trap '"${root[@]}" rm -f "$rc"' EXIT
 fi
 
-install=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}")
+# Debian's own updates run in the first minutes of many a machine, and have dpkg's lock meanwhile.
+install=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "${missing[@]}")
 echo "installing Debian packages: ${missing[*]}"
 log=$(mktemp)
 if ! "${install[@]}" </dev/null >"$log" 2>&1; then
