@@ -17,6 +17,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 #include "explore.h"
 
 int madvise(void *, size_t, int); /* its header and the library's own list of such numbers exclude each other */
@@ -378,64 +380,62 @@ struct part {
 };
 
 #define MORE_PARTS 8
-#define PARTS (7 + THREADS + MORE_PARTS)
-static struct part more[MORE_PARTS];
-static u32 nmore;
+#define FIXED (7 + 2 * THREADS + MORE_PARTS)
+#define PARTS (FIXED + 1 + THREADS)
+static struct part fixed[FIXED]; /* of the scenario; behind them what the pool has given and the stacks */
+static u32 nfixed;
 
 void mc_part(void *p, u64 bytes)
 {
-    if (nmore == MORE_PARTS || bytes % 8)
+    if (nfixed == FIXED || bytes % 8)
         abort();
-    more[nmore++] = (struct part){p, bytes};
+    if (bytes)
+        fixed[nfixed++] = (struct part){p, bytes};
 }
 
-static u32 parts_of(struct part *out)
+/* Without the second connection. */
+static void world_parts(void)
+{
+    nfixed = 0;
+    mc_part(&w, offsetof(struct world, tcb));
+    for (u32 i = 0; i < THREADS; i++) { /* but for what was set aside of signal stacks, which nothing here does */
+        mc_part(&w.tcb[i], offsetof(struct sd_tcb, asides));
+        mc_part(w.tcb[i].owed, sizeof w.tcb[i] - offsetof(struct sd_tcb, owed));
+    }
+    mc_part(&prog, sizeof prog);
+    mc_part(th, sizeof th);
+    mc_part((void *)hosted_area.told, sizeof hosted_area.told);
+    mc_part(hosted_area.part, (THREADS + 1) * sizeof *hosted_area.part);
+    mc_part(__start_hosted_state, (u64)(__stop_hosted_state - __start_hosted_state));
+}
+
+static u32 moving_parts(struct part *out)
 {
     u32 n = 0;
 
-    out[n++] = (struct part){&w, sizeof w};
-    out[n++] = (struct part){&prog, sizeof prog};
-    out[n++] = (struct part){th, sizeof th};
-    out[n++] = (struct part){(void *)hosted_area.told, sizeof hosted_area.told};
-    out[n++] = (struct part){hosted_area.part, (THREADS + 1) * sizeof *hosted_area.part};
-    out[n++] = (struct part){__start_hosted_state, (u64)(__stop_hosted_state - __start_hosted_state)};
     out[n++] = (struct part){hosted_pool, w.pool_used};
-    for (u32 i = 0; i < nmore; i++)
-        out[n++] = more[i];
     for (u32 i = 0; i < THREADS; i++)
         if (sc->thread[i] && th[i].state != DONE)
             out[n++] = (struct part){(void *)th[i].sp, (u64)stacks[i] + STACK_BYTES - th[i].sp};
     return n;
 }
 
-static u64 mix(u64 h, u64 v)
+static u32 parts_of(struct part *out)
 {
-    h = (h ^ v) * 0xff51afd7ed558ccd;
-    return h ^ h >> 29;
+    memcpy(out, fixed, nfixed * sizeof *fixed);
+    return nfixed + moving_parts(out + nfixed);
 }
 
-/* Most of the explorer's time goes here: four chains, so that the multiplications overlap. */
+/* Most of the explorer's time goes here. Where a part ends is part of what it says: stacks differ in length. */
 static u64 hash_state(void)
 {
     struct part parts[PARTS];
-    u64 a = 0x9e3779b97f4a7c15, b = 0xbf58476d1ce4e5b9, c = 0x94d049bb133111eb, d = 0xd6e8feb86659fd93;
+    u64 h = 0;
 
-    for (u32 i = 0, n = parts_of(parts); i < n; i++) {
-        const u64 *p = parts[i].p, *end = p + parts[i].n / 8;
-        for (; end - p >= 4; p += 4) {
-            a = mix(a, p[0]);
-            b = mix(b, p[1]);
-            c = mix(c, p[2]);
-            d = mix(d, p[3]);
-        }
-        for (; p < end; p++)
-            a = mix(a, *p);
-        if (parts[i].n & 4)
-            a = mix(a, *(const u32 *)p);
-        a = mix(a, i); /* where one ends is part of what it says: stacks differ in length */
-    }
-    a = mix(mix(mix(a, b), c), d);
-    return a ? a : 1;
+    for (u32 i = 0, n = parts_of(parts); i < n; i++)
+        h = (h ^ XXH3_64bits(parts[i].p, parts[i].n)) * 0x9e3779b97f4a7c15;
+    h ^= h >> 29;
+    return h ? h : 1;
 }
 
 static void save(struct frame *f)
@@ -457,16 +457,19 @@ static void save(struct frame *f)
         memcpy(to, parts[i].p, parts[i].n);
 }
 
+static const u8 *copy_back(const u8 *from, const struct part *parts, u32 n)
+{
+    for (u32 i = 0; i < n; from += parts[i++].n)
+        memcpy(parts[i].p, from, parts[i].n);
+    return from;
+}
+
 static void restore(const struct frame *f)
 {
-    const u8 *from = f->saved;
-    struct part parts[PARTS];
+    const u8 *from = copy_back(f->saved, fixed, nfixed);
+    struct part parts[1 + THREADS];
 
-    memcpy(&w, from, sizeof w);
-    memcpy(&prog, from + sizeof w, sizeof prog);
-    memcpy(th, from + sizeof w + sizeof prog, sizeof th);
-    for (u32 i = 0, n = parts_of(parts); i < n; from += parts[i++].n) /* now the extents of stacks and pool are known */
-        memcpy(parts[i].p, from, parts[i].n);
+    copy_back(from, parts, moving_parts(parts)); /* of the extents that they have now */
 }
 
 static u64 *table, seen;
@@ -618,7 +621,7 @@ static void start(const struct scenario *which)
         memset(table, 0, sizeof *table << TABLE_BITS);
     depth = 0;
     seen = ends = bells_sent = 0;
-    nnames = nshares = nmore = 0;
+    nnames = nshares = 0;
     few = false;
     mc_forget = NULL;
     shares_sets = begun = false;
@@ -629,6 +632,7 @@ static void start(const struct scenario *which)
     memset(hosted_pool, 0, sizeof hosted_pool);
     world_init(3, 4);
     bells_at_most = 1;
+    world_parts();
     sc->setup();
     begun = true;
     for (u32 t = 0; t < THREADS; t++) {

@@ -351,19 +351,21 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
 u64 sd_now_ns(void) { return w.now_ns; }
 
 /* As side `ent` - 1 knows the second connection (world_second). */
-struct sock *sd_sock_numbered(u32 ent) { return ent - ENT_SECOND < SIDES ? &w.sock2[ent - ENT_SECOND] : NULL; }
+struct sock *sd_sock_numbered(u32 ent) { return ent - ENT_SECOND < SIDES ? &w.second.sock[ent - ENT_SECOND] : NULL; }
 
 void world_second(void)
 {
-    w.seg2 = w.seg;
+    struct second *c = &w.second;
+
+    c->seg = w.seg;
     for (u32 i = 0; i < SIDES; i++) {
-        w.block2[i] = w.block[i];
-        w.sock2[i] = w.sock[i];
-        w.sock2[i].b = &w.block2[i];
-        w.sock2[i].seg = &w.seg2;
-        w.sock2[i].ent = ENT_SECOND + i;
-        w.sock2[i].e.tx = &w.seg2.dir[i];
-        w.sock2[i].e.rx = &w.seg2.dir[!i];
+        c->block[i] = w.block[i];
+        c->sock[i] = w.sock[i];
+        c->sock[i].b = &c->block[i];
+        c->sock[i].seg = &c->seg;
+        c->sock[i].ent = ENT_SECOND + i;
+        c->sock[i].e.tx = &c->seg.dir[i];
+        c->sock[i].e.rx = &c->seg.dir[!i];
     }
 }
 

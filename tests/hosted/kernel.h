@@ -59,12 +59,14 @@ struct world {
     struct set set[SETS];
     u64 pool_used;
     u32 epoll_calls; /* of a scenario: what is not divisible by anything keeps the kernel from being asked out of turn */
-    /* A second connection of the same programs, for naps on both ([N2], poll/nap.c): nothing is sent on it. */
-    struct sd_seg seg2;
-    struct sd_block block2[SIDES];
-    struct sock sock2[SIDES];
-    u64 reset;         /* by connect() to nowhere; the net has no such thing */
+    u64 reset;            /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
+    /* Another connection of the same programs, for naps on both ([N2], poll/nap.c): nothing is sent on it. */
+    struct second {
+        struct sd_seg seg;
+        struct sd_block block[SIDES];
+        struct sock sock[SIDES];
+    } second;
 };
 
 extern struct world w;

@@ -60,10 +60,11 @@ static void two_connections(void)
     }
     handle = (u64)((u32)sd_mix(g.pid) | 1) << 32; /* nap.c, at time 0 */
     world_second();
+    mc_part(&w.second, sizeof w.second);
     *(u64 *)&w.seg.dir[0].handle = handle | w.sock[0].ent;
-    *(u64 *)&w.seg2.dir[0].handle = handle | w.sock2[0].ent;
-    mc_share(&w.seg2.dir[0].nap);
-    mc_name(&w.seg2.dir[0].nap, "home.nap");
+    *(u64 *)&w.second.seg.dir[0].handle = handle | w.second.sock[0].ent;
+    mc_share(&w.second.seg.dir[0].nap);
+    mc_name(&w.second.seg.dir[0].nap, "home.nap");
     mc_name(&w.seg.dir[0].nap_at, "0.nap_at");
 }
 
@@ -154,7 +155,7 @@ static void b_naps_for_2(void)
 /* On the word of the other connection, which is the first of the set. */
 static void b_naps_on_both_for_2(void)
 {
-    struct sock *set[] = {&w.sock2[1], &w.sock[1]};
+    struct sock *set[] = {&w.second.sock[1], &w.sock[1]};
 
     while (!got(1, 2)) {
         if (take(1, 3, MSG_DONTWAIT) != -EAGAIN)
