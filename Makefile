@@ -44,8 +44,8 @@ BENCH_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -DSD_HOSTED=1 -
 BENCH_PROGRAMS := $(patsubst tools/bench/%.c,build/bench/%,$(wildcard tools/bench/*.c))
 MULTIARCH = $(shell gcc -print-multiarch)
 
-.PHONY: faults package build test examples newcomer test-rdma failures-rdma failures figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters
-build: $(STAMPS)/install ffi image filters $(BIN)/sdrun $(BENCH_PROGRAMS) build/bench/free.so
+.PHONY: faults package build test examples newcomer test-rdma failures-rdma failures figures-rdma fuzz suites ltp matrix soak model table demo lint bench baseline many clean ffi image filter filters packaged
+build: $(STAMPS)/install ffi image filters packaged $(BIN)/sdrun $(BENCH_PROGRAMS) build/bench/free.so
 
 # Stamps live in the virtual environment: removing it starts over.
 $(STAMPS)/packages-%: tools/setup/packages.sh tools/setup/%.txt
@@ -75,6 +75,8 @@ filter: image
 	@$(PY) -m sdtrace.build_filter --output $(VENV)/share/sdrun
 filters: image
 	@$(PY) -m sdtrace.build_filter
+packaged: $(STAMPS)/install
+	@$(PY) -m policies.build_packaged
 
 LAUNCH_SOURCES := $(sort $(wildcard sdtrace/launch/*.c))
 $(BIN)/sdrun: $(LAUNCH_SOURCES) $(wildcard sdtrace/launch/*.h sdlib/include/*.h) Makefile $(STAMPS)/install

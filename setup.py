@@ -45,7 +45,7 @@ def build_native() -> None:
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
     launcher = MANUAL.parent / "sdrun"
     compile_launcher(launcher)
-    for module, *arguments in (("sdlib.build_ffi",), ("sdlib.build_image",),
+    for module, *arguments in (("sdlib.build_ffi",), ("sdlib.build_image",), ("policies.build_packaged",),
                                ("sdtrace.build_filter", "--output", str(FILTERS)),
                                ("tools.manual", str(MANUAL), "--sdrun", str(launcher))):
         subprocess.run([sys.executable, "-m", module, *arguments], cwd=HERE, env={**os.environ, "PYTHONPATH": path},

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Final, cast
 
 from policies.model import (
     FOR_ALL,
@@ -34,6 +32,11 @@ from policies.model import (
     Verdict,
 )
 from policies.rules import FAMILY_MAX, contains, point
+from sdlib.records import cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 BUILT_IN: Final[Values] = MappingProxyType(
     {
@@ -59,7 +62,17 @@ def matches(app: App, exe: str, uid: int) -> bool:
     """Whether an app is for this program, run by this user."""
     exe = exe.removesuffix(_DELETED)  # how /proc names a file that was removed since
     name = exe if "/" in app.program else exe.rpartition("/")[2]
-    return fnmatchcase(name, app.program) and app.uid in (None, uid)
+    return _fits(name, app.program) and app.uid in (None, uid)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """As fnmatchcase, which makes an expression of the pattern; most are a name or a beginning."""
+    start = pattern.removesuffix("*")
+    if not set(start) & set("*?["):
+        return name == pattern if start == pattern else name.startswith(start)
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(name, pattern)
 
 
 def decide(layers: Sequence[Layer], overrides: Values | Sequence[Override], exe: str, uid: int) -> Settings:

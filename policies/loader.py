@@ -3,7 +3,8 @@
 
 Files that come with the project are checked by its tests, so at run time only a person's own files are validated: the
 supervisor starts while a program waits, and the validator alone takes longer to import than everything else. For the
-same reason a packaged file is only read for programs whose name starts with the file's (nginx.yaml for nginx*).
+same reason packaged files are read when the project is built (build_packaged.py), and hold for programs whose name
+starts with the file's (nginx.yaml for nginx*).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
 
 from policies import rules, values
 from policies.model import App, Layer, Override, Policy, PolicyError, Rule, Upgrade, Values
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from policies.yamlfile import Document
 
 SYSTEM_DIR: Final = "/etc/socksdirect/policy.d"
@@ -94,14 +97,16 @@ def read_layer(path: str) -> Layer:
 def packaged_layers(exe: str) -> tuple[Layer, ...]:
     """The project's own files that may speak about this program."""
     name = exe.rpartition("/")[2]
-    stems = sorted(file[:-5] for file in os.listdir(PACKAGED_DIR) if file.endswith(".yaml"))
-    files = [os.path.join(PACKAGED_DIR, f"{stem}.yaml") for stem in stems
-             if name.startswith(ALSO_FOR.get(stem, (stem,)))]
-    if not files:
-        return ()
+    from policies._packaged import LAYERS
+
+    return tuple(layer for stem, layer in LAYERS.items() if name.startswith(ALSO_FOR.get(stem, (stem,))))
+
+
+def read_packaged(file: str) -> Layer:
+    """One of the project's own files."""
     from policies.yamlfile import Document
 
-    return tuple(to_layer(Document(f"packaged {os.path.basename(file)}", _read(file))) for file in files)
+    return to_layer(Document(f"packaged {os.path.basename(file)}", _read(file)))
 
 
 def _read(path: str) -> str:

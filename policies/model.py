@@ -5,16 +5,23 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, TypeAlias
 
-Upgrade: TypeAlias = Literal["never", "eager"] | tuple[Literal["after_ops", "after_bytes"], int]
-Action: TypeAlias = Literal["accelerate", "kernel", "deny"]
-Dir: TypeAlias = Literal["in", "out"]
-Proto: TypeAlias = Literal["tcp", "udp"]
-IoUring: TypeAlias = Literal["deny", "allow"]
-Values: TypeAlias = Mapping[str, object]
+from sdlib.records import NamedTuple, dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Literal, TypeAlias
+
+    Upgrade: TypeAlias = Literal["never", "eager"] | tuple[Literal["after_ops", "after_bytes"], int]
+    Action: TypeAlias = Literal["accelerate", "kernel", "deny"]
+    Dir: TypeAlias = Literal["in", "out"]
+    Proto: TypeAlias = Literal["tcp", "udp"]
+    IoUring: TypeAlias = Literal["deny", "allow"]
+else:
+    Upgrade = Action = Dir = Proto = IoUring = object
+
+Values = Mapping[str, object]
 """Parsed values by their names in `KEYS`."""
 
 KEYS: Final = (

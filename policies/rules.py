@@ -10,11 +10,15 @@ Pure; a parser raises ValueError whose text is what would be right.
 from __future__ import annotations
 
 import errno
-import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import Final, cast
 
 from policies.model import Action, Box, Dir, PolicyError, Proto, Rule
+from sdlib.records import cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ipaddress
+    from typing import Final
 
 PATTERN_RIGHT: Final = 'ADDRESS:PORTS such as "*:25", "10.0.0.0/8:80-443" or "[fe80::/10]:*"'
 ERRNOS: Final = ("EACCES", "EPERM", "ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "ETIMEDOUT", "EADDRNOTAVAIL")
@@ -39,13 +43,15 @@ def pattern(text: str) -> tuple[Box, ...]:
         raise ValueError("an IPv6 address in brackets, such as [::1]:80")
     network = _network(host.strip("[]"))
     low, high = int(network.network_address), int(network.broadcast_address)
-    family = 4 if isinstance(network, ipaddress.IPv4Network) else 6
+    family = network.version
     if family == 6 and low >> 32 == 0xFFFF:
         family, low, high = 4, low & 0xFFFFFFFF, high & 0xFFFFFFFF
     return (Box(family, low, high, first, last),)
 
 
 def _network(host: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    import ipaddress  # most policies have no address, and a program waits
+
     try:
         wide = ipaddress.ip_network(host, strict=False)
     except ValueError:

@@ -6,11 +6,13 @@ A parser returns the value or raises ValueError; the text of that is what would 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from policies.model import WITHOUT, PolicyError, Upgrade, Values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 RING_MIN: Final = 4096  # SD_RING_MIN and SD_RING_MAX; a test compares them, so that --set need not load cffi
 RING_MAX: Final = 64 << 20
@@ -20,7 +22,6 @@ IDLE_MAX_S: Final = 86400
 SPIN_MAX_US: Final = 100_000
 COUNT_MAX: Final = (1 << 63) - 1
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB|)", re.ASCII)
 RING_RIGHT: Final = "a power of two from 4KiB to 64MiB, such as 256KiB"
 TOTAL_RIGHT: Final = "a size such as 256MiB that holds the two rings of one connection at least"
 UPGRADE_RIGHT: Final = "eager, never, after_ops:N or after_bytes:N with N from 1"
@@ -28,8 +29,9 @@ UPGRADE_RIGHT: Final = "eager, never, after_ops:N or after_bytes:N with N from 1
 
 def _bytes(text: str) -> int:
     """A number with B, KiB, MiB, GiB or nothing behind it; -1 for anything else."""
-    found = _SIZE.fullmatch(text)
-    return int(found[1]) * _UNITS[found[2]] if found else -1
+    digits = text.rstrip("BKMGi")
+    fits = digits.isascii() and digits.isdigit() and len(digits) <= 12
+    return int(digits) * _UNITS[unit] if fits and (unit := text[len(digits):]) in _UNITS else -1
 
 
 def ring(text: str) -> int:

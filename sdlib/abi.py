@@ -8,8 +8,16 @@ of their indices.  All of it is generated from the header (sdlib/build_ffi.py): 
 
 from __future__ import annotations
 
-from typing import Any, Final
 from weakref import WeakKeyDictionary
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    CData = Any
+else:
+    CData = object
+"""A value made by cffi; its members depend on the C type, which Python's type system cannot see."""
 
 try:
     from sdlib._sdffi import ffi, lib
@@ -18,9 +26,6 @@ except ImportError as missing:  # a checkout that was never built, or another Py
 
 const: Final = lib
 """Constants by their C names: `const.SD_ABI_VERSION`, `const.SD_BLOCK_PAIRED`, `const.SD_CTR_bells_tx`."""
-
-CData = Any
-"""A value made by cffi; its members depend on the C type, which Python's type system cannot see."""
 
 # cffi's cast does not keep the buffer that it looks at alive.
 _keep_alive: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

@@ -13,7 +13,6 @@ import select
 import syslog
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
 
 from sdtrace import cli, explain, procfs, report
 from sdtrace.areas import Area
@@ -23,7 +22,10 @@ from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes
 from sdtrace.vault import Vault
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from sdtrace.learning import Learner
 
 _EXIT_PATIENCE_MS: Final = 2000
@@ -147,8 +149,10 @@ class Accounts:
     def write_policy(self) -> None:
         """Write down what was learned."""
         if self._learner is not None and self._options.learn is not None:
+            from pathlib import Path
+
             try:
-                self._learner.write(self._options.learn, self._options.command)
+                self._learner.write(Path(self._options.learn), self._options.command)
             except OSError as error:
                 syslog.syslog(syslog.LOG_ERR, f"cannot write {self._options.learn}: {error}")
 

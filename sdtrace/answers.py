@@ -18,7 +18,6 @@ import contextlib
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from sdlib import abi
 from sdtrace import procfs, strangers
@@ -32,6 +31,7 @@ from sdtrace.succession import answer_forgetful
 from sdtrace.syscalls import EXECVE, EXECVEAT, EXIT_GROUP, PIDFD_GETFD, PRCTL
 from sdtrace.workers import Workers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sdtrace.learning import Learner
 

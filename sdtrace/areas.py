@@ -17,11 +17,14 @@ import itertools
 import mmap
 import os
 from collections.abc import Iterator
-from typing import Final, Self
 
 from policies import Settings
 from sdlib import abi
 from sdtrace.sealed import last_look
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 BYTES: Final = abi.sizeof("struct sd_area")
 _BLOCK_BYTES: Final = abi.sizeof("struct sd_block")

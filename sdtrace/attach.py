@@ -85,7 +85,7 @@ class Attacher:
                  settings: Callable[[str, int], Settings], give: Callable[[int], None], *, trace: int = 0) -> None:
         """`give` hands a listener to the keeper."""
         self._image, self._keepsake, self._settings, self._give = image, keepsake, settings, give
-        self._filter = (FILTERS / variant.file_name).read_bytes()
+        self._filter = Path(FILTERS, variant.file_name).read_bytes()
         self._trace = trace
         self.dormant = Dormant(keepsake, give)
 

@@ -153,7 +153,7 @@ def main() -> int:
     """Command line. Exit 1 with one line when the filter cannot be built."""
     parser = argparse.ArgumentParser(prog="python -m sdtrace.build_filter", description="Compile the seccomp filters.")
     parser.add_argument("--image", type=Path, default=Path(abi.__file__).parent / "_image" / "sdlib.json")
-    parser.add_argument("--output", type=Path, default=FILTERS)
+    parser.add_argument("--output", type=Path, default=Path(FILTERS))
     options = parser.parse_args()
     try:
         symbols = json.loads(options.image.read_text())["symbols"]

@@ -11,13 +11,17 @@ import errno
 import os
 import socket
 import struct
-from typing import Final, NamedTuple
 
 from policies.model import Dir, Proto
+from sdlib.records import NamedTuple
 from sdtrace import calls, procfs
 from sdtrace.inject import read_memory, write_memory
 from sdtrace.lineage import Subject
 from sdtrace.notify import Listener, Notification
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 _DATAGRAM: Final = (socket.IPPROTO_UDP, 136)  # UDP-Lite

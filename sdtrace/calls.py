@@ -12,7 +12,12 @@ import ctypes
 import errno
 import socket
 import struct
-from typing import Final, NamedTuple
+
+from sdlib.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 ADDRESS_MAX: Final = 128
 """sizeof(struct sockaddr_storage); the kernel takes no longer ones."""

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import enum
-import json
 import os
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+
+from sdlib import compact
+from sdlib.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _HEADER: Final = struct.Struct("=IIII")
 TEXT_BYTES: Final = 2048
@@ -66,7 +70,7 @@ class Message:
 
     def record(self) -> Record:
         """Of KEEP."""
-        return Record(self.status, json.loads(self.payload.rstrip(b"\0")), -1 if self.fd is None else self.fd)
+        return Record(self.status, compact.loads(self.payload.rstrip(b"\0")), -1 if self.fd is None else self.fd)
 
 
 class Control:

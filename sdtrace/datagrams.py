@@ -14,10 +14,13 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
 
 from policies import Settings
 from policies.model import Box
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _ATTACH, _LOCK, _GET = 26, 44, 26  # SO_ATTACH_FILTER, SO_LOCK_FILTER, SO_GET_FILTER
 _LD_W, _LD_H, _LD_B, _RSH, _AND = 0x20, 0x28, 0x30, 0x74, 0x54
@@ -31,7 +34,7 @@ _END: Final = -1
 """As the target of a jump: behind the settings' own part."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
-Instruction: TypeAlias = tuple[int, int, int, int]
+Instruction = tuple[int, int, int, int]
 """struct sock_filter: code, jump if true, jump if false, operand."""
 
 

@@ -8,12 +8,15 @@ import mmap
 import socket
 import struct
 import termios
-from dataclasses import dataclass
-from typing import Any, Final
 
 from sdlib import abi
+from sdlib.records import dataclass
 from sdtrace.held import Held, Key
 from sdtrace.ptrace import RemoteError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _TCP_INFO, _RECEIVED_AT = 11, 128
 _ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE = 1, 4, 5, 7

@@ -26,7 +26,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Final
 
 from policies.model import Dir, Verdict
 from sdlib import abi
@@ -53,7 +52,10 @@ from sdtrace.notify import Listener, Notification
 from sdtrace.privileges import bound_by, may_act_for
 from sdtrace.workers import POLL_S, Workers, wakeable, with_filesystem_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from sdtrace.learning import Learner
 
 _LINGER_RESET: Final = struct.pack("=ii", 1, 0)

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def show(report: dict[str, Any], before: dict[str, Any] | None = None) -> None:

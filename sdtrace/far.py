@@ -12,13 +12,15 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from typing import Final
 
 from sdlib import abi
-from sdlib.wire.messages import Bell
 from sdtrace.held import Held, Key
 from sdtrace.pump import Pumps
 from sdtrace.segments import find_socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 LEAVE_S: Final = float(os.environ.get("SDRUN_LEAVE_S", "10"))
 """Without a monitor for so long, connections to other hosts go back to TCP. An emulated machine starts one slowly."""
@@ -32,6 +34,8 @@ class Far:
 
     def act(self, key: Key, held: Held, what: int, number: int) -> int:
         """Do what the monitor asks for; 0 or an errno. EALREADY: the direction goes back to TCP, nothing was sent."""
+        from sdlib.wire.messages import Bell
+
         if what == Bell.BYTE:
             return _count(key, held, number)
         if what == Bell.BREAK:

@@ -24,7 +24,6 @@ import socket
 import termios
 import time
 from collections.abc import Collection, Mapping
-from typing import Any, Final
 
 from sdlib import abi
 from sdtrace import procfs
@@ -35,6 +34,10 @@ from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
 from sdtrace.recall import CORK, NODELAY, send_all, stream_position
 from sdtrace.segments import taken
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 WARNED_S: Final = 0.1
 """Sends that are about to go to a ring for the first time are over then."""

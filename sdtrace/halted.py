@@ -17,10 +17,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
 
+from sdlib.records import dataclass, field
 from sdtrace import procfs
 from sdtrace.ptrace import (
     ALL_SIGNALS,
@@ -43,6 +42,10 @@ from sdtrace.ptrace import (
     spurious_eintr,
     wait,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 _STOP_DEADLINE_S: Final = 0.2
 

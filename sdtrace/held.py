@@ -6,15 +6,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final
 
 from policies import Settings
 from sdlib import abi
+from sdlib.records import dataclass, field
 from sdlib.wire import Refused
-from sdlib.wire.messages import Code
 from sdlib.wire.segment import segment_bytes
 from sdtrace.areas import Area
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def as_paper(known: Iterable[tuple[Key, Held]]) -> dict[str, Any]:
 
 def reason_of(answer: Refused) -> int:
     """`enum sd_reason` of a refusal; a connection that has ended by then is nobody's fault."""
+    from sdlib.wire.messages import Code  # known by then
+
     if answer.code == Code.NOT_ESTABLISHED:
         return int(abi.const.SD_REASON_not_switched)
     quota = answer.code in (Code.QUOTA, Code.MEMORY)

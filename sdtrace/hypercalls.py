@@ -8,13 +8,11 @@ value is answered with -EINVAL, a failure of ours with the errno, and in both ca
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 import stat
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
 
 from policies import Settings, judge
 from sdlib import abi
@@ -27,7 +25,10 @@ from sdtrace.processes import Process
 from sdtrace.segments import cookie_of
 from sdtrace.vault import Vault
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from sdtrace.trace.drain import Drain
 
 _CARRY: Final = struct.Struct("=iI")
@@ -177,6 +178,8 @@ class Hypercalls:
         settings = self._settings(origin.exe, origin.uid)
         if not settings.rules:
             return False  # what holds for all its connections is in the area's `accel`
+        import ipaddress  # few policies have rules
+
         host, port = origin.peer
         packed = ipaddress.ip_address(host.partition("%")[0]).packed
         if origin.direction == "out":

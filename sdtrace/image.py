@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import sdlib
+from sdlib import compact
+from sdlib.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 PAGE: Final = 4096
-DIRECTORY: Final = Path(sdlib.__file__).parent / "_image"
+DIRECTORY: Final = os.path.join(os.path.dirname(sdlib.__file__), "_image")
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top",
            "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer",
@@ -61,12 +63,14 @@ def _sealed_copy(data: bytes) -> int:
         os.close(fd)
 
 
-def load(abi_version: int, directory: Path = DIRECTORY) -> Image:
+def load(abi_version: int, directory: str = DIRECTORY) -> Image:
     """Read `sdlib.img` and `sdlib.json`. ImageError when they are missing, of another ABI or do not fit together."""
     try:
-        description = json.loads((directory / "sdlib.json").read_bytes())
-        data = (directory / "sdlib.img").read_bytes()
-        segments = tuple(Segment(**{name: int(entry[name]) for name in Segment.__dataclass_fields__})
+        with open(f"{directory}/sdlib.json", "rb") as file:
+            description = compact.loads(file.read())
+        with open(f"{directory}/sdlib.img", "rb") as file:
+            data = file.read()
+        segments = tuple(Segment(**{name: int(entry[name]) for name in Segment.__match_args__})
                          for entry in description["segments"])
         symbols = {name: int(description["symbols"][name]) for name in _SYMBOLS}
     except (OSError, ValueError, KeyError, TypeError) as error:

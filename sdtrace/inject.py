@@ -13,7 +13,6 @@ import errno
 import os
 import time
 from collections.abc import Iterable
-from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
@@ -22,6 +21,10 @@ from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
 from sdtrace.ptrace import Registers, RemoteError
 from sdtrace.remote import Stopped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MMAP, _MUNMAP, _CLOSE = 9, 11, 3
 _MAP_PRIVATE: Final = 2

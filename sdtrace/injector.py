@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
 
 from policies import Settings
 from sdtrace import cli, inject, procfs
@@ -24,7 +23,10 @@ from sdtrace.ptrace import RemoteError
 from sdtrace.syscalls import ARCH_PRCTL, SOCKET_NUMBERS
 from sdtrace.vault import Vault
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from sdtrace.trace.drain import Drain
 
 _STOPS_MAX: Final = 5

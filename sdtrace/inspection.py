@@ -11,8 +11,6 @@ The name appears by rename, after listen(): a name that refuses a connection is 
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import select
 import socket
@@ -20,9 +18,12 @@ import syslog
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
 
 from sdlib.wire import paths, trees
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _FRESH_S: Final = 0.05
 _SHARE: Final = 20
@@ -100,6 +101,8 @@ class Inspection:
     def _current(self) -> bytes:
         begin = time.monotonic()
         if not self._text or begin >= self._stale_at:
+            import json
+
             self._text = json.dumps(self._document(), separators=(",", ":")).encode() + b"\n"
             end = time.monotonic()
             self._stale_at = end + max(_FRESH_S, _SHARE * (end - begin))
@@ -143,7 +146,15 @@ class Inspection:
 
 def remove_dead(folder: str, names: str, kind: socket.SocketKind, own: str) -> None:
     """Names, all but `own`, of sockets that supervisors have left which were killed."""
-    for path in set(glob.glob(f"{glob.escape(folder)}/{names}")) - {own}:
+    before, after = names.split("*")
+    try:
+        found = os.listdir(folder)
+    except OSError:
+        return
+    for name in found:
+        path = f"{folder}/{name}"
+        if path == own or not (name.startswith(before) and name.endswith(after)):
+            continue
         with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(path)

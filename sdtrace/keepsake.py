@@ -11,7 +11,10 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SIZE: Final = 16384
 NOTIF_BYTES: Final = 80

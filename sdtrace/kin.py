@@ -14,11 +14,14 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY

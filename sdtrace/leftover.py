@@ -19,7 +19,6 @@ import syslog
 import termios
 import time
 from collections.abc import Collection, Iterator
-from typing import Any, Final
 
 from sdlib import abi
 from sdtrace import kin
@@ -28,6 +27,10 @@ from sdtrace.halted import Halted
 from sdtrace.opposite import Opposite, opposite
 from sdtrace.refill import End as Behind
 from sdtrace.refill import Impossible, check, refill
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _ARRIVE_S: Final = 1.0
 _PIECE: Final = 1 << 20

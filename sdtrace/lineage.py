@@ -13,15 +13,14 @@ reaper), the process is in all domains that were ever seen in this tree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from policies import Settings, Verdict, judge, judge_port
 from policies.model import Dir, Proto
+from sdlib.records import dataclass, replace
 from sdtrace import procfs
 from sdtrace.processes import Process, Processes
 
-Domain: TypeAlias = tuple[str, int]
+Domain = tuple[str, int]
 
 
 @dataclass(frozen=True)

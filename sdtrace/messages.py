@@ -12,11 +12,15 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, TypeAlias
 
+from sdlib.records import NamedTuple
 from sdtrace.calls import ADDRESS_MAX
 
-Reader: TypeAlias = Callable[[int, int], bytes]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+Reader = Callable[[int, int], bytes]
 """(address, length) -> bytes; OSError EFAULT."""
 
 _MSGHDR: Final = struct.Struct("=QixxxxQQQQi4x")

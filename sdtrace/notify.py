@@ -12,10 +12,13 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass, replace
-from typing import Final
 
+from sdlib.records import dataclass, replace
 from sdtrace.keepsake import Keepsake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 RECV: Final = 0xC0502100
 SEND: Final = 0xC0182101

@@ -15,12 +15,10 @@ import syslog
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
 
 from policies import Settings
 from sdlib import abi
-from sdlib.wire import Asked, Lost, MonitorClient, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring, papers
-from sdlib.wire.messages import Bell, Query
+from sdlib.wire.events import Asked, Lost, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring
 from sdtrace import far
 from sdtrace.areas import Area
 from sdtrace.held import Held, Key, Origin, as_paper, forbidden, reason_of
@@ -30,6 +28,12 @@ from sdtrace.opener import Opener
 from sdtrace.segments import forsake, same_socket, send_back
 from sdtrace.stuck import Stuck
 from sdtrace.vault import Vault
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from sdlib.wire.client import MonitorClient
 
 OFFER_TIMEOUT_S: Final = 0.05
 RETRY_S: Final = 0.2
@@ -248,6 +252,8 @@ class Broker:
             self._offer_homeless(self._client)
 
     def _ring(self, event: Ring) -> None:
+        from sdlib.wire.messages import Bell
+
         key = self._own.named.get(event.offer_id)
         held = None if key is None else self._own.all.get(key)
         if key is None or held is None:
@@ -384,6 +390,9 @@ class Broker:
 
     def _tell(self, event: Asked) -> None:
         """Answer sdctl, or whoever reads the monitor's metrics."""
+        from sdlib.wire import papers
+        from sdlib.wire.messages import Query
+
         if event.what == Query.COUNTERS:
             paper = self.summary()
         else:

@@ -7,9 +7,14 @@ import syslog
 import threading
 import time
 from contextlib import suppress
-from typing import Final
 
-from sdlib.wire import MonitorClient, MonitorUnavailable, client
+from sdlib.wire.events import MonitorUnavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from sdlib.wire.client import MonitorClient
 
 _OPEN_TIMEOUT_S: Final = 5.0
 _DOUBLINGS: Final = 3
@@ -21,13 +26,16 @@ _IMPATIENT_S: Final = 1.0
 class _Attempt:
     """What a future would be, without the imports that concurrent.futures needs: they would delay each first socket."""
 
-    def __init__(self, timeout_s: float, away_s: float) -> None:
+    def __init__(self, timeout_s: float, *, had_one: bool) -> None:
         self._client: MonitorClient | None = None
         self._error: MonitorUnavailable | OSError | None = None
-        self._thread = threading.Thread(target=self._open, args=(timeout_s, away_s), name="open-monitor")
+        self._thread = threading.Thread(target=self._open, args=(timeout_s, had_one), name="open-monitor")
         self._thread.start()
 
-    def _open(self, timeout_s: float, away_s: float) -> None:
+    def _open(self, timeout_s: float, had_one: bool) -> None:
+        from sdlib.wire.client import HOST_AWAY_S, HOST_RESTARTS_S, MonitorClient  # a program waits for our start
+
+        away_s = HOST_RESTARTS_S if had_one else HOST_AWAY_S
         try:
             self._client = MonitorClient.open(spawn=True, timeout_s=timeout_s, host_away_s=away_s)
         except (MonitorUnavailable, OSError) as error:
@@ -57,9 +65,8 @@ class Opener:
     def prepare(self) -> None:
         """A client is likely to be wanted soon: begin, if it is time to try."""
         if self._opening is None and time.monotonic() >= self._retry_at:
-            away_s = client.HOST_RESTARTS_S if self._had_one else client.HOST_AWAY_S
             timeout_s = _OPEN_TIMEOUT_S * 2 ** min(self._failures, _DOUBLINGS) if self._had_one else _OPEN_TIMEOUT_S
-            self._opening = _Attempt(timeout_s, away_s)
+            self._opening = _Attempt(timeout_s, had_one=self._had_one)
 
     def take(self, *, wait: bool, impatient: bool) -> MonitorClient | None:
         """The client, if there is one now; without `wait` only if that is done. `impatient`: somebody waits for it."""

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import policies
 from policies import Policy
 from policies.model import Proto
+from sdlib.records import dataclass, field
 from sdtrace import cli
 from sdtrace.control import NOTIF_ANSWERED, VERDICT_DENY, Control, Kind, Record
 from sdtrace.keepsake import Keepsake

@@ -7,8 +7,12 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
+
+from sdlib.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY

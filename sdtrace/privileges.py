@@ -12,9 +12,12 @@ import ctypes
 import os
 import struct
 from functools import lru_cache
-from typing import Final
 
 from sdtrace import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _CAPSET: Final = 126
 _VERSION_3: Final = 0x20080522

@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Final
 
 from sdlib import abi
+from sdlib.records import dataclass, field
 from sdtrace import procfs
 from sdtrace.areas import Area
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 LISTED_MAX: Final = 10_000
 """Programs in the report; a shell that runs for months starts more."""

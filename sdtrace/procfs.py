@@ -9,8 +9,12 @@ import fcntl
 import os
 import signal
 import struct
-from dataclasses import dataclass
-from typing import Final
+
+from sdlib.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _GET_INFO: Final = 0xC048FF0B
 """PIDFD_GET_INFO for the 72 bytes of Linux 6.16; the kernel takes other sizes too."""

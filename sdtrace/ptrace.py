@@ -11,7 +11,10 @@ import ctypes
 import errno
 import os
 import time
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 CONT, GETREGS, SETREGS, DETACH, SYSCALL = 7, 12, 13, 17, 24
 PEEKTEXT, POKETEXT = 1, 4

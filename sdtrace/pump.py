@@ -19,11 +19,14 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Final
 
 from sdlib import abi
 from sdtrace.held import Held, Key, Origin
 from sdtrace.segments import find_socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _SWITCHING_S: Final = 2.0
 """A program that was about to move to the ring when it was told to leave has done so by then."""

@@ -17,7 +17,6 @@ import socket
 import struct
 import termios
 import time
-from typing import Any, Final
 
 from sdlib import abi
 from sdtrace.held import Held, Key
@@ -25,6 +24,10 @@ from sdtrace.image import Image
 from sdtrace.ptrace import RemoteError
 from sdtrace.rouse import rouse, standing_still
 from sdtrace.segments import find_socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _TRIES: Final = 20
 _TRY_S: Final = 0.01

@@ -27,10 +27,13 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
 
+from sdlib.records import dataclass
 from sdtrace import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MAXSEG, _TCP_INFO, _REPAIR, _QUEUE, _QUEUE_SEQ, _OPTIONS, _TIMESTAMP, _WINDOW = 2, 11, 19, 20, 21, 22, 24, 29
 _NO_QUEUE, _RECV_QUEUE, _SEND_QUEUE = 0, 1, 2

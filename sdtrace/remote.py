@@ -21,7 +21,6 @@ import ctypes
 import os
 import signal
 import time
-from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
@@ -48,6 +47,10 @@ from sdtrace.ptrace import (
     signed,
     wait,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _CALL_DEADLINE_S: Final = 5.0

@@ -8,18 +8,19 @@ that was killed closes nothing in an orderly way).  The counters are the program
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Literal
 
 from sdlib import abi
+from sdlib.records import dataclass, field
 from sdtrace.areas import Area
 from sdtrace.processes import Program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Literal
 
 VERSION: Final = 1
 _TCP: Final = "tcp:"
@@ -163,12 +164,14 @@ def build(
     }  # fmt: skip
 
 
-def write(path: Path, report: dict[str, Any]) -> None:
+def write(path: str, report: dict[str, Any]) -> None:
     """Replace the file in one step, so that a reader sees a whole report or none. OSError."""
-    import tempfile  # not needed before the end, and by most trees never
+    import json  # not needed before the end, and by most trees never
+    import tempfile
 
     text = json.dumps(report, indent=1) + "\n"
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    folder, name = os.path.split(path)
+    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder or ".")
     try:
         with os.fdopen(fd, "w") as file:
             file.write(text)

@@ -11,10 +11,13 @@ import os
 import socket
 import syslog
 from contextlib import suppress
-from typing import Final
 
 from sdlib.wire import paths, trees
 from sdtrace.inspection import remove_dead
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 DETACH: Final = b"detach"
 """And a process: give it back, with those that it has started."""

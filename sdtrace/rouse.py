@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Final
 
 from sdlib import abi
 from sdtrace.areas import Area
@@ -21,6 +20,10 @@ from sdtrace.procfs import signalled
 from sdtrace.ptrace import ERESTART_BLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, RemoteError, signed
 from sdtrace.segments import holders
 from sdtrace.shrink import is_quiet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _WAKEABLE_AT: Final = 212  # offsetof(struct sd_tcb, wakeable), sd.h
 _INTERRUPTED: Final = frozenset({ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_BLOCK, -4})

@@ -11,11 +11,14 @@ import struct
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from sdlib import abi
 from sdtrace import calls, procfs
 from sdtrace.held import Key, Origin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def same_socket(origin: Origin) -> int:

@@ -20,11 +20,10 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final
 
 from policies import Settings
 from sdlib import abi
+from sdlib.records import dataclass
 from sdlib.wire.segment import segment_bytes
 from sdtrace import procfs
 from sdtrace.halted import Halted
@@ -32,6 +31,10 @@ from sdtrace.held import Held, Key
 from sdtrace.image import Image
 from sdtrace.inject import read_memory
 from sdtrace.ptrace import Registers, RemoteError, signed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 LOOK_S: Final = 1.0
 """How often idle connections are looked for, as long as any has memory to give."""

@@ -12,10 +12,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final
 
 from sdlib import abi
+from sdlib.records import dataclass, field
 from sdlib.wire import trees
 from sdtrace import procfs
 from sdtrace.areas import Area
@@ -24,6 +23,10 @@ from sdtrace.meter import Meter
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes
 from sdtrace.report import SIZES, Totals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _SEGMENT_BYTES: Final = abi.sizeof("struct sd_seg")
 LISTED_MAX: Final = 4096

@@ -18,27 +18,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import socket
 import stat
 import syslog
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
 
 from sdlib import abi
+from sdlib.records import dataclass
 from sdlib.wire import trees
 from sdtrace import procfs
 from sdtrace.areas import Area
-from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.held import Key
 from sdtrace.image import Image
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
 from sdtrace.requests import LIBRARY, PASS
-from sdtrace.rouse import rouse, standing_still
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 RETRY_S: Final = 0.005
 _PATIENCE_S: Final = 2.0
@@ -77,8 +77,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 def _process_of(pidfd: int) -> int:
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as text:
-        found = re.search(rb"^Pid:\t(-?\d+)$", text.read(), re.MULTILINE)
-    return int(found[1]) if found else -1
+        return next((int(line[4:]) for line in text if line.startswith(b"Pid:")), -1)
 
 
 def _is_connection(fd: int) -> bool:
@@ -128,13 +127,14 @@ def have_libraries(pids: list[int]) -> None:
 def _ask(path: str, what: bytes, number: int) -> str:
     """Why a supervisor could not do it; "" when it could, or has nothing to do with it. OSError: it does not answer."""
     folder, name = os.path.split(path)
-    pid = re.fullmatch(re.escape(trees.socket_name(0)).replace("0", r"(\d+)"), name)
-    if pid is None:
+    before, after = trees.socket_name(0).split("0")
+    pid = name.removeprefix(before).removesuffix(after)
+    if not pid.isdigit() or name != before + pid + after:
         return ""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(_ANSWER_S)
         try:
-            sock.connect(f"{folder}/{trees.request_name(int(pid[1]))}")
+            sock.connect(f"{folder}/{trees.request_name(int(pid))}")
             sock.send(what + b" %d" % number)
             return sock.recv(4096).decode(errors="replace").strip()
         except (ConnectionError, FileNotFoundError, BrokenPipeError):
@@ -222,6 +222,9 @@ class Strangers:
         return [key for key in found if key.current]
 
     def _pass(self, key: Key, request: _Request) -> None:
+        from sdtrace.giveback import WARNED_S, give_back, warn  # a large part of us, that few need
+        from sdtrace.rouse import rouse, standing_still
+
         block = key.area.view.block[key.block]
         if block.state != abi.const.SD_BLOCK_ATTACHED:
             self._broker.keep_off(key, _REASON)

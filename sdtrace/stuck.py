@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 
-from sdlib.wire import MonitorClient
+from sdlib.records import dataclass
 from sdtrace import procfs
 from sdtrace.held import Held, Key
 from sdtrace.segments import end_connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sdlib.wire.client import MonitorClient
 
 
 @dataclass

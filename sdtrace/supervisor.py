@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor: answers notifications, injects, and reports. `python -m sdtrace.supervisor`, started by the keeper.
+"""The supervisor: answers notifications, injects, and reports. Started by the keeper (launch/spawn.c).
+
+A program waits at its first socket until we serve, so nothing is imported at the start that few need: not `typing`,
+`dataclasses`, `re` or `json` (sdlib/records.py, compact.py), nor the part of us that moves connections back. A test
+looks (tests/sdtrace/test_start.py).
 
 Life
     checking    policy and options; the launcher may wait for the verdict
@@ -17,21 +21,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
+import gc
 import os
 import select
 import socket
 import sys
 import syslog
 import time
-import traceback
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final
 
 import policies
 from policies import Policy, Settings
 from policies.model import Proto
 from sdlib import abi
+from sdlib.records import replace
 from sdtrace import cli, opening, procfs, snapshot, strangers
 from sdtrace.accounts import Accounts
 from sdtrace.answers import Answers
@@ -49,7 +52,6 @@ from sdtrace.lineage import Lineage
 from sdtrace.notify import Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
-from sdtrace.recall import Recaller
 from sdtrace.requests import DETACH, DETACH_ALONE, LIBRARY, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
@@ -59,8 +61,12 @@ from sdtrace.syscalls import Variant
 from sdtrace.vault import Vault
 from sdtrace.workers import POLL_S, Workers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from sdtrace.detach import Detachment
+    from sdtrace.held import Held, Key
     from sdtrace.learning import Learner
     from sdtrace.parting import Parting
     from sdtrace.trace.drain import Drain
@@ -113,7 +119,7 @@ class Supervisor:
                               self._hypercalls.areas)
         self._image = image
         self._shrinker = Shrinker(self._broker.held, self._settings, image)
-        self._broker.recall = Recaller(image)
+        self._broker.recall = self._recall
         self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
         self._requests = Requests()
@@ -315,6 +321,11 @@ class Supervisor:
         elif fd == self._requests.fileno():
             self._guard(self._asked)
 
+    def _recall(self, key: Key, held: Held) -> int:
+        from sdtrace.recall import Recaller
+
+        return Recaller(self._image)(key, held)
+
     def _leaving(self, status: int, process: Process) -> None:
         self.accounts.leaving(status, process)
 
@@ -337,6 +348,8 @@ class Supervisor:
         try:
             action(*args)  # type: ignore[operator]
         except Exception:
+            import traceback  # with tokenize and re: a tenth of the start
+
             self.accounts.errors += 1
             syslog.syslog(syslog.LOG_ERR, traceback.format_exc())
             if self._options.explain:
@@ -351,7 +364,7 @@ class Supervisor:
     def _find_settings(self, exe: str, uid: int) -> Settings:
         settings = policies.effective(self._policy, exe, self._options.sets, uid, self._options.rules)
         if self._uring_allowed:  # submissions pass by the library, on whatever socket: none may leave TCP
-            return dataclasses.replace(settings, accelerate=False)
+            return replace(settings, accelerate=False)
         return settings
 
     # ---------------------------------------------------------------- looking
@@ -379,9 +392,11 @@ def _learner() -> Learner:
 def _drain(options: cli.Options) -> Drain | None:
     if options.trace is None and options.pcap is None:
         return None
+    from pathlib import Path
+
     from sdtrace.trace.drain import from_options
 
-    return from_options(options.trace, options.pcap)
+    return from_options(options.trace, None if options.pcap is None else Path(options.pcap))
 
 
 def _out_of_reach() -> None:
@@ -411,6 +426,8 @@ def main(argv: list[str]) -> int:
     except opening.AttachError as error:
         control.verdict(2 if wrong else _UNABLE, str(error))
         return 1
+    gc.freeze()  # what the start has made stays
+    gc.enable()
     if supervisor.strict:
         _out_of_reach()
     supervisor.serve(received)

@@ -13,11 +13,19 @@ nobody who may do anything pays for rules that others have, once the library is 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+
+from sdlib.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+    Deny = Literal["", "tcp", "udp"]
+else:
+    Deny = str
 
 ARCH_SET_FS: Final = 0x1002
 """`arch_prctl` code, asm/prctl.h."""
@@ -132,10 +140,8 @@ SOCKET_NUMBERS: Final = {rule.number: rule.name for rule in RULES if rule.action
 DENIED_ERRNO: Final = errno.ENOSYS
 
 
-FILTERS: Final = Path(sys.prefix) / "share" / "sdrun"
+FILTERS: Final = os.path.join(sys.prefix, "share", "sdrun")
 """Where the launcher looks for the variants, too: beside the bin directory of this environment."""
-
-Deny = Literal["", "tcp", "udp"]
 
 
 @dataclass(frozen=True)

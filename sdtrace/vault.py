@@ -12,20 +12,22 @@ kept again: a successor knows less then, but nothing wrong.
 
 from __future__ import annotations
 
-import json
 import os
 import syslog
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
 
-from sdlib import abi
+from sdlib import abi, compact
+from sdlib.records import asdict, dataclass, field
 from sdtrace import procfs
 from sdtrace.areas import Area
 from sdtrace.control import TEXT_BYTES, Control, Record
 from sdtrace.held import Held, Key, Origin
 from sdtrace.processes import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _NUMBERS_MAX: Final = 1 << 20
 _ORDER: Final = ("area", "segment", "carry")
@@ -85,7 +87,7 @@ class Vault:
 
     def _keep(self, name: tuple[str, int], fd: int, **what: Any) -> None:
         pid = what["pid"] if what.get("carry") else 0
-        text = json.dumps({"kind": name[0], **what}, separators=(",", ":")).encode()
+        text = compact.dumps({"kind": name[0], **what}).encode()
         if self._control is None or len(text) >= TEXT_BYTES:
             return
         number = self._numbers.get(name, -1)  # replaced in one step: we may die at any moment

@@ -16,10 +16,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
 
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 POLL_S: Final = 0.05
 """How soon a thread ends after its program has lost interest."""

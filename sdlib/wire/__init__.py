@@ -10,8 +10,21 @@
     client     `MonitorClient`, what the supervisor uses
 """
 
-from sdlib.wire.client import MonitorClient
 from sdlib.wire.events import Answered, Asked, Lost, MonitorUnavailable, Paired, Part, Pending, Refused, Reload, Ring
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sdlib.wire.client import MonitorClient
+
+
+def __getattr__(name: str) -> object:
+    """The client, which no program's first socket is to wait for."""
+    if name != "MonitorClient":
+        raise AttributeError(name)
+    from sdlib.wire.client import MonitorClient as found
+
+    return found
+
 
 __all__ = [
     "Answered", "Asked", "Lost", "MonitorClient", "MonitorUnavailable", "Paired", "Part", "Pending", "Refused",

@@ -7,11 +7,14 @@ import os
 import socket
 from contextlib import suppress
 from struct import Struct
-from typing import Final
 
 from sdlib.wire import fds, messages
 from sdlib.wire.events import Answered, Event, Paired, Part
 from sdlib.wire.states import Conversation, Role
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FAILURES: Final = (OSError, EOFError, messages.ProtocolError)
 """What sending and receiving raise when the conversation is over."""

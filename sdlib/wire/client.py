@@ -18,22 +18,29 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
 
 from sdlib import abi
 from sdlib.wire import messages, paths, segment, spawn
 from sdlib.wire.channel import FAILURES, Channel, Inbox
 from sdlib.wire.events import (
     Answer,
+    Answered,
+    Asked,
     Event,
     Lost,
     MonitorUnavailable,
     Paired,
+    Part,
     Pending,
     Refused,
-    as_event,
+    Reload,
+    Ring,
 )
 from sdlib.wire.states import OfferState, offer_step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 OPEN_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.005
@@ -47,6 +54,21 @@ _SEND_LIMIT_S: Final = 1.0
 
 class _Retry(Exception):
     """Nobody serves at this path at this moment; a new monitor may."""
+
+
+def _as_event(
+    message: messages.Reload | messages.Ask | messages.Part | messages.Answer | messages.Ring, fd: int
+) -> Event:
+    """What is not about an offer."""
+    if isinstance(message, messages.Ask):
+        return Asked(message.ask_id, message.what)
+    if isinstance(message, messages.Part):
+        return Part(message.pid, message.uid, fd)
+    if isinstance(message, messages.Answer):
+        return Answered(message.code, message.missing, fd)
+    if isinstance(message, messages.Ring):
+        return Ring(message.offer_id, message.what, message.number)
+    return Reload()
 
 
 class MonitorClient:
@@ -331,7 +353,7 @@ class MonitorClient:
         if isinstance(message, messages.Paired):
             return self._take_paired(message, fd)
         if isinstance(message, messages.Reload | messages.Ask | messages.Part | messages.Answer | messages.Ring):
-            self._inbox.push(as_event(message, fd))
+            self._inbox.push(_as_event(message, fd))
             return None
         if isinstance(message, messages.Reject):
             raise messages.ProtocolError(f"it threw us out: {message.text}")

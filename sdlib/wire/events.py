@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
-
-from sdlib.wire import messages
+from sdlib.records import NamedTuple
 
 
 class MonitorUnavailable(Exception):
@@ -81,20 +79,5 @@ class Answered(NamedTuple):
     memfd: int
 
 
-Answer: TypeAlias = Paired | Pending | Refused
-Event: TypeAlias = Paired | Lost | Reload | Asked | Part | Answered | Ring
-
-
-def as_event(
-    message: messages.Reload | messages.Ask | messages.Part | messages.Answer | messages.Ring, fd: int
-) -> Event:
-    """What is not about an offer."""
-    if isinstance(message, messages.Ask):
-        return Asked(message.ask_id, message.what)
-    if isinstance(message, messages.Part):
-        return Part(message.pid, message.uid, fd)
-    if isinstance(message, messages.Answer):
-        return Answered(message.code, message.missing, fd)
-    if isinstance(message, messages.Ring):
-        return Ring(message.offer_id, message.what, message.number)
-    return Reload()
+Answer = Paired | Pending | Refused
+Event = Paired | Lost | Reload | Asked | Part | Answered | Ring

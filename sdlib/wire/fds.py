@@ -11,9 +11,13 @@ from __future__ import annotations
 import os
 import socket
 from struct import Struct
-from typing import Final, NamedTuple
 
+from sdlib.records import NamedTuple
 from sdlib.wire.messages import MAX_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 MAX_FDS: Final = 4  # more than any message has, so that "too many" can be seen; the kernel drops the rest
 _INT: Final = Struct("i")

@@ -14,7 +14,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import Any, Final, NamedTuple, TypeAlias
+
+from sdlib.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 PROTOCOL_VERSION: Final = 6
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
@@ -253,7 +258,7 @@ class Rang(NamedTuple):
     zero: int = 0
 
 
-Message: TypeAlias = (
+Message = (
     Hello | Welcome | Reject | Offer | Pending | Paired | Refused | Withdraw | Withdrawn
     | Hold | Release | Reload | Ask | Tell | Question | Part | Answer | Nudge | Ring | Rang
 )  # fmt: skip

@@ -7,9 +7,13 @@ A reader trusts neither size nor content: it reads at most MAX_BYTES, and what i
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from typing import Any, Final
+
+from sdlib import compact
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 MAX_BYTES: Final = 8 << 20
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -17,7 +21,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 
 def write(content: dict[str, Any]) -> int:
     """A sealed memfd with the JSON of `content`; the caller closes it. OSError."""
-    data = json.dumps(content).encode()
+    data = compact.dumps(content).encode()
     fd = os.memfd_create("socksdirect-paper", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
@@ -34,7 +38,7 @@ def read(fd: int, most: int = MAX_BYTES) -> dict[str, Any]:
     try:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             return {}  # only a memfd has seals: nothing that could block is read from
-        content = json.loads(os.pread(fd, most, 0))
+        content = compact.loads(os.pread(fd, most, 0))
     except (OSError, ValueError, RecursionError):
         return {}
     finally:

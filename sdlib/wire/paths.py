@@ -16,7 +16,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SYSTEM_SOCKET: Final = "/run/socksdirect/monitor.sock"
 SOCKET_NAME: Final = "monitor.sock"

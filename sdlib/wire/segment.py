@@ -10,9 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 from struct import Struct
-from typing import Final
 
 from sdlib import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _HEAD: Final = Struct("<QII")  # magic, version, ring_bytes: the first words of struct sd_seg

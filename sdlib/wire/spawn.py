@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
 
 import sdlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MAIN: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(sdlib.__file__))), "monitor", "__main__.py")
 IDLE_EXIT_S: Final = 30

@@ -10,9 +10,12 @@ sides; `OFFER_STEPS` is the client's view of one offer, the monitor's is `monito
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Final
 
 from sdlib.wire.messages import ProtocolError, Type
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class State(Enum):

@@ -7,8 +7,6 @@ end of the stream; nothing is ever read from him, so there is nothing that he co
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import socket
 import struct
@@ -16,10 +14,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import UnionType
-from typing import Any, Final
 
 from sdlib import abi
 from sdlib.wire import paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 VERSION: Final = 1
 _UCRED: Final = struct.Struct("3i")
@@ -61,6 +62,8 @@ def request_name(pid: int | str) -> str:
 
 def _folders(env: Mapping[str, str], uid: int) -> Iterator[str]:
     """Where supervisors of `uid` may listen; root sees those of all users."""
+    import glob  # that compiles expressions
+
     xdg = env.get("XDG_RUNTIME_DIR", "")
     if xdg.startswith("/"):
         yield f"{xdg}/socksdirect"
@@ -73,6 +76,8 @@ def _folders(env: Mapping[str, str], uid: int) -> Iterator[str]:
 
 def find(env: Mapping[str, str], uid: int) -> list[str]:
     """Sockets of all supervisors that `uid` may ask, each once."""
+    import glob
+
     found: dict[tuple[int, int], str] = {}
     for folder in _folders(env, uid):
         for path in sorted(glob.glob(f"{glob.escape(folder)}/{socket_name(0).replace('0', '*')}")):
@@ -94,6 +99,8 @@ def ask(path: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
     Two members are ours. `uid`: whose supervisor it is. `here`: are its pids those that we know processes by? That is
     so if its own is, which the kernel tells.
     """
+    import json
+
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, _short(path) as name:
             sock.settimeout(timeout_s)

@@ -129,15 +129,40 @@ int options_detach(const struct options *o, const char *bin_dir)
     return EXIT_UNABLE;
 }
 
+/* Without `site`, which reads configuration and runs what distributions and packages hook into every Python: a fifth of the
+ * start, for which the program waits at its first socket. So this finds the packages of the environment that the launcher
+ * lies in by itself; where they are elsewhere (a Debian package's are with the system's), `site` does. No collections of
+ * garbage before there is any: sdtrace/supervisor.py turns them on. */
+static const char starter[] =
+    "import gc, os, sys\n"
+    "gc.disable()\n"
+    "home = sys.prefix = sys.exec_prefix = sys.argv.pop(1)\n"
+    "packages = '%s/lib/python%d.%d/site-packages' % (home, *sys.version_info[:2])\n"
+    "sys.path.append(packages)\n"
+    "try:\n"
+    "    for name in os.listdir(packages):\n"
+    "        if name.endswith('.pth'):\n"
+    "            with open(packages + '/' + name) as file:\n"
+    "                sys.path += [line.strip() for line in file if line.startswith('/')]\n"
+    "    from sdtrace.supervisor import main\n"
+    "except (ImportError, OSError):\n"
+    "    import site\n"
+    "    site.main()\n"
+    "    from sdtrace.supervisor import main\n"
+    "sys.exit(main(sys.argv[2:]))\n";
+
 void run_supervisor(const struct keeper *k, int control, int keepsake, int verdict)
 {
     const struct options *o = k->options;
-    char *args[2 * SETS_MAX + 20], *python = text("%s/python3", k->bin_dir);
+    char *args[2 * SETS_MAX + 24], *python = text("%s/python3", k->bin_dir);
     int n = 0;
     args[n++] = python;
     args[n++] = "-I"; /* the program's directory and user packages are not for us either */
-    args[n++] = "-m";
-    args[n++] = "sdtrace.supervisor";
+    args[n++] = "-S";
+    args[n++] = "-c";
+    args[n++] = (char *)starter;
+    args[n++] = text("%.*s", (int)(strrchr(k->bin_dir, '/') - k->bin_dir), k->bin_dir);
+    args[n++] = "sdtrace.supervisor"; /* for people who look for it among the processes */
     args[n++] = text("--control=%d", control);
     args[n++] = text("--keepsake=%d", keepsake);
     args[n++] = text("--root-pidfd=%d", k->root_pidfd);

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -22,13 +21,14 @@ from policies.model import App, Layer
 from policies.validate import schema
 from policies.values import RING_MAX, RING_MIN, ring, upgrade
 from sdlib import abi
+from sdlib.records import replace
 
 BUILT_IN = Settings(True, ("after_ops", 8), 50, 256 * 1024, "deny", True)
 
 
 def plain(settings: Settings) -> Settings:
     """Without the sources."""
-    return dataclasses.replace(settings, source=BUILT_IN.source, action_is_own=False)
+    return replace(settings, source=BUILT_IN.source, action_is_own=False)
 
 
 def layer(tmp_path: Path, name: str, text: str) -> Layer:
@@ -82,7 +82,7 @@ def test_every_value_of_a_file(tmp_path: Path) -> None:
 )
 def test_set(sets: list[str], changed: dict[str, object]) -> None:
     settings = policies.effective(policies.Policy(packaged=False), "/bin/x", sets)
-    assert plain(settings) == dataclasses.replace(BUILT_IN, **changed)  # type: ignore[arg-type]
+    assert plain(settings) == replace(BUILT_IN, **changed)  # type: ignore[arg-type]
     assert "--set" in settings.source.values()
 
 
