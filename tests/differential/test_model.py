@@ -66,7 +66,8 @@ slots = st.integers(0, SLOTS - 1)
 sizes = st.sampled_from([1, 2, 3, 7, 8, 9, 100, 256, 257, 900])
 receive_flags = st.sampled_from([0, DONTWAIT, PEEK, PEEK | DONTWAIT, WAITALL, WAITALL | DONTWAIT, TRUNC | DONTWAIT])
 masks = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | OUT | PRI | RDHUP])
-interests = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | ONESHOT, IN | ET, IN | OUT | RDHUP, IN | EXCLUSIVE])
+interests = st.sampled_from([IN, OUT, IN | OUT, IN | RDHUP, IN | ONESHOT, IN | ET, IN | OUT | RDHUP, IN | EXCLUSIVE,
+                             IN | OUT | ET, OUT | ET, IN | RDHUP | ET])
 
 everywhere = (
     st.tuples(st.just("send"), slots, sizes, st.sampled_from([0, DONTWAIT])),

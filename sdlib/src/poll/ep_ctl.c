@@ -17,37 +17,73 @@ static long kernel_add(int epfd, int fd, const struct epoll_event *ev)
     return ret;
 }
 
+/* Structure held. */
+static struct reg *enlist(struct ep *ep, int epfd, int fd, struct sock *s, const struct epoll_event *ev)
+{
+    struct reg *r = reg_new(ep);
+    if (!r)
+        return NULL;
+    ep->fd = epfd;
+    ep_used(ep);
+    r->s = s;
+    r->fd = r->live = fd;
+    r->want = r->kmask = ev->events;
+    r->data = ev->data;
+    r->fresh = true;
+    r->since = sd_tsc();
+    if (r->want & EPOLLEXCLUSIVE)
+        s->b->exclusive = 1;
+    ep->tab[r->index] = r;
+    r->next = s->regs;
+    s->regs = r;
+    if (ep->used == 2)
+        ep_ask_dates(ep);
+    ep_mixes(ep);
+    return r;
+}
+
+/* The kernel is told our tag at once: another thread may wait already, so the registration has to be there before. */
+static long add_tagged(struct ep *ep, int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
+{
+    struct epoll_event ours;
+    u64 old;
+    ep_structure_lock(&old);
+    struct reg *r = enlist(ep, epfd, fd, s, ev);
+    if (r) {
+        r->kmask = reg_mask(r);
+        r->tagged = true;
+        ep->tagged++;
+        ours = (struct epoll_event){r->kmask, reg_tag(r)};
+    }
+    ep_structure_unlock(&old);
+    if (!r)
+        return -ENOMEM;
+    long ret = kernel_add(epfd, fd, &ours);
+    ep_structure_lock(&old);
+    if (ret < 0)
+        reg_drop(r, t, false);
+    else if (sd_attached(s))
+        ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
+    ep_structure_unlock(&old);
+    return ret;
+}
+
 static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
 {
     u64 old;
+    struct ep *ep = sd_epoll_of((u64)epfd);
+    if (ep && reg_tags_early(ep, ev->events))
+        return add_tagged(ep, epfd, fd, s, ev, t);
     long ret = kernel_add(epfd, fd, ev);
     if (ret < 0)
         return ret;
     ep_structure_lock(&old);
-    struct ep *ep = sd_epoll_of((u64)epfd);
+    ep = sd_epoll_of((u64)epfd);
     if (!ep)
         ep = ep_new(epfd, t);
-    struct reg *r = ep ? reg_new(ep) : NULL;
-    if (r) {
-        ep->fd = epfd;
-        ep_used(ep);
-        r->s = s;
-        r->fd = r->live = fd;
-        r->want = r->kmask = ev->events;
-        r->data = ev->data;
-        r->fresh = true;
-        r->since = sd_tsc();
-        if (r->want & EPOLLEXCLUSIVE)
-            s->b->exclusive = 1;
-        ep->tab[r->index] = r;
-        r->next = s->regs;
-        s->regs = r;
-        if (ep->used == 2)
-            ep_ask_dates(ep);
-        ep_mixes(ep);
-        if (sd_attached(s) || (r->want & EPOLLONESHOT))
-            ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
-    }
+    struct reg *r = ep ? enlist(ep, epfd, fd, s, ev) : NULL;
+    if (r && (sd_attached(s) || reg_tags_early(ep, r->want)))
+        ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
     ep_structure_unlock(&old);
     if (!r) {
         SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_DEL, fd, NULL);
@@ -105,6 +141,7 @@ static long ctl_mod(struct reg *r, const struct epoll_event *ev, struct sd_tcb *
     /* A MOD also re-arms, and where TCP is still in use only the kernel knows of what. */
     bool force = !translated(s) || (!fully_on_ring(s) && ((ev->events | was.kmask) & (EPOLLET | EPOLLONESHOT)));
     long ret = reg_sync(r, force);
+    r->renewed = false; /* by the program: all of it is told */
     if (ret < 0) {
         r->want = was.want;
         r->data = was.data;

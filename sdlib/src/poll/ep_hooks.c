@@ -18,6 +18,13 @@ void sd_ep_changed(struct sock *s)
     }
 }
 
+void sd_ep_attaches(struct sock *s)
+{
+    u32 left = REGS_SEEN;
+    for (struct reg *r = s->regs; r && left; r = r->next, left--)
+        r->seen_tail = load_rlx(&s->e.rx->tail);
+}
+
 static bool moved_back(const struct sock *s)
 {
     return s->seg && s->regs && (load_rlx(&s->b->rx_mode) == SD_MODE_BACK || load_rlx(&s->b->tx_mode) == SD_MODE_BACK);

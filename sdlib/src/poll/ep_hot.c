@@ -157,7 +157,7 @@ void ep_anonymous(struct ep *ep)
 /* Has anything happened that an edge-triggered registration has not reported? */
 static bool is_news(const struct reg *r, u32 out, u64 tail, u32 latched)
 {
-    return r->fresh || latched != r->latched || (tail != r->seen_tail && (out & POLLIN))
+    return r->fresh || latched != r->latched || (tail != r->seen_tail && (r->want & BYTES_COME)) /* also if they have been read: it tells what is true beside, as Linux does */
         || (r->tx_full && (out & POLLOUT));
 }
 
@@ -171,7 +171,7 @@ static inline bool quiet(const struct reg *r)
     if (load_rlx(&s->e.rx->tail) != load_rlx(&s->e.rx->head) || s->kcheck || load_rlx(&b->latched) || load_rlx(&s->e.rx->sw_back) ||
         sd_cork_pending(&s->e))
         return false;
-    return !(r->want & (POLLOUT | POLLWRNORM)) || ((r->want & EPOLLET) && !r->fresh && !r->tx_full && !load_rlx(&b->tx_wait));
+    return !(r->want & (POLLOUT | POLLWRNORM)) || ((r->want & EPOLLET) && !r->fresh && !r->tx_full && !load_rlx(&b->tx_wait) && load_rlx(&s->e.rx->tail) == r->seen_tail);
 }
 
 bool reg_due(struct reg *r)
@@ -181,6 +181,43 @@ bool reg_due(struct reg *r)
     u64 tail = load_acq(&r->s->e.rx->tail);
     u32 out = sd_ready(r->s, r->live, 0) & (reg_wanted(r) | ALWAYS);
     return out && (!(r->want & EPOLLET) || is_news(r, out, tail, load_rlx(&r->s->b->latched)));
+}
+
+static u64 tcp_received(const struct reg *r)
+{
+    struct tcp_info_head ti = {0};
+    u32 len = sizeof ti;
+    SYS5(__NR_getsockopt, r->live, SOL_TCP, TCP_INFO, &ti, &len);
+    return ti.bytes_received + 1;
+}
+
+/* [E6] Is the kernel's event one of bytes that are the program's? */
+static bool has_bytes(const struct reg *r, u32 kev)
+{
+    const struct sock *s = r->s;
+    u64 back = load_acq(&s->e.rx->sw_back), n;
+    if (!(kev & POLLIN) || !(reg_wanted(r) & BYTES_COME))
+        return false;
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !back)
+        return false;
+    if (likely(!r->seen_tcp && load_rlx(&s->b->rx_mode) != SD_MODE_RING))
+        return true;
+    n = tcp_received(r);
+    return n != r->seen_tcp && (load_rlx(&s->b->rx_mode) != SD_MODE_RING || n > back);
+}
+
+/* An edge that the kernel tells. In a direction that is on the ring doorbells tell nothing by themselves. */
+static bool kernel_news(const struct reg *r, u32 kev)
+{
+    const struct sd_block *b = r->s->b;
+    bool bytes = has_bytes(r, kev);
+    if ((kev & (POLLERR | POLLPRI)) || bytes)
+        return true;
+    if (load_rlx(&b->rx_mode) != SD_MODE_RING && (kev & POLLRDHUP))
+        return true;
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING || !(kev & POLLOUT))
+        return false;
+    return r->fresh || r->tx_full || load_rlx(&b->users) > 1 || !(r->renewed || (kev & POLLIN));
 }
 
 /* What to tell the program of r now, 0: nothing. `kev` as in sd_ready. Applies edge triggers and one-shots. */
@@ -196,14 +233,17 @@ u32 reg_report(struct reg *r, u32 kev)
     if (r->off || r->ghost)
         return 0;
     u32 out = ready & (want | ALWAYS);
-    if (!(ready & POLLOUT))
+    if (edge && !(ready & POLLOUT) && (load_rlx(&s->b->tx_mode) == SD_MODE_RING || (kev && (r->kmask & POLLOUT))))
         r->tx_full = true;
     if (edge && out) {
-        bool news = is_news(r, out, tail, latched) || (kev & (POLLERR | POLLPRI));
-        news |= load_rlx(&s->b->rx_mode) != SD_MODE_RING && (kev & (POLLIN | POLLRDHUP));
-        news |= load_rlx(&s->b->tx_mode) != SD_MODE_RING && (kev & POLLOUT);
+        bool news = is_news(r, out, tail, latched) || (kev && kernel_news(r, kev));
+        r->renewed &= !kev;
         if (!news)
             return 0;
+        if (unlikely(!fully_on_ring(s))) {
+            r->renewed |= !kev;
+            r->seen_tcp = kev && !sd_back_published(&s->e) ? 0 : tcp_received(r);
+        }
     }
     if (!out)
         return 0;

@@ -3,6 +3,7 @@
  * ep_kernel.c - the kernel's half of a registration: tags, masks, and when they have to be right (epoll.h).
  */
 #include "poll/epoll.h"
+#include "ring/switch.h"
 
 #define TAG_HIGH 0x5d5dull
 
@@ -13,7 +14,7 @@ u32 reg_next_gen(void)
     return ++next_gen; /* structure held */
 }
 
-static u64 tag_of(const struct reg *r)
+u64 reg_tag(const struct reg *r)
 {
     return TAG_HIGH << 48 | (u64)(r->gen & 0xffff) << 32 | r->index;
 }
@@ -33,9 +34,11 @@ bool is_tag(const struct ep *ep, u64 data)
     return data >> 48 == TAG_HIGH && (u32)data < ep->cap && ((u32)(data >> 32) & 0xffff) <= next_gen;
 }
 
+/* There are, or will be, things to tell that the kernel knows nothing of. */
 bool on_ring(const struct sock *s)
 {
-    return load_rlx(&s->b->rx_mode) == SD_MODE_RING || load_rlx(&s->b->tx_mode) == SD_MODE_RING;
+    u32 rx = load_rlx(&s->b->rx_mode);
+    return rx == SD_MODE_RING || load_rlx(&s->b->tx_mode) == SD_MODE_RING || (rx == SD_MODE_TCP && s->seg && sd_sw_published(&s->e));
 }
 
 bool fully_on_ring(const struct sock *s)
@@ -55,6 +58,16 @@ u32 reg_wanted(const struct reg *r)
     return r->off ? 0 : sd_bits_fold(r->want & ~PRIVATE_BITS);
 }
 
+bool reg_edges(u32 want)
+{
+    return (want & EPOLLET) && (want & BYTES_COME) && !(want & (EPOLLONESHOT | EPOLLEXCLUSIVE));
+}
+
+bool reg_tags_early(const struct ep *ep, u32 want)
+{
+    return !(want & EPOLLEXCLUSIVE) && ((want & EPOLLONESHOT) || ((want & EPOLLET) && !ep->inherited)); /* the kernel judges EPOLLEXCLUSIVE by what it is given */
+}
+
 static u32 ring_mask(const struct reg *r, u32 want)
 {
     u32 mask = sd_kernel_want(r->s, sd_bits_fold(want & ~(PRIVATE_BITS & ~EPOLLET))) | (want & EPOLLWAKEUP);
@@ -65,6 +78,8 @@ static u32 ring_mask(const struct reg *r, u32 want)
 
 static u32 kernel_mask(const struct reg *r, bool ring)
 {
+    if (reg_edges(r->want) && (ring || reg_tags_early(r->ep, r->want)))
+        return r->want | POLLIN | POLLRDHUP; /* [E6] */
     if (!ring)
         return r->off ? r->want & PRIVATE_BITS : r->want;
     if (r->off)
@@ -78,6 +93,11 @@ static bool covers(const struct reg *r, u32 mask)
     if (mask == r->kmask)
         return true;
     return fully_on_ring(r->s) && r->useless < 2 && !r->kicked && !((mask ^ r->kmask) & PRIVATE_BITS) && !(mask & ~r->kmask);
+}
+
+u32 reg_mask(const struct reg *r)
+{
+    return kernel_mask(r, translated(r->s));
 }
 
 bool reg_covered(const struct reg *r, u32 want)
@@ -100,20 +120,33 @@ static long kernel_mod(const struct reg *r, u32 mask, u64 data)
     return kernel_ctl(r, EPOLL_CTL_ADD, mask, data);
 }
 
+/* [E6] It is to be asked anew, and would take the edge that is still to come for its answer. */
+static bool owes_room(const struct reg *r)
+{
+    struct pollfd p = {r->live, POLLOUT, 0};
+    struct timespec64 zero = {0, 0};
+
+    return (r->want & EPOLLET) && (reg_wanted(r) & POLLOUT) && load_rlx(&r->s->b->tx_mode) != SD_MODE_RING && SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) == 0;
+}
+
 /* Makes the kernel's half what it has to be. A one-shot carries our tag from the start: we must know whether it has fired when the socket
  * attaches later. */
 long reg_sync(struct reg *r, bool force)
 {
-    bool ring = translated(r->s), tag = ring || (r->want & EPOLLONESHOT);
+    bool ring = translated(r->s), tag = ring || reg_tags_early(r->ep, r->want);
     u32 mask = kernel_mask(r, ring);
+    force |= (r->want & EPOLLET) && r->tx_full && load_rlx(&r->s->b->tx_mode) == SD_MODE_BACK; /* [E6] there is room now: of that the kernel knows nothing */
     if (!force && tag == r->tagged && (!tag || covers(r, mask)))
         return 0;
-    long ret = kernel_mod(r, mask, tag ? tag_of(r) : r->data);
+    if (owes_room(r))
+        r->tx_full = true;
+    long ret = kernel_mod(r, mask, tag ? reg_tag(r) : r->data);
     if (ret < 0)
         return ret;
     r->ep->tagged += (u32)tag - (u32)r->tagged;
     r->tagged = tag;
     r->kicked = false;
+    r->renewed = true;
     r->kmask = mask;
     return 0;
 }
@@ -122,17 +155,17 @@ long reg_sync(struct reg *r, bool force)
 void reg_kick(struct reg *r)
 {
     u32 mask = (kernel_mask(r, true) & ~EPOLLET) | POLLOUT;
-    if (kernel_mod(r, mask, tag_of(r)) < 0)
+    if (kernel_mod(r, mask, reg_tag(r)) < 0)
         return; /* closed meanwhile: nothing is left to wake up for */
     r->ep->tagged += !r->tagged;
-    r->tagged = r->kicked = true;
+    r->tagged = r->kicked = r->renewed = true;
     r->kmask = mask;
 }
 
 /* The kernel's half becomes the program's own. */
 bool reg_hand_back(struct reg *r)
 {
-    u32 mask = kernel_mask(r, false);
+    u32 mask = r->off ? r->want & PRIVATE_BITS : r->want;
     if (kernel_mod(r, mask, r->data) < 0)
         return false;
     r->ep->tagged--;

@@ -129,6 +129,7 @@ struct ep *ep_new(int epfd, struct sd_tcb *t)
     else if (!(ep = sd_alloc(sizeof(*ep))))
         return NULL;
     ep->tagged = 0;
+    ep->inherited = false;
     ep->fd = epfd;
     ep->pid = g.pid;
     sd_epoll_set((u64)epfd, ep);
@@ -169,10 +170,12 @@ void sd_ep_before_fork(void)
     if (!all_eps)
         return;
     ep_structure_lock(&old);
-    for (struct ep *ep = all_eps; ep; ep = ep->next)
+    for (struct ep *ep = all_eps; ep; ep = ep->next) {
+        ep->inherited = true;
         for (u32 i = 0; i < ep->cap && ep->pid == g.pid; i++)
             if (ep->tab[i] && ep->tab[i]->ghost)
                 ghost_drop(ep->tab[i], sd_self());
+    }
     ep_structure_unlock(&old);
 }
 

@@ -30,14 +30,21 @@ struct epwait {
 
 /* --------------------------------------------------- what the kernel reports */
 
-/* A kernel event of an entry that is not translated: a one-shot of a socket on TCP. */
+/* A kernel event of an entry that is not translated: a one-shot or an edge of a socket on TCP ([E6]). */
 static u32 plain_report(struct reg *r, u32 kev)
 {
     if (r->want & EPOLLONESHOT) {
         r->off = true;
         r->kmask = r->want & PRIVATE_BITS; /* what the kernel has made of it by itself */
     }
-    return kev;
+    u32 out = kev & ((r->want & ~PRIVATE_BITS) | ALWAYS);
+    if (r->renewed && !r->fresh && !r->tx_full && !(kev & ~(u32)(POLLOUT | POLLWRNORM)))
+        out = 0;
+    if (out)
+        r->fresh = false;
+    r->renewed = false;
+    r->tx_full = !(kev & (POLLOUT | POLLWRNORM));
+    return out;
 }
 
 /* One event of the kernel on a registration that is translated. What the program is told, 0: nothing. */

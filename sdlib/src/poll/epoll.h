@@ -32,6 +32,10 @@
  *        share the connection with a process. Each of these ends with the lock taken, or with a note for who has it, and whoever takes the lock or a note while
  *        a named sleep is under way ends the name (ep_anonymous): no ring has it any more, membarrier, look again, kick what is due. `named` is set before the first
  *        ring has the name, so who has got a bell that was rung for it knows.
+ *   [E6] Edges are the kernel's as long as a direction is on TCP, so the kernel's half of an edge-triggered registration is never renewed without need: that would tell once
+ *        more what is told already. It has our tag, and a mask that does for the ring, too, from the beginning; the kernel wakes up for the bits that this has in excess when it
+ *        does for POLLIN, so nothing more comes of it. Only who waits for no bytes has to be asked anew when the ring comes, since doorbells are bytes: then an
+ *        event with POLLIN in it tells of room only if room was lacking (tx_full).
  *   [E4] `structure` guards s->regs and the tables; it is held with all signals blocked, so nothing can interrupt it on its own thread.
  */
 #ifndef SD_EPOLL_H
@@ -42,6 +46,7 @@
 
 #define PRIVATE_BITS (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | EPOLLWAKEUP)
 #define ALWAYS ((u32)(POLLERR | POLLHUP))
+#define BYTES_COME ((u32)(POLLIN | POLLRDNORM | POLLPRI | POLLRDBAND)) /* bytes wake up whoever waits for one of these */
 #ifndef IDLE_ROUNDS /* tests/hosted has smaller ones */
 #define IDLE_ROUNDS 64
 #define WARM 128              /* so many stay hot over a park, if they had an event in the last NAPS of them */
@@ -59,6 +64,7 @@ struct reg {
     struct sock *s;
     struct reg *hot_next, *hot_prev;
     u64 seen_tail, stamp;
+    u64 seen_tcp;               /* 1 + what TCP had received when it was told of outside of the kernel's turn ([E6]); 0: it was not */
     u32 want;                   /* the program's, flags included */
     u32 latched;                /* of the block, at the last report */
     u32 idle, naps;             /* scans since the last event; parks since the last report */
@@ -69,6 +75,7 @@ struct reg {
     u64 place, since;           /* tsc: of its turn; when it was registered or modified */
     struct reg *due_next;
     bool tagged, kicked;        /* kernel's half: with our tag, asked for OUT to wake a sleeper */
+    bool renewed;               /* modified by ourselves: what the kernel tells next may be no news ([E6]) */
     u32 kmask;                  /* the kernel's */
     struct ep *ep;
     struct reg *next;           /* in s->regs, or in the free list */
@@ -86,6 +93,7 @@ struct ep {
     int fd;                     /* the descriptor that was used last */
     _Atomic u32 parked;         /* threads that sleep in the kernel; changed up under owner */
     bool watched;               /* another epoll has this one in its set */
+    bool inherited;             /* a fork has shared it: others may wait on it who know no tag of a later registration */
     struct reg **tab;
     u32 cap, used, tagged;
     u32 pid;                    /* who used it last: a forked child shares the kernel half and must not change it */
@@ -123,6 +131,10 @@ bool fully_on_ring(const struct sock *s);
 bool translated(const struct sock *s);
 u32 reg_wanted(const struct reg *r);
 bool reg_covered(const struct reg *r, u32 want); /* the kernel's half will do for `want` as it is */
+bool reg_edges(u32 want);                         /* [E6] of bytes, among others */
+bool reg_tags_early(const struct ep *ep, u32 want); /* while it is on TCP: a one-shot, of which we must know whether it has fired when it attaches later, and [E6] */
+u64 reg_tag(const struct reg *r);
+u32 reg_mask(const struct reg *r);
 long reg_sync(struct reg *r, bool force);
 void reg_kick(struct reg *r);
 bool reg_hand_back(struct reg *r);

@@ -16,6 +16,8 @@ void sd_ep_touched(struct sock *s);
 void sd_ep_joined(struct sock *s);
 /* The same as sd_ep_touched() after a send that took less than it was given: the program may wait for room though no send said EAGAIN. */
 void sd_ep_full(struct sock *s);
+/* It has new rings, and the peer does not know yet that we have: all that they say from now on is news. */
+void sd_ep_attaches(struct sock *s);
 /* An execve follows: registrations with the kernel become the program's own again, as the next image expects them.
  * If the execve fails, the next epoll call of this image takes them back. */
 void sd_ep_before_exec(void);

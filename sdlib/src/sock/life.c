@@ -2,6 +2,7 @@
  *
  * life.c - offer and attach: how a connection gets its rings (sock.h). What follows is switch.c.
  */
+#include "poll/poll.h"
 #include "sock/far.h"
 #include "sock/sock.h"
 
@@ -150,6 +151,7 @@ static void attach(struct sock *s, int fd)
                 sd_again_ready(s);
             lower_mark(s, fd);
             sd_inq_set(s, fd);
+            sd_ep_attaches(s);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
             announce(s);
             done = true;

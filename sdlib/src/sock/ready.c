@@ -49,6 +49,16 @@ static u32 back_ready(int fd, u32 kev)
     return (kev & ~(u32)(POLLIN | POLLRDNORM)) | (q > 0 || (kev & POLLRDHUP) ? POLLIN | POLLRDNORM : 0);
 }
 
+/* Bytes that the peer has put on the ring behind those of TCP: more than what the kernel has told of. */
+static u32 behind_tcp(struct sock *s, int fd)
+{
+    i32 q = 0;
+
+    if (likely(!sd_sw_published(&s->e)) || !sd_rx_news(&s->e, 0))
+        return 0;
+    return SYS3(__NR_ioctl, fd, FIONREAD, &q) == 0 && q > 0 ? POLLIN | POLLRDNORM : 0;
+}
+
 static u32 rx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
@@ -57,7 +67,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     i64 n;
 
     if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
-        return (low_on_tcp(s) ? tcp_ready(s, fd, kev) : kev) & mask;
+        return (low_on_tcp(s) ? tcp_ready(s, fd, kev) : kev | behind_tcp(s, fd)) & mask;
     if (load_rlx(&b->rx_mode) == SD_MODE_RETIRE && !(sd_back_reached(&s->e) && sd_rx_back(s, fd)))
         return kev & (POLLRDHUP | POLLHUP | POLLERR); /* [S5] what is unread is on its way */
     if (load_rlx(&b->rx_mode) == SD_MODE_BACK)
@@ -204,6 +214,8 @@ bool sd_needs_timer(const struct sock *s, u32 want)
 
     if ((want & (POLLIN | POLLRDNORM)) && (low_on_tcp(s) || (load_rlx(&b->rx_mode) == SD_MODE_RING && sd_cork_pending(&s->e))))
         return true;
+    if ((want & EPOLLET) && (want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_TCP && s->seg && sd_sw_published(&s->e) && sd_bell_due(&s->e))
+        return true; /* the last doorbell cannot be eaten, since bytes of the program stand before it */
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
         /* More bytes than there are have no doorbell of their own while the last one stays for others. An edge has, and the next one of those that wait
          * exclusively, but not from another host: [B3]. */

@@ -65,6 +65,8 @@ static long kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
     if (unlikely(flags & MSG_FASTOPEN) && (r >= 0 || r == -EINPROGRESS))
         s->b->role = 1;
     sd_tx_plain_leave(s, r);
+    if (unlikely(s->regs) && (r == -EAGAIN || (r > 0 && (u64)r < sd_iov_bytes(m->iov, m->iovlen))))
+        sd_ep_full(s); /* which the kernel knows, but not of what a set has told already when the connection moves ([E6] of poll/epoll.h) */
     if (sd_tracing(SD_TRACE_BYTES) && r > 0)
         sd_saw_tcp(s, fd, 0, m->iov, 0, (u64)r);
     return r;

@@ -27,8 +27,9 @@ static NOINLINE long exec(struct sd_frame *f, struct sd_tcb *t)
 {
     struct sd_carry carry[SD_CARRY_MAX];
     u32 n = sd_socks_before_exec(carry, SD_CARRY_MAX - 1, t);
-    if (n && !t->foreign) { /* a vfork child has the parent's registrations before it */
+    if (!t->foreign) /* a vfork child has the parent's registrations before it */
         sd_ep_before_exec();
+    if (n && !t->foreign) {
         for (u32 fd = 0; fd < sd_fd_top() && n < SD_CARRY_MAX - 1; fd++) {
             long fl = sd_epoll_of(fd) ? SYS2(__NR_fcntl, fd, F_GETFD) : -1;
             if (fl >= 0 && !(fl & FD_CLOEXEC))

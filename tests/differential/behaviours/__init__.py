@@ -6,6 +6,7 @@ from tests.differential.behaviours import (
     company,
     corked,
     descriptors,
+    edges,
     ends,
     files,
     handed,
@@ -22,6 +23,6 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "beside", "company", "corked", "descriptors", "ends", "files", "handed", "options", "order", "others", "patterns",
-    "pointers", "readiness", "receive", "several", "taken", "transmit",
+    "beside", "company", "corked", "descriptors", "edges", "ends", "files", "handed", "options", "order", "others",
+    "patterns", "pointers", "readiness", "receive", "several", "taken", "transmit",
 ]  # fmt: skip

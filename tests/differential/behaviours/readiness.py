@@ -24,8 +24,6 @@ from tests.differential.linux import (
 from tests.differential.side import Side, settle
 from tests.differential.worlds import Stage, behaviour
 
-SETTLED = ("before", "tight", "during", "after", "uring", "accepting", "connecting")
-"""Not in the world "cold": a connection that moves may be told once more to who waits for edges (docs/limits.md)."""
 USR1 = 1 << (signal.SIGUSR1 - 1)
 
 
@@ -285,7 +283,7 @@ def epoll_one_way(stage: Stage) -> None:
         a.wait(ep)
 
 
-@behaviour("epoll EPOLLET", only=SETTLED)
+@behaviour("epoll EPOLLET")
 def epoll_edge(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
@@ -315,7 +313,7 @@ def epoll_edge(stage: Stage) -> None:
     waits.end()
 
 
-@behaviour("epoll EPOLLET with EPOLLOUT", only=SETTLED)
+@behaviour("epoll EPOLLET with EPOLLOUT")
 def epoll_edge_out(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
@@ -445,8 +443,7 @@ def epoll_ends(stage: Stage) -> None:
     a.wait(ep)
 
 
-# Moving a connection renews its registration, which may say once more what holds: not "during".
-@behaviour("epoll EPOLLET after an own shutdown", carried=False, only=("before", "tight", "after", "accepting"))
+@behaviour("epoll EPOLLET after an own shutdown", carried=False)
 def epoll_edge_shutdown(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
