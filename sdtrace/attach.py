@@ -33,8 +33,9 @@ from sdtrace import procfs
 from sdtrace.dormant import Dormant, renew
 from sdtrace.holders import adoptable
 from sdtrace.image import PAGE, Image
-from sdtrace.inject import boot_bytes, check_registers, is_given_back, library_present, start_library, write_memory
+from sdtrace.inject import boot_bytes, check_registers, is_given_back, leave_given_back, library_present, start_library
 from sdtrace.keepsake import Keepsake
+from sdtrace.memory import write_memory
 from sdtrace.notify import Listener
 from sdtrace.opening import AttachError
 from sdtrace.ptrace import RemoteError
@@ -139,7 +140,12 @@ class Attacher:
         words = adoptable(seized.pid)
         write_memory(seized.pid, image.symbols["sd_adopt"], words.ljust(_FPROG.size + len(self._filter), b"\0"))
         boot = boot_bytes(seized.thread_count, [], settings.patch, self._trace, adopt=True)
-        start_library(seized, image, boot)
+        try:
+            start_library(seized, image, boot)
+        except (RemoteError, OSError):
+            if listener is None:
+                leave_given_back(seized.pid, image)
+            raise
         return listener
 
     def _newly(self, seized: Seized, image: Image) -> Listener:
@@ -189,21 +195,26 @@ class Attacher:
 
 
 def equip(pid: int, image: Image, keepsake: Keepsake, *, patch: bool, trace: int) -> None:
-    """Give a program that is under our filter the library, whatever it is doing; RemoteError, AttachError."""
+    """Give a program under our filter the library, whatever it is doing, also again; RemoteError, AttachError."""
     with Seized(pid, keepsake) as seized:
         _refuse_files(pid)
         check_registers(seized.registers())
         if seized.dispatched_by_itself():
             raise AttachError("it uses Syscall User Dispatch itself")
         seized.prepare_calls()
-        mapped = _map(seized, image)
+        again = _has_image(pid, image)
+        mapped = [] if again else _map(seized, image)
         try:
+            if again:
+                renew(seized, image)
             write_memory(pid, image.symbols["sd_adopt"], adoptable(pid))
             start_library(seized, image, boot_bytes(seized.thread_count, [], patch, trace, adopt=True))
         except (RemoteError, OSError):
             seized.dispatch_nowhere()
             seized.prepare_calls()
             _unmap(seized, mapped)
+            if again:
+                leave_given_back(pid, image)
             raise
         seized.commit()
 
@@ -232,6 +243,11 @@ def _unmap(seized: Seized, mapped: list[tuple[int, int]]) -> None:
 
 
 # ------------------------------------------------------------------- refusals
+
+
+def why_not(error: RemoteError) -> str:
+    """For a person."""
+    return _WHY.get(error.reason, error.reason)
 
 
 def _refuse(pid: int, image: Image) -> procfs.Status:

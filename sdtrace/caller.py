@@ -15,8 +15,8 @@ import struct
 from policies.model import Dir, Proto
 from sdlib.records import NamedTuple
 from sdtrace import calls, procfs
-from sdtrace.inject import read_memory, write_memory
 from sdtrace.lineage import Subject
+from sdtrace.memory import read_memory, write_memory
 from sdtrace.notify import Listener, Notification
 
 TYPE_CHECKING = False

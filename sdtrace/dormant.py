@@ -19,8 +19,8 @@ from typing import Final
 from sdlib import abi
 from sdtrace import procfs
 from sdtrace.image import PAGE, Image
-from sdtrace.inject import read_memory
 from sdtrace.keepsake import Keepsake
+from sdtrace.memory import read_memory
 from sdtrace.notify import Listener
 from sdtrace.ptrace import RemoteError
 from sdtrace.seized import Seized

@@ -22,9 +22,7 @@ from types import TracebackType
 from sdlib.records import dataclass, field
 from sdtrace import procfs
 from sdtrace.ptrace import (
-    ALL_SIGNALS,
     CONT,
-    ERESTARTNOHAND,
     EVENT_STOP,
     INTERRUPT,
     O_TRACESYSGOOD,
@@ -40,6 +38,7 @@ from sdtrace.ptrace import (
     set_mask,
     set_registers,
     spurious_eintr,
+    uninterrupted,
     wait,
 )
 
@@ -177,9 +176,7 @@ class Halted:
         if thread.restore is not None:
             set_registers(thread.tid, thread.restore)
         elif spurious_eintr(thread.registers):
-            hidden = thread.registers.copy()
-            hidden.rax = ERESTARTNOHAND & ALL_SIGNALS
-            set_registers(thread.tid, hidden)
+            set_registers(thread.tid, uninterrupted(thread.registers))
         # Setting a mask ends a temporary one (ppoll, sigsuspend), whose call is restarted anyway: only if needed.
         if thread.mask_now != thread.mask and not self._commit:
             self._set_mask(thread, thread.mask)

@@ -18,7 +18,7 @@ from policies import Settings, judge
 from sdlib import abi
 from sdtrace import kin, procfs
 from sdtrace.areas import Area
-from sdtrace.inject import read_memory
+from sdtrace.memory import read_memory
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker, Key, Origin
 from sdtrace.processes import Process

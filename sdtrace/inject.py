@@ -8,7 +8,6 @@ failure leaves the process as it is for a next attempt at its next notified call
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import time
@@ -18,9 +17,11 @@ from sdlib import abi
 from sdtrace import procfs
 from sdtrace.image import PAGE, Image, Segment
 from sdtrace.keepsake import Keepsake
+from sdtrace.memory import read_memory, write_memory
 from sdtrace.notify import Listener, Notification
 from sdtrace.ptrace import Registers, RemoteError
 from sdtrace.remote import Stopped
+from sdtrace.stacks import Stacks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,37 +34,6 @@ _MAP_FIXED_NOREPLACE: Final = 0x100000
 _USER_CS_64: Final = 0x33
 _VFORK_PATIENCE_S: Final = 0.002
 _UNHOOKED_AT: Final = abi.offsetof("struct sd_boot", "unhooked")
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
-
-
-def _copy(function: str, pid: int, address: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
-    """process_vm_readv or process_vm_writev of the whole buffer; OSError."""
-    local = _Iovec(ctypes.addressof(buffer), len(buffer))
-    remote = _Iovec(address, len(buffer))
-    entry = getattr(_libc, function)
-    entry.restype = ctypes.c_ssize_t
-    done = entry(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-    if done != len(buffer):
-        error = ctypes.get_errno() if done < 0 else errno.EFAULT
-        raise OSError(error, f"{function} at {address:#x}: {os.strerror(error)}")
-
-
-def read_memory(pid: int, address: int, length: int) -> bytes:
-    """Bytes of another process; OSError (EFAULT) unless all of them are mapped."""
-    buffer = ctypes.create_string_buffer(length)
-    _copy("process_vm_readv", pid, address, buffer)
-    return buffer.raw
-
-
-def write_memory(pid: int, address: int, data: bytes) -> None:
-    """Write to memory that the process itself may write; OSError."""
-    buffer = ctypes.create_string_buffer(data, len(data))
-    _copy("process_vm_writev", pid, address, buffer)
 
 
 def library_present(pid: int, image: Image) -> bool:
@@ -80,6 +50,11 @@ def library_present(pid: int, image: Image) -> bool:
 def is_given_back(pid: int, image: Image) -> bool:
     """Has it an image that has let go of it? OSError: it has none."""
     return any(read_memory(pid, image.symbols["sd_boot"] + _UNHOOKED_AT, 4))
+
+
+def leave_given_back(pid: int, image: Image) -> None:
+    """It was to be used again, and could not be."""
+    write_memory(pid, image.symbols["sd_boot"] + _UNHOOKED_AT, (1).to_bytes(4, "little"))
 
 
 def has_library(pid: int, image: Image) -> bool:
@@ -195,7 +170,14 @@ def start_library(stopped: Stopped, image: Image, boot: bytes) -> None:
     result = stopped.run(image.symbols["sd_init"], image.symbols["sd_boot_stack_top"])
     if result:
         raise RemoteError(f"library refused to start: {os.strerror(-result) if result < 0 else result}")
-    stopped.dispatch_everywhere(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"])
+    stacks = Stacks(stopped, image)
+    try:
+        stacks.part()
+        stopped.dispatch_everywhere(image.symbols["sd_gate_start"], image.symbols["sd_gate_end"])
+    except (RemoteError, OSError):
+        stopped.dispatch_nowhere()
+        stacks.undo()
+        raise
 
 
 def _map_and_start(stopped: Stopped, image: Image, remote_fd: int, boot: bytes, *, birth: bool) -> None:

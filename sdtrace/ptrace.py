@@ -173,8 +173,7 @@ def hide_interruption(tid: int) -> None:
     with contextlib.suppress(OSError):
         registers = get_registers(tid)
         if spurious_eintr(registers):
-            registers.rax = ERESTARTNOHAND & ALL_SIGNALS
-            set_registers(tid, registers)
+            set_registers(tid, uninterrupted(registers))
 
 
 def signed(value: int) -> int:
@@ -185,6 +184,13 @@ def signed(value: int) -> int:
 def spurious_eintr(registers: Registers) -> bool:
     """Is this a call that our interrupt ended with -EINTR?"""
     return signed(registers.orig_rax) >= 0 and signed(registers.rax) == -errno.EINTR
+
+
+def uninterrupted(registers: Registers) -> Registers:
+    """With which that call is restarted, unless a handler is to run."""
+    result = registers.copy()
+    result.rax = ERESTARTNOHAND & ALL_SIGNALS
+    return result
 
 
 def made_anew(registers: Registers) -> Registers:

@@ -24,7 +24,7 @@ from typing import Final
 from sdlib import abi
 from sdtrace.halted import Thread
 from sdtrace.image import Image
-from sdtrace.inject import read_memory
+from sdtrace.memory import read_memory
 from sdtrace.ptrace import (
     ALL_SIGNALS,
     ERESTART_BLOCK,
@@ -37,6 +37,7 @@ from sdtrace.ptrace import (
     signed,
 )
 from sdtrace.seized import Seized
+from sdtrace.stacks import OWN_BYTES, Stacks
 
 _SLOT_BYTES, _SLOTS = 128, 4096
 _BEFORE: Final = frozenset((*range(31), 38, *range(43, 74), *range(98, 118)))
@@ -46,9 +47,6 @@ _LEVEL_AT, _FLAGS_AT, _FRAME_AT, _OWN_ALT_AT = 8, 60, 64, 216
 """struct sd_tcb, sd.h."""
 _ALT: Final = struct.Struct("=3Q")
 """own_alt, small_lo, small_hi there."""
-_OWN_ALT_BYTES: Final = 65536
-_STACK: Final = struct.Struct("=QixxxxQ")
-_SIGALTSTACK: Final = 131
 _SIGSYS_BLOCKED: Final = 1
 _SIGSYS: Final = 1 << 30
 _FRAME: Final = struct.Struct("=15Q")
@@ -94,7 +92,7 @@ class Release:
     """One stopped process."""
 
     def __init__(self, seized: Seized, image: Image) -> None:
-        self._seized, self._image = seized, image
+        self._seized, self._image, self._stacks = seized, image, Stacks(seized, image)
         self._end = max(segment.vaddr + segment.memsz for segment in image.segments)
         self._stubs = [base for base, _ in _STUBS.iter_unpack(
             read_memory(seized.pid, image.symbols["sd_stubs"], _STUB_AREAS * _STUBS.size)) if base]
@@ -117,10 +115,9 @@ class Release:
             raise RemoteError(f"the library does not let go: {result}")
         seized.end_calls()
         for out in plan:
-            if out.alt:
-                start, end = out.alt
-                seized.write(symbols["sd_adopt"], _STACK.pack(start, 0, end - start))
-                seized.call_in(out.thread, _SIGALTSTACK, symbols["sd_adopt"], 0)
+            span = out.alt or self._stacks.had(out.thread)
+            if span:
+                self._stacks.set(out.thread, *span)
             seized.leave_at(out.thread, out.registers, out.mask)
 
     # ------------------------------------------------------------------ threads
@@ -134,9 +131,11 @@ class Release:
             flags, = struct.unpack("=I", read_memory(pid, block + _FLAGS_AT, 4))
             frame, = struct.unpack("=Q", read_memory(pid, block + _FRAME_AT, 8))
             ours, start, end = _ALT.unpack(read_memory(pid, block + _OWN_ALT_AT, _ALT.size))
-            if ours and 0 <= int(found.rsp) - ours < _OWN_ALT_BYTES:
+            if ours and 0 <= int(found.rsp) - ours < OWN_BYTES:
                 raise Busy(thread.tid)  # a handler that could not be moved
             alt = (start, end) if ours else None
+        elif self._stacks.is_on_given(found.rsp):
+            raise Busy(thread.tid)
         if level == 0:
             registers = self._outside(thread)
         elif level == 1:

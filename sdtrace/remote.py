@@ -45,6 +45,8 @@ from sdtrace.ptrace import (
     set_dispatch,
     set_registers,
     signed,
+    spurious_eintr,
+    uninterrupted,
     wait,
 )
 
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _CALL_DEADLINE_S: Final = 5.0
+_SETTLE_S: Final = 5.0
 _SIGSYS_BIT: Final = 1 << (signal.SIGSYS - 1)
 _SYSCALL_BYTES: Final = 0x050F
 _DIRECTION_FLAG: Final = 1 << 10
@@ -161,6 +164,35 @@ class Stopped(Halted):
         # Between two calls the thread has the program's own registers: nothing is to be rescued then.
         set_registers(leader.tid, leader.restore)
         return result
+
+    def call_in(self, thread: Thread, number: int, *args: int) -> int:
+        """One system call in that thread, which is as it was found afterwards; not while calls are prepared."""
+        leader, notif, restore = self._leader, self._notif, thread.restore
+        self._leader, self._notif = thread, Notification(0, thread.tid, 0, notif.ip, ())
+        thread.restore = made_anew(self.as_found(thread.registers))
+        try:
+            Stopped.prepare_calls(self)
+            return Stopped.call(self, number, *args)
+        finally:
+            self._settle(thread)
+            thread.restore = self.as_found(thread.registers)
+            Stopped.end_calls(self)
+            thread.restore = restore
+            self._leader, self._notif = leader, notif
+
+    @staticmethod
+    def _settle(thread: Thread) -> None:
+        """From a stop at a call to one of the kind in which it was found: from there the kernel restarts calls."""
+        ask(INTERRUPT, thread.tid)
+        ask(CONT, thread.tid)
+        status = wait(thread.tid, time.monotonic() + _SETTLE_S)
+        if status is None or status >> 16 != EVENT_STOP:
+            raise RemoteError("process has ended" if status is None else "it does not stop as it was")
+
+    @staticmethod
+    def as_found(registers: Registers) -> Registers:
+        """With which the kernel goes on as if nobody had come."""
+        return uninterrupted(registers) if spurious_eintr(registers) else registers
 
     def run(self, address: int, stack_top: int) -> int:
         """Run the code at `address`, `cld; call FUNCTION; int3`; returns what FUNCTION returns, an int.

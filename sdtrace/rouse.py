@@ -15,7 +15,7 @@ from sdlib import abi
 from sdtrace.areas import Area
 from sdtrace.halted import Halted, Thread
 from sdtrace.image import Image
-from sdtrace.inject import read_memory
+from sdtrace.memory import read_memory
 from sdtrace.procfs import signalled
 from sdtrace.ptrace import ERESTART_BLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, RemoteError, signed
 from sdtrace.segments import holders

@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sdlib import abi
 from sdtrace import procfs
 from sdtrace.halted import Thread
-from sdtrace.inject import read_memory
 from sdtrace.keepsake import Keepsake
+from sdtrace.memory import read_memory
 from sdtrace.notify import Notification
 from sdtrace.ptrace import (
     ALL_SIGNALS,
     CONT,
     ERESTART_BLOCK,
-    ERESTARTNOHAND,
     EVENT_STOP,
     INTERRUPT,
     Registers,
@@ -38,6 +38,7 @@ from sdtrace.ptrace import (
     set_registers,
     signed,
     spurious_eintr,
+    uninterrupted,
     wait,
 )
 from sdtrace.remote import LANDING_BYTES, MARK, Stopped
@@ -46,17 +47,14 @@ _SYSCALL: Final = b"\x0f\x05"
 _POLL: Final = 7
 _SETTLE_S: Final = 5.0
 _CHUNK: Final = 1 << 20
+_LIBRARY: Final = int(abi.const.SD_LIB_BASE)
+"""Nothing of the program's own is in these 4 GiB, and its code there is looked at while it stands still."""
 
 
 def _as_found(registers: Registers) -> Registers:
     """What lets the kernel go on with an interrupted call as if nobody had come."""
-    code = signed(registers.rax)
-    polls = signed(registers.orig_rax) == _POLL and code == ERESTART_BLOCK
-    if not polls and not spurious_eintr(registers):
-        return registers
-    result = registers.copy()
-    result.rax = ERESTARTNOHAND & ALL_SIGNALS
-    return result
+    polls = signed(registers.orig_rax) == _POLL and signed(registers.rax) == ERESTART_BLOCK
+    return uninterrupted(registers) if polls or spurious_eintr(registers) else registers
 
 
 class Seized(Stopped):
@@ -80,7 +78,7 @@ class Seized(Stopped):
     def _find_site(self, registers: Registers) -> int:
         """The address of some call instruction with room for the landing behind it."""
         for start, end, name in procfs.code(self.pid):
-            if name.startswith("[") and name != "[vdso]":
+            if (name.startswith("[") and name != "[vdso]") or start >> 32 == _LIBRARY >> 32:
                 continue
             for at in range(start, end, _CHUNK):
                 try:
@@ -118,29 +116,10 @@ class Seized(Stopped):
         if not self._landing:
             return
         if not self._settled:
-            self._settle()
+            self._settle(self._leader)
+            self._settled = True
         self._leader.restore = _as_found(self._leader.registers)
         super().end_calls()
-
-    def call_in(self, thread: Thread, number: int, *args: int) -> int:
-        """One system call in that thread, which is as it was found afterwards; not while calls are prepared."""
-        leader, notif = self._leader, self._notif
-        self._leader, self._notif = thread, Notification(0, thread.tid, 0, notif.ip, ())
-        try:
-            self.prepare_calls()
-            return self.call(number, *args)
-        finally:
-            self.end_calls()
-            self._leader, self._notif = leader, notif
-
-    def _settle(self) -> None:
-        tid = self._leader.tid
-        ask(INTERRUPT, tid)
-        ask(CONT, tid)
-        status = wait(tid, time.monotonic() + _SETTLE_S)
-        if status is None or status >> 16 != EVENT_STOP:
-            raise RemoteError("process has ended" if status is None else "it does not stop as it was")
-        self._settled = True
 
     def blocks_in(self, number: int, arrived: Callable[[], bool]) -> bool:
         """Have the call made, and ask `arrived` while it is under way; then it is abandoned."""

@@ -29,7 +29,7 @@ from sdtrace import procfs
 from sdtrace.halted import Halted
 from sdtrace.held import Held, Key
 from sdtrace.image import Image
-from sdtrace.inject import read_memory
+from sdtrace.memory import read_memory
 from sdtrace.ptrace import Registers, RemoteError, signed
 
 TYPE_CHECKING = False

@@ -37,7 +37,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 17
+#define SD_ABI_VERSION 18
 
 /* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
 #define SD_LIB_BASE 0x2d0000000000
@@ -178,7 +178,8 @@ struct sd_boot {
     uint32_t unhooked; /* by the library: 1 once it has given everything back (sdrun --detach) */
     uint64_t secret;   /* random, of this program alone */
     uint32_t tracer;   /* a process that every new one has to name, so that it and its children may trace it (Yama); 0: none */
-    uint32_t pad;
+    uint32_t nalts;
+    uint64_t alts; /* alternate signal stacks of ours, which the kernel has for threads whose own was several threads' (sdtrace/stacks.py) */
     struct sd_carry carry[SD_CARRY_MAX];
 };
 

@@ -73,6 +73,7 @@ struct sd_tcb {
     u64 own_alt;          /* what the kernel has as its sigaltstack while the program's is small, lowest address; 0: it is not. altstack.c */
     u64 small_lo, small_hi; /* the program's then; alt_lo and alt_hi are 0 */
     u32 nasides;
+    u32 alt_shared;       /* another thread has the same sigaltstack since, and found the kernel with it for this one */
     struct sd_aside asides[SD_STACK_LEVELS];
     struct sd_owed owed[SD_STACK_LEVELS];
     u64 foreign_counted[SD_FOREIGN_COUNTED]; /* cookies of sockets among whose users a foreign one is counted, as it has moved them; 0: none */

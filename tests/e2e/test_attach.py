@@ -161,6 +161,26 @@ def family(pid: int) -> list[int]:
     return [pid, *map(int, children)]
 
 
+@pytest.mark.parametrize("calls", ["none", "some"])
+def test_threads_with_one_alternate_stack(native: Runner, guests: Guests, tmp_path: Path, calls: str) -> None:
+    """Attached and given back twice; each thread has made calls under sdrun, or none: see guests/one_altstack.c."""
+    program = native.start(guests("one_altstack"), "told", "3" if calls == "some" else "1")
+
+    def work(times: int) -> None:
+        program.until(lambda: program.stdout.count(b"waits") == times, "threads that wait")
+        program.send(signal.SIGUSR2)
+
+    for times in (1, 2):
+        program.until(lambda: program.stdout.count(b"waits") >= (times if calls == "some" else 1), "threads")  # noqa: B023
+        Attached(program.pid, tmp_path, native.env).ok()
+        if calls == "some":
+            work(times)
+            program.until(lambda: program.stdout.count(b"waits") == times + 1, "calls")  # noqa: B023
+        detach(program.pid, native.env)
+    work(3 if calls == "some" else 1)
+    assert (program.wait(), program.stdout.split()[-1]) == (0, b"ok"), program.describe()
+
+
 def test_detach_with_unread_bytes(native: Runner, shm: Runner, tmp_path: Path) -> None:
     """What is in the rings at that moment, in both directions, arrives."""
     server = native.start(sys.executable, "-c", UNREAD, "server")

@@ -26,8 +26,10 @@ def test_handlers_that_come_in_between(what: str, flavour: str, runner: Runner, 
 
 
 @pytest.mark.parametrize("flavour", ["glibc", "musl-static"])
-def test_threads_with_one_alternate_stack(flavour: str, runner: Runner, guests: Guests) -> None:
-    assert runner.run(guests("one_altstack", flavour)).stdout == b"ok\n"
+@pytest.mark.parametrize("when", [[], ["before"]], ids=["afterwards", "before"])
+def test_threads_with_one_alternate_stack(when: list[str], flavour: str, runner: Runner, guests: Guests) -> None:
+    """They set it when the library is there, or had it when it came."""
+    assert runner.run(guests("one_altstack", flavour), *when).stdout == b"ok\n"
 
 
 @pytest.mark.parametrize("how", ["strict", "list"])

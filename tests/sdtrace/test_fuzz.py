@@ -29,9 +29,9 @@ from sdtrace import calls, datagrams, report
 from sdtrace.areas import Area
 from sdtrace.enforce import PERFORMED, Enforcer
 from sdtrace.hypercalls import Hypercalls
-from sdtrace.inject import read_memory
 from sdtrace.keepsake import Keepsake
 from sdtrace.lineage import Subject
+from sdtrace.memory import read_memory
 from sdtrace.messages import read_message, read_messages
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker

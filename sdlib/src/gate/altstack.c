@@ -37,14 +37,23 @@ static bool overlaps(const struct stack_t_ *ss, const u64 *lo, const u64 *hi)
     return __atomic_load_n(lo, __ATOMIC_RELAXED) < ss->sp + ss->size && ss->sp < __atomic_load_n(hi, __ATOMIC_RELAXED);
 }
 
-/* A vfork child's is its parent's, which sleeps. Each thread says what it has before it looks at what others have (learn). */
+/* A vfork child's is its parent's, which sleeps. Each thread says what it has before it looks at what others have (learn). Who had it alone until now
+ * takes one of ours when it traps next: handlers of the others, which are moved there, would meet the frames of its calls. */
 static bool is_shared(const struct sd_tcb *t, const struct stack_t_ *ss)
 {
-    for (const struct sd_tcb *x = sd_tcbs(); x && !t->foreign; x = x->next)
-        if (x != t && __atomic_load_n(&x->tid, __ATOMIC_RELAXED) && !x->exiting &&
-            (overlaps(ss, &x->alt_lo, &x->alt_hi) || overlaps(ss, &x->small_lo, &x->small_hi)))
-            return true;
-    return false;
+    bool found = false;
+
+    for (struct sd_tcb *x = sd_tcbs(); x && !t->foreign; x = x->next) {
+        if (x == t || !__atomic_load_n(&x->tid, __ATOMIC_RELAXED) || x->exiting)
+            continue;
+        if (overlaps(ss, &x->alt_lo, &x->alt_hi)) {
+            __atomic_store_n(&x->alt_shared, 1, __ATOMIC_RELAXED);
+            found = true;
+        } else if (overlaps(ss, &x->small_lo, &x->small_hi)) {
+            found = true;
+        }
+    }
+    return found;
 }
 
 static bool wants_ours(const struct sd_tcb *t, const struct stack_t_ *ss)
@@ -60,6 +69,7 @@ static void learned(struct sd_tcb *t, const struct stack_t_ *ss, bool own)
     bool off = ss->flags & SS_DISABLE;
 
     t->own_alt = t->small_lo = t->small_hi = 0;
+    __atomic_store_n(&t->alt_shared, 0, __ATOMIC_RELAXED); /* whoever finds it from here on says so again */
     t->alt_lo = off ? 0 : ss->sp;
     t->alt_hi = off ? 0 : ss->sp + ss->size;
     if (!own)
@@ -124,6 +134,33 @@ long sd_alt_change(struct ucontext *uc, const struct stack_t_ *ss, struct stack_
     return 0;
 }
 
+void sd_alt_part(struct ucontext *uc, struct sd_tcb *t)
+{
+    struct stack_t_ ss = {.sp = t->alt_lo, .size = t->alt_hi - t->alt_lo}, own = own_of(t);
+    u64 sp = uc->reg[UC_RSP];
+
+    if (t->own_alt || (uc->stack.flags & SS_AUTODISARM) || sp - ss.sp < ss.size || change_from_ours(t, &own) < 0)
+        return; /* on it: the calls of its handler come below that */
+    learned(t, &ss, true);
+    uc->stack = own;
+}
+
+/* Those that had one stack together when we came have been given others (sdtrace/stacks.py). */
+static bool was_given(struct sd_tcb *t, u64 sp)
+{
+    u64 all = (u64)sd_boot.nalts * SD_OWN_ALT;
+    const u64(*had)[2] = (void *)(sd_boot.alts + all);
+    u64 at = (sp - sd_boot.alts) / SD_OWN_ALT;
+
+    if (sp - sd_boot.alts >= all)
+        return false;
+    t->own_alt = sp;
+    t->small_lo = had[at][0];
+    t->small_hi = had[at][1];
+    t->alt_lo = t->alt_hi = 0;
+    return true;
+}
+
 void sd_alt_learn(struct sd_tcb *t)
 {
     struct stack_t_ ss = {.flags = SS_DISABLE};
@@ -138,6 +175,8 @@ void sd_alt_learn(struct sd_tcb *t)
             t->alt_lo = t->alt_hi = 0;
             return;
         }
+    if (was_given(t, ss.sp))
+        return;
     learn(t, &ss);
 }
 

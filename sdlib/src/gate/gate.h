@@ -45,6 +45,7 @@ void sd_patch_undo(void);
 void sd_actions_own(void); /* signal.c: every action as the program means it */
 /* gate/altstack.c */
 void sd_alt_learn(struct sd_tcb *t); /* a new thread's */
+void sd_alt_part(struct ucontext *uc, struct sd_tcb *t); /* of one with alt_shared that has trapped */
 long sd_alt_change(struct ucontext *uc, const struct stack_t_ *ss, struct stack_t_ *old); /* in a SIGSYS handler */
 static inline bool sd_on_own_alt(const struct sd_tcb *t, u64 at) { return t && t->own_alt && at - t->own_alt < SD_OWN_ALT; }
 struct ucontext *sd_alt_move(struct sd_tcb *t, const struct ucontext *uc, const struct ucontext *shown, u32 level);

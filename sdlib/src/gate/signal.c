@@ -199,6 +199,9 @@ void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
         return;
     }
     COUNT(traps);
+    struct sd_tcb *t = sd_self();
+    if (unlikely(t && __atomic_load_n(&t->alt_shared, __ATOMIC_RELAXED)))
+        sd_alt_part(uc, t);
     if (si->arch != AUDIT_ARCH_X86_64) {
         int80(uc);
         return;

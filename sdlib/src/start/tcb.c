@@ -139,7 +139,7 @@ void sd_tcbs_unmap(void)
     for (; t; t = next) {
         next = t->next;
         /* Where a thread's small sigaltstack is ours as far as the kernel knows, it stays so: there is room for any handler. */
-        if (t->own_alt)
+        if (t->own_alt == t->lo)
             SYS2(__NR_munmap, t->lo + SD_OWN_ALT, MAPPING - SD_OWN_ALT - PAGE);
         else
             SYS2(__NR_munmap, t->lo - PAGE, MAPPING);
