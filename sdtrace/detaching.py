@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 from sdlib.wire import trees
 from sdtrace import procfs
@@ -21,7 +22,7 @@ _TIMEOUT_S: Final = 30.0
 
 def supervisor_of(pid: int) -> str | None:
     """Path of the socket of the supervisor that has the process, or one that started it."""
-    documents = {path: trees.ask(path) for path in _reachable()}
+    documents = _documents()
     while pid > 1:
         for path, document in documents.items():
             pids = {int(line["pid"]) for line in document["processes"]} | {document["supervisor"]["root_pid"]}
@@ -34,14 +35,12 @@ def supervisor_of(pid: int) -> str | None:
     return None
 
 
-def _reachable() -> list[str]:
-    found = []
+def _documents() -> dict[str, dict[str, Any]]:
+    """Of those that answer, by the path of their sockets."""
+    found = {}
     for path in trees.find(os.environ, os.geteuid()):
-        try:
-            trees.ask(path)
-        except trees.Unreachable:
-            continue
-        found.append(path)
+        with suppress(trees.Unreachable):
+            found[path] = trees.ask(path)
     return found
 
 

@@ -87,6 +87,22 @@ class Injector:
         self._broker.prepare()
         return ""
 
+    def again(self, process: Process, status: procfs.Status) -> None:
+        """A process that was given back (rejoining.py), whatever it does. RemoteError, AttachError."""
+        from sdtrace.attach import equip
+
+        settings = self._settings(procfs.exe(process.pid), status.uid)
+        if isinstance(self._image, str) or not settings.accelerate:
+            raise RemoteError(self._image if isinstance(self._image, str) else "policy")
+        inject.check(status, process.pidfd, self._image, self._filters, birth=True)
+        equip(process.pid, self._image, self._keepsake, patch=settings.patch,
+              trace=self._drain.what if self._drain is not None else 0)
+        if self._drain is not None:
+            self._drain.new_image(process.ns_pid)
+        self._processes.take_back(process)
+        self.has_library(process.program)
+        self._broker.prepare()
+
     def _is_ours(self, status: procfs.Status) -> bool:
         """One whose start we have seen, or a child of such."""
         if status.filters != self._filters:

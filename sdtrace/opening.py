@@ -20,6 +20,10 @@ class AttachError(Exception):
     """It cannot be attached, and nothing in it has changed; str() says why."""
 
 
+class TakenBack(Exception):
+    """Its supervisor of before has it again, so nothing is left for us; str() says which of its children have not."""
+
+
 def filtered(options: cli.Options, policy: Policy) -> frozenset[Proto]:
     """Protocols whose calls the filter holds. PolicyError."""
     if options.successor is not None:

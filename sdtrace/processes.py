@@ -104,6 +104,11 @@ class Processes:
         """Neither this one nor what it starts is ours any more."""
         process.given_back = self._some_given_back = True
 
+    def take_back(self, process: Process) -> None:
+        """It is ours again, from now on: what it had before is over, as after an exec."""
+        process.given_back = False
+        self.new_image(process)
+
     def _starter_given_back(self, status: procfs.Status) -> bool:
         pid = status.ppid
         with contextlib.suppress(OSError):

@@ -23,10 +23,17 @@ DETACH: Final = b"detach"
 """And a process: give it back, with those that it has started."""
 DETACH_ALONE: Final = b"detach-alone"
 """And a process: give back that one."""
+ATTACH: Final = b"attach"
+"""And a process that was given back: take it again, with those that it has started. Answered by DONE, and what of it
+stays as it is; or why not."""
+ATTACH_ALONE: Final = b"attach-alone"
+"""And a process that was given back: take that one."""
+DONE: Final = "done "
 PASS: Final = b"pass"
 """And the inode of a socket, which somebody is about to take who cannot see its ring (strangers.py)."""
 LIBRARY: Final = b"library"
 """And a process that is about to be sent a connection (kin.py): if it is of the tree, it gets the library."""
+_WORDS: Final = (DETACH, DETACH_ALONE, ATTACH, ATTACH_ALONE, PASS, LIBRARY)
 _BACKLOG: Final = 16
 _LONGEST: Final = 64
 
@@ -67,7 +74,7 @@ class Requests:
             client.settimeout(1.0)
             word, _, number = client.recv(_LONGEST).partition(b" ")
             heard = trees.peer_of(client)[1] in (0, os.geteuid())
-            if heard and word in (DETACH, DETACH_ALONE, PASS, LIBRARY) and (number.isdigit() or not number):
+            if heard and word in _WORDS and (number.isdigit() or not number):
                 return client, word, int(number or b"0")
             client.close()
         return None

@@ -52,7 +52,7 @@ from sdtrace.lineage import Lineage
 from sdtrace.notify import Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
-from sdtrace.requests import DETACH, DETACH_ALONE, LIBRARY, Requests, answer
+from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from sdtrace.held import Held, Key
     from sdtrace.learning import Learner
     from sdtrace.parting import Parting
+    from sdtrace.rejoining import Rejoining
     from sdtrace.trace.drain import Drain
 
 _LINGERING_POLL_S: Final = 0.01
@@ -123,7 +124,7 @@ class Supervisor:
         self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
         self._requests = Requests()
-        self._detachment: Detachment | Parting | None = None
+        self._detachment: Detachment | Parting | Rejoining | None = None
         self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
         if not isinstance(image, str):
@@ -150,11 +151,13 @@ class Supervisor:
         return self._answers.strict
 
     def take_over(self) -> tuple[list[Listener], str]:
-        """The root process has been running (family.py); AttachError."""
+        """The root process has been running (family.py); AttachError, TakenBack."""
         from sdtrace.attach import Attacher  # what few need is not to delay the start
         from sdtrace.family import Family
+        from sdtrace.rejoining import ask_back
 
         options = self._options
+        ask_back(options, self._filters)
         variant = Variant(not self._uring_allowed, options.told_at_the_end, opening.strictest(self._filtered))
         attacher = Attacher(self._image, variant, self._keepsake, self._settings, self._control.give,
                             trace=self._drain.what if self._drain is not None else 0)
@@ -230,6 +233,8 @@ class Supervisor:
         client, word, number = request
         if word in (DETACH, DETACH_ALONE):
             self._asked_to_detach(client, number, children=word == DETACH)
+        elif word in (ATTACH, ATTACH_ALONE):
+            self._asked_to_attach(client, number, children=word == ATTACH)
         elif word == LIBRARY:
             answer(client, self._injector.at_once(number))
         else:
@@ -247,6 +252,15 @@ class Supervisor:
             what = self._image, self._keepsake, self._processes, self._broker, self._hypercalls.areas, self._filters
             part = Parting(*what, pid, children=children, taken=self._strangers.note, answer=partial(answer, client))
             self._detachment = part if part.remain() else Detachment(*what, partial(answer, client))
+
+    def _asked_to_attach(self, client: socket.socket, pid: int, *, children: bool) -> None:
+        from sdtrace.rejoining import Rejoining
+
+        if self._detachment is not None or isinstance(self._image, str):
+            answer(client, "somebody else has asked" if self._detachment is not None else str(self._image))
+        else:
+            self._detachment = Rejoining(self._image, self._processes, self._filters, pid, children=children,
+                                         again=self._injector.again, answer=partial(answer, client))
 
     def _patience(self, *, lingering: bool) -> float:
         """How long to wait for an event, in seconds."""
@@ -423,6 +437,9 @@ def main(argv: list[str]) -> int:
         received = opening.begin(options, control, keepsake, wrong, supervisor.take_over, supervisor.filtered)
     except (KeeperGone, OSError):
         return 1  # the command was never started, or has ended already
+    except opening.TakenBack as left:
+        control.verdict(0, str(left))
+        return 0
     except opening.AttachError as error:
         control.verdict(2 if wrong else _UNABLE, str(error))
         return 1

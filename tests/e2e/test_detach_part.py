@@ -45,6 +45,13 @@ def detach_alone(pid: int, env: Mapping[str, str]) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def attach_again(pid: int, env: Mapping[str, str]) -> None:
+    """By the sdrun that has given it back, which lives."""
+    result = subprocess.run([SDRUN, "--attach", str(pid)], env=dict(env), capture_output=True, text=True, timeout=60,
+                            check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def library_in(pid: int) -> bool:
     """Is an area of ours mapped there? A program that was given back has none."""
     return "sd-area" in Path(f"/proc/{pid}/maps").read_text()
@@ -66,7 +73,8 @@ def two_servers(shm: Runner, guests: Guests) -> tuple[Program, dict[int, int]]:
 
 
 def test_one_of_two_servers(native: Runner, shm: Runner, guests: Guests) -> None:
-    """What is given back goes on by TCP and stays there; the other one's connections stay on shared memory."""
+    """What is given back goes on by TCP and stays there until it is attached again; the other one's connections stay on
+    shared memory."""
     shell, pids = two_servers(shm, guests)
     (first, one), (second, two) = pids.items()
     clients = [start_client(shm, port, CONNECTIONS, 0.0, "echo") for port in pids]
@@ -81,10 +89,22 @@ def test_one_of_two_servers(native: Runner, shm: Runner, guests: Guests) -> None
         assert client.report().shm == CONNECTIONS
     assert carried(shm, first) == 0
     assert carried(shm, second) == CONNECTIONS
+    for pid in pids.values():
+        refused = subprocess.run([SDRUN, "--set", "upgrade=eager", "--attach", str(pid)], env=dict(native.env),
+                                 capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 125 and "without any" in refused.stderr, refused
+    attach_again(one, native.env)
+    assert carried(shm, first) == carried(shm, second) == CONNECTIONS
+    again = subprocess.run([SDRUN, "--attach", str(one)], env=dict(native.env), capture_output=True, text=True,
+                           timeout=60, check=False)
+    assert again.returncode == 125 and "under sdrun already" in again.stderr, again
+    detach(one, native.env)
+    assert carried(shm, first) == 0
     shell.stop()
     report = shell.report()
-    assert report.shm == 3 * CONNECTIONS, report
-    assert report.raw["connections"]["moved_back"] == {"detached": CONNECTIONS}, report.raw["connections"]["moved_back"]
+    assert report.shm == 5 * CONNECTIONS, report
+    moved = report.raw["connections"]["moved_back"]
+    assert moved == {"detached": 2 * CONNECTIONS}, moved  # it never closes those of clients that have ended
 
 
 def test_a_worker_and_its_master(native: Runner, shm: Runner, tmp_path: Path) -> None:
@@ -105,6 +125,8 @@ def test_a_worker_and_its_master(native: Runner, shm: Runner, tmp_path: Path) ->
     subprocess.run(["kill", "-HUP", str(master)], check=True)
     server.until(lambda: not {one, two} & set(family(master)) and len(family(master)) == 3, "new workers")
     assert carried(shm, port, "http") == 0
+    attach_again(master, native.env)  # with its new workers, which have been forked with an image that nobody uses
+    assert carried(shm, port, "http") == CONNECTIONS
     server.stop()
 
 
