@@ -33,7 +33,7 @@ HASHES = "explore.c"
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-value", "-Wno-missing-field-initializers",
          "-fno-strict-aliasing", "-DSD_HOSTED=1", "-DSD_INTERPOSE=1")
 EXPLORER = ("-O2", "-DSPINS=1", "-DSD_RECALL_MS=2", "-DSD_FENCE_FOR=2", "-DSD_RING_WINDOW=2", "-DSD_SMALL=1u",
-            "-DIDLE_ROUNDS=4", "-DWARM=4",
+            "-DIDLE_ROUNDS=4", "-DWARM=4", "-DSD_SOON_US=0",
             "-fno-stack-protector", "-fcf-protection=none")
 LOOP = ("-DHOSTED_THREADS=5", "-DSD_LOOP_QUEUE=5", "-DSD_LOOP_CALLED=1", "-DBATCH=2", "-DSD_VERBS_MESSAGE=16",
         *(f"-Wl,--wrap={name}" for name in WRAPPED))

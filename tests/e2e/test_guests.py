@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,20 @@ def test_sleeping_on_the_ring_for_a_peer_on_this_cpu(how: str, runner: Runner) -
         counters = report.raw["counters"]
         assert how == "pipe" or counters["bells_tx"] < 1000, str(report)  # nobody naps where the pipe has news
         if runner.mode is Mode.SHM and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
+            assert counters["naps"] > 50, str(report)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU")
+@pytest.mark.parametrize("how", ["epoll", "poll", "recv", "killed", "asked"])
+def test_sleeping_on_the_ring_for_a_peer_on_another_cpu(how: str, runner: Runner) -> None:
+    """Who thinks longer than anybody spins, but not for long, needs no doorbell each time, either."""
+    program = runner.run(sys.executable, GUESTS / "napping.py", how, "apart")
+    assert program.stdout == b"served\n"
+    for report in runner.check(program, at_least=2, of_bytes=1000):
+        counters = report.raw["counters"]
+        if how == "asked":
+            assert counters["naps"] < 40, str(report)
+        elif runner.mode is Mode.SHM:
             assert counters["naps"] > 50, str(report)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes of different sessions talk on one CPU: each message finds its reader asleep.
+"""Two processes of different sessions talk on one CPU, or `apart`: each message finds its reader asleep.
 
 epoll, poll: what they wait in; recv: the client in recv itself. pipe: the server also waits for a pipe, to which
 somebody writes while it sleeps on the ring. asked: the server asks a third process through pipes for each answer.
-killed: the client is killed then; closed, shut: it ends.
+killed: the client is killed then; closed, shut: it ends. Apart, an answer takes longer than anybody spins.
 """
 
 import os
@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 
-ROUNDS = 2000
-how = sys.argv[1]
+WORK_S = 0.0001
+how, apart = sys.argv[1], sys.argv[2:] == ["apart"]
+ROUNDS = 500 if apart else 2000
 
 
 def waiter(*files: int, briefly: bool = False) -> Callable[[], list[int]]:
@@ -48,7 +49,15 @@ def received(sock: socket.socket) -> bytes:
         return b""
 
 
+def work() -> None:
+    begin = time.thread_time()
+    while time.thread_time() - begin < WORK_S:
+        pass
+
+
 def serve(listener: socket.socket, pipe: int) -> None:
+    if apart:
+        os.sched_setaffinity(0, {max(cpus)})
     sock = listener.accept()[0]
     sock.setblocking(False)
     wait = waiter(sock.fileno(), pipe)
@@ -60,6 +69,8 @@ def serve(listener: socket.socket, pipe: int) -> None:
                 late = time.monotonic() - float(os.read(pipe, 20))
                 assert late < 0.5, f"the pipe was not looked at for {late:.3f} s"
             elif data := received(sock):
+                if apart:
+                    work()
                 if how == "asked":
                     os.write(question, data)
                 else:
@@ -100,7 +111,8 @@ def child(work: Callable[..., None], *args: object) -> int:
     return pid
 
 
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+cpus = os.sched_getaffinity(0)
+os.sched_setaffinity(0, {min(cpus)})
 told, ready = os.pipe()
 pipe, tell = os.pipe()
 questions, question = os.pipe()

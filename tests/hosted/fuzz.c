@@ -176,8 +176,8 @@ static void call_other(void)
         break;
     case 6:
         now = "nap";
-        if (sd_nap_possible(&sk))
-            sd_nap(&(struct sock *){&sk}, 1, one_in(2));
+        if (sd_nap_possible(&sk, one_in(2)))
+            sd_nap(&(struct sock *){&sk}, 1, one_in(2), &sd_learn_process, sd_tsc());
         break;
     default:
         now = "switch";

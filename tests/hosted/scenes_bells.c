@@ -141,7 +141,7 @@ static void nap_for(u32 side)
 {
     struct sock *s = &w.sock[side];
 
-    if (!sd_nap_possible(s) || sd_nap(&s, 1, false) <= 0)
+    if (!sd_nap_possible(s, false) || sd_nap(&s, 1, false, &sd_learn_process, 0) <= 0)
         wait_for(side, POLLIN);
 }
 
@@ -160,7 +160,7 @@ static void b_naps_on_both_for_2(void)
     while (!got(1, 2)) {
         if (take(1, 3, MSG_DONTWAIT) != -EAGAIN)
             continue;
-        if (!sd_nap_possible(set[0]) || !sd_nap_possible(set[1]) || sd_nap(set, 2, false) <= 0)
+        if (!sd_nap_possible(set[0], false) || !sd_nap_possible(set[1], false) || sd_nap(set, 2, false, &sd_learn_process, 0) <= 0)
             wait_for(1, POLLIN);
     }
 }
@@ -169,8 +169,8 @@ static void b_naps_once(void)
 {
     struct sock *s = &w.sock[1];
 
-    if (sd_nap_possible(s))
-        sd_nap(&s, 1, false);
+    if (sd_nap_possible(s, false))
+        sd_nap(&s, 1, false, &sd_learn_process, 0);
 }
 
 static void a_sends_1(void) { put(0, "a", 0); }

@@ -277,18 +277,19 @@ static void spun_in_vain(struct epwait *w)
 }
 
 /* May the set be napped on as far as r goes? */
-static bool nap_allows(struct reg *r)
+static bool nap_allows(struct reg *r, bool across)
 {
-    return !r->dead && !(r->want & EPOLLEXCLUSIVE) && !(reg_awaited(r) & POLLOUT) && sd_nap_possible(r->s);
+    return !r->dead && !(r->want & EPOLLEXCLUSIVE) && !(reg_awaited(r) & POLLOUT) && sd_nap_possible(r->s, across);
 }
 
 /* Those that are cold wait for doorbells, which a napper does not hear, so they are to be hot. Not where that are most: cost follows the hot ones. */
 static bool nap_heats(struct ep *ep)
 {
     struct reg *r = ep->hot;
+    bool across = sd_rung_soon(&ep->learn);
     bool may = ep->nhot && ep->nhot <= SD_NAP_SET && ep->tagged <= 2 * ep->nhot + COLD;
     for (u32 i = 0; may && i < ep->nhot; i++, r = r->hot_next)
-        may = nap_allows(r);
+        may = nap_allows(r, across);
     for (u32 i = 0; may && i < ep->cap; i++) {
         r = ep->tab[i];
         if (!r || r->dead || r->ghost || r->off || r->hot || !translated(r->s))
@@ -297,7 +298,7 @@ static bool nap_heats(struct ep *ep)
         if (may) {
             reg_disarm(r);
             hot_add(ep, r);
-            may = nap_allows(r);
+            may = nap_allows(r, across);
         }
     }
     return may;
@@ -338,7 +339,7 @@ static long nap(struct epwait *w, u64 left)
     ep_leave(ep, w->t);
     if (!n)
         return 0;
-    long r = sd_nap(set, n, false);
+    long r = sd_nap(set, n, false, &ep->learn, w->began);
     for (u32 i = 0; i < n; i++)
         sd_sock_let_go(set[i]);
     return r > 0 ? look(w, 0) : r;
@@ -376,9 +377,10 @@ static long spin(struct epwait *w, u64 left)
     }
     w->spinning = false;
     sd_spin_end(&sp, n > 0);
-    if (!n && raw >= 0)
-        spun_in_vain(w);
-    return n ? n : raw < 0 ? raw : 0;
+    if (n || raw < 0)
+        return n ? n : raw;
+    spun_in_vain(w);
+    return sd_rung_soon(&w->ep->learn) ? nap(w, left) : 0;
 }
 
 /* Sleeps once. 0: look again. */

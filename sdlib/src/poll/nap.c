@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * nap.c - short sleeps on the rings themselves, for peers that can only run on this CPU.
+ * nap.c - short sleeps on the rings themselves, for peers that can only run on this CPU, and for others that mostly answer soon.
  *
  * sched_yield gives the CPU to somebody of the same group of the scheduler. Programs of two sessions (autogroup) or of two cgroups are in different ones, as
  * servers and their clients mostly are: then it comes back at once, and the peer runs only when we sleep. A sleep on the descriptor is ended by a
@@ -9,6 +9,8 @@
  *   - only for connections whose peers are all on the ring, and no signal mask to wait with; in a program with threads only in epoll_wait,
  *     for who sleeps in recv or poll goes on with a file that another thread closes;
  *   - for NAP_NS at most. Longer than a tick: a timer that ends before has to be programmed each time, 1.5 us in a virtual machine;
+ *   - if a peer is on another CPU, only where the average sleeper was rung for within a millisecond lately (sd_rung_soon), behind a spin in vain, and for ACROSS_NS at most:
+ *     it is deaf for no longer than the wait that it expects;
  *   - after one that nothing has ended not for the next waits, twice as many each time;
  *   - not where the kernel has told of something else lately: a server with one client on the ring has its others, and its upstreams, on TCP.
  *
@@ -32,6 +34,7 @@
 #include "sock/sock.h"
 
 #define NAP_NS 5000000ull
+#define ACROSS_NS 1000000ull
 #define HOLD_FIRST 16
 #define HOLD_MOST 1024
 #define YIELD_AGAIN 64 /* waits without a yield, after naps that were ended by a peer whom about YIELDS_VAIN yields more than not had not let run */
@@ -80,11 +83,11 @@ static bool settled(const struct sock *s)
     return !load_acq(&s->e.rx->prod_hint) && !load_rlx(&s->e.tx->go_back) && !sd_back_published(&s->e);
 }
 
-bool sd_nap_possible(const struct sock *s)
+bool sd_nap_possible(const struct sock *s, bool across)
 {
     if (!settled(s) || sd_is_far(s) || load_rlx(&s->b->users) > 1 || s->b->exclusive)
         return false;
-    return !sd_rx_news(&s->e, 0) && !sd_cork_pending(&s->e) && !load_rlx(&s->e.rx->rx_armed) && sd_peer_here(s);
+    return !sd_rx_news(&s->e, 0) && !sd_cork_pending(&s->e) && !load_rlx(&s->e.rx->rx_armed) && (across || sd_peer_here(s));
 }
 
 /* ---------------------------------------------------------------- the napper */
@@ -97,6 +100,7 @@ struct home {
 struct naps {
     struct home home[SD_NAP_HOMES];
     u32 n;
+    bool across; /* some peer can run on another CPU */
     u32 armed[SD_NAP_SET];
 };
 
@@ -125,13 +129,14 @@ static bool heeds_signals(const struct naps *p, bool restarts)
 static long sleep_on(const struct naps *p, bool restarts)
 {
     struct futex_waitv on[SD_NAP_HOMES];
-    struct timespec64 ts = {0, NAP_NS};
+    u64 ns = p->across ? ACROSS_NS : NAP_NS;
+    struct timespec64 ts = {0, (i64)ns};
 
     if (!restarts && p->n == 1)
         return SYS6(__NR_futex, &p->home[0].s->e.rx->nap, FUTEX_WAIT, 1, &ts, 0, 0);
     for (u32 i = 0; i < p->n; i++)
         on[i] = (struct futex_waitv){1, (u64)&p->home[i].s->e.rx->nap, FUTEX2_SIZE_U32, 0};
-    sd_ns_ts(sd_now_ns() + NAP_NS, &ts);
+    sd_ns_ts(sd_now_ns() + ns, &ts);
     return SYS5(__NR_futex_waitv, on, p->n, 0, &ts, CLOCK_MONOTONIC);
 }
 
@@ -139,6 +144,20 @@ void sd_nap_cannot(void)
 {
     held = held ? held * 2 : HOLD_FIRST;
     hold = held = held < HOLD_MOST ? held : HOLD_MOST;
+}
+
+/* Across CPUs the average says it all, and yielding has not been tried. */
+static void learn_across(const struct naps *p, long r, struct sd_learn *l, u64 since, u64 from)
+{
+    u64 rung = 0;
+
+    if (r == -ETIMEDOUT)
+        sd_spin_forgotten(l);
+    for (u32 k = 0; r >= 0 && k < p->n; k++)
+        if (load_rlx(&p->home[k].s->e.rx->rung_at) - since > rung - since || !rung)
+            rung = load_rlx(&p->home[k].s->e.rx->rung_at);
+    if (r >= 0)
+        sd_spin_parked(l, since, from, rung);
 }
 
 static void learn(long r, bool alone)
@@ -161,6 +180,7 @@ static bool settle_down(struct naps *p, struct sock *const *set, u32 n, bool *ba
 
     for (bool may = true; i < n && may; i++) {
         u64 at = place_for(p, set[i]);
+        p->across |= !sd_peer_here(set[i]);
         p->armed[i] = sd_arm(set[i], POLLIN);
         *barrier |= p->armed[i] & SD_ARM_BARRIER;
         may = at && load_acq(&set[i]->e.rx->rx_armed) == 1; /* [N1] */
@@ -195,14 +215,16 @@ static void get_up(struct naps *p, struct sock *const *set, u32 n, u32 pid)
     }
 }
 
-long sd_nap(struct sock *const *set, u32 n, bool restarts)
+long sd_nap(struct sock *const *set, u32 n, bool restarts, struct sd_learn *l, u64 since)
 {
     struct naps p;
     u32 pid = g.pid;
     bool barrier = false, alone;
+    u64 from = 0;
     long r = -EAGAIN;
 
     p.n = 0;
+    p.across = false;
     for (u32 i = 0; i < n; i++)
         p.armed[i] = 0;
     alone = settle_down(&p, set, n, &barrier) && heeds_signals(&p, restarts);
@@ -212,10 +234,14 @@ long sd_nap(struct sock *const *set, u32 n, bool restarts)
         sd_fence();
     if (alone && all_quiet(set, n)) {
         COUNT(naps);
+        from = sd_tsc();
         r = sleep_on(&p, restarts);
     }
     get_up(&p, set, n, pid);
-    learn(r, alone);
+    if (p.across && alone)
+        learn_across(&p, from ? r : -EAGAIN, l, since, from);
+    else
+        learn(r, alone);
     return r == -ETIMEDOUT || !alone ? 0 : r == -EINTR ? r : 1;
 }
 
@@ -273,7 +299,9 @@ bool sd_nap_end(struct sock *s)
     home = at ? home_of(s, at) : NULL;
     if (!home)
         return false;
-    if (atomic_exchange(&home->e.tx->nap, 0) == 1) /* [N1] */
+    if (atomic_exchange(&home->e.tx->nap, 0) == 1) { /* [N1] */
+        store_rlx(&home->e.tx->rung_at, sd_tsc());
         SYS6(__NR_futex, &home->e.tx->nap, FUTEX_WAKE, 1, 0, 0, 0);
+    }
     return alone;
 }

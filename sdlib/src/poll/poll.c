@@ -170,7 +170,7 @@ static u32 to_nap_on(const struct sd_pollset *p, struct sock **set)
         const struct sd_pollitem *it = &p->item[i];
         if (!it->s && !it->ep)
             continue;
-        if (it->ep || n == SD_NAP_SET || (sd_bits_fold(it->want) & POLLOUT) || !sd_nap_possible(it->s))
+        if (it->ep || n == SD_NAP_SET || (sd_bits_fold(it->want) & POLLOUT) || !sd_nap_possible(it->s, sd_rung_soon(&sd_learn_process)))
             return 0;
         set[n++] = it->s;
     }
@@ -181,7 +181,7 @@ static long nap(struct sd_pollset *p, u64 left, bool masked)
 {
     struct sock *set[SD_NAP_SET];
     u32 n = !masked && !g.mt && p->ours <= SD_NAP_SET && sd_nap_pays(left, &others) ? to_nap_on(p, set) : 0;
-    long r = n ? sd_nap(set, n, false) : 0;
+    long r = n ? sd_nap(set, n, false, &sd_learn_process, p->began) : 0;
     return r <= 0 ? r : any_ready(p) ? ask_now(p) : 0;
 }
 
@@ -219,7 +219,7 @@ static long spin(struct sd_pollset *p, u64 left, bool masked)
     for (u32 i = 0; r >= 0 && i < p->n; i++)
         if (p->item[i].s && (!r || p->k[i].revents))
             sd_spun(p->item[i].s, r);
-    return r;
+    return !r && sd_rung_soon(&sd_learn_process) ? nap(p, left, masked) : r;
 }
 
 /* [W4] Nobody else may eat its doorbell. (In a program with threads nobody could tell a sleeper in poll that it was eaten.) */

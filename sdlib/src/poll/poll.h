@@ -51,6 +51,7 @@ struct sd_learn {
     u32 budget_us; /* 0: not set yet */
     u32 avg_us;    /* length of waits that were won, exponential average */
     u32 hold, held; /* so many waits without spinning are left, of so many: somebody else wanted the CPU */
+    u32 wait_us;    /* how long it took until somebody rang for a sleeper, plus one, exponential average; 0: not known */
 };
 extern struct sd_learn sd_learn_process;
 
@@ -76,6 +77,10 @@ static inline void sd_spun(const struct sock *s, bool won)
 }
 /* A wait that began at tsc `since` has ended in a park, which began at `from`, by a doorbell or data. `rung`: when the peer says that it has rung, 0: not known. */
 void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung);
+/* Nobody has rung for a sleeper who had expected it soon. */
+void sd_spin_forgotten(struct sd_learn *l);
+/* Peers on other CPUs mostly ring soon, so it is worth to nap for them. */
+bool sd_rung_soon(const struct sd_learn *l);
 /* [W4] A name for the sleep that is about to begin, never 0. Where they start nobody can tell, so no two processes have the same. */
 u64 sd_sleep_name(void);
 /* The peer last waited on this CPU: it can only run if we let it. */
@@ -89,13 +94,13 @@ bool sd_gives_way(const struct sock *s);
 bool sd_nap_pays(u64 left, u64 *others);
 /* It has brought nothing, or was not possible with this set, which takes time to find out: not for the next waits. */
 void sd_nap_cannot(void);
-/* s is all that is waited for, and its ring is empty. */
-bool sd_nap_possible(const struct sock *s);
+/* The ring of s is empty, and its peer can only run on this CPU, or is waited for `across` CPUs, too. */
+bool sd_nap_possible(const struct sock *s, bool across);
 #define SD_NAP_SET 128  /* connections, at most, that are napped on at once, */
 #define SD_NAP_HOMES 8  /* and processes at their other ends */
 /* A short sleep on the rings of n connections (1 to SD_NAP_SET), which are held. > 0: look at the ring, 0: nothing came, sleep on the descriptor; -EINTR: a handler has run. `restarts`: one with
- * SA_RESTART does not end it. */
-long sd_nap(struct sock *const *set, u32 n, bool restarts);
+ * SA_RESTART does not end it. `l` learns of the wait that began at tsc `since`. */
+long sd_nap(struct sock *const *set, u32 n, bool restarts, struct sd_learn *l, u64 since);
 /* The poster is asked for a bell: next time the peer may nap for it. */
 void sd_nap_offer(struct sock *s);
 /* Not if a peer on this CPU had to be napped for lately, though it was yielded to. */

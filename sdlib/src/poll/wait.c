@@ -22,6 +22,10 @@
 #define YIELDS 8
 #define YIELDED_US 2
 #define HOLD_MOST 1024
+#ifndef SD_SOON_US
+#define SD_SOON_US 1000
+#endif
+#define LATE_US 60000
 
 struct sd_learn sd_learn_process;
 
@@ -160,6 +164,16 @@ void sd_spin_end(struct sd_spin *sp, bool won)
     }
 }
 
+static void learn_wait(struct sd_learn *l, u64 us)
+{
+    u32 took = (u32)min_u64(us, LATE_US) + 1;
+
+    l->wait_us = l->wait_us ? (l->wait_us * 7 + took) / 8 : took;
+}
+
+void sd_spin_forgotten(struct sd_learn *l) { l->wait_us = 2 * SD_SOON_US; }
+bool sd_rung_soon(const struct sd_learn *l) { return l->wait_us && l->wait_us <= SD_SOON_US; }
+
 void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung)
 {
     u64 now = sd_tsc(), us = g.tsc_per_us ? g.tsc_per_us : 1;
@@ -170,6 +184,7 @@ void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung)
             grow(l);
         return;
     }
+    learn_wait(l, (rung - since) / us);
     if (rung - since >= limit * us)
         return;
     u32 enough = (u32)((rung - since) / us) * 2;

@@ -90,32 +90,38 @@ static bool waits_for_ever(struct sock *s, int fd)
     return s->timed == 1;
 }
 
-/* > 0: look again, 0: sleep, -EINTR. To a peer that can only run on this CPU. (Another thread may close the descriptor: then the kernel has to hold the file.) */
-static long give_way(struct sock *s, int fd, u64 had)
+/* > 0: look again, 0: sleep, -EINTR. (Another thread may close the descriptor: then the kernel has to hold the file.) */
+static long nap(struct sock *s, int fd, u64 had, u64 began)
 {
     u64 others = 0;
 
-    if (!g.cfg->spin_us)
-        return 0;
-    if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
-        return 1;
     if (had || g.mt || !sd_nap_pays(SD_FOREVER, &others) || !waits_for_ever(s, fd))
         return 0;
     if (s->kcheck & 1)
         sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
-    if (!sd_nap_possible(s))
+    if (!sd_nap_possible(s, sd_rung_soon(&sd_learn_process)))
         return 0;
-    return sd_nap(&s, 1, true);
+    return sd_nap(&s, 1, true, &sd_learn_process, began);
 }
 
-/* As give_way(). */
-static long spin_rx(struct sock *s, int fd, u64 had)
+/* As nap(). To a peer that can only run on this CPU. */
+static long give_way(struct sock *s, int fd, u64 had, u64 began)
+{
+    if (!g.cfg->spin_us)
+        return 0;
+    if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
+        return 1;
+    return nap(s, fd, had, began);
+}
+
+/* As nap(). */
+static long spin_rx(struct sock *s, int fd, u64 had, u64 began)
 {
     struct sd_spin sp;
     bool won = false;
 
     if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
-        return give_way(s, fd, had);
+        return give_way(s, fd, had, began);
     if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER, false))
         return 0;
     do
@@ -123,7 +129,7 @@ static long spin_rx(struct sock *s, int fd, u64 had)
     while (!won && sd_spin_more(&sp));
     sd_spin_end(&sp, won);
     sd_spun(s, won);
-    return won;
+    return !won && sd_rung_soon(&sd_learn_process) ? nap(s, fd, had, began) : won;
 }
 
 /* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
@@ -135,7 +141,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
 
     if (!again)
         w->since = t0;
-    r = spin_rx(s, fd, had);
+    r = spin_rx(s, fd, had, began);
     if (r)
         return r;
     t0 = sd_tsc();
