@@ -8,8 +8,9 @@ import signal
 import sys
 
 from tests.guestbuild import Guests
+from tests.hosts.talk import assert_whole, ping
 from tests.hosts.test_back import BACK_S, SIZE
-from tests.hosts.test_between import assert_whole, ping, quick_only
+from tests.hosts.test_between import quick_only
 from tests.hosts.world import VERBS, Program, World, assert_rdma, wait_for
 
 ROUNDS = 1 if VERBS else 3

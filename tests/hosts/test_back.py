@@ -18,7 +18,8 @@ import pytest
 from sdlib import abi
 from sdtrace import procfs
 from tests.guestbuild import Guests
-from tests.hosts.test_between import assert_whole, echo, ping, quick_only, sums
+from tests.hosts.talk import assert_whole, echo, ping, sums
+from tests.hosts.test_between import quick_only
 from tests.hosts.world import LIMIT_S, VERBS, Program, World, wait_for
 from tests.sdtrace.support import supervisor_of
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.guestbuild import Guests
-from tests.hosts.test_between import assert_whole, quick_only, tool
+from tests.hosts.talk import assert_whole
+from tests.hosts.test_between import quick_only, tool
 from tests.hosts.world import VERBS, Host, World
 
 SETTLED_S = 15.0 if VERBS else 1.0

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.hosts.test_between import assert_shown, ping
+from tests.hosts.talk import ping
+from tests.hosts.test_between import assert_shown
 from tests.hosts.world import VERBS, Mode, World, assert_rdma
 
 pytestmark = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, in a hundredth of the time")

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.hosts.test_between import echo, quick_only
+from tests.hosts.talk import echo
+from tests.hosts.test_between import quick_only
 from tests.hosts.world import Mode, World, assert_rdma
 from tests.trace.test_pcap import packets, stream
 
