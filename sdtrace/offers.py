@@ -405,9 +405,11 @@ class Broker:
             finally:
                 os.close(memfd)
 
-    def close(self) -> None:
-        """Hang up."""
+    def close(self, *, over: bool) -> None:
+        """Hang up. `over`: nobody has any connection any more, which another host has to be told, too."""
         self._stuck.sweep(over=True)
+        for key in list(self._own.all) if over else ():
+            self._let_go(key)
         self._far.close()
         self._own.close()
         self._opener.close()

@@ -394,7 +394,7 @@ class Supervisor:
             self._drain.finish()
         self._inspection.close()
         self._requests.close()
-        self._broker.close()
+        self._broker.close(over=not (self._listeners or self.given_back))
 
 
 def _learner() -> Learner:

@@ -104,6 +104,8 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
     server, client = world.exchange(guests("integrity"), 7002, size)
     world.finish(client, server)
     assert_whole(client, server, size)
+    wait_for(lambda: not any(host.status()["hosts"]["connections"] for host in (world.a, world.b)),
+             "both monitors forget what has ended")
 
 
 @quick_only
