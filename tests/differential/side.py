@@ -54,6 +54,12 @@ def settle() -> None:
     time.sleep(Pace.settle_s)
 
 
+class Where:
+    """Where servers listen, if nothing else is said; another address where the two sides are two hosts."""
+
+    server = b"\x7f\0\0\1"
+
+
 class Call:
     """A call that was made, or has been begun."""
 
@@ -181,10 +187,10 @@ class Side:
         """A TCP socket if nothing else is said."""
         return self.sys("socket", family, kind, protocol).value
 
-    def bind(self, fd: int, port: int = 0, address: bytes = b"\x7f\0\0\1") -> Call:
+    def bind(self, fd: int, port: int = 0, address: bytes | None = None) -> Call:
         """To an IPv4 address; the port does not show."""
         memory = self.link.memory()
-        where = memory.put(struct.pack("=H", 2) + struct.pack("!H", port) + address + bytes(8))
+        where = memory.put(struct.pack("=H", 2) + struct.pack("!H", port) + (address or Where.server) + bytes(8))
         return self.sys("bind", fd, where, 16, memory=memory, text=f"{fd}")
 
     def listen(self, fd: int, backlog: int = 16) -> Call:
@@ -198,10 +204,10 @@ class Side:
         _, data = self.link.begin("getsockname", fd, where, size, memory=memory).end()
         return int(struct.unpack_from("!H", data[0], 2)[0])
 
-    def connect(self, fd: int, port: int, address: bytes = b"\x7f\0\0\1") -> Call:
+    def connect(self, fd: int, port: int, address: bytes | None = None) -> Call:
         """To an IPv4 address."""
         memory = self.link.memory()
-        where = memory.put(struct.pack("=H", 2) + struct.pack("!H", port) + address + bytes(8))
+        where = memory.put(struct.pack("=H", 2) + struct.pack("!H", port) + (address or Where.server) + bytes(8))
         return self.sys("connect", fd, where, 16, memory=memory, text=f"{fd}")
 
     def accept(self, fd: int, flags: int | None = None) -> Call:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.differential.side import Side
-from tests.differential.worlds import NATIVE, Outcome, Place, Stage, World
+from tests.differential.side import Side, Where
+from tests.differential.worlds import NATIVE, Behaviour, Outcome, Place, Stage, World
 from tests.harness import Mode, Runner
 from tests.hosts.world import LIMIT_S
 from tests.hosts.world import World as Hosts
@@ -21,27 +21,11 @@ FAR = World("far", (), (), warm=True)
 
 @dataclass
 class FarStage(Stage):
-    """`a` accepts on its host's address."""
+    """On two hosts."""
 
     hosts: Hosts | None = None
     again: Callable[[], None] | None = None
     """Has the connection that has moved go back to TCP; it moves once more then."""
-
-    def connection(self, *, nodelay: bool = True) -> tuple[int, int]:
-        assert self.hosts is not None
-        address = socket.inet_aton(self.hosts.a.address)
-        listener = self.a.socket()
-        self.a.bind(listener, address=address)
-        self.a.listen(listener, 16)
-        theirs = self.b.socket()
-        self.b.connect(theirs, self.a.port(listener), address)
-        ours = self.a.accept(listener).value
-        if nodelay:
-            self.a.setsockopt(ours, 6, 1, 1)
-            self.b.setsockopt(theirs, 6, 1, 1)
-        self.a.close(listener)
-        self.talk(ours, theirs)
-        return ours, theirs
 
     def talk(self, ours: int, theirs: int) -> None:
         before = self._carried()
@@ -85,6 +69,13 @@ class FarPlace(Place):
 
     def _stage(self, a: Side, b: Side) -> Stage:
         return FarStage(a, b, self.world.warm, self.world.moves, hosts=self._hosts, again=self._again)
+
+    def run(self, behaviour: Behaviour) -> Outcome:
+        before, Where.server = Where.server, socket.inet_aton(self._hosts.a.address)
+        try:
+            return super().run(behaviour)
+        finally:
+            Where.server = before
 
     def rdma(self, outcome: Outcome) -> int:
         """How many ends of connections mirrored rings have carried; ends it."""
