@@ -3,7 +3,7 @@
 #
 #   make build   .venv/ with every command of the project in .venv/bin/
 #   make test    all tests
-#   make test-rdma   two hosts with RDMA: a kernel with soft RoCE in an emulated machine (minutes); and one with Yama
+#   make test-rdma   two hosts with RDMA: kernels with soft RoCE in emulated machines, one for both and one each (minutes); and one with Yama
 #   make failures-rdma   there, 200 times: monitors killed and links down at random moments (an hour or two); `make failures` without RDMA
 #   make examples   those of examples/, natively and under sdrun, with a plot of each in build/examples/
 #   make newcomer   the README's first commands and the packages, on a Debian with nothing on it (debootstrap; minutes)
@@ -120,6 +120,7 @@ test: build $(STAMPS)/packages-test
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 600 -- $(PY) -m tests.vm.yama
+	@$(PY) -m tests.vm.two --limit 900
 	@$(PY) -m tests.vm.guest --limit 2400 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 # By hand: FAILURES of each kind, with a seed that is printed.

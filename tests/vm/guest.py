@@ -20,14 +20,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -39,8 +39,9 @@ BOOT_MODULES: Final = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "ov
 FAILED: Final = 125
 BOOTS: Final = 3
 BOOT_S: Final = 300.0
-_QEMU: Final = (
-    "qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35,vmport=off,hpet=off "
+_QEMU: Final = (  # which does not outlive us
+    "setpriv --pdeathsig KILL -- qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none "
+    "-machine q35,vmport=off,hpet=off "
     "-accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2G -device isa-debug-exit,iobase=0xf4,iosize=1 "
     "-device virtio-serial-pci,id=vs"
 )
@@ -195,6 +196,50 @@ def _tsc_khz() -> int:
     return round((last[1] - first[1]) * 1e6 / (last[0] - first[0]))
 
 
+class Machine:
+    """One guest, which runs one command; what it prints goes to our output, each line behind `mark`."""
+
+    def __init__(self, control: Path, command: Sequence[str], *, mark: bytes = b"", more: Sequence[str] = ()) -> None:
+        """`more`: for QEMU."""
+        self._control = control
+        script = f"export PATH={shlex.quote(os.environ['PATH'])}:/usr/sbin:/sbin HOME=/root TERM=dumb\n"
+        script += "touch /run/ctl/begun\n"
+        (control / "guest.sh").write_text(f"{script}cd {shlex.quote(str(ROOT))}\n{shlex.join(command)}\n")
+        (control / "work").write_text(f"{ROOT}\n")
+        self._pipes = [_pipe(control / "out", sys.stdout.buffer, mark), _pipe(control / "err", sys.stderr.buffer, mark)]
+        self._qemu = subprocess.Popen([*_qemu(control), *more], stdin=subprocess.DEVNULL)
+
+    @property
+    def running(self) -> bool:
+        return self._qemu.poll() is None
+
+    @property
+    def begun(self) -> bool:
+        """Its command has started."""
+        return (self._control / "begun").exists()
+
+    @property
+    def status(self) -> int | None:
+        """The command's exit status; None: the machine has not told one."""
+        path = self._control / "rc"
+        return int(path.read_text()) if path.exists() and path.read_text() else None
+
+    @property
+    def last_words(self) -> str:
+        """For people: how QEMU ended, and the console."""
+        console = self._control / "console"
+        tail = "\n".join(console.read_text(errors="replace").splitlines()[-30:]) if console.exists() else ""
+        return f"qemu ended with {self._qemu.returncode}; its console:\n{tail}"
+
+    def end(self) -> None:
+        """Whatever it is at; all that it has printed is out then."""
+        self._qemu.kill()
+        self._qemu.wait()
+        for done in self._pipes:
+            done()
+        self._pipes = []
+
+
 def run(command: list[str], limit_s: float) -> int:
     """Run it in a guest; its exit status, FAILED when the guest did not tell one."""
     make()
@@ -208,47 +253,49 @@ def run(command: list[str], limit_s: float) -> int:
 def _boot(command: list[str], limit_s: float) -> int | None:
     """One machine. None: it died before the command's end; emulated, a kernel may do so while it patches itself."""
     with tempfile.TemporaryDirectory(prefix="sdvm-") as name:
-        control = Path(name)
-        script = f"export PATH={shlex.quote(os.environ['PATH'])}:/usr/sbin:/sbin HOME=/root TERM=dumb\n"
-        script += "touch /run/ctl/begun\n"
-        (control / "guest.sh").write_text(f"{script}cd {shlex.quote(str(ROOT))}\n{shlex.join(command)}\n")
-        (control / "work").write_text(f"{ROOT}\n")
-        pipes = [_pipe(control / "out", sys.stdout.buffer), _pipe(control / "err", sys.stderr.buffer)]
-        with subprocess.Popen(_qemu(control), stdin=subprocess.DEVNULL) as machine:
-            said, late = _end(machine, control / "begun", limit_s)
-        for done in pipes:
-            done()
-        if (control / "rc").exists():
-            return int((control / "rc").read_text())
-        console = control / "console"
-        tail = "\n".join(console.read_text(errors="replace").splitlines()[-30:]) if console.exists() else ""
-        print(f"vm: {said}; its console:\n{tail}", file=sys.stderr)
-        return FAILED if late else None
+        machine = Machine(Path(name), command)
+        try:
+            late = until_ended([machine], limit_s)
+        finally:
+            machine.end()
+        if machine.status is not None:
+            return machine.status
+        print(f"vm: {late or 'not done'}; {machine.last_words}", file=sys.stderr)
+        return FAILED if late and machine.begun else None
 
 
-def _end(machine: subprocess.Popen[bytes], begun: Path, limit_s: float) -> tuple[str, bool]:
-    """What became of it, and whether its command has had all the time that there is."""
-    since = time.monotonic()
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return f"qemu ended with {machine.wait(1)}", False
-        spent_s, up = time.monotonic() - since, begun.exists()
-        if spent_s > (limit_s if up else BOOT_S):
-            machine.kill()
-            machine.wait()
-            return f"{'not done' if up else 'not up'} within {spent_s:.0f} s", up
+def until_ended(machines: Sequence[Machine], limit_s: float, grace_s: float = 0.0) -> str:
+    """Wait for all; or until `grace_s` after one has failed. "", or what took too long."""
+    since, failed_at = time.monotonic(), 0.0
+    while any(machine.running for machine in machines):
+        time.sleep(0.1)
+        now = time.monotonic()
+        up = all(machine.begun for machine in machines)
+        if now - since > (limit_s if up else BOOT_S):
+            return f"{'not done' if up else 'not up'} within {now - since:.0f} s"
+        if not failed_at and any(not machine.running and machine.status != 0 for machine in machines):
+            failed_at = now
+        if failed_at and now - failed_at > grace_s:
+            break
+    return ""
 
 
-def _pipe(path: Path, target: BinaryIO) -> Callable[[], None]:
-    """A FIFO whose content goes to `target`; call the result when its writer has ended."""
+def _pipe(path: Path, target: BinaryIO, mark: bytes) -> Callable[[], None]:
+    """A FIFO whose content goes to `target`, by lines if they are marked; call the result when its writer has ended."""
     os.mkfifo(path)
     keep = os.open(path, os.O_RDWR)  # QEMU must not wait for a reader, nor the reader see an end before it writes
 
     def copy() -> None:
         with path.open("rb", buffering=0) as source:
+            kept = b""
             while data := source.read(65536):
-                target.write(data)
+                *lines, kept = (kept + data).splitlines(keepends=True) if mark else (data, b"")
+                if kept.endswith(b"\n"):
+                    lines, kept = [*lines, kept], b""
+                target.write(b"".join(mark + line for line in lines))
                 target.flush()
+            target.write(mark + kept + b"\n" if kept else b"")
+            target.flush()
 
     thread = threading.Thread(target=copy)
     thread.start()
@@ -261,18 +308,25 @@ def _pipe(path: Path, target: BinaryIO) -> Callable[[], None]:
 
 
 def _qemu(control: Path) -> list[str]:
-    shares = (("root", "/", True), ("ctl", str(control), False), ("mods", str((OUT / "modules").resolve()), True),
-              ("work", str(ROOT), False))
     words = [*shlex.split(_QEMU), "-kernel", str(OUT / "vmlinux"), "-initrd", str(OUT / "initrd"),
              "-append", f"{_APPEND} tsc_early_khz={_tsc_khz()}"]
     words += ["-chardev", f"file,id=con,path={control}/console", "-serial", "chardev:con"]
     for number, port in enumerate(("out", "err"), 1):
         words += ["-chardev", f"file,id={port},path={control}/{port}",
                   "-device", f"virtserialport,bus=vs.0,nr={number},chardev={port},name={port}"]
-    for tag, path, readonly in shares:
-        words += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap"
-                             f"{',readonly=on' if readonly else ''}"]
-    return words
+    words += share("root", Path("/"), readonly=True) + share("ctl", control) + share("work", ROOT)
+    return words + share("mods", (OUT / "modules").resolve(), readonly=True)
+
+
+def share(tag: str, path: Path, *, readonly: bool = False) -> list[str]:
+    """For QEMU: a folder of ours, which the guest may mount by its tag."""
+    return ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap"
+                       f"{',readonly=on' if readonly else ''}"]
+
+
+def leave_when_told() -> None:
+    """SIGTERM ends the machines, too, and removes what was made for them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def main() -> int:
@@ -281,6 +335,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=480, metavar="SECONDS")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
+    leave_when_told()
     try:
         return run(options.command, options.limit)
     except (VmError, OSError, ValueError) as error:
