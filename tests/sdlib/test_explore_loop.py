@@ -9,7 +9,9 @@ see it is shown with mutants.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -46,6 +48,16 @@ MUTANTS = [
 ]
 
 
+BUSY = (("d->moved - moved >= MUCH", "d->moved > moved"), ("row >= ROW", "row"), ("dozes = DOZES;", "dozes = 1;"))
+"""In threads.c: the loop attends and dozes after a single byte, instead of when much goes by."""
+BUSY_MUTANTS = [
+    Mutant("loop-nudges", ASLEEP, "verbs/called.c",
+           "                m->armed = !load_acq(&sd_out_of(m)->sw_ring) ? 2 : 0;\n", ""),
+    Mutant("loop-nudges", ASLEEP, "verbs/threads.c", "dozes && dozes--)\n            away(t, DOZE_NS);",
+           "dozes && dozes--)\n            return;"),
+]
+
+
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("loop"), DRIVERS, (*EXPLORER, *LOOP), under_test=LOOP_UNDER_TEST)
@@ -60,6 +72,35 @@ def test_every_interleaving(explorer: Path, scenario: str) -> None:
     assert found and all(int(number) > 0 for number in found.groups()), result.stdout
 
 
+@pytest.fixture(scope="module")
+def busy(explorer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that attends to its connections and dozes."""
+    return build(tmp_path_factory.mktemp("busy"), DRIVERS, (*EXPLORER, *LOOP), {"verbs/threads.c": _busy_threads()},
+                 reuse=explorer.parent, under_test=LOOP_UNDER_TEST)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scenario", NAMES)
+def test_every_interleaving_while_much_goes_by(busy: Path, scenario: str) -> None:
+    result = explore(busy, scenario)
+    assert result.returncode == 0, result.stdout[:3000]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutant", BUSY_MUTANTS, ids=lambda mutant: f"{mutant.scenario}:{mutant.file}")
+def test_a_missing_edge_is_found_while_much_goes_by(explorer: Path, tmp_path: Path, mutant: Mutant) -> None:
+    result = _explored(explorer.parent, tmp_path, mutant, {"verbs/threads.c": _busy_threads()})
+    assert result.returncode == 1 and mutant.why in result.stdout.splitlines()[0], result.stdout[:3000]
+
+
+def _busy_threads() -> str:
+    text = (SRC / "verbs/threads.c").read_text()
+    for old, new in BUSY:
+        assert text.count(old) == 1, f"threads.c has changed: {old}"
+        text = text.replace(old, new)
+    return text
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.scenario}:{mutant.file}")
 def test_a_missing_edge_is_found(explorer: Path, tmp_path: Path, mutant: Mutant) -> None:
@@ -67,9 +108,9 @@ def test_a_missing_edge_is_found(explorer: Path, tmp_path: Path, mutant: Mutant)
     assert result.returncode == 1 and mutant.why in result.stdout.splitlines()[0], result.stdout[:3000]
 
 
-def _explored(reuse: Path, folder: Path, mutant: Mutant) -> Result:
-    original = (SRC / mutant.file).read_text()
+def _explored(reuse: Path, folder: Path, mutant: Mutant, texts: Mapping[str, str] = MappingProxyType({})) -> Result:
+    original = texts.get(mutant.file) or (SRC / mutant.file).read_text()
     assert original.count(mutant.old) == 1, f"{mutant.file} has changed: adapt the mutant"
-    text = original.replace(mutant.old, mutant.new)
-    mutated = build(folder, DRIVERS, (*EXPLORER, *LOOP), {mutant.file: text}, reuse=reuse, under_test=LOOP_UNDER_TEST)
+    changed = {**texts, mutant.file: original.replace(mutant.old, mutant.new)}
+    mutated = build(folder, DRIVERS, (*EXPLORER, *LOOP), changed, reuse=reuse, under_test=LOOP_UNDER_TEST)
     return explore(mutated, mutant.scenario)
