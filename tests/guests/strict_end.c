@@ -46,6 +46,53 @@ static void beside(void)
     _exit(7);
 }
 
+static bool leader_is_gone(void)
+{
+    char text[512] = "", path[32];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)getpid());
+    int fd = open(path, O_RDONLY);
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    return n > 0 && strstr(text, ") Z");
+}
+
+/* The main thread ends first; the status is that of the last one, or of the end of all. */
+static void *outlives(void *whole)
+{
+    while (!leader_is_gone())
+        sleep_ms(1);
+    writes('c');
+    if (whole)
+        _exit(7);
+    syscall(SYS_exit, 3);
+    return NULL;
+}
+
+static void before_another(void *whole)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, outlives, whole) == 0);
+    asks();
+}
+
+static void *is_the_last(void *unused)
+{
+    while (!leader_is_gone())
+        sleep_ms(1);
+    asks();
+    return unused;
+}
+
+static void last_of_two(void)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, is_the_last, NULL) == 0);
+    syscall(SYS_exit, 4);
+}
+
+static void first_of_two(void) { before_another(NULL); }
+static void first_of_a_whole(void) { before_another(""); }
+
 static void shows(const char *name, void (*how)(void))
 {
     char got[8] = "";
@@ -77,5 +124,8 @@ int main(void)
     shows("kills another", kills_other);
     shows("int80", by_int80);
     shows("beside", beside);
+    shows("first", first_of_two);
+    shows("first of a whole", first_of_a_whole);
+    shows("last", last_of_two);
     return 0;
 }

@@ -11,8 +11,8 @@ extern u8 sd_slots[], sd_gate_start[], sd_gate_end[];
 
 /* start/exec.c: strict mode is a filter, whose traps have this number and end the thread, or the process that has no other. */
 #define SD_STRICT_TRAP 0x5d
-enum { SD_STRICT_ALONE = 1, SD_STRICT_THREAD };
 extern u8 sd_strict;
+u32 sd_threads(void); /* that the process has, a main thread that has ended included */
 extern _Atomic u64 sd_slot_ret[SD_SLOTS]; /* where the program goes on behind the slot's site */
 extern const u8 sd_class[65536];
 extern struct sd_boot sd_boot;

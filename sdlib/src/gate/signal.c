@@ -146,11 +146,22 @@ static NOINLINE void emulate(struct ucontext *uc)
 
 u8 sd_strict;
 
-/* What the kernel does in strict mode. */
+/* The kernel counts a main thread that has ended as long as there are others. */
+static bool main_has_ended(void)
+{
+    for (const struct sd_tcb *x = sd_tcbs(); x; x = x->next)
+        if (__atomic_load_n(&x->tid, __ATOMIC_RELAXED) == g.pid)
+            return x->exiting;
+    return false;
+}
+
+/* What the kernel does in strict mode. The last thread's status is the process's: that of one that SIGKILL has ended. */
 static __attribute__((noreturn)) void end_strictly(void)
 {
-    if (sd_strict == SD_STRICT_ALONE)
+    if (sd_threads() == 1u + main_has_ended())
         SYS2(__NR_kill, g.pid, SIGKILL);
+    if (sd_self())
+        sd_self()->exiting = 1;
     for (;;)
         SYS1(__NR_exit, SIGKILL);
 }

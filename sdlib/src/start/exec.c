@@ -116,19 +116,21 @@ static void own_filter(void)
 #define ARCH_64 0xc000003eu
 #define NLINK_AT 16 /* of struct stat */
 
-/* Has this process one thread? As the kernel says, or as far as we know. */
-static bool is_alone(void)
+static const char own_threads[] = "/proc/self/task";
+
+u32 sd_threads(void)
 {
     u64 stat[18];
 
-    if (SYS4(__NR_newfstatat, AT_FDCWD, "/proc/self/task", stat, 0) < 0)
-        return !g.mt;
-    return stat[NLINK_AT / 8] == 3;
+    if (SYS4(__NR_newfstatat, AT_FDCWD, own_threads, stat, 0) < 0)
+        return g.mt ? 0 : 1; /* no /proc: as far as we know */
+    return (u32)stat[NLINK_AT / 8] - 2;
 }
 
 /* Strict mode cannot be had beside a filter, and there is one: ours. So it becomes another filter: the same four calls, of either kind: read, write, exit,
  * and sigreturn (rt_sigreturn has a number of its own by int $0x80). For all others the kernel ends the thread as if by SIGKILL, which no filter can do:
- * so they trap, and our handler does it (signal.c), with exit, or kill(2) of itself, which the filter lets through for that: who makes that call ends in the same way. */
+ * so they trap, and our handler does it (signal.c), with exit, or kill(2) of itself, which the filter lets through for that: who makes that call ends in the same way. Which of the two, says
+ * how many threads there are; that one name, which lies in our text, may be asked for. */
 static long strict_mode(void)
 {
     struct insn {
@@ -139,16 +141,21 @@ static long strict_mode(void)
         STMT(0x20, 4), /* BPF_LD | BPF_W | BPF_ABS: which kind */
         IF(ARCH_64, 6),
         STMT(0x20, 0), /* the number */
-        IF(3, 3), IF(4, 2), IF(1, 1), UNLESS(119, 11),
+        IF(3, 3), IF(4, 2), IF(1, 1), UNLESS(119, 18),
         STMT(6, 0x7fff0000), /* SECCOMP_RET_ALLOW */
         STMT(0x20, 0),
-        IF(__NR_read, 9), IF(__NR_write, 8), IF(__NR_exit, 7), IF(__NR_rt_sigreturn, 6), UNLESS(__NR_kill, 4),
+        IF(__NR_read, 9), IF(__NR_write, 8), IF(__NR_exit, 7), IF(__NR_rt_sigreturn, 6), IF(__NR_newfstatat, 6), UNLESS(__NR_kill, 10),
         STMT(0x20, 16), /* its arguments */
-        UNLESS(g.pid, 2),
+        UNLESS(g.pid, 8),
         STMT(0x20, 24),
-        IF(SIGKILL, 1),
-        STMT(6, 0x30000 | SD_STRICT_TRAP), /* SECCOMP_RET_TRAP */
+        UNLESS(SIGKILL, 6),
         STMT(6, 0x7fff0000),
+        STMT(0x20, 24),
+        UNLESS((u32)(u64)own_threads, 3),
+        STMT(0x20, 28),
+        UNLESS((u32)((u64)own_threads >> 32), 1),
+        STMT(6, 0x7fff0000),
+        STMT(6, 0x30000 | SD_STRICT_TRAP), /* SECCOMP_RET_TRAP */
     };
     struct {
         u16 n;
@@ -156,7 +163,7 @@ static long strict_mode(void)
     } program = { ARRAY_LEN(list), list };
 
     own_filter();
-    sd_strict = is_alone() ? SD_STRICT_ALONE : SD_STRICT_THREAD;
+    sd_strict = 1;
     SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); /* there is no exec in strict mode */
     return SYS3(__NR_prctl, PR_SET_SECCOMP, 2, &program);
 }
