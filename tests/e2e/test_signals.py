@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
+import time
+from pathlib import Path
+
 import pytest
 
+from tests.e2e.test_attach import finish, more_rounds, start_client
+from tests.e2e.test_detach_part import CONNECTIONS, carried
 from tests.guestbuild import Guests
-from tests.harness import Runner
+from tests.harness import REPORT_WITHIN_S, SDRUN, Runner, free_port, is_listening
 
 
 def test_go_interrupts_itself(runner: Runner, guests: Guests) -> None:
@@ -30,3 +38,28 @@ def test_small_alternate_stack(flavour: str, runner: Runner, guests: Guests) -> 
     program = runner.run(guests("small_stack", flavour))
     assert program.stdout == b"ok\n"
     runner.check(program, at_least=2, of_bytes=400)
+
+
+def test_a_daemon_outlives_the_terminal_that_started_it(shm: Runner, guests: Guests, tmp_path: Path) -> None:
+    """The shell on it ends by SIGHUP; what it has started goes on, on shared memory, as do connections made later."""
+    port, own = free_port(), tmp_path / "pid"
+    words = [SDRUN, "--set", "upgrade=eager", "--", "sh", "-c",
+             f"setsid sh -c 'echo $$ >{own}; exec {guests('waits')} {port}' & read nothing"]
+    shell, terminal = pty.fork()
+    if shell == 0:
+        os.execve(SDRUN, list(map(str, words)), shm.env)
+    deadline = time.monotonic() + REPORT_WITHIN_S
+    while not is_listening(port):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    daemon = int(own.read_text())
+    try:
+        client = start_client(shm, port, CONNECTIONS, 0.0, "echo")
+        os.close(terminal)
+        assert os.waitstatus_to_exitcode(os.waitpid(shell, 0)[1]) == -signal.SIGHUP
+        more_rounds(0.2)
+        finish(client)
+        assert client.report().shm == CONNECTIONS
+        assert carried(shm, port) == CONNECTIONS
+    finally:
+        os.kill(daemon, signal.SIGTERM)
