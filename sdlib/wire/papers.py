@@ -9,8 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 
-from sdlib import compact
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -21,7 +19,9 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 
 def write(content: dict[str, Any]) -> int:
     """A sealed memfd with the JSON of `content`; the caller closes it. OSError."""
-    data = compact.dumps(content).encode()
+    import json  # a question comes late, and a program waits for our start
+
+    data = json.dumps(content).encode()
     fd = os.memfd_create("socksdirect-paper", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
@@ -35,10 +35,12 @@ def write(content: dict[str, Any]) -> int:
 
 def read(fd: int, most: int = MAX_BYTES) -> dict[str, Any]:
     """The object in a memfd that somebody else has made; {} for anything that is none, or longer. Closes `fd`."""
+    import json
+
     try:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             return {}  # only a memfd has seals: nothing that could block is read from
-        content = compact.loads(os.pread(fd, most, 0))
+        content = json.loads(os.pread(fd, most, 0))
     except (OSError, ValueError, RecursionError):
         return {}
     finally:
