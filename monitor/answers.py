@@ -6,14 +6,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
 
 from monitor.desk import OPEN_MAX, OURSELVES, Desk
 from monitor.outbox import Outbox
 from monitor.session import Client
+from sdlib.records import NamedTuple
 from sdlib.wire import messages, papers
 from sdlib.wire.messages import Code, ProtocolError, Query
 from sdlib.wire.states import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _PAPER_MAX: Final = 64 << 10
 TREES_MAX: Final = 256

@@ -20,7 +20,6 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
 
 from monitor import journal
 from monitor.server import Server
@@ -29,7 +28,10 @@ from sdlib import abi
 from sdlib.wire import messages, paths
 from sdlib.wire.segment import ring_size_ok
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from monitor.hosts.config import Config
     from monitor.hosts.hub import Hub
 

@@ -8,8 +8,12 @@ clients, root of all. A client that does not tell within `_LIMIT_S` is left out,
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Final
+
+from sdlib.records import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _LIMIT_S: Final = 1.0
 OPEN_MAX: Final = 64

@@ -17,11 +17,15 @@ import signal
 import socket
 import threading
 from struct import Struct
-from typing import Final, NamedTuple
 
 from monitor.match import Address, Key
 from sdlib import abi
+from sdlib.records import NamedTuple
 from sdlib.wire.messages import Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SO_COOKIE: Final = 57  # asm-generic/socket.h; Python has no names for these three
 SO_BINDTOIFINDEX: Final = 62

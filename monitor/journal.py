@@ -7,11 +7,13 @@ is counted in the next line. The standard library's logging, because the monitor
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _BURST: Final = 50.0
 _PER_S: Final = 10.0
@@ -60,6 +62,8 @@ def event(name: str, level: int = logging.INFO, **fields: object) -> None:
     if _bucket.left_out:
         fields["lines_left_out"], _bucket.left_out = _bucket.left_out, 0
     if _json:
+        import json
+
         head = {"time": round(time.time(), 3), "level": logging.getLevelName(level), "event": name}
         _logger.log(level, "%s", json.dumps({**head, **fields}, default=str))
         return

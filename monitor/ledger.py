@@ -10,8 +10,8 @@ its programs.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 
+from sdlib.records import dataclass, field
 from sdlib.wire.messages import Code
 
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from typing import NamedTuple
 
+from sdlib.records import NamedTuple
 from sdlib.wire.messages import Code
 
 

@@ -17,10 +17,13 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Final
 
 from monitor import journal
 from monitor.endpoint import SO_NETNS_COOKIE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 Pair = tuple[str, str]
 _CLONE_NEWNET: Final = 0x40000000

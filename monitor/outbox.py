@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import selectors
 from collections.abc import Callable
-from typing import Final
 
 from monitor.session import TEXTS, Client
 from sdlib.wire import fds, messages
 from sdlib.wire.messages import Code
 from sdlib.wire.states import Role
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MAX_QUEUED: Final = 256
 

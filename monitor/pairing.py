@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from monitor import endpoint, journal, segment
 from monitor.ledger import Ledger
@@ -21,6 +20,7 @@ from sdlib.wire import messages
 from sdlib.wire.messages import Bell, Code, ProtocolError
 from sdlib.wire.segment import check_memfd, ring_size_ok, segment_bytes
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # most monitors know no other host
     from monitor.hosts.hub import Hub
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 import fcntl
 import os
 from functools import lru_cache
-from typing import Final
 
 from sdlib.wire.segment import SEALS, initial_header, segment_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3; older kernels say EINVAL
 _header: Final = lru_cache(maxsize=32)(initial_header)

@@ -26,7 +26,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
 
 from monitor import endpoint, journal, service
 from monitor.answers import Answers
@@ -39,7 +38,10 @@ from sdlib.wire import fds, messages
 from sdlib.wire.messages import Code, ProtocolError, Query
 from sdlib.wire.states import Role, State
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # most monitors know no other host
+    from typing import Any, Final
+
     from monitor.hosts.hub import Hub
     from monitor.metrics import Metrics
 

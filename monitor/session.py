@@ -8,11 +8,15 @@ import socket
 import time
 from collections import deque
 from struct import Struct
-from typing import Final, NamedTuple
 
 from sdlib import abi
+from sdlib.records import NamedTuple
 from sdlib.wire.messages import Code
 from sdlib.wire.states import Conversation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _UCRED: Final = Struct("3i")  # struct ucred: pid, uid, gid
 
