@@ -85,6 +85,7 @@ class Answers:
         try:
             status = procfs.status(notif.tid)
             if not listener.valid(notif):
+                self._injector.missed(notif, status)
                 return
             process = self._processes.find(status)
         except OSError:

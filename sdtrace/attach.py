@@ -194,7 +194,7 @@ class Attacher:
         return listener
 
 
-def equip(pid: int, image: Image, keepsake: Keepsake, *, patch: bool, trace: int) -> None:
+def equip(pid: int, image: Image, keepsake: Keepsake, *, patch: bool, trace: int, tracer: int = 0) -> None:
     """Give a program under our filter the library, whatever it is doing, also again; RemoteError, AttachError."""
     with Seized(pid, keepsake) as seized:
         _refuse_files(pid)
@@ -208,7 +208,8 @@ def equip(pid: int, image: Image, keepsake: Keepsake, *, patch: bool, trace: int
             if again:
                 renew(seized, image)
             write_memory(pid, image.symbols["sd_adopt"], adoptable(pid))
-            start_library(seized, image, boot_bytes(seized.thread_count, [], patch, trace, adopt=True))
+            start_library(seized, image, boot_bytes(seized.thread_count, [], patch, trace, adopt=True,
+                                                    tracer=tracer))
         except (RemoteError, OSError):
             seized.dispatch_nowhere()
             seized.prepare_calls()

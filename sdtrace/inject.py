@@ -36,6 +36,14 @@ _VFORK_PATIENCE_S: Final = 0.002
 _UNHOOKED_AT: Final = abi.offsetof("struct sd_boot", "unhooked")
 
 
+class Interrupted(RemoteError):
+    """A signal has ended the notified call's wait; the call is made anew behind the handler."""
+
+    def __init__(self) -> None:
+        """Nothing more is to be said."""
+        super().__init__("interrupted by a signal", transient=True)
+
+
 def library_present(pid: int, image: Image) -> bool:
     """Is our image mapped there? RemoteError when something else is."""
     try:
@@ -99,7 +107,7 @@ def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int, *, 
 
 def _check_stopped(stopped: Stopped) -> None:
     if not stopped.still_in_call:
-        raise RemoteError("interrupted by a signal", transient=True)
+        raise Interrupted
     check_registers(stopped.registers())
 
 
@@ -211,7 +219,7 @@ def inject(
         remote_fd = listener.add_fd(notif, image.fd)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise RemoteError("interrupted by a signal", transient=True) from error
+            raise Interrupted from error
         raise RemoteError("no-free-descriptor", transient=True) from error
     try:
         with Stopped(pid, notif, keepsake) as stopped:

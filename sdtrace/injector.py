@@ -3,6 +3,10 @@
 or if all of its children have to name their tracer (launch/yama.c).
 
 Whatever goes wrong leaves the program as it is, with the reason noted; most reasons last, so it is not tried again.
+
+A signal with a handler ends the wait for us, and the call is made and notified anew. Where the next signal comes sooner
+than we do (a profiler's timer; Go's preemption, every 10 ms, on a busy machine), no call would ever be the place.
+Such a program gets the library whatever it does, as at_once() does it.
 """
 
 from __future__ import annotations
@@ -62,6 +66,15 @@ class Injector:
         elif notif.nr in SOCKET_NUMBERS and notif.ip not in self._gate:
             injected = self._first_use(listener, notif, status, process)
         return injected
+
+    def missed(self, notif: Notification, status: procfs.Status) -> None:
+        """A call whose wait a signal had ended before we looked. (Or the task has ended.)"""
+        first = status.tgid == self._options.root_pid and status.filters == self._filters
+        if SOCKET_NUMBERS.get(notif.nr) != "socket" or notif.ip in self._gate or not (first or self._is_ours(status)):
+            return
+        process = self._processes.find(status)
+        if not process.program.refused and not process.program.injected:
+            self._try(None, notif, status, process, [])
 
     def at_once(self, pid: int) -> str:
         """A process that is about to be sent a connection, whatever it does; "" or why not. Others: nothing is done."""
@@ -134,9 +147,32 @@ class Injector:
             return False
         return self._try(listener, notif, status, process, [])
 
-    def _try(self, listener: Listener, notif: Notification, status: procfs.Status, process: Process,
+    def _put_in(self, listener: Listener | None, notif: Notification, process: Process, carry: list[tuple[int, int]],
+                settings: Settings) -> None:
+        """In the notified call, or, if that is over, anywhere."""
+        assert not isinstance(self._image, str)
+        trace = self._drain.what if self._drain is not None else 0
+        try:
+            if listener is None:
+                raise inject.Interrupted
+            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch,
+                          trace=trace, tracer=self._tracer)
+        except inject.Interrupted:
+            if carry:
+                raise
+            from sdtrace.attach import equip
+
+            try:
+                equip(process.pid, self._image, self._keepsake, patch=settings.patch, trace=trace, tracer=self._tracer)
+            except AttachError as error:
+                raise RemoteError(str(error), transient=True) from error
+
+    def _try(self, listener: Listener | None, notif: Notification, status: procfs.Status, process: Process,
              carry: list[tuple[int, int]]) -> bool:
-        """Inject. True: the call will come again, inside the library. False, with the reason noted: let it through."""
+        """Inject. True: the call will come again, inside the library. False, with the reason noted: let it through.
+
+        Without `listener` the call's wait is over already.
+        """
         program = process.program
         settings = self._settings(program.exe, status.uid)
         try:
@@ -148,8 +184,7 @@ class Injector:
                 raise RemoteError("policy")
             inject.check(status, process.pidfd, self._image, self._filters, birth=bool(carry))
             program.stops += 1
-            inject.inject(process.pid, notif, listener, self._image, self._keepsake, carry, patch=settings.patch,
-                          trace=self._drain.what if self._drain is not None else 0, tracer=self._tracer)
+            self._put_in(listener, notif, process, carry, settings)
         except RemoteError as error:
             program.refused = not error.transient or program.stops >= _STOPS_MAX
             if not program.injected:

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 
 static void one_more_filter(void)
 {
@@ -17,8 +18,19 @@ static void one_more_filter(void)
     CHECK(prctl(PR_SET_SECCOMP, 2, &program, 0, 0) == 0);
 }
 
+static void on_alarm(int signal) { (void)signal; }
+
+static void tick(long us)
+{
+    struct sigaction act = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+    struct itimerval often = {{0, us}, {0, us}};
+    CHECK(sigaction(SIGALRM, &act, NULL) == 0 && setitimer(ITIMER_REAL, &often, NULL) == 0);
+}
+
 static void make_hard(const char *how)
 {
+    if (!strcmp(how, "ticks"))
+        tick(150);
     if (!strcmp(how, "not-dumpable"))
         CHECK(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
     if (!strcmp(how, "gs-in-use"))
@@ -46,6 +58,7 @@ int main(int argc, char **argv)
         CHECK(close(fd) == 0);
         n++;
     } while (poll(&input, 1, 1) == 0);
+    tick(0);
     printf("done %ld\n", n);
     if (argc > 1 && !strcmp(argv[1], "ignores-sigtrap")) {
         raise(SIGTRAP);

@@ -58,6 +58,14 @@ def test_an_ignored_sigtrap_stays_ignored(shm: Runner, guests: Guests) -> None:
     assert own_line(program)["injected"] and program.stdout.endswith(b"still ignored\n")
 
 
+def test_signals_that_come_sooner_than_we_do(shm: Runner, guests: Guests) -> None:
+    """Each ends the notified call, which is then made anew; Go's preemption is such a timer on a busy machine."""
+    program = shm.run(guests("first_socket"), "ticks")
+    line = own_line(program)
+    assert line["injected"], line
+    assert program.report().raw["supervisor_errors"] == 0
+
+
 def test_traced_program_stays_on_the_kernel(shm: Runner, guests: Guests) -> None:
     program = shm.run("strace", "-f", "-o", "/dev/null", guests("first_socket"))
     line = next(line for line in lines_of(program) if line["exe"] == str(guests("first_socket")))
