@@ -9,8 +9,8 @@
  *   - only for connections whose peers are all on the ring, and no signal mask to wait with; in a program with threads only in epoll_wait,
  *     for who sleeps in recv or poll goes on with a file that another thread closes;
  *   - for NAP_NS at most. Longer than a tick: a timer that ends before has to be programmed each time, 1.5 us in a virtual machine;
- *   - if a peer is on another CPU, only where the average sleeper was rung for within a millisecond lately (sd_rung_soon), behind a spin in vain, and for ACROSS_NS at most:
- *     it is deaf for no longer than the wait that it expects;
+ *   - if a peer is on another CPU, only where the average sleeper was rung for within SD_SOON_US lately, behind a spin in vain, and for ACROSS_NS at most:
+ *     it is deaf for hardly longer than the wait that it expects. Of longer waits little would be saved, and a new connection would wait for them;
  *   - after one that nothing has ended not for the next waits, twice as many each time;
  *   - not where the kernel has told of something else lately: a server with one client on the ring has its others, and its upstreams, on TCP.
  *
@@ -34,7 +34,7 @@
 #include "sock/sock.h"
 
 #define NAP_NS 5000000ull
-#define ACROSS_NS 1000000ull
+#define ACROSS_NS 600000ull
 #define HOLD_FIRST 16
 #define HOLD_MOST 1024
 #define YIELD_AGAIN 64 /* waits without a yield, after naps that were ended by a peer whom about YIELDS_VAIN yields more than not had not let run */

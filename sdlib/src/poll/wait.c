@@ -23,9 +23,8 @@
 #define YIELDED_US 2
 #define HOLD_MOST 1024
 #ifndef SD_SOON_US
-#define SD_SOON_US 1000
+#define SD_SOON_US 300
 #endif
-#define LATE_US 60000
 
 struct sd_learn sd_learn_process;
 
@@ -166,7 +165,7 @@ void sd_spin_end(struct sd_spin *sp, bool won)
 
 static void learn_wait(struct sd_learn *l, u64 us)
 {
-    u32 took = (u32)min_u64(us, LATE_US) + 1;
+    u32 took = (u32)min_u64(us, 4 * SD_SOON_US) + 1; /* one that was late says little */
 
     l->wait_us = l->wait_us ? (l->wait_us * 7 + took) / 8 : took;
 }
