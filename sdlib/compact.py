@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from _json import encode_basestring_ascii, make_encoder, make_scanner
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
 
 def _refuse(value: object) -> Any:
     """Neither NaN is read, nor written what JSON has no word for."""
@@ -22,23 +22,56 @@ class _How:
     parse_float, parse_int, parse_constant = float, int, staticmethod(_refuse)
 
 
-_scan: Any = make_scanner(_How)  # type: ignore[arg-type]
-_encode: Any = make_encoder
+def _c_halves() -> tuple[Callable[[str], Any], Callable[[Any], str]]:
+    """Reader and writer. They are json's own business: ImportError or TypeError where a Python has others."""
+    from _json import encode_basestring_ascii, make_encoder, make_scanner
+
+    make: Any = make_encoder
+    scan: Any = make_scanner(_How)  # type: ignore[arg-type]
+    encode = make({}, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
+
+    def read(text: str) -> Any:
+        text = text.strip(" \t\n\r")
+        try:
+            value, end = scan(text, 0)
+        except StopIteration:
+            raise ValueError("no JSON") from None
+        if end != len(text):
+            raise ValueError("more behind the JSON")
+        return value
+
+    def write(value: Any) -> str:
+        return "".join(encode(value, 0))
+
+    if read(write([1])) != [1]:
+        raise TypeError
+    return read, write
+
+
+def _whole() -> tuple[Callable[[str], Any], Callable[[Any], str]]:
+    """The same by the whole of json."""
+    import json
+
+    def write(value: Any) -> str:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_refuse)
+
+    def read(text: str) -> Any:
+        return json.loads(text, parse_constant=_refuse)
+
+    return read, write
+
+
+try:
+    _read, _write = _c_halves()
+except (ImportError, TypeError):
+    _read, _write = _whole()
 
 
 def loads(text: str | bytes) -> Any:
     """The value of a text. ValueError."""
-    text = (text if isinstance(text, str) else text.decode()).strip(" \t\n\r")
-    try:
-        value, end = _scan(text, 0)
-    except StopIteration:
-        raise ValueError("no JSON") from None
-    if end != len(text):
-        raise ValueError("more behind the JSON")
-    return value
+    return _read(text if isinstance(text, str) else text.decode())
 
 
 def dumps(value: Any) -> str:
     """The shortest text of a value. ValueError."""
-    encode = _encode({}, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
-    return "".join(encode(value, 0))
+    return _write(value)
