@@ -28,7 +28,7 @@ from tests.hosts.world import PATIENT, Host, Mode, Program, assert_rdma, wait_fo
 MEET: Final = Path("/run/meet")
 INTEGRITY: Final = MEET / "integrity-glibc"
 LONG_S: Final = 300.0
-SIZE: Final = 16 << 20
+SIZE: Final = 4 << 20
 MTU: Final = 1024  # of RDMA, on a wire of 1500
 
 
