@@ -180,6 +180,7 @@ enum tcp_state { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_FIN_WAIT1 = 4, TCP_F
 #define EPOLL_CTL_ADD 1
 #define EPOLL_CTL_DEL 2
 #define EPOLL_CTL_MOD 3
+#define ERESTARTSYS 512 /* a call of the kernel was interrupted; programs see it where it was kept as a socket's error */
 #define EPOLLEXCLUSIVE (1u << 28)
 #define EPOLLWAKEUP (1u << 29)
 #define EPOLLONESHOT (1u << 30)

@@ -157,7 +157,7 @@ void ep_anonymous(struct ep *ep)
 /* Has anything happened that an edge-triggered registration has not reported? */
 static bool is_news(const struct reg *r, u32 out, u64 tail, u32 latched)
 {
-    return r->fresh || latched != r->latched || (tail != r->seen_tail && (r->want & BYTES_COME)) /* also if they have been read: it tells what is true beside, as Linux does */
+    return r->fresh || ((latched ^ r->latched) & ~LATCH_KEPT) || (tail != r->seen_tail && (r->want & BYTES_COME)) /* also if they have been read: it tells what is true beside, as Linux does */
         || (r->tx_full && (out & POLLOUT));
 }
 

@@ -275,7 +275,7 @@ static void tell_inq(struct sock *s, int fd, struct msghdr *m, u64 room)
     m->controllen = min_u64(sizeof c, room);
 }
 
-static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
+static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags, bool later)
 {
     long r;
 
@@ -287,7 +287,7 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
         return r;
     u64 room = m->controllen;
     bool told = false;
-    r = sd_rx_msg(s, fd, m, flags, &told);
+    r = sd_rx_msg(s, fd, m, flags, later, &told);
     if (r >= 0 && !told) {
         if (!sd_touch_all(m, sizeof *m))
             return -EFAULT;
@@ -306,7 +306,7 @@ SD_CALL(sd_recvmsg)
 
     if (!s)
         return sd_pass_recv(f, t);
-    return done(s, recv_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx));
+    return done(s, recv_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx, false));
 }
 
 static long send_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
@@ -368,26 +368,64 @@ static long pending_error(struct sock *s, int fd)
     u32 err;
 
     if (sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
-        if (likely(!(load_rlx(&s->b->latched) & LATCH_FIN)))
+        if (likely(!(load_rlx(&s->b->latched) & (LATCH_FIN | LATCH_KEPT))))
             return 0;
-        err = atomic_exchange(&s->b->rx_err, 0);
+        err = sd_kept_error(s);
         if (err)
             return -(long)err;
     }
     i32 v = sd_sockopt_int(fd, SO_ERROR);
     if (v <= 0)
-        v = (i32)atomic_exchange(&s->b->rx_err, 0);
+        v = (i32)sd_kept_error(s);
     return v > 0 ? -(long)v : 0;
 }
 
-/* The next call tells of it, as the kernel does: of the end of a stream, which was taken from it just now. What a bad pointer or a handler has cut short is
- * not kept. */
-static void keep_error(struct sock *s, long r)
+/* The kernel's socket gets the error of a bad pointer, as the kernel would have given it to it: behind a message of no bytes. */
+static void fault_in_kernel(int fd)
 {
-    if (r == -ECONNRESET || r == -ETIMEDOUT || r == -EPIPE) {
-        store_rel(&s->b->rx_err, (u32)-r);
-        atomic_fetch_or(&s->b->latched, LATCH_KEPT);
+    struct iovec nowhere = {(void *)8, 1};
+    struct mmsghdr v[2] = {{.hdr = {.iovlen = 0}}, {.hdr = {.iov = &nowhere, .iovlen = 1}}};
+
+    SYS5(__NR_recvmmsg, fd, v, 2, MSG_DONTWAIT | MSG_PEEK, 0);
+}
+
+/* Messages have come before it, so the next call that has nothing better to say tells of it, as the kernel does: also of a bad pointer, and of a handler. */
+static void keep_error(struct sock *s, int fd, long r)
+{
+    i64 tv[2] = {0, 0};
+    u32 len = sizeof tv;
+
+    if (r == -EAGAIN)
+        return;
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_BACK && (r == -EFAULT || r == -EINTR)) {
+        if (r == -EFAULT)
+            fault_in_kernel(fd);
+        return;
     }
+    if (r == -EINTR && SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVTIMEO_OLD, tv, &len) == 0 && !tv[0] && !tv[1])
+        r = -ERESTARTSYS; /* which then comes up as it is, Linux has seen no reason to hide it */
+    store_rel(&s->b->rx_err, (u32)-r);
+    atomic_fetch_or(&s->b->latched, LATCH_KEPT);
+}
+
+/* All on TCP: it is the kernel's. */
+static long recv_plain(struct sock *s, const struct sd_frame *f)
+{
+    const struct mmsghdr *v = (const struct mmsghdr *)f->rsi;
+    u64 bytes = 0;
+    long r;
+
+    sd_tick(s, (int)f->rdi);
+    if (sd_attached(s) || load_rlx(&s->b->rx_err) || sd_tracing(SD_TRACE_BYTES) || !sd_rx_plain_enter(s))
+        return -ERANGE;
+    r = SYS5(__NR_recvmmsg, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
+    for (long i = 0; i < r && readable((u64)&v[i], sizeof v[i]); i++)
+        if (v[i].len && !(f->r10 & MSG_PEEK)) {
+            bytes += v[i].len;
+            sd_sized(s, 1, v[i].len);
+        }
+    sd_rx_plain_leave(s, (long)bytes);
+    return r;
 }
 
 SD_CALL(sd_recvmmsg)
@@ -401,11 +439,13 @@ SD_CALL(sd_recvmmsg)
 
     if (!s)
         return sd_pass_recv_many(f, t);
+    if (!sd_attached(s) && (r = recv_plain(s, f)) != -ERANGE)
+        return done(s, r);
     r = mm_time_init(&time, (struct timespec64 *)f->r8);
     if (!r)
         r = pending_error(s, (int)f->rdi);
     for (i = 0; i < n && !r; i++) {
-        r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE);
+        r = recv_one(s, (int)f->rdi, &v[i].hdr, flags & ~(u32)MSG_WAITFORONE, i > 0);
         if (r >= 0 && !sd_touch_all(&v[i].len, sizeof v[i].len))
             r = -EFAULT;
         if (r < 0)
@@ -420,7 +460,7 @@ SD_CALL(sd_recvmmsg)
         }
     }
     if (i && r < 0)
-        keep_error(s, r);
+        keep_error(s, (int)f->rdi, r);
     return done(s, i ? (long)i : r);
 }
 

@@ -360,9 +360,9 @@ SD_CALL(sd_getsockopt)
         if (r == 0 && *(i32 *)f->r10 == 0 && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
             if (!(load_rlx(&s->b->latched) & LATCH_FIN))
                 sd_look_at_kernel(s, (int)f->rdi);
-            *(i32 *)f->r10 = (i32)atomic_exchange(&s->b->rx_err, 0); /* what we have taken from the kernel */
+            *(i32 *)f->r10 = (i32)sd_kept_error(s); /* what we have taken from the kernel */
         } else if (r == 0 && *(i32 *)f->r10 == 0 && load_rlx(&s->b->rx_err)) {
-            *(i32 *)f->r10 = (i32)atomic_exchange(&s->b->rx_err, 0); /* recvmmsg has */
+            *(i32 *)f->r10 = (i32)sd_kept_error(s); /* recvmmsg has */
         }
     }
     sd_sock_put(s);

@@ -122,6 +122,11 @@ void sd_wake_reader(struct sock *s, int fd)
 void sd_latch_end(struct sock *s, int fd, u32 err)
 {
     struct sd_block *b = s->b;
+    if (unlikely(err == EFAULT || err == EINTR || err == ERESTARTSYS)) { /* kept by a recvmmsg before the connection moved */
+        store_rel(&b->rx_err, err);
+        atomic_fetch_or(&b->latched, LATCH_KEPT);
+        return;
+    }
     bool own = !err && load_rlx(&b->rx_shut); /* the program's end, not the peer's */
     /* What the peer has sent by TCP since is answered with a reset, of which both ends are told. */
     bool answered = err == ECONNRESET && load_rlx(&b->rx_shut) && sd_back_published(&s->e);

@@ -59,6 +59,29 @@ static u32 behind_tcp(struct sock *s, int fd)
     return SYS3(__NR_ioctl, fd, FIONREAD, &q) == 0 && q > 0 ? POLLIN | POLLRDNORM : 0;
 }
 
+/* A recvmmsg has kept an error for the next call. */
+static u32 kept(const struct sock *s)
+{
+    return unlikely(load_rlx(&s->b->latched) & LATCH_KEPT) && load_rlx(&s->b->rx_err) ? POLLERR : 0;
+}
+
+static NOINLINE u32 latched_ready(const struct sock *s, u32 kev, u32 latched)
+{
+    const struct sd_block *b = s->b;
+    u32 out = kept(s);
+
+    if (!(latched & LATCH_FIN))
+        return out;
+    out |= POLLIN | POLLRDNORM | POLLRDHUP;
+    if (load_rlx(&b->rx_err))
+        out |= POLLERR;
+    /* Closed in both directions, or dead: known to the kernel, to us (b->latched has HUP after a reset), or to both. */
+    out |= kev & POLLHUP ? POLLHUP : latched & POLLHUP;
+    if (b->tx_shut)
+        out |= POLLHUP;
+    return out;
+}
+
 static u32 rx_ready(struct sock *s, int fd, u32 kev)
 {
     struct sd_block *b = s->b;
@@ -67,7 +90,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     i64 n;
 
     if (load_rlx(&b->rx_mode) == SD_MODE_TCP && !sd_rx_poll_switch(s, fd))
-        return (low_on_tcp(s) ? tcp_ready(s, fd, kev) : kev | behind_tcp(s, fd)) & mask;
+        return ((low_on_tcp(s) ? tcp_ready(s, fd, kev) : kev | behind_tcp(s, fd)) & mask) | kept(s);
     if (load_rlx(&b->rx_mode) == SD_MODE_RETIRE && !(sd_back_reached(&s->e) && sd_rx_back(s, fd)))
         return kev & (POLLRDHUP | POLLHUP | POLLERR); /* [S5] what is unread is on its way */
     if (load_rlx(&b->rx_mode) == SD_MODE_BACK)
@@ -97,16 +120,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
     if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd))
         return back_ready(fd, kev & mask);
     u32 latched = load_rlx(&b->latched);
-    if (latched & LATCH_FIN) {
-        out |= POLLIN | POLLRDNORM | POLLRDHUP;
-        if (load_rlx(&b->rx_err))
-            out |= POLLERR;
-        /* Closed in both directions, or dead: known to the kernel, to us (b->latched has HUP after a reset), or to both. */
-        out |= kev & POLLHUP ? POLLHUP : latched & POLLHUP;
-        if (b->tx_shut)
-            out |= POLLHUP;
-    }
-    return out;
+    return unlikely(latched & (LATCH_FIN | LATCH_KEPT)) ? out | latched_ready(s, kev, latched) : out;
 }
 
 /* A peer that reads no more, and cannot say so: where it is gone, the next send tells. */

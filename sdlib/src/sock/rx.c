@@ -40,21 +40,20 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w, u64 sle
 {
     struct pollfd p = {fd, POLLIN, 0};
     struct timespec64 ts;
-    bool held = sd_cork_pending(&s->e);
-    u8 byte;
+    bool held = sd_cork_pending(&s->e), timed = (again || w->later) && time_left(fd, w, &ts);
     long r;
 
-    if (!again || !time_left(fd, w, &ts))
+    if (!timed && (!w->later || held || (sleeper != SD_NOT_PARKED && sd_bell_stays(s))))
         return sd_park(s, fd, sleeper);
-    held &= ts.sec || ts.nsec > 1000000;
+    held &= !timed || ts.sec || ts.nsec > 1000000;
     if (held)
         ts = (struct timespec64){0, 1000000};
     COUNT_OF(s, parks);
     COUNT(calls_kernel);
-    r = SYS5(__NR_ppoll, &p, 1, &ts, 0, 8);
+    r = SYS5(__NR_ppoll, &p, 1, timed ? &ts : NULL, 0, 8);
     if (r == 0)
         return held ? 1 : -EAGAIN;
-    return r < 0 ? r : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT, 0, 0) == -EAGAIN ? 1 : r;
+    return r; /* an error of the connection stays for sd_look_at_kernel() */
 }
 
 /* Something has come since the ring was looked at with `had` bytes in it. */
@@ -91,7 +90,7 @@ static bool waits_for_ever(struct sock *s, int fd)
 }
 
 /* > 0: look again, 0: sleep, -EINTR. (Another thread may close the descriptor: then the kernel has to hold the file.) */
-static long nap(struct sock *s, int fd, u64 had, u64 began)
+static long nap(struct sock *s, int fd, u64 had, u64 began, bool later)
 {
     u64 others = 0;
 
@@ -101,27 +100,27 @@ static long nap(struct sock *s, int fd, u64 had, u64 began)
         sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
     if (!sd_nap_possible(s, sd_rung_soon(&sd_learn_process)))
         return 0;
-    return sd_nap(&s, 1, true, &sd_learn_process, began);
+    return sd_nap(&s, 1, !later, &sd_learn_process, began);
 }
 
 /* As nap(). To a peer that can only run on this CPU. */
-static long give_way(struct sock *s, int fd, u64 had, u64 began)
+static long give_way(struct sock *s, int fd, u64 had, u64 began, bool later)
 {
     if (!g.cfg->spin_us)
         return 0;
     if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
         return 1;
-    return nap(s, fd, had, began);
+    return nap(s, fd, had, began, later);
 }
 
 /* As nap(). */
-static long spin_rx(struct sock *s, int fd, u64 had, u64 began)
+static long spin_rx(struct sock *s, int fd, u64 had, u64 began, bool later)
 {
     struct sd_spin sp;
     bool won = false;
 
     if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
-        return give_way(s, fd, had, began);
+        return give_way(s, fd, had, began, later);
     if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER, false))
         return 0;
     do
@@ -129,7 +128,7 @@ static long spin_rx(struct sock *s, int fd, u64 had, u64 began)
     while (!won && sd_spin_more(&sp));
     sd_spin_end(&sp, won);
     sd_spun(s, won);
-    return !won && sd_rung_soon(&sd_learn_process) ? nap(s, fd, had, began) : won;
+    return !won && sd_rung_soon(&sd_learn_process) ? nap(s, fd, had, began, later) : won;
 }
 
 /* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
@@ -141,7 +140,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
 
     if (!again)
         w->since = t0;
-    r = spin_rx(s, fd, had, began);
+    r = spin_rx(s, fd, had, began, w->later);
     if (r)
         return r;
     t0 = sd_tsc();
@@ -213,7 +212,8 @@ static i64 ring_take(struct sock *s, struct rx *w)
 
 static long the_end(struct sock *s, const struct rx *w)
 {
-    u32 err = w->got ? 0 : atomic_exchange(&s->b->rx_err, 0);
+    bool orderly = (load_rlx(&s->b->latched) & (LATCH_KEPT | POLLERR)) == LATCH_KEPT; /* behind a FIN no kept error is told, and it stays */
+    u32 err = w->got || orderly ? 0 : sd_kept_error(s);
 
     return sd_rx_result(w, -(long)err);
 }
@@ -237,6 +237,7 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
 {
     struct sd_block *b = s->b;
     u64 calls = g.proc->ctr[SD_CTR_calls_kernel];
+    long kept;
 
     for (;;) {
         i64 r = ring_take(s, w);
@@ -280,6 +281,8 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
                 continue; /* stored before the FIN was sent */
             return the_end(s, w);
         }
+        if (unlikely(load_rlx(&b->latched) & LATCH_KEPT) && (kept = sd_rx_kept(s, w)))
+            return kept;
         if (w->nb) {
             if (kernel_has_news(s, fd) || more(s, w->peek ? w->got : 0))
                 continue;
@@ -346,9 +349,9 @@ long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags)
     return begin(s, fd, &w);
 }
 
-long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told)
+long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool later, bool *told)
 {
-    struct rx w = {.iov = m->iov, .n = m->iovlen, .len = sd_iov_bytes(m->iov, m->iovlen), .flags = flags, .msg = m};
+    struct rx w = {.iov = m->iov, .n = m->iovlen, .len = sd_iov_bytes(m->iov, m->iovlen), .flags = flags, .msg = m, .later = later};
     long r = begin(s, fd, &w);
 
     *told = w.told;

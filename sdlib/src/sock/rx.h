@@ -23,11 +23,18 @@ struct rx {
     u64 since; /* tsc at the first wait, for SO_RCVTIMEO */
     u32 flags;
     bool nb, peek, drop; /* drop: MSG_TRUNC, bytes are thrown away instead of copied */
+    bool later; /* messages of the same call have come before it: any handler ends it, also one with SA_RESTART */
 };
 
 static inline long sd_rx_result(const struct rx *w, long r)
 {
     return w->got ? (long)w->got : r;
+}
+
+/* There are no more bytes. A recvmmsg may have kept an error for a receive that finds none. 0: it has not. */
+static inline long sd_rx_kept(struct sock *s, const struct rx *w)
+{
+    return w->got ? (long)w->got : -(long)sd_kept_error(s);
 }
 
 long sd_kernel_rx(int fd, struct rx *w, u32 flags, u64 limit);

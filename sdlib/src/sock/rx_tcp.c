@@ -187,6 +187,21 @@ static long take_tcp(struct sock *s, int fd, struct rx *w, struct sd_hold *h)
     return 0;
 }
 
+/* As a recv would wait, but that any handler ends it. 0: something is there. */
+static long until_readable(int fd)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    struct timespec64 ts;
+    i64 tv[2] = {0, 0};
+    u32 len = sizeof tv;
+    long r;
+
+    SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_RCVTIMEO_OLD, tv, &len);
+    ts = (struct timespec64){tv[0], tv[1] * 1000};
+    r = SYS5(__NR_ppoll, &p, 1, tv[0] || tv[1] ? &ts : NULL, 0, 8);
+    return r > 0 ? 0 : r ? r : -EAGAIN;
+}
+
 /* Waits for one byte, a doorbell or the end: recv's answer. */
 static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 {
@@ -195,7 +210,10 @@ static long wait_tcp(struct sock *s, int fd, const struct rx *w)
     u64 sleeper = w->nb ? SD_NOT_PARKED : sd_sleeper_enter(s, 1);
     u32 armed = w->nb ? 0 : sd_owe_armed(s, POLLIN); /* or by another process: a handler may fork meanwhile */
     bool gone = load_rlx(&s->b->rx_mode) != SD_MODE_TCP;
-    long r = gone ? -ERANGE : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb ? MSG_DONTWAIT : 0), 0, 0);
+    long r = gone ? -ERANGE : w->later && !w->nb ? until_readable(fd) : 0;
+
+    if (!r)
+        r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK | (w->nb || w->later ? MSG_DONTWAIT : 0), 0, 0);
 
     sd_owed_armed(s, armed);
     sd_sleeper_leave(s, sleeper);
@@ -231,7 +249,16 @@ long sd_switching_rx(struct sock *s, int fd, struct rx *w)
         }
         if (w->got && (w->nb || w->got >= w->target))
             return (long)w->got;
+        bool kept = unlikely(load_rlx(&s->b->latched) & LATCH_KEPT), nb = w->nb;
+        w->nb |= kept;
         r = wait_tcp(s, fd, w);
+        w->nb = nb;
+        if (kept && r == -EAGAIN) { /* the end of the stream would come before it */
+            r = sd_rx_kept(s, w);
+            if (!r)
+                continue;
+            return r;
+        }
         if (r <= 0)
             return r == -ERANGE ? r : sd_rx_result(w, r);
     }

@@ -23,7 +23,7 @@
 #define LATCH_FIN (1u << 31)
 #define LATCH_OWN_RD (1u << 30) /* the program has shut it */
 #define LATCH_OWN_WR (1u << 29)
-#define LATCH_KEPT (1u << 28) /* rx_err may have one that a recvmmsg has kept */
+#define LATCH_KEPT (1u << 28) /* rx_err may have one that a recvmmsg has kept; no end of anything */
 
 /* fd/ */
 struct sock *sd_sock_new(u32 role);        /* with a fresh block, or NULL (kernel socket then) */
@@ -112,6 +112,13 @@ void sd_latch_end(struct sock *s, int fd, u32 err); /* the kernel has said FIN (
 
 static inline u64 sd_low_water(const struct sock *s) { return min_u64(s->b->rcvlowat, s->e.bytes / 2); } /* SO_RCVLOWAT, of poll */
 
+/* What a call has kept for the next one, 0: nothing. */
+static inline u32 sd_kept_error(struct sock *s)
+{
+    atomic_fetch_and(&s->b->latched, ~LATCH_KEPT);
+    return atomic_exchange(&s->b->rx_err, 0);
+}
+
 /* sock/token.c: theory of operation in token.h. */
 struct sd_hold {
     struct sd_part *part; /* NULL: nobody shares it, or anonymous */
@@ -198,8 +205,8 @@ static inline bool sd_still_inside(const struct sd_hold *h)
 
 /* sock/rx.c, tx.c, room.c */
 long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
-/* recvmsg; *told: the kernel has filled the header, and its flags are final. */
-long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool *told);
+/* recvmsg, or a part of recvmmsg, the first or a later one; *told: the kernel has filled the header, and its flags are final. */
+long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool later, bool *told);
 long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags);
 long sd_broken_pipe(u32 flags);            /* SIGPIPE unless MSG_NOSIGNAL; -EPIPE */

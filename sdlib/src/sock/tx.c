@@ -387,8 +387,12 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
     long r;
 
     sd_tick(s, fd);
-    if (unlikely(load_rlx(&b->latched) & POLLERR))
-        return sd_after_reset(s, flags);
+    if (unlikely(load_rlx(&b->latched) & (POLLERR | LATCH_KEPT))) {
+        if (load_rlx(&b->latched) & POLLERR)
+            return sd_after_reset(s, flags);
+        if ((r = -(long)sd_kept_error(s)))
+            return r;
+    }
     if (unlikely(flags & MSG_OOB))
         urgent(s, fd);
     else if (kernel && load_rlx(&b->tx_mode) == SD_MODE_RING)

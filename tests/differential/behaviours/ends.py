@@ -24,7 +24,9 @@ from tests.differential.linux import (
     SHUT_WR,
     SO_ERROR,
     SO_LINGER,
+    SO_RCVTIMEO,
     SOL_SOCKET,
+    WAITALL,
 )
 from tests.differential.side import Side, settle
 from tests.differential.worlds import Stage, behaviour
@@ -362,6 +364,21 @@ def recvmmsg_into_reset(stage: Stage) -> None:
         b.recv(y, 10, DONTWAIT)
         b.recvmmsg(y, [5, 5], DONTWAIT)
         b.close(y)
+
+
+@behaviour("recv MSG_WAITALL with SO_RCVTIMEO that has slept twice when a reset comes", carried=False)
+def waitall_into_reset(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    b.setsockopt(y, SOL_SOCKET, SO_RCVTIMEO, struct.pack("=qq", 5, 0))
+    b.send(y, b"never read")
+    waits = b.start.recv(y, 20, WAITALL).asleep()
+    a.send(x, b"bytes")
+    waits.asleep()
+    a.close(x)
+    waits.end()
+    for _ in range(2):
+        b.recv(y, 10, DONTWAIT)
 
 
 @behaviour("getsockopt SO_ERROR takes the error of a reset", carried=False)

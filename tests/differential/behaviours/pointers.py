@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 from collections.abc import Callable
 from typing import Final
 
-from tests.differential.linux import DONTWAIT, FIONREAD, IN, OUT, SOL_TCP, TCP_NODELAY
+from tests.differential.linux import (
+    DONTWAIT,
+    ET,
+    FIONREAD,
+    IN,
+    OUT,
+    SA_RESTART,
+    SHUT_WR,
+    SO_ERROR,
+    SO_RCVTIMEO,
+    SOL_SOCKET,
+    SOL_TCP,
+    TCP_NODELAY,
+)
 from tests.differential.remote import ARENA, Memory
-from tests.differential.side import Side
+from tests.differential.side import Call, Side
 from tests.differential.worlds import Stage, behaviour
 
 EDGE: Final = ARENA + (256 << 20)
@@ -279,3 +293,78 @@ def fault_handler(stage: Stage) -> None:
     a.signals(11)
     a.recv(x, 100)
     still(stage, x, y)
+
+
+def two(side: Side, fd: int, *, bad: bool, flags: int = 0) -> Call:
+    """recvmmsg of two small messages, the second one without a buffer, or one that has to wait; not ended."""
+    memory = side.link.memory()
+    good = vector(memory, (memory.room(4), 4))
+    other = vector(memory, (NOWHERE, 4)) if bad else good
+    messages = memory.both(many(good) + many(other))
+    return side.sys("recvmmsg", fd, messages, 2, flags, 0, memory=memory, text="good, bad" if bad else "two")
+
+
+THEN: Final = ("recv", "send", "error", "again", "end", "sets")
+
+
+@behaviour("recvmmsg EFAULT behind the first message: the next call says so", carried=False)
+def fault_later(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for then in THEN:
+        x, y = stage.connection()
+        ep = a.epoll()
+        a.ctl(ep, "add", x, IN | OUT | ET)
+        a.wait(ep)
+        b.send(y, b"abcdefghij")
+        two(a, x, bad=True)
+        a.poll([(x, IN | OUT)])
+        a.select([x], [x])
+        a.wait(ep)
+        if then == "recv":
+            a.recv(x, 100)
+            a.recv(x, 100)
+        elif then == "send":
+            a.send(x, b"x")
+            a.send(x, b"x")
+        elif then == "error":
+            a.option(x, SOL_SOCKET, SO_ERROR)
+        elif then == "again":
+            for _ in range(3):
+                two(a, x, bad=True)
+        elif then == "end":
+            b.shutdown(y, SHUT_WR)
+            a.poll([(x, IN | OUT)])
+            a.recv(x, 100)
+        else:
+            level = a.epoll()
+            a.ctl(level, "add", x, IN)
+            a.wait(level)
+            b.send(y, b"more")
+            a.wait(ep)
+        a.poll([(x, IN | OUT)])
+        a.wait(ep)
+        for _ in range(3):
+            a.recv(x, 100, DONTWAIT)
+        a.poll([(x, IN | OUT)])
+        a.option(x, SOL_SOCKET, SO_ERROR)
+        a.send(x, b"still")
+        b.recv(y, 100)
+
+
+@behaviour("recvmmsg EINTR behind the first message: the next call says so", carried=False)
+def interrupted_later(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for flags in (0, SA_RESTART):
+        for seconds in (0, 5):
+            x, y = stage.connection()
+            a.handle(signal.SIGUSR1, flags=flags)
+            a.setsockopt(x, SOL_SOCKET, SO_RCVTIMEO, struct.pack("=qq", seconds, 0))
+            b.send(y, b"abcd")
+            waits = two(a.start, x, bad=False).asleep()
+            b.sys("kill", a.link.pid, signal.SIGUSR1, text="a")
+            waits.end()
+            a.poll([(x, IN | OUT)])
+            for _ in range(2):
+                a.recv(x, 100, DONTWAIT)
+            b.send(y, b"ping")
+            a.recv(x, 100)
