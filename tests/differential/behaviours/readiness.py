@@ -283,6 +283,67 @@ def epoll_one_way(stage: Stage) -> None:
         a.wait(ep)
 
 
+@behaviour("epoll level triggered, of one that has only sent")
+def epoll_one_way_back(stage: Stage) -> None:
+    """The other half: who only sends hears of bytes by TCP, and of room by the ring, at the same time."""
+    a, b = stage.a, stage.b
+    listener, port = stage.listener()
+    y = b.socket()
+    b.connect(y, port)
+    x = a.accept(listener).value
+    a.setsockopt(x, 6, 1, 1)
+    for _ in range(30):
+        a.send(x, b"abc")
+        settle()
+        b.recv(y, 10)
+    ep, edge = a.epoll(), a.epoll()
+    a.ctl(ep, "add", x, IN | OUT)
+    a.ctl(edge, "add", x, IN | OUT | ET)
+    for _ in range(3):
+        a.wait(ep)
+        a.wait(edge)
+        a.send(x, b"abc")
+        b.recv(y, 10)
+        b.send(y, b"first")
+        for _ in range(3):
+            a.wait(ep)
+            a.wait(edge)
+        a.recv(x, 10)
+        a.wait(ep)
+        a.wait(edge)
+    a.ctl(ep, "mod", x, IN | OUT | RDHUP)
+    b.send(y, b"abc")
+    b.shutdown(y, SHUT_WR)
+    settle()
+    for _ in range(3):
+        a.wait(ep)
+        a.wait(edge)
+
+
+@behaviour("epoll_wait of several threads on one set")
+def epoll_threads(stage: Stage) -> None:
+    """One event wakes one of them, who came last; the other one sleeps on."""
+    a, b = stage.a, stage.b
+    one, two = a.thread("t"), a.thread("u")
+    for events in (IN | ET, IN | ONESHOT):
+        (x, y), (v, w) = stage.connection(), stage.connection()
+        ep = a.epoll()
+        for fd in (x, v):
+            a.ctl(ep, "add", fd, events)
+        for _ in range(2):
+            first = one.start.wait(ep, timeout=8000).asleep()
+            second = two.start.wait(ep, timeout=8000).asleep()
+            b.send(y, b"for one")
+            second.end()
+            first.asleep()
+            b.send(w, b"for the other")
+            first.end()
+            for fd in (x, v):
+                a.recv(fd, 100)
+                a.ctl(ep, "mod", fd, events)
+            a.wait(ep)
+
+
 @behaviour("epoll EPOLLET")
 def epoll_edge(stage: Stage) -> None:
     a, b = stage.a, stage.b
