@@ -369,7 +369,7 @@ static bool arm(struct reg *r, u64 name)
     store_rlx(&r->armed, armed);
     /* What is waited for decides what the kernel is asked. It must be asked anew where it has reported a doorbell by an edge that nobody has eaten, say
      * because bytes of TCP stood before it then: no other one is sent as long as that one lies there. */
-    reg_sync(r, (r->kmask & EPOLLET) && r->s->seg && sd_bell_due(&r->s->e) && !sd_bell_stays(r->s));
+    reg_sync(r, (r->kmask & EPOLLET) && load_rlx(&r->s->b->rx_mode) == SD_MODE_RING && r->s->seg && sd_bell_due(&r->s->e) && !sd_bell_stays(r->s));
     if (((r->want | r->kmask) & EPOLLET) && sd_bell_stays(r->s))
         sd_bell_was_heard(r->s, r->live); /* [B3] an edge comes with the next one */
     return armed & SD_ARM_BARRIER;

@@ -78,7 +78,7 @@ static u32 ring_mask(const struct reg *r, u32 want)
 
 static u32 kernel_mask(const struct reg *r, bool ring)
 {
-    if (reg_edges(r->want) && (ring || reg_tags_early(r->ep, r->want)))
+    if (reg_edges(r->want) && !(ring && fully_on_ring(r->s)) && (ring || reg_tags_early(r->ep, r->want)))
         return r->want | POLLIN | POLLRDHUP; /* [E6] */
     if (!ring)
         return r->off ? r->want & PRIVATE_BITS : r->want;

@@ -57,7 +57,7 @@ static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
     if ((r->want & EPOLLEXCLUSIVE) && (kev & POLLIN) && load_rlx(&r->s->b->rx_mode) == SD_MODE_RING)
         kev |= POLLRDHUP; /* which could not be asked for: it may stand behind a doorbell */
     u32 out = reg_report(r, sd_bits_fold(kev));
-    r->useless = out || r->kicked ? 0 : r->useless + 1;
+    r->useless = out || r->kicked || reg_edges(r->want) ? 0 : r->useless + 1; /* [E6] an edge does not come again by itself */
     if (locked && (r->kicked || (!out && (r->off || r->useless == 2))))
         reg_sync(r, false); /* or a level that nobody wants would keep us busy for ever */
     return out;
