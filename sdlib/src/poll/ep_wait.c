@@ -111,8 +111,8 @@ static int translate(struct epwait *w, struct epoll_event *e, int k)
         if (!w->rung && translated(r->s))
             w->rung = load_rlx(&r->s->e.rx->rung_at);
         bool ordered = locked && translated(r->s) && ep_in_company(ep);
-        if (ordered && n < TURNS)
-            note_turn(w, n, r);
+        if (n < TURNS)
+            note_turn(w, n, ordered ? r : NULL); /* of each, since scan() puts those of rings in between */
         out = translated(r->s) ? translate_one(ep, r, kev, locked) : plain_report(r, kev);
         if (ordered && !out)
             r->queued = false;
