@@ -27,7 +27,7 @@ int madvise(void *, size_t, int); /* its header and the library's own list of su
 #define STACK_BYTES 16384
 #define BUFFER 12
 #define MAX_DEPTH 20000
-#define TABLE_BITS 24
+#define TABLE_BITS 25
 
 struct entry {
     volatile void *p;
