@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -63,3 +64,26 @@ def test_a_daemon_outlives_the_terminal_that_started_it(shm: Runner, guests: Gue
         assert carried(shm, port) == CONNECTIONS
     finally:
         os.kill(daemon, signal.SIGTERM)
+
+
+TICKS = """
+import signal, socket
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.siginterrupt(signal.SIGALRM, {interrupt})
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+server = listener.accept()[0]
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+for _ in range(3000):
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+    server.sendall(b"y")
+    assert client.recv(1) == b"y"
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@pytest.mark.parametrize("interrupt", [True, False], ids=["plain", "restart"])
+def test_a_connection_moves_while_a_timer_ticks(runner: Runner, interrupt: bool) -> None:
+    """What asks for it takes longer than a tick, and was asked for anew behind each, or given up."""
+    runner.check(runner.run(sys.executable, "-c", TICKS.format(interrupt=interrupt)), at_least=2)

@@ -27,6 +27,7 @@ static void later(struct sd_block *b)
 static void offer(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
+    u64 all = ~0ull, was;
     long r;
 
     if (load_rlx(&b->users) > 1)
@@ -38,7 +39,11 @@ static void offer(struct sock *s, int fd)
     if (!cas_u32(&b->state, SD_BLOCK_TCP, SD_BLOCK_OFFERED))
         return;
     COUNT(offers);
+    /* A handler that comes meanwhile would end the request, or have it made anew, which takes back what was offered: a timer that ticks faster than the
+     * supervisor answers kept connections on TCP. It runs behind it. */
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &was, 8);
     r = sd_hypercall(SD_HC_OFFER, (u64)fd, sd_sock_name(s));
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &was, NULL, 8);
     if (r == SD_OFFER_PAIRED) {
         store_rel(&b->state, SD_BLOCK_PAIRED);
     } else if (r == SD_OFFER_LATER) {
