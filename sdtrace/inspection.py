@@ -103,9 +103,10 @@ class Inspection:
         if not self._text or begin >= self._stale_at:
             import json
 
+            share = _SHARE if self._text else 0  # the first one takes long for what it imports
             self._text = json.dumps(self._document(), separators=(",", ":")).encode() + b"\n"
             end = time.monotonic()
-            self._stale_at = end + max(_FRESH_S, _SHARE * (end - begin))
+            self._stale_at = end + max(_FRESH_S, share * (end - begin))
         return self._text
 
     def _send(self, fd: int) -> None:

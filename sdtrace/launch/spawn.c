@@ -131,7 +131,7 @@ int options_detach(const struct options *o, const char *bin_dir)
 
 /* Without `site`, which reads configuration and runs what distributions and packages hook into every Python: a fifth of the
  * start, for which the program waits at its first socket. So this finds the packages of the environment that the launcher
- * lies in by itself; where they are elsewhere (a Debian package's are with the system's), `site` does. No collections of
+ * lies in by itself, and those of Debian if that includes them, as a Debian package's does; where they are elsewhere, `site` does. No collections of
  * garbage before there is any: sdtrace/supervisor.py turns them on. */
 static const char starter[] =
     "import gc, os, sys\n"
@@ -144,8 +144,12 @@ static const char starter[] =
     "        if name.endswith('.pth'):\n"
     "            with open(packages + '/' + name) as file:\n"
     "                sys.path += [line.strip() for line in file if line.startswith('/')]\n"
+    "    with open(home + '/pyvenv.cfg') as file:\n"
+    "        if 'include-system-site-packages = true' in file.read():\n"
+    "            sys.path.append('/usr/lib/python3/dist-packages')\n"
     "    from sdtrace.supervisor import main\n"
     "except (ImportError, OSError):\n"
+    "    sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix\n" /* from which site derives all others */
     "    import site\n"
     "    site.main()\n"
     "    from sdtrace.supervisor import main\n"
