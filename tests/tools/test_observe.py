@@ -205,6 +205,8 @@ def test_who_waits_for_many_counts_for_each_that_it_looked_at(shm: Runner, waits
     talking = [shm.start(*python(TALK, port, "2000")) for _ in range(2)]
     for client in (quiet, *talking):
         client.until(lambda client=client: b"said" in client.stdout, "all is said")  # type: ignore[misc]
+    quiet.until(lambda: all(row["counts"]["messages_rx"] for row in rows(shm.env, f"sport = :{port}")),
+                "the supervisor tells of all three: an answer is kept for 50 ms")
     # In this order: who waits goes on to spin and to park between the two questions.
     ends = {row["peer_users"][0]["pid"]: row["counts"] for row in rows(shm.env, f"sport = :{port}")}
     [program] = json.loads(ask(shm.env, "sdstat", "--json", "-p", str(server.pid)))["programs"]
@@ -225,6 +227,8 @@ def test_another_process_that_closes_a_connection_leaves_its_counts(shm: Runner)
     client = shm.start(*python(TALK, port, "400"))
     client.until(lambda: b"said" in client.stdout, "all is said")
     for which in (f"sport = :{port}", f"dport = :{port}"):
+        client.until(lambda which=which: rows(shm.env, which)[0]["bytes"]["bytes_tcp"] is not None,  # type: ignore[misc]
+                     "the supervisor tells of it: an answer is kept for 50 ms")
         [end] = rows(shm.env, which)
         carried = end["bytes"]
         assert carried["bytes_shm_tx"] + carried["bytes_shm_rx"] + carried["bytes_tcp"] == 400 * 2 * 16, end
