@@ -29,6 +29,15 @@ def look(side: Side, made: Sequence[int]) -> None:
             side.wait(ep)
 
 
+def answer(stage: Stage, x: int, y: int, mine: Sequence[int], theirs: Sequence[int]) -> None:
+    """From x to y, which reads it."""
+    stage.a.send(x, b"answer")
+    look(stage.b, theirs)
+    look(stage.a, mine)
+    stage.b.recv(y, 100, DONTWAIT)
+    look(stage.b, theirs)
+
+
 @behaviour("epoll EPOLLET, of a connection that moves between messages")
 def edge_moving(stage: Stage) -> None:
     a, b = stage.a, stage.b
@@ -42,11 +51,7 @@ def edge_moving(stage: Stage) -> None:
             look(a, mine)
         look(b, theirs)
         if number % 2:
-            a.send(x, b"answer")
-            look(b, theirs)
-            look(a, mine)
-            b.recv(y, 100, DONTWAIT)
-            look(b, theirs)
+            answer(stage, x, y, mine, theirs)
 
 
 @behaviour("epoll EPOLLET, of a connection that moves with unread bytes")
@@ -89,11 +94,7 @@ def edge_back(stage: Stage) -> None:
             look(a, mine)
         look(b, theirs)
         if number % 2:
-            a.send(x, b"answer")
-            look(b, theirs)
-            look(a, mine)
-            b.recv(y, 100, DONTWAIT)
-            look(b, theirs)
+            answer(stage, x, y, mine, theirs)
 
 
 @behaviour("epoll EPOLLET, of bytes that were read before anybody asked")
