@@ -12,8 +12,6 @@ from pathlib import Path
 _LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LISTEN = "0A"
 """TCP_LISTEN in the state column of /proc/net/tcp."""
-ACCEPTS = 0x10000
-"""SO_ACCEPTCON in the flags column of /proc/net/unix."""
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
@@ -44,9 +42,16 @@ def is_listening(port: int) -> bool:
 
 
 def is_unix_listening(path: str) -> bool:
-    """True if a unix socket listens at `path`: the file is there from bind on."""
-    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
-    return any(row[-1] == path and int(row[3], 16) & ACCEPTS for row in rows)
+    """True if a unix socket answers at `path`, which takes a connection.
+
+    The file is there from bind on, and /proc/net/unix has another name for one that was renamed, as HAProxy's.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def own_address() -> str | None:
