@@ -153,9 +153,10 @@ static void learn_across(const struct naps *p, long r, struct sd_learn *l, u64 s
 
     if (r == -ETIMEDOUT)
         sd_spin_forgotten(l);
-    for (u32 k = 0; r >= 0 && k < p->n; k++)
-        if (load_rlx(&p->home[k].s->e.rx->rung_at) - since > rung - since || !rung)
-            rung = load_rlx(&p->home[k].s->e.rx->rung_at);
+    for (u32 k = 0; r >= 0 && k < p->n; k++) {
+        u64 at = load_rlx(&p->home[k].s->e.rx->rung_at);
+        rung = at > rung ? at : rung; /* the latest: others may have rung for earlier sleeps only */
+    }
     if (r >= 0)
         sd_spin_parked(l, since, from, rung);
 }
