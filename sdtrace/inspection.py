@@ -4,6 +4,7 @@
 A client is sent one document and then hung up on; nothing is read. It must be the tree's own user or root, by the
 kernel's word. A document is sent to everybody who asks until it is 50 ms old, or twenty times as old as it took to
 build: however often they ask, a twentieth of the supervisor's time is all that they get: it belongs to the programs.
+The first document is not counted: it takes long for what it imports.
 Sending never waits; a client that does not read is dropped.
 
 The name appears by rename, after listen(): a name that refuses a connection is dead, and may be removed by anybody.
