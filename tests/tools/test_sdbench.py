@@ -104,6 +104,8 @@ def test_an_application_in_all_ways(stage: Stage, tmp_path: Path) -> None:
     assert row.skipped == {}
     assert row.on_shm("sdrun") == 1
     assert all(sample["rate"] > 100 and sample["cpu_us"] > 1 for (sample,) in row.samples.values())
+    (tcp,) = row.samples["tcp"]
+    assert 0 < tcp["server_user_us"] + tcp["client_user_us"] < tcp["cpu_us"]
 
 
 def test_the_floor_of_an_application(stage: Stage, tmp_path: Path) -> None:
@@ -126,6 +128,17 @@ def test_floors_are_said_beside_targets() -> None:
     (line,) = targets.lines([row])
     said = "free sockets 5.00 x, and the bare ring's hand-over 2.50 x (server 7.00 µs, client 3.00 µs)"
     assert line.cells() == ["memcached: faster than unix sockets", row.title, "at least 1 x", "**0.75 x**", said]
+
+
+def test_a_kernel_without_time_is_the_floor_of_the_rest() -> None:
+    """Where there are no free sockets; one after the other, or the busier end."""
+    samples = {"tcp": [{"rate": 100.0, "server_user_us": 4000.0, "client_user_us": 1000.0}], "unix": [{"rate": 160.0}],
+               "sdrun": [{"rate": 120.0}]}
+    for what, placement, best in (("1 connection", "two cores", 200), ("32 connections", "one core", 200),
+                                  ("32 connections", "two cores", 250)):
+        (line,) = targets.lines([Row("go", {"what": what, "placement": placement}, "rate", "tcp", samples)])
+        said = f"a kernel that takes no time {best / 160:.2f} x (server 4,000 µs, client 1,000 µs)"
+        assert line.cells()[-1] == said
 
 
 def test_requests_of_several_connections() -> None:

@@ -55,12 +55,17 @@ def asked(serve: Serve, load: Load, way: Way) -> Ask:
 
     def ask(stage: Stage) -> Sample:
         with serve(stage, way) as served:
-            own = resource.getrusage(resource.RUSAGE_CHILDREN)
+            own = _of_children()
             before = cputime.of_servers(served.pids)
             sample, requests = load(stage, way, served)
-            after = cputime.of_servers(served.pids)
-            client = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = after - before + client.ru_utime + client.ru_stime - own.ru_utime - own.ru_stime
-        return {**sample, "cpu_us": used / requests * 1e6}
+            server = cputime.of_servers(served.pids) - before
+            client = _of_children() - own
+        per_request = {"cpu_us": server.all + client.all, "server_user_us": server.user, "client_user_us": client.user}
+        return {**{name: seconds / requests * 1e6 for name, seconds in per_request.items()}, **sample}
 
     return ask
+
+
+def _of_children() -> cputime.Used:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return cputime.Used(used.ru_utime + used.ru_stime, used.ru_utime)

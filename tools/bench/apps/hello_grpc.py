@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from concurrent import futures
@@ -41,19 +42,22 @@ def load(address: str, seconds: float) -> None:
         call = channel.unary_unary(METHOD)
         message, latencies, total = b"x" * 64, [], 0
         begin = time.perf_counter() + WARM_S
-        before = time.perf_counter()
+        before, user, warm = time.perf_counter(), 0.0, True
         while before < begin + seconds:
             if call(message) != message:
                 raise SystemExit("hello_grpc: unexpected answer")
             after = time.perf_counter()
             total += 1
+            if warm and before >= begin:
+                user, warm = resource.getrusage(resource.RUSAGE_SELF).ru_utime, False  # Python's start is none of it
             if before >= begin:
                 latencies.append(after - before)
             before = after
+    user = (resource.getrusage(resource.RUSAGE_SELF).ru_utime - user) / max(1, len(latencies))
     latencies.sort()
     quantiles = {name: latencies[int(share * (len(latencies) - 1))] * 1e9
                  for name, share in (("p50_ns", 0.5), ("p99_ns", 0.99), ("p999_ns", 0.999))}
-    print(json.dumps({"seconds": seconds, "count": len(latencies), "total": total, **quantiles}))
+    print(json.dumps({"seconds": seconds, "count": len(latencies), "total": total, "user_ns": user * 1e9, **quantiles}))
 
 
 if __name__ == "__main__":
