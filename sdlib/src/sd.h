@@ -221,7 +221,7 @@ struct sock {
     _Atomic u32 held;   /* [F3] threads that sleep in poll or select on it, and on others */
 };
 
-struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd is the full 64-bit register */
+struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd as it stands in the register, whose upper half the kernel ignores */
 bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
 struct sock *sd_sock_numbered(u32 ent); /* attached, and alive; no thread may close it meanwhile. NULL: none */
 u32 sd_fd_top(void); /* one above the highest descriptor ever ours */

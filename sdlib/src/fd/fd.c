@@ -36,9 +36,9 @@ static struct sock *sock_at(u32 i) { return &chunk[i / CHUNK][i % CHUNK]; }
 
 u32 sd_fd_top(void) { return fd_top; }
 
-struct sock *sd_sock_of(u64 fd)
+struct sock *sd_sock_of(u64 reg)
 {
-    u32 ent;
+    u32 fd = (u32)reg, ent;
 
     if (fd >= FD_MAX)
         return NULL;
@@ -231,17 +231,20 @@ void sd_fd_install(int fd, struct sock *s)
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_OURS;
 }
 
-void sd_fd_forget(u64 fd)
+void sd_fd_forget(u64 reg)
 {
+    u32 fd = (u32)reg;
+
     if (fd < FD_MAX) {
         *(volatile u8 *)&sd_fdkind[fd] = 0;
         *(volatile u32 *)&sd_fdent[fd] = 0;
     }
 }
 
-void sd_fd_remove(u64 fd)
+void sd_fd_remove(u64 reg)
 {
-    struct sock *s = sd_sock_of(fd);
+    struct sock *s = sd_sock_of(reg);
+    u32 fd = (u32)reg;
 
     if (fd >= FD_MAX)
         return;
@@ -253,16 +256,16 @@ void sd_fd_remove(u64 fd)
     sd_sock_reap(s);
 }
 
-void *sd_epoll_of(u64 fd)
+void *sd_epoll_of(u64 reg)
 {
-    u32 ent = fd < FD_MAX ? *(volatile u32 *)&sd_fdent[fd] : 0;
+    u32 fd = (u32)reg, ent = fd < FD_MAX ? *(volatile u32 *)&sd_fdent[fd] : 0;
 
     return ent & ENT_EPOLL ? ep_table[ent & ~ENT_EPOLL] : NULL;
 }
 
-void sd_epoll_set(u64 fd, void *ep)
+void sd_epoll_set(u64 reg, void *ep)
 {
-    u32 i;
+    u32 fd = (u32)reg, i;
 
     if (fd >= FD_MAX)
         return;

@@ -30,10 +30,10 @@ static NOINLINE bool perform(u32 nr, struct sd_frame *f, long *r)
 
 static void adopt(int fd, u32 role, bool nonblock, bool established)
 {
-    struct sock *s = sd_sock_new(role);
+    struct sock *s = (u32)fd < ARRAY_LEN(sd_fdent) ? sd_sock_new(role) : NULL;
 
     if (!s)
-        return; /* plain kernel TCP; the counters of blocks say why */
+        return; /* plain kernel TCP; the counters of blocks say why, or nothing does where the table does not reach that far */
     store_rlx(&s->b->nonblock, nonblock);
     s->b->established = established;
     sd_fd_install(fd, s);
@@ -41,10 +41,11 @@ static void adopt(int fd, u32 role, bool nonblock, bool established)
 
 SD_CALL(sd_socket)
 {
+    u32 family = (u32)f->rdi, protocol = (u32)f->rdx;
     long fd = SYS3(__NR_socket, f->rdi, f->rsi, f->rdx);
 
-    if (fd >= 0 && !t->foreign && (f->rdi == AF_INET || f->rdi == AF_INET6) && (f->rsi & SOCK_TYPE_MASK) == SOCK_STREAM &&
-        (f->rdx == 0 || f->rdx == IPPROTO_TCP)) {
+    if (fd >= 0 && !t->foreign && (family == AF_INET || family == AF_INET6) && (f->rsi & SOCK_TYPE_MASK) == SOCK_STREAM &&
+        (protocol == 0 || protocol == IPPROTO_TCP)) {
         if (sd_sock_of((u64)fd))
             sd_fd_remove((u64)fd); /* closed behind our back */
         adopt((int)fd, 0, f->rsi & SOCK_NONBLOCK, false);

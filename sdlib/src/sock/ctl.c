@@ -77,7 +77,7 @@ SD_CALL(sd_close_range)
 {
     u64 hi = min_u64((u32)f->rsi, sd_fd_top());
 
-    if (!t->foreign && !(f->rdx & ~2ull) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_UNSHARE is 2, CLOEXEC 4 */
+    if (!t->foreign && !((u32)f->rdx & ~2u) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_UNSHARE is 2, CLOEXEC 4 */
         for (u64 fd = (u32)f->rdi; fd <= hi && fd < 65536; fd++)
             forget(fd);
     return SD_PASS;
@@ -92,10 +92,12 @@ static long dup_of(struct sd_tcb *t, u64 old, long fd)
         sd_foreign_dup(t, old, fd);
     if (fd < 0 || t->foreign)
         return fd;
-    if ((u64)fd != old) {
+    if ((u32)fd != (u32)old) {
         if (sd_sock_of((u64)fd))
             sd_fd_remove((u64)fd);
-        if (s)
+        if (s && (u32)fd >= ARRAY_LEN(sd_fdent))
+            sd_out_of_reach(s, (int)old);
+        else if (s)
             sd_fd_install((int)fd, s);
         else if (ep)
             sd_epoll_set((u64)fd, ep);
@@ -115,7 +117,7 @@ static bool dup_matters(const struct sd_tcb *t, const struct sd_frame *f)
 
 SD_CALL(sd_dup2)
 {
-    if (f->rdi == f->rsi || !dup_matters(t, f))
+    if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
         return SD_PASS;
     if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
         forget(f->rsi);
@@ -124,7 +126,7 @@ SD_CALL(sd_dup2)
 
 SD_CALL(sd_dup3)
 {
-    if (f->rdi == f->rsi || !dup_matters(t, f))
+    if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
         return SD_PASS;
     if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
         forget(f->rsi);
@@ -134,11 +136,12 @@ SD_CALL(sd_dup3)
 SD_CALL(sd_fcntl)
 {
     struct sock *s = sd_sock_of(f->rdi);
+    u32 command = (u32)f->rsi;
     long r;
 
-    if (f->rsi == F_DUPFD || f->rsi == F_DUPFD_CLOEXEC)
+    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
         return dup_of(t, f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx));
-    if (!s || f->rsi != F_SETFL)
+    if (!s || command != F_SETFL)
         return SD_PASS;
     r = SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx);
     if (r == 0) {
@@ -151,6 +154,7 @@ SD_CALL(sd_fcntl)
 SD_CALL(sd_ioctl)
 {
     struct sock *s = sd_sock_enter(f->rdi);
+    u32 request = (u32)f->rsi;
     long r = SD_PASS;
 
     (void)t;
@@ -158,32 +162,32 @@ SD_CALL(sd_ioctl)
         return SD_PASS;
     if (sd_bad_ptr((void *)f->rdx)) {
         /* the kernel knows which requests have a pointer there */
-    } else if (f->rsi == FIOASYNC) {
+    } else if (request == FIOASYNC) {
         r = SYS3(__NR_ioctl, f->rdi, f->rsi, f->rdx);
         if (r == 0)
             sd_async_set(s, (int)f->rdi, *(i32 *)f->rdx);
-    } else if (f->rsi == FIONBIO) {
+    } else if (request == FIONBIO) {
         r = SYS3(__NR_ioctl, f->rdi, f->rsi, f->rdx);
         if (r == 0)
             store_rlx(&s->b->nonblock, *(i32 *)f->rdx ? 1 : 0);
-    } else if (f->rsi == FIONREAD && sd_attached(s)) {
+    } else if (request == FIONREAD && sd_attached(s)) {
         i64 n = sd_rx_bytes(s, (int)f->rdi);
         if (n >= 0) {
             *(i32 *)f->rdx = (i32)n;
             r = 0;
         }
-    } else if (f->rsi == SIOCATMARK && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+    } else if (request == SIOCATMARK && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
         if (sd_back_reached(&s->e)) {
             sd_rx_back(s, (int)f->rdi); /* the kernel's answer counts again */
         } else {
             *(i32 *)f->rdx = 0; /* urgent data is never in the ring */
             r = 0;
         }
-    } else if (f->rsi == TIOCOUTQ && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+    } else if (request == TIOCOUTQ && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
         u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head) + sd_cork_held(s->e.tx, s->e.bytes);
         *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
         r = 0;
-    } else if (f->rsi == SIOCOUTQNSD && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
+    } else if (request == SIOCOUTQNSD && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
         *(i32 *)f->rdx = (i32)min_u64(sd_cork_held(s->e.tx, s->e.bytes), s->e.bytes);
         r = 0;
     }
@@ -202,6 +206,7 @@ static void say_shut(const struct sock *s)
 SD_CALL(sd_shutdown)
 {
     struct sock *s = sd_sock_enter(f->rdi);
+    u32 how = (u32)f->rsi;
     long r;
 
     (void)t;
@@ -209,11 +214,11 @@ SD_CALL(sd_shutdown)
         return SD_PASS;
     if (sd_attached(s) && (load_rlx(&s->b->latched) & POLLHUP)) {
         sd_sock_put(s);
-        return f->rsi <= SHUT_RDWR ? -ENOTCONN : -EINVAL; /* reset: the kernel's socket may not know of it */
+        return how <= SHUT_RDWR ? -ENOTCONN : -EINVAL; /* reset: the kernel's socket may not know of it */
     }
-    if (f->rsi == SHUT_RD || f->rsi == SHUT_RDWR)
+    if (how == SHUT_RD || how == SHUT_RDWR)
         store_rel(&s->b->rx_shut, 1); /* before the kernel says so to another thread */
-    if (sd_attached(s) && (f->rsi == SHUT_WR || f->rsi == SHUT_RDWR)) {
+    if (sd_attached(s) && (how == SHUT_WR || how == SHUT_RDWR)) {
         struct sd_hold h;
         sd_take(s, SD_DIR_TX, SD_MARK_OP, &h); /* no other thread is in the middle of a send */
         if (load_rlx(&s->b->tx_mode) == SD_MODE_RING)
@@ -224,12 +229,12 @@ SD_CALL(sd_shutdown)
         if (likely(!sd_is_far(s)) || !sd_far_shut(s))
             r = SYS2(__NR_shutdown, f->rdi, f->rsi);
         else
-            r = f->rsi == SHUT_RDWR ? SYS2(__NR_shutdown, f->rdi, SHUT_RD) : 0;
+            r = how == SHUT_RDWR ? SYS2(__NR_shutdown, f->rdi, SHUT_RD) : 0;
         sd_leave(&h);
         sd_nap_end(s);
     } else {
         r = SYS2(__NR_shutdown, f->rdi, f->rsi);
-        if (r == 0 && f->rsi != SHUT_RD) {
+        if (r == 0 && how != SHUT_RD) {
             s->b->tx_shut = 1;
             sd_fence(); /* another thread is about to attach: it sees tx_shut, or we see that it has */
             if (sd_attached(s))
@@ -242,7 +247,7 @@ SD_CALL(sd_shutdown)
         sd_far_nudge(s); /* or our monitor does not know of it before it is asked */
     s->kcheck |= 1;
     if (r == 0) { /* an edge for whoever waits for edges */
-        atomic_fetch_or(&s->b->latched, f->rsi == SHUT_RD ? LATCH_OWN_RD : f->rsi == SHUT_WR ? LATCH_OWN_WR : LATCH_OWN_RD | LATCH_OWN_WR);
+        atomic_fetch_or(&s->b->latched, how == SHUT_RD ? LATCH_OWN_RD : how == SHUT_WR ? LATCH_OWN_WR : LATCH_OWN_RD | LATCH_OWN_WR);
         if (s->regs)
             sd_ep_touched(s);
     }
@@ -251,7 +256,7 @@ SD_CALL(sd_shutdown)
 }
 
 /* The options that we have changed for the doorbells' sake while tx is on the ring: the program keeps its own values. */
-static u32 saved_bit(u64 level, u64 name)
+static u32 saved_bit(u32 level, u32 name)
 {
     return level != SOL_TCP ? 0 : name == TCP_NODELAY ? 1 : name == TCP_CORK ? 2 : 0;
 }
@@ -274,13 +279,13 @@ static long set_lowat(struct sock *s, const struct sd_frame *f)
 SD_CALL(sd_setsockopt)
 {
     struct sock *s = sd_sock_enter(f->rdi);
-    u32 bit = saved_bit(f->rsi, f->rdx);
+    u32 level = (u32)f->rsi, name = (u32)f->rdx, bit = saved_bit(level, name);
     long r = SD_PASS;
 
     (void)t;
     if (!s)
         return SD_PASS;
-    if (f->rsi == SOL_SOCKET)
+    if (level == SOL_SOCKET)
         s->timed = 0; /* is asked for anew */
     if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (u32)f->r8 >= 4 && f->r10) {
         bool on = *(i32 *)f->r10;
@@ -290,22 +295,22 @@ SD_CALL(sd_setsockopt)
         if (on == (bit == SD_SAVED_NODELAY))
             sd_uncork(s, (int)f->rdi); /* TCP_NODELAY pushes once, also what is corked */
         r = 0;
-    } else if (sd_attached(s) && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
+    } else if (sd_attached(s) && level == SOL_SOCKET && name == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
         r = set_lowat(s, f);
-    } else if (sd_attached(s) && ((f->rsi == SOL_SOCKET && (f->rdx == SO_SNDBUF || f->rdx == SO_SNDBUFFORCE)) ||
-                                  (f->rsi == SOL_TCP && f->rdx == TCP_NOTSENT_LOWAT))) {
+    } else if (sd_attached(s) && ((level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_SNDBUFFORCE)) ||
+                                  (level == SOL_TCP && name == TCP_NOTSENT_LOWAT))) {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         sd_tx_limit(s, (int)f->rdi);
-    } else if (f->rsi == SOL_TCP && f->rdx == TCP_ULP) {
+    } else if (level == SOL_TCP && name == TCP_ULP) {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0)
             sd_go_back(s, (int)f->rdi, SD_REASON_option); /* the kernel's TLS sees the kernel's bytes, once it has its keys */
     } else {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
-        if (r == 0 && f->rsi == SOL_TCP && f->rdx == TCP_INQ)
+        if (r == 0 && level == SOL_TCP && name == TCP_INQ)
             sd_inq_set(s, (int)f->rdi);
         else if (r == 0)
-            sd_option_set(s, (int)f->rdi, f->rsi, f->rdx);
+            sd_option_set(s, (int)f->rdi, level, name);
     }
     sd_sock_put(s);
     return r;
@@ -329,7 +334,7 @@ static long map_nothing(struct sock *s, const struct sd_frame *f)
 SD_CALL(sd_getsockopt)
 {
     struct sock *s = sd_sock_enter(f->rdi);
-    u32 bit = saved_bit(f->rsi, f->rdx);
+    u32 level = (u32)f->rsi, name = (u32)f->rdx, bit = saved_bit(level, name);
     long r = SD_PASS;
 
     (void)t;
@@ -339,13 +344,13 @@ SD_CALL(sd_getsockopt)
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8); /* lengths and pointers are the kernel's business */
         if (r == 0 && *(i32 *)f->r8 > 0) /* little-endian: the first byte, however many were asked for */
             *(u8 *)f->r10 = s->b->opt_saved & bit ? 1 : 0;
-    } else if (s->b->rcvlowat && f->rsi == SOL_SOCKET && f->rdx == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
+    } else if (s->b->rcvlowat && level == SOL_SOCKET && name == SO_RCVLOWAT && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) {
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r8 >= 4)
             *(i32 *)f->r10 = (i32)s->b->rcvlowat;
-    } else if (unlikely(f->rsi == SOL_TCP && f->rdx == TCP_ZEROCOPY_RECEIVE) && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+    } else if (unlikely(level == SOL_TCP && name == TCP_ZEROCOPY_RECEIVE) && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
         r = map_nothing(s, f);
-    } else if (f->rsi == SOL_SOCKET && f->rdx == SO_ERROR) {
+    } else if (level == SOL_SOCKET && name == SO_ERROR) {
         r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0 && *(i32 *)f->r10 == 0 && s->b->role) { /* how a non-blocking connect learns that it is done */
             s->b->established = 1;

@@ -111,7 +111,7 @@ long sd_boxed(struct sd_frame *f)
             cas_u32(&s->b->rx_mode, SD_MODE_RING, SD_MODE_BACK);
         return SD_PASS;
     case __NR_poll: case __NR_ppoll:
-        return boxed_poll((struct pollfd *)f->rdi, f->rsi);
+        return boxed_poll((struct pollfd *)f->rdi, (u32)f->rsi);
     case __NR_close:
         sd_fd_forget(f->rdi);
         return SD_PASS;

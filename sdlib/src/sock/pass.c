@@ -195,6 +195,11 @@ static void to_stranger(struct sock *s, int fd, u32 who)
         sd_hypercall(SD_HC_SCATTER, (u64)fd, 0); /* [G3] */
 }
 
+void sd_out_of_reach(struct sock *s, int fd)
+{
+    to_stranger(s, fd, SD_KIN_UNKNOWN);
+}
+
 /* Before (by 1) the message leaves, and again (by -1) if it did not. Returns how many sockets of ours are in it. */
 static u32 count_in(const struct msghdr *m, int fd, i32 by)
 {

@@ -286,6 +286,7 @@ bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what
 bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
 void sd_recall_tx(struct sock *s, int fd, u32 reason);   /* what we send, too */
 void sd_off_the_ring(struct sock *s, int fd, u32 reason); /* both directions; what is unread comes by TCP, unless its sender is dead (pass.c) */
+void sd_out_of_reach(struct sock *s, int fd); /* the socket has a descriptor now that nobody of ours looks at: for good on TCP */
 void sd_recall_over(const struct sock *s);   /* attached, and the last descriptor goes */
 bool sd_ended(int fd);
 bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos);

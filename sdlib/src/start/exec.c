@@ -184,9 +184,9 @@ SD_CALL(sd_prctl)
 SD_CALL(sd_seccomp)
 {
     (void)t;
-    if (f->rdi == 0 && !f->rsi && !f->rdx) /* SECCOMP_SET_MODE_STRICT */
+    if (!(u32)f->rdi && !(u32)f->rsi && !f->rdx) /* SECCOMP_SET_MODE_STRICT */
         return strict_mode();
-    if (f->rdi == 1) /* SECCOMP_SET_MODE_FILTER */
+    if ((u32)f->rdi == 1) /* SECCOMP_SET_MODE_FILTER */
         own_filter();
     return SD_PASS;
 }

@@ -346,6 +346,26 @@ def rlimit(stage: Stage) -> None:
     a.poll([(x, IN), (x, OUT)])
 
 
+@behaviour(carried=False)  # no row: what carries it depends on how many descriptors the machine allows
+def high_numbers(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    memory = a.link.memory()
+    raised = a.sys("prlimit64", 0, 7, memory.put(struct.pack("=QQ", 80_000, 80_000)), 0, memory=memory, text="NOFILE")
+    least, most = (70_000, 79_999) if raised.value == 0 else (70, 79)  # as far as this machine lets us
+    b.send(y, b"unread")
+    high = a.fcntl(x, F_DUPFD, least).value
+    a.recv(high, 3)
+    a.recv(x, 10)
+    exchange(stage, a, high, y)
+    a.sys("dup2", high, most)
+    a.close(x)
+    exchange(stage, a, most, y)
+    a.poll([(high, IN), (most, OUT)])
+    b.shutdown(y, SHUT_WR)
+    a.recv(high, 10)
+
+
 @behaviour("readlink /proc/self/fd", "fstat")
 def proc_fd(stage: Stage) -> None:
     a = stage.a
