@@ -48,6 +48,8 @@ _MAP: Final = 2 | 0x20 | 0x100000
 _SET_FILTER: Final = 1
 _FLAGS: Final = 1 | 4 | 8 | 16
 """TSYNC | SPEC_ALLOW | NEW_LISTENER | TSYNC_ESRCH."""
+_WAIT_KILLABLE: Final = 32
+"""WAIT_KILLABLE_RECV; see launch/filter.c."""
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _FPROG: Final = struct.Struct("=HxxxxxxQ")
 _TRIES: Final = 20
@@ -87,6 +89,7 @@ class Attacher:
         """`give` hands a listener to the keeper."""
         self._image, self._keepsake, self._settings, self._give = image, keepsake, settings, give
         self._filter = Path(FILTERS, variant.file_name).read_bytes()
+        self._flags = _FLAGS if variant.deny else _FLAGS | _WAIT_KILLABLE
         self._trace = trace
         self.dormant = Dormant(keepsake, give)
 
@@ -173,10 +176,10 @@ class Attacher:
         program = at + _FPROG.size
         write_memory(seized.pid, at, _FPROG.pack(len(self._filter) // 8, program) + self._filter)
         self._keepsake.attaching(seized.pid)
-        fd = seized.call(_SECCOMP, _SET_FILTER, _FLAGS, at)
+        fd = seized.call(_SECCOMP, _SET_FILTER, self._flags, at)
         if fd == -errno.EACCES:  # as in launch/filter.c: no setuid program may run under it
             seized.call(_PRCTL, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            fd = seized.call(_SECCOMP, _SET_FILTER, _FLAGS, at)
+            fd = seized.call(_SECCOMP, _SET_FILTER, self._flags, at)
         if fd < 0:
             self._keepsake.attaching(0)
             raise AttachError(_SETTLED.get(-fd, f"the kernel takes no filter for it: {os.strerror(-fd)}"))

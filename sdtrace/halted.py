@@ -2,9 +2,10 @@
 """A process all of whose threads are stopped, and go on as if we had never come.
 
 Kernel facts used here: SEIZE works on threads one by one and new threads may appear until all are stopped, hence the
-rescan.  A stop for a real signal swallows our pending interrupt, so it is asked for again before the signal is passed
-on.  A thread in an uninterruptible wait (a parent in vfork) does not stop: there is a deadline, and such threads are
-let go as soon as they do (`release_lingering`).
+rescan.  A thread that waits for an answer of ours gets one with which it comes to its stop (`notify.let_stop`).  A stop
+for a real signal swallows our pending interrupt, so it is asked for again before the signal is passed on.  A thread in
+an uninterruptible wait (a parent in vfork) does not stop: there is a deadline, and such threads are let go as soon as
+they do (`release_lingering`).
 
 epoll_wait, recv with a time-out, sigtimedwait and semop answer any interruption with -EINTR, although no signal came.
 That becomes -ERESTARTNOHAND: restarted if there is no handler to run, still -EINTR if one arrived meanwhile.
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from sdlib.records import dataclass, field
-from sdtrace import procfs
+from sdtrace import notify, procfs
 from sdtrace.ptrace import (
     CONT,
     EVENT_STOP,
@@ -95,6 +96,7 @@ class Halted:
 
     def __enter__(self) -> Self:
         """Stop everything. RemoteError when that cannot be done; nothing is left changed then."""
+        notify.take_all()
         try:
             self._stop_all()
             self._prepare()
@@ -135,6 +137,7 @@ class Halted:
                 for tid in seized:
                     with contextlib.suppress(ProcessLookupError):
                         ask(INTERRUPT, tid)
+                        self._call(tid)
             for position, tid in enumerate(seized):
                 try:
                     self._arrive(tid, time.monotonic() + _STOP_DEADLINE_S)
@@ -143,6 +146,10 @@ class Halted:
                     raise
             if not seized:
                 return
+
+    def _call(self, tid: int) -> None:
+        """Interrupted, it may wait for something that only ends by an answer."""
+        notify.let_stop(tid)
 
     def _seize(self, tid: int) -> bool:
         try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from sdlib import abi
-from sdtrace import procfs
+from sdtrace import notify, procfs
 from sdtrace.image import PAGE, Image, Segment
 from sdtrace.keepsake import Keepsake
 from sdtrace.memory import read_memory, write_memory
@@ -76,7 +76,7 @@ def has_library(pid: int, image: Image) -> bool:
 def _check_threads(pid: int) -> None:
     """Threads that would not stop now: wait a little, then leave it for another time."""
     deadline = time.monotonic() + _VFORK_PATIENCE_S
-    while "D" in (states := procfs.thread_states(pid).values()):
+    while "D" in (states := {state for tid, state in procfs.thread_states(pid).items() if not notify.waits(tid)}):
         if time.monotonic() > deadline:
             raise RemoteError("a thread is in an uninterruptible wait", transient=True)
         time.sleep(0.0002)

@@ -2,8 +2,8 @@
 """Memory shared with the keeper, which reads it after our death (launch/sdrun.h, struct keepsake).
 
 The buffer of RECV lies here, so the kernel itself notes which notification we have taken.  The rescue part says which
-thread is running a call for us, and with what registers it must go on (launch/rescue.c).  The last part has the ids of
-notifications that our threads work on (workers.py).
+thread is running a call for us, and with what registers it must go on (launch/rescue.c).  Then come the ids of
+notifications that our threads work on (workers.py), and those that we have taken and not begun with (notify.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _WORD: Final = struct.Struct("=I")
 _ATTACHING_AT: Final = _RESCUE_AT + _RESCUE.size + 27 * 8
 _BEAT_AT: Final = 1016
 _OUTSTANDING_AT: Final = 1024
-OUTSTANDING_MAX: Final = (SIZE - _OUTSTANDING_AT) // 8
+OUTSTANDING_MAX: Final = 1280
+_TAKEN_AT: Final = _OUTSTANDING_AT + OUTSTANDING_MAX * 8
+TAKEN_MAX: Final = 48
+_BUFFER: Final = 1025
 _ID: Final = struct.Struct("=Q")
 
 
@@ -63,6 +66,17 @@ class Keepsake:
     def forget_notification(self) -> None:
         """The one in `page` has been answered; RECV wants zeroes there anyway."""
         self.page[0:NOTIF_BYTES] = bytes(NOTIF_BYTES)
+
+    def buffer(self, place: int) -> memoryview:
+        """For a RECV of a notification that has to wait for its turn, at a free place of `TAKEN_MAX`."""
+        at = _TAKEN_AT + place * NOTIF_BYTES
+        return memoryview(self.page)[at:at + _BUFFER]
+
+    def begin_with(self, place: int) -> None:
+        """It is the one in work now, and the place is free."""
+        at = _TAKEN_AT + place * NOTIF_BYTES
+        self.page[0:NOTIF_BYTES] = self.page[at:at + NOTIF_BYTES]
+        self.page[at:at + NOTIF_BYTES] = bytes(NOTIF_BYTES)
 
     def remember_thread(self, tid: int, landing: int, words: list[int], mask: int, registers: bytes) -> None:
         """From here on the keeper would restore thread `tid`, and the program's two `words` at `landing`.

@@ -21,12 +21,13 @@ import time
 from collections.abc import Collection, Iterator
 
 from sdlib import abi
-from sdtrace import kin
+from sdtrace import kin, procfs
 from sdtrace.ends import CLOSE, FIN_WAIT1, FIN_WAIT2, End, NotNow, is_over, queued, read_so_far, state
 from sdtrace.halted import Halted
 from sdtrace.opposite import Opposite, opposite
 from sdtrace.refill import End as Behind
 from sdtrace.refill import Impossible, check, refill
+from sdtrace.strangers import have_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,8 +160,17 @@ def _silent(end: End, ours: Collection[int]) -> Iterator[bool]:
             if not pids:
                 raise NotNow(end.key, "nobody seems to have its other end")
             for pid in pids - set(ours):
-                stack.enter_context(Halted(pid))
+                stack.enter_context(_Peer(pid))
         yield bool(there.inode)
+
+
+class _Peer(Halted):
+    """Of any tree: a thread of it may wait for its own supervisor, which in turn waits for us."""
+
+    def _call(self, tid: int) -> None:
+        super()._call(tid)
+        if procfs.thread_states(self.pid).get(tid) == "D":
+            have_stopped(tid)
 
 
 def _other(end: End, ours: Collection[int]) -> Opposite:

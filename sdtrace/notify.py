@@ -11,10 +11,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import struct
+from collections import deque
 
+from sdlib import abi
 from sdlib.records import dataclass, replace
-from sdtrace.keepsake import Keepsake
+from sdtrace.keepsake import TAKEN_MAX, Keepsake
+from sdtrace.ptrace import ERESTARTNOINTR, ERESTARTSYS
+from sdtrace.syscalls import ACCEPT, ACCEPT4, CONNECT, SENDMMSG, SENDMSG, SENDTO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +40,8 @@ X86_64: Final = 0xC000003E
 _NOTIF: Final = struct.Struct("=QIIiIQ6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
 _ADD: Final = struct.Struct("=QIIII")
+_ENDED_BY_HANDLERS: Final = frozenset({CONNECT, ACCEPT, ACCEPT4, SENDTO, SENDMSG, SENDMMSG})
+"""Natively, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +67,95 @@ class Notification:
         """The call that a request of the library (SD_HC_PERFORM) is about."""
         return replace(self, nr=self.args[0] >> 32, args=(*self.args[1:5], 0, 0), routed=True)
 
+    @property
+    def performed(self) -> bool:
+        """Is it, or does it ask for, a call that handlers without SA_RESTART end natively, too?"""
+        routed = self.nr == abi.const.SD_HC_NR and self.args[0] & 0xFFFFFFFF == abi.const.SD_HC_PERFORM
+        return routed or self.nr in _ENDED_BY_HANDLERS
+
     def int_arg(self, index: int) -> int:
         """Argument `index` as the C int that the kernel makes of it."""
         value = self.args[index] & 0xFFFFFFFF
         return value - (1 << 32) if value & 0x80000000 else value
+
+
+_unanswered: Final[dict[int, tuple[Listener, Notification]]] = {}
+"""By thread. What we have taken keeps its thread waiting whatever signals come (WAIT_KILLABLE_RECV, launch/filter.c),
+and no tracer can stop it, we neither."""
+
+
+def waits(tid: int) -> bool:
+    """Does this thread wait for our answer, in what looks like an uninterruptible sleep?"""
+    return tid in _unanswered
+
+
+def let_stop(tid: int) -> bool:
+    """Only for a thread whose stop has been asked for (PTRACE_INTERRUPT): it comes to that, and makes its call anew.
+
+    False: it does not wait. The answer is one that only the code of signals understands, through which it goes then.
+    """
+    found = _unanswered.get(tid)
+    if found is None:
+        return False
+    listener, notif = found
+    return listener.reply(notif, ERESTARTSYS if notif.performed else ERESTARTNOINTR)
+
+
+class Intake:
+    """Notifications that are taken before it is their turn, so that no signal ends the wait of their calls.
+
+    Before anything that takes a while: socket() natively never says EINTR.
+    """
+
+    def __init__(self, keepsake: Keepsake) -> None:
+        self._keepsake = keepsake
+        self._poll = select.poll()
+        self._listeners: dict[int, Listener] = {}
+        self._free = list(range(TAKEN_MAX))
+        self._waiting: deque[tuple[Listener, Notification, int]] = deque()
+        self.fresh = False
+        """Something has been taken."""
+
+    def add(self, listener: Listener) -> None:
+        """Also from there."""
+        self._listeners[listener.fd] = listener
+        self._poll.register(listener.fd, select.POLLIN)
+
+    def remove(self, listener: Listener) -> None:
+        """Nobody is left there."""
+        del self._listeners[listener.fd]
+        self._poll.unregister(listener.fd)
+
+    def take(self) -> None:
+        """All that there are, as far as there is room."""
+        while self._free and (ready := [fd for fd, events in self._poll.poll(0) if events & select.POLLIN]):
+            self.fresh = True
+            for fd in ready[:len(self._free)]:
+                place = self._free.pop()
+                notif = self._listeners[fd].receive_in(self._keepsake.buffer(place))
+                if notif is None:
+                    self._free.append(place)
+                else:
+                    self._waiting.append((self._listeners[fd], notif, place))
+
+    def next(self) -> tuple[Listener, Notification] | None:
+        """Whose turn it is."""
+        if not self._waiting:
+            return None
+        listener, notif, place = self._waiting.popleft()
+        self._keepsake.begin_with(place)
+        self._free.append(place)
+        return listener, notif
+
+
+intakes: Final[list[Intake]] = []
+"""The supervisor's, once it serves."""
+
+
+def take_all() -> None:
+    """See Intake.take."""
+    for intake in intakes:
+        intake.take()
 
 
 class Listener:
@@ -79,17 +171,34 @@ class Listener:
     def receive(self) -> Notification | None:
         """The next notification; None when its task went away meanwhile."""
         self._keepsake.forget_notification()
+        return self.receive_in(memoryview(self._keepsake.page))
+
+    def receive_in(self, buffer: memoryview) -> Notification | None:
+        """In a buffer that is all zeroes, and too long for a copy of it to be passed (keepsake.py)."""
         try:
-            fcntl.ioctl(self.fd, RECV, self._keepsake.page, True)
+            fcntl.ioctl(self.fd, RECV, buffer, True)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):
                 return None
             raise
-        return Notification.parse(memoryview(self._keepsake.page))
+        notif = Notification.parse(buffer)
+        self.owes(notif)
+        return notif
 
-    def _respond(self, notif_id: int, value: int, error: int, flags: int) -> bool:
+    def owes(self, notif: Notification) -> None:
+        """It has been taken, by us or for us."""
+        _unanswered[notif.tid] = self, notif
+
+    @staticmethod
+    def _answered(notif: Notification) -> None:
+        owed = _unanswered.get(notif.tid)
+        if owed is not None and owed[1].id == notif.id:
+            _unanswered.pop(notif.tid, None)
+
+    def _respond(self, notif: Notification, value: int, error: int, flags: int) -> bool:
+        self._answered(notif)
         try:
-            fcntl.ioctl(self.fd, SEND, _RESPONSE.pack(notif_id, value, error, flags))
+            fcntl.ioctl(self.fd, SEND, _RESPONSE.pack(notif.id, value, error, flags))
         except OSError as failure:
             if failure.errno in (errno.ENOENT, errno.EINPROGRESS):
                 return False
@@ -98,11 +207,11 @@ class Listener:
 
     def let_through(self, notif: Notification) -> bool:
         """Have the kernel run the call as if there were no filter. False: there was nobody left to answer."""
-        return self._respond(notif.id, 0, 0, _FLAG_CONTINUE)
+        return self._respond(notif, 0, 0, _FLAG_CONTINUE)
 
     def reply(self, notif: Notification, value: int) -> bool:
         """Return `value` from the call; -errno for an error."""
-        return self._respond(notif.id, max(value, 0), min(value, 0), 0)
+        return self._respond(notif, max(value, 0), min(value, 0), 0)
 
     def add_fd(self, notif: Notification, fd: int, *, reply: bool = False, cloexec: bool = True) -> int:
         """Give the task a duplicate of `fd`, close-on-exec unless told; with `reply` its number is the call's result.
@@ -112,6 +221,8 @@ class Listener:
         flags = _ADDFD_SEND if reply else 0
         request = bytearray(_ADD.pack(notif.id, flags, fd, 0, os.O_CLOEXEC if cloexec else 0))
         added: int = fcntl.ioctl(self.fd, ADDFD, request, True)  # a mutable buffer: else Python hides the result
+        if reply:
+            self._answered(notif)
         return added
 
     def valid(self, notif: Notification) -> bool:

@@ -6,9 +6,10 @@ requests are in ptrace.py).
 also on errors.  A thread is left exactly as the kernel would have left it had we never come (halted.py), with two
 corrections:
 
-* The notified thread waits in the filter.  Our interrupt makes the kernel abandon that wait with -ERESTARTSYS, which
-  only the signal code turns into a restart; after remote calls we are past that point.  So it is given registers that
-  make the call anew: rip on the instruction, rax the number, orig_rax -1 (no restart logic).
+* The notified thread waits in the filter.  Our interrupt, or the answer that goes with it, ends that wait with
+  -ERESTARTSYS or -ERESTARTNOINTR, which only the signal code turns into a restart; after remote calls we are past that
+  point.  So it is given registers that make the call anew: rip on the instruction, rax the number, orig_rax -1 (no
+  restart logic).
 * SIGSYS is unblocked where asked for; it belongs to the library.
 
 With TRACESYSGOOD, stops at calls use no signal, so a blocked or ignored SIGTRAP stays as it is.
@@ -30,6 +31,7 @@ from sdtrace.notify import Notification
 from sdtrace.ptrace import (
     ALL_SIGNALS,
     CONT,
+    ERESTARTNOINTR,
     ERESTARTSYS,
     EVENT_STOP,
     INTERRUPT,
@@ -111,7 +113,8 @@ class Stopped(Halted):
     def still_in_call(self) -> bool:
         """Was the notified thread stopped in its call, and not by a signal on the way to a handler?"""
         found = self._leader.registers
-        return found.rip == self._notif.ip and signed(found.rax) == ERESTARTSYS and found.orig_rax == self._notif.nr
+        ended = signed(found.rax) in (ERESTARTSYS, ERESTARTNOINTR)
+        return found.rip == self._notif.ip and ended and found.orig_rax == self._notif.nr
 
     # ------------------------------------------------------------- remote run
 

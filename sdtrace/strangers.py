@@ -27,14 +27,14 @@ from collections.abc import Callable, Iterator
 from sdlib import abi
 from sdlib.records import dataclass
 from sdlib.wire import trees
-from sdtrace import procfs
+from sdtrace import notify, procfs
 from sdtrace.areas import Area
 from sdtrace.held import Key
 from sdtrace.image import Image
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
-from sdtrace.requests import LIBRARY, PASS
+from sdtrace.requests import LIBRARY, PASS, STOP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 RETRY_S: Final = 0.005
 _PATIENCE_S: Final = 2.0
 _ANSWER_S: Final = 5.0
+_STOP_S: Final = 0.1
 _SLOW_S: Final = 0.1
 _FAILED_S: Final = 0.5
 """So long it is not tried again."""
@@ -124,7 +125,26 @@ def have_libraries(pids: list[int]) -> None:
                 _ask(path, LIBRARY, pid)
 
 
-def _ask(path: str, what: bytes, number: int) -> str:
+def have_stopped(tid: int) -> None:
+    """A thread that we have told to stop waits for the answer of another supervisor, which is asked to let it."""
+    own = trees.socket_name(os.getpid())
+    for path in trees.find(os.environ, os.geteuid()):
+        with contextlib.suppress(OSError):
+            if os.path.basename(path) != own and not _ask(path, STOP, tid, _STOP_S):
+                return
+
+
+def have_it_stop(tid: int, client: socket.socket) -> str:
+    """The one who is asked."""
+    try:
+        tracer = procfs.status(tid).tracer
+    except OSError:
+        return "no such thread"
+    mine = tracer == trees.peer_of(client)[0] and notify.let_stop(tid)
+    return "" if mine else "it does not wait here for who traces it"
+
+
+def _ask(path: str, what: bytes, number: int, patience: float = _ANSWER_S) -> str:
     """Why a supervisor could not do it; "" when it could, or has nothing to do with it. OSError: it does not answer."""
     folder, name = os.path.split(path)
     before, after = trees.socket_name(0).split("0")
@@ -132,7 +152,7 @@ def _ask(path: str, what: bytes, number: int) -> str:
     if not pid.isdigit() or name != before + pid + after:
         return ""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(_ANSWER_S)
+        sock.settimeout(patience)
         try:
             sock.connect(f"{folder}/{trees.request_name(int(pid))}")
             sock.send(what + b" %d" % number)

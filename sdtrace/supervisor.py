@@ -35,7 +35,7 @@ from policies import Policy, Settings
 from policies.model import Proto
 from sdlib import abi
 from sdlib.records import replace
-from sdtrace import cli, opening, procfs, snapshot, strangers
+from sdtrace import cli, notify, opening, procfs, snapshot, strangers
 from sdtrace.accounts import Accounts
 from sdtrace.answers import Answers
 from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
@@ -49,10 +49,10 @@ from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
 from sdtrace.lineage import Lineage
-from sdtrace.notify import Listener
+from sdtrace.notify import Intake, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
-from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, Requests, answer
+from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, STOP, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
@@ -92,6 +92,7 @@ class Supervisor:
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._listeners: dict[int, Listener] = {}
+        self._intake = Intake(keepsake)
         self._vault = Vault(control)
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload, self._vault)
         reporting_pid = options.root_pid if options.told_at_the_end else 0
@@ -177,12 +178,12 @@ class Supervisor:
         """Answer until the last task is gone."""
         self._begin(received)
         self._open_doors()
-        for notif, answered in received.early:
-            self._keepsake.beat()
-            self._answers.one(received.listener_of(notif), notif, answered=answered)
+        self._answer_early(received)
         lingering = False
         while True:
+            self._answer_taken()
             self._keepsake.beat()
+            self._intake.fresh = False
             ready = self._epoll.poll(self._patience(lingering=lingering))
             for fd, events in ready:
                 if fd in self._listeners and not events & select.EPOLLIN:
@@ -200,10 +201,21 @@ class Supervisor:
                 return
             lingering = release_lingering()
 
+    def _answer_early(self, received: opening.Received) -> None:
+        early = [(received.listener_of(notif), notif, answered) for notif, answered in received.early]
+        for listener, notif, answered in early:
+            if not answered:
+                listener.owes(notif)
+        for listener, notif, answered in early:
+            self._keepsake.beat()
+            self._answers.one(listener, notif, answered=answered)
+
     def _begin(self, received: opening.Received) -> None:
         for listener in received.listeners:
             self._watch(listener.fd)
             self._listeners[listener.fd] = listener
+            self._intake.add(listener)
+        notify.intakes.append(self._intake)
         if self._options.successor is not None:
             self._guard(inherit, received.records, self._vault, self._hypercalls, self._broker, self._processes)
 
@@ -237,6 +249,8 @@ class Supervisor:
             self._asked_to_attach(client, number, children=word == ATTACH)
         elif word == LIBRARY:
             answer(client, self._injector.at_once(number))
+        elif word == STOP:
+            answer(client, strangers.have_it_stop(number, client))
         else:
             self._strangers.request(number, partial(answer, client))
 
@@ -317,14 +331,15 @@ class Supervisor:
 
     def _hung_up(self, fd: int) -> None:
         """The last task under it is gone. The others are of processes that were attached beside it."""
-        del self._listeners[fd]
+        self._intake.remove(self._listeners.pop(fd))
         if self._listeners:
             self._unwatch(fd)
             os.close(fd)
 
     def _dispatch(self, fd: int) -> None:
         if fd in self._listeners:
-            self._receive(self._listeners[fd])
+            if not self._intake.fresh:  # else nothing may be there any more, and it would wait for the next
+                self._receive(self._listeners[fd])
         elif self._processes.is_pidfd(fd):
             self._ended(fd)
             self.accounts.sweep()
@@ -352,10 +367,20 @@ class Supervisor:
     def _receive(self, listener: Listener) -> None:
         notif = listener.receive()
         if notif is not None:
-            begin = time.perf_counter()
-            self._answers.one(listener, notif, answered=False)
-            self._keepsake.forget_notification()
-            self._source.notifications.add(time.perf_counter() - begin)
+            if notif.nr != abi.const.SD_HC_NR:
+                self._intake.take()
+            self._answer_one(listener, notif)
+
+    def _answer_one(self, listener: Listener, notif: Notification) -> None:
+        begin = time.perf_counter()
+        self._answers.one(listener, notif, answered=False)
+        self._keepsake.forget_notification()
+        self._source.notifications.add(time.perf_counter() - begin)
+
+    def _answer_taken(self) -> None:
+        while (taken := self._intake.next()) is not None:
+            self._keepsake.beat()
+            self._answer_one(*taken)
 
     def _guard(self, action: object, *args: object) -> bool:
         """Run something that must not end us; False, counted and logged when it fails."""

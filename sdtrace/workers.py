@@ -3,7 +3,9 @@
 
 Each has a thread of its own, and is noted in the keepsake while it lasts: should we die, the keeper answers it. A
 program that is interrupted by a signal leaves its notification (the kernel gives it EINTR or restarts the call); the
-thread is then woken by a signal, and ends. That signal is only let in where a thread sleeps for its program: a
+thread is then woken by a signal, and ends. Where denials began after the start, the filter is one under which signals
+wait for our answer (launch/filter.c): who has one is stopped for a moment, and so taken out of the wait. The signal
+that wakes us is only let in where a thread sleeps for its program: a
 signal that interrupts ADDFD with SEND makes the kernel answer 0 without a descriptor.
 """
 
@@ -17,8 +19,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from sdtrace import procfs
+from sdtrace.halted import Halted
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
+from sdtrace.ptrace import RemoteError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +98,15 @@ class Workers:
             if not listener.valid(notif) and thread.ident is not None:
                 with suppress(OSError):
                     signal.pthread_kill(thread.ident, _WAKE)
+            elif notif.routed:
+                _let_signals_in(notif.tid)
+
+
+def _let_signals_in(tid: int) -> None:
+    with suppress(OSError, RemoteError):
+        if procfs.signalled(tid):
+            with Halted(procfs.thread_group(tid)):
+                pass  # on its way out it is where signals are looked at
 
 
 @contextmanager

@@ -26,6 +26,7 @@
 
 static struct sock_filter program[FILTER_MAX];
 static struct sock_fprog fprog = {.filter = program};
+static bool denies; /* the supervisor performs calls that may sleep, and that handlers end */
 
 static long sys_seccomp(unsigned int operation, unsigned int flags, void *args)
 {
@@ -110,9 +111,10 @@ int filter_load(struct options *o, uint32_t verdict, const char *bin_dir)
 {
     char path[PATH_BYTES];
     bool uring_allowed = verdict & VERDICT_URING_ALLOWED && !(verdict & (VERDICT_DENY_TCP | VERDICT_DENY_UDP));
-    const char *denies = verdict & VERDICT_DENY_UDP ? "-udp" : verdict & VERDICT_DENY_TCP ? "-tcp" : "";
+    const char *denied = verdict & VERDICT_DENY_UDP ? "-udp" : verdict & VERDICT_DENY_TCP ? "-tcp" : "";
     int n = snprintf(path, sizeof(path), "%s/../share/sdrun/uring-%s%s%s.bpf", bin_dir, uring_allowed ? "allow" : "deny",
-                     denies, told_at_the_end(o) ? "-exit" : "");
+                     denied, told_at_the_end(o) ? "-exit" : "");
+    denies = *denied;
     int error = n < (int)sizeof(path) ? read_program(path) : -ENAMETOOLONG;
     if (error) {
         complain("cannot load the filter %s: %s; `make build` makes it", path, strerror(-error));
@@ -125,6 +127,9 @@ int filter_install(void)
 {
     /* SPEC_ALLOW: the filter is no sandbox, so it must not switch on mitigations that slow the program down. */
     unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    /* socket() and most others natively never say EINTR: once a call has been taken, signals wait for its answer. Its tracer does so, too: sdtrace/notify.py, let_stop(). */
+    if (!denies)
+        flags |= SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     long fd = sys_seccomp(SECCOMP_SET_MODE_FILTER, flags, &fprog);
     if (fd < 0 && errno == EACCES) {
         /* Without CAP_SYS_ADMIN the kernel wants to be sure that no setuid program runs under a filter of ours. */

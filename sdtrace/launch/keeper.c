@@ -19,7 +19,7 @@
  *             that could make a connection fail with EACCES, so that killing the supervisor is no way around a policy.
  *
  * Whatever the dead one had received must be answered too: no other holder is shown it again, but any holder may answer it.
- * That is the queue as handed over, and `keepsake.notif`, which the kernel itself filled in.
+ * That is the queue as handed over, and `keepsake.notif` and `.taken`, which the kernel itself filled in.
  */
 #include "keeper.h"
 
@@ -191,13 +191,29 @@ static void go_alone(void)
         return;
     if (g.keepsake->notif.id)
         let_through(&g.keepsake->notif);
+    for (int i = 0; i < KEEPSAKE_TAKEN; i++)
+        if (g.keepsake->taken[i].id)
+            let_through(&g.keepsake->taken[i]);
     for (int i = 0; i < g.queued; i++)
         if (!(g.queue[i].flags & NOTIF_ANSWERED))
             let_through(&g.queue[i].notif);
     answer_outstanding();
 }
 
-/* What in the queue waits no more makes room; what the dead supervisor was working on comes in. */
+/* What the dead one had received. */
+static void queue_again(const struct seccomp_notif *n)
+{
+    if (!n->id || !still_waits(n->id))
+        return;
+    if (g.queued == QUEUE_MAX) {
+        let_through(n);
+        return;
+    }
+    g.queue[g.queued].notif = *n;
+    g.queue[g.queued++].flags = 0;
+}
+
+/* What in the queue waits no more makes room; what the dead supervisor was working on comes in, and what it had not begun with. */
 static void refill_queue(void)
 {
     int n = 0;
@@ -205,14 +221,9 @@ static void refill_queue(void)
         if (!(g.queue[i].flags & NOTIF_ANSWERED) && still_waits(g.queue[i].notif.id))
             g.queue[n++] = g.queue[i];
     g.queued = n;
-    if (g.keepsake->notif.id && still_waits(g.keepsake->notif.id)) {
-        if (n == QUEUE_MAX) {
-            let_through(&g.keepsake->notif);
-            return;
-        }
-        g.queue[n].notif = g.keepsake->notif;
-        g.queue[g.queued++].flags = 0;
-    }
+    queue_again(&g.keepsake->notif);
+    for (int i = 0; i < KEEPSAKE_TAKEN; i++)
+        queue_again(&g.keepsake->taken[i]);
 }
 
 /* Another supervisor, if there is a tree for it to serve: back to STARTING. */

@@ -94,7 +94,8 @@ struct message {
 };
 
 #define KEEPSAKE_BYTES 16384
-#define KEEPSAKE_OUTSTANDING ((KEEPSAKE_BYTES - 1024) / 8)
+#define KEEPSAKE_OUTSTANDING 1280
+#define KEEPSAKE_TAKEN 48
 
 /* Memory that outlives the supervisor. The kernel itself writes `notif` (it is the buffer of the supervisor's RECV), so
  * there is no moment in which a received notification is known to a dead process only.
@@ -114,8 +115,10 @@ struct keepsake {
     volatile uint64_t beat;   /* rounds of the supervisor's loop: one that stands still while somebody waits hangs */
     /* Notifications that threads of the supervisor work on; 0: none. */
     volatile uint64_t outstanding[KEEPSAKE_OUTSTANDING];
+    struct seccomp_notif taken[KEEPSAKE_TAKEN]; /* which it has received, too, and not begun with; id 0: none */
 };
-_Static_assert(offsetof(struct keepsake, outstanding) == 1024 && sizeof(struct keepsake) == KEEPSAKE_BYTES, "keepsake.py");
+_Static_assert(offsetof(struct keepsake, outstanding) == 1024 && offsetof(struct keepsake, taken) == 11264 &&
+               sizeof(struct keepsake) <= KEEPSAKE_BYTES - 1024, "keepsake.py");
 
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int start_limit_ms(void); /* how long the supervisor may take to start */

@@ -106,7 +106,10 @@ long sd_hypercall(u32 op, u64 a, u64 b)
 {
     if (g.no_supervisor)
         return -ENOSYS;
-    long r = SYS3(SD_HC_NR, op, a, b);
+    long r;
+    do
+        r = SYS3(SD_HC_NR, op, a, b);
+    while (r == -EINTR); /* a handler has run before it was taken: it is as if it had not been asked */
     if (r == -ENOSYS)
         g.no_supervisor = 1;
     return r;
