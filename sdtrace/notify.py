@@ -102,19 +102,20 @@ def let_stop(tid: int) -> bool:
 
 
 class Intake:
-    """Notifications that are taken before it is their turn, so that no signal ends the wait of their calls.
+    """All notifications come in here, and wait for their turn without any signal ending the wait of their calls.
 
-    Before anything that takes a while: socket() natively never says EINTR.
+    They are taken at once: socket() natively never says EINTR. So they are polled for directly, since who is woken
+    through an epoll set does not get the CPU that the caller has just left; and once more before what takes a while.
     """
 
-    def __init__(self, keepsake: Keepsake) -> None:
+    def __init__(self, keepsake: Keepsake, other: int) -> None:
+        """`other` is a descriptor that is waited for, too."""
         self._keepsake = keepsake
         self._poll = select.poll()
+        self._poll.register(other, select.POLLIN)
         self._listeners: dict[int, Listener] = {}
         self._free = list(range(TAKEN_MAX))
         self._waiting: deque[tuple[Listener, Notification, int]] = deque()
-        self.fresh = False
-        """Something has been taken."""
 
     def add(self, listener: Listener) -> None:
         """Also from there."""
@@ -126,22 +127,40 @@ class Intake:
         del self._listeners[listener.fd]
         self._poll.unregister(listener.fd)
 
+    def wait(self, seconds: float) -> list[int]:
+        """For whatever happens; what is taken then comes from next().
+
+        Returns what else has happened to which descriptors: `other`, and listeners under which nobody is left.
+        """
+        return self._take(self._poll.poll(0 if self._waiting else seconds * 1000))
+
     def take(self) -> None:
         """All that there are, as far as there is room."""
-        while self._free and (ready := [fd for fd, events in self._poll.poll(0) if events & select.POLLIN]):
-            self.fresh = True
-            for fd in ready[:len(self._free)]:
+        before = -1
+        while before != len(self._waiting):
+            before = len(self._waiting)
+            self._take(self._poll.poll(0))
+
+    def __len__(self) -> int:
+        """How many have been taken and not begun with."""
+        return len(self._waiting)
+
+    def _take(self, ready: list[tuple[int, int]]) -> list[int]:
+        rest = []
+        for fd, events in ready:
+            if not (events & select.POLLIN and fd in self._listeners):
+                rest.append(fd)
+            elif self._free:
                 place = self._free.pop()
-                notif = self._listeners[fd].receive_in(self._keepsake.buffer(place))
+                notif = self._listeners[fd].receive(self._keepsake.buffer(place))
                 if notif is None:
                     self._free.append(place)
                 else:
                     self._waiting.append((self._listeners[fd], notif, place))
+        return rest
 
-    def next(self) -> tuple[Listener, Notification] | None:
+    def next(self) -> tuple[Listener, Notification]:
         """Whose turn it is."""
-        if not self._waiting:
-            return None
         listener, notif, place = self._waiting.popleft()
         self._keepsake.begin_with(place)
         self._free.append(place)
@@ -166,15 +185,13 @@ class Listener:
         self.fd = fd
         self._keepsake = keepsake
         with contextlib.suppress(OSError):  # Linux 6.6: asker and answerer take turns on one CPU, no idle one is woken
-            fcntl.ioctl(fd, SET_FLAGS, struct.pack("=Q", _SYNC_WAKE_UP))
+            fcntl.ioctl(fd, SET_FLAGS, _SYNC_WAKE_UP)
 
-    def receive(self) -> Notification | None:
-        """The next notification; None when its task went away meanwhile."""
-        self._keepsake.forget_notification()
-        return self.receive_in(memoryview(self._keepsake.page))
+    def receive(self, buffer: memoryview) -> Notification | None:
+        """The next notification; None when its task went away meanwhile.
 
-    def receive_in(self, buffer: memoryview) -> Notification | None:
-        """In a buffer that is all zeroes, and too long for a copy of it to be passed (keepsake.py)."""
+        The buffer is all zeroes, and so long that no copy of it is passed (keepsake.py).
+        """
         try:
             fcntl.ioctl(self.fd, RECV, buffer, True)
         except OSError as error:

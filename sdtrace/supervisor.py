@@ -49,7 +49,7 @@ from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
 from sdtrace.lineage import Lineage
-from sdtrace.notify import Intake, Listener, Notification
+from sdtrace.notify import Intake, Listener
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, STOP, Requests, answer
@@ -92,7 +92,7 @@ class Supervisor:
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._listeners: dict[int, Listener] = {}
-        self._intake = Intake(keepsake)
+        self._intake = Intake(keepsake, self._epoll.fileno())
         self._vault = Vault(control)
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload, self._vault)
         reporting_pid = options.root_pid if options.told_at_the_end else 0
@@ -181,21 +181,22 @@ class Supervisor:
         self._answer_early(received)
         lingering = False
         while True:
-            self._answer_taken()
             self._keepsake.beat()
-            self._intake.fresh = False
-            ready = self._epoll.poll(self._patience(lingering=lingering))
-            for fd, events in ready:
-                if fd in self._listeners and not events & select.EPOLLIN:
-                    self._hung_up(fd)
-                    if not self._listeners:
-                        return
-                self._dispatch(fd)
+            happened = self._intake.wait(self._patience(lingering=lingering))
+            taken = self._answer_taken()
+            for fd in happened:
+                if fd not in self._listeners:
+                    for each, _ in self._epoll.poll(0):
+                        self._dispatch(each)
+                    continue
+                self._hung_up(fd)
+                if not self._listeners:
+                    return
             if self._workers:
                 self._workers.sweep()
             if self._strangers:
                 self._guard(self._strangers.tick)
-            if not ready:
+            if not (happened or taken):
                 self.accounts.sweep()
             if self._given_back():
                 return
@@ -212,7 +213,6 @@ class Supervisor:
 
     def _begin(self, received: opening.Received) -> None:
         for listener in received.listeners:
-            self._watch(listener.fd)
             self._listeners[listener.fd] = listener
             self._intake.add(listener)
         notify.intakes.append(self._intake)
@@ -333,14 +333,10 @@ class Supervisor:
         """The last task under it is gone. The others are of processes that were attached beside it."""
         self._intake.remove(self._listeners.pop(fd))
         if self._listeners:
-            self._unwatch(fd)
             os.close(fd)
 
     def _dispatch(self, fd: int) -> None:
-        if fd in self._listeners:
-            if not self._intake.fresh:  # else nothing may be there any more, and it would wait for the next
-                self._receive(self._listeners[fd])
-        elif self._processes.is_pidfd(fd):
+        if self._processes.is_pidfd(fd):
             self._ended(fd)
             self.accounts.sweep()
         elif fd == self._broker.fileno():
@@ -364,23 +360,18 @@ class Supervisor:
             self._lineage.forget(process)
             self._vault.drop_carry(process)
 
-    def _receive(self, listener: Listener) -> None:
-        notif = listener.receive()
-        if notif is not None:
-            if notif.nr != abi.const.SD_HC_NR:
-                self._intake.take()
-            self._answer_one(listener, notif)
-
-    def _answer_one(self, listener: Listener, notif: Notification) -> None:
-        begin = time.perf_counter()
-        self._answers.one(listener, notif, answered=False)
-        self._keepsake.forget_notification()
-        self._source.notifications.add(time.perf_counter() - begin)
-
-    def _answer_taken(self) -> None:
-        while (taken := self._intake.next()) is not None:
+    def _answer_taken(self) -> bool:
+        """Those that there are now: more come meanwhile."""
+        number = len(self._intake)
+        for _ in range(number):
+            begin, taken = time.perf_counter(), self._intake.next()
             self._keepsake.beat()
-            self._answer_one(*taken)
+            if taken[1].nr != abi.const.SD_HC_NR:
+                self._intake.take()
+            self._answers.one(*taken, answered=False)
+            self._keepsake.forget_notification()
+            self._source.notifications.add(time.perf_counter() - begin)
+        return bool(number)
 
     def _guard(self, action: object, *args: object) -> bool:
         """Run something that must not end us; False, counted and logged when it fails."""

@@ -305,12 +305,19 @@ static void end_supervisor(void)
     kill(g.supervisor, SIGKILL); /* its pidfd tells when */
 }
 
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
+#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP 1ul
+#endif
+
 static void from_launcher(void)
 {
     struct message m;
     int fd, got = channel_receive(g.launcher, &m, &fd);
-    if (got > 0 && m.kind == MSG_LISTENER && fd >= 0)
+    if (got > 0 && m.kind == MSG_LISTENER && fd >= 0) {
         g.listeners[g.nlisteners++] = fd;
+        ioctl(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP); /* on its CPU, and at once: signals end its wait until then */
+    }
     close(g.launcher);
     g.launcher = -1;
     hand_over();
