@@ -38,6 +38,7 @@ from monitor.hosts.frames import DATA_MAX, BadPeer, Resume, Words
 from sdlib import abi
 
 _U64: Final = (1 << 64) - 1
+_BELLS_MOST: Final = 3
 _HINTS: Final = (
     abi.const.SD_HINT_SHUT_WR | abi.const.SD_HINT_ABORT | abi.const.SD_HINT_CLOSED | abi.const.SD_HINT_LEAVING
     | abi.const.SD_HINT_URGENT
@@ -285,10 +286,11 @@ class Mirror:
         self._want((self.wanted + 1) & 0xFFFFFFFF)
 
     def _want(self, asked: int) -> None:
-        """The last may be eaten before we know that it was sent. More than that is the doing of the program over there,
-        which can write the bell word of its copy; others that go by the same link have no part in it.
+        """Two may be unread ([B3] of ring/bell.h), each a byte of its own, for the bell word says how many; and one
+        more eaten before we know that it was sent. More than that is the doing of the program over there, which can
+        write the bell word of its copy; others that go by the same link have no part in it.
         """
-        if (asked - self.rung) & 0xFFFFFFFF > 2:
+        if (asked - self.rung) & 0xFFFFFFFF > _BELLS_MOST:
             self.peals = True
         else:
             self.wanted = asked

@@ -68,6 +68,7 @@ bool sd_py_bell_take(struct sd_py_end *end);
 void sd_py_bell_give_back(struct sd_py_end *end);
 bool sd_py_bell_due(struct sd_py_end *end);
 void sd_py_bell_eaten(struct sd_py_end *end);
+bool sd_py_bell_hear(struct sd_py_end *end);
 /* membarrier(GLOBAL_EXPEDITED), registering first. 0 or -errno. */
 int sd_py_membarrier(void);
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ import pytest
 
 from tests.differential import side
 from tests.differential.behaviours.corked import empty, promptly
-from tests.differential.linux import DONTWAIT, MORE, TCP_CORK
+from tests.differential.linux import DONTWAIT, F_SETFL, F_SETOWN, MORE, O_ASYNC, TCP_CORK
 from tests.differential.worlds import BEHAVIOURS, Behaviour, Outcome, Stage
 from tests.guestbuild import Guests
 from tests.hosts.stage import FarPlace
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, i
 
 ENDS = ("nothing", "half_close", "half_close_killed", "answered_and_gone", "shut_rdwr", "send_to_shut", "close_fin",
         "reset_after_fin", "send_after_own_shutdown")
+HELD_UP_S = 0.3
+BELLS = ("edge_in_company", "peek_offset", "sigio")
 CORKS = ("cork", "cork_long", "cork_pushed", "cork_closed")
 
 
@@ -50,12 +53,43 @@ def same(native: FarPlace, far: FarPlace, name: str) -> Outcome:
         last = True
 
 
-@pytest.mark.parametrize("name", ENDS)
-def test_same_as_natively(world: World, guests: Guests, name: str) -> None:
+@pytest.mark.parametrize("names", [ENDS, BELLS], ids=["ends", "bells"])
+def test_same_as_natively(world: World, guests: Guests, names: tuple[str, ...]) -> None:
     world.start()
     agent = guests("agent")
-    far = FarPlace(world, agent)
-    assert far.rdma(same(FarPlace(world, agent, native=True), far, name)) >= 2
+    native, far = FarPlace(world, agent, native=True), FarPlace(world, agent)
+    outcomes = [same(native, far, name) for name in names]
+    assert far.rdma(outcomes[-1]) >= 2 * len(names)
+
+
+def test_a_signal_comes_for_the_first_byte_however_late_the_other_host_hears(world: World, guests: Guests) -> None:
+    """O_ASYNC: the connection has to be on TCP before fcntl returns."""
+    world.start()
+    agent, monitor = guests("agent"), world.a.monitor_pid()
+
+    def held_up() -> None:
+        os.kill(monitor, signal.SIGSTOP)
+        threading.Timer(HELD_UP_S, os.kill, (monitor, signal.SIGCONT)).start()
+
+    native, far = FarPlace(world, agent, native=True), FarPlace(world, agent)
+    wanted = native.run(of(lambda stage: signalled(stage, lambda: None)))
+    got = far.run(of(lambda stage: signalled(stage, held_up)))
+    assert got.transcript == wanted.transcript
+    assert far.rdma(got) >= 2
+
+
+def signalled(stage: Stage, first: Callable[[], None]) -> None:
+    """One message, for which nobody sleeps: a doorbell would do."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.handle(signal.SIGIO)
+    a.sys("fcntl", x, F_SETOWN, a.link.pid, text=f"{x}, F_SETOWN, self")
+    first()
+    a.fcntl(x, F_SETFL, 2 | O_ASYNC)
+    b.send(y, b"abc")
+    time.sleep(HELD_UP_S + 0.1)
+    a.signals(signal.SIGIO)
+    a.recv(x, 10)
 
 
 @pytest.mark.parametrize("world", ["device", "tcp"], indirect=True)

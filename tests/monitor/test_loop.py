@@ -28,7 +28,13 @@ from sdtrace.segments import cookie_of
 from tests.guestbuild import C_FLAGS
 from tests.harness import ROOT
 from tests.monitor.pair import RING, Pair, Side, sealers
-from tests.monitor.test_mirror import anybody_killed, in_any_order, lost_at_every_moment, the_end_comes_last
+from tests.monitor.test_mirror import (
+    anybody_killed,
+    in_any_order,
+    lost_at_every_moment,
+    next_bytes_ring_again,
+    the_end_comes_last,
+)
 
 FOUND = discover.Found("fake", 1, 0, bytes(16), 3, 64, 8, 14, 6)
 """Inline size and depth matter."""
@@ -47,6 +53,9 @@ class Fake:
     """The library."""
 
     library: ctypes.CDLL
+
+
+GREETING = abi.ffi.sizeof("struct sd_mark")
 
 
 class Contact:
@@ -81,7 +90,7 @@ class CSide(Side):
         found = self.device.poll()
         with suppress(BlockingIOError):
             data = self.kernel.recv(4096)
-            self.peer.arriving += data.count(0) if not data[0] else 1  # else a greeting
+            self.peer.arriving += len(data) if not data[0] else len(data) + 1 - GREETING
         return found
 
     def tell_place(self) -> None:
@@ -156,6 +165,10 @@ def test_any_order() -> None:
 @anybody_killed
 def test_loss_at_every_moment(killed: int | None) -> None:
     lost_at_every_moment(killed, kind=CPair)
+
+
+def test_who_has_heard_is_rung_for_again() -> None:
+    next_bytes_ring_again(kind=CPair)
 
 
 def test_the_end_comes_behind_all_bytes() -> None:

@@ -75,6 +75,52 @@ def test_loss_at_every_moment(queue_pairs: bool, killed: int | None) -> None:
     lost_at_every_moment(killed, queue_pairs=queue_pairs)
 
 
+def next_bytes_ring_again(**how: Any) -> None:
+    """[B3] of ring/bell.h: who has heard of a doorbell leaves it, and the bytes, to others, and sleeps on."""
+    def arrives(made: Pair) -> None:
+        for _, number in itertools.product(range(20), (0, 1)):
+            made.sides[number].pump()
+            made.deliver(number, 1 << 16)
+            if made.pipes:
+                made.carry(number)
+
+    def ring(made: Pair) -> None:
+        for _, number in itertools.product(range(3), (0, 1)):
+            made.ring(number)
+            arrives(made)
+
+    with pair(**how) as made:
+        a, b = made.sides
+        a.write(1)
+        made.settle()
+        b.sleep()
+        for unread in (1, 2, 2):
+            assert b.arriving < unread
+            a.write(1)
+            arrives(made)
+            ring(made)
+            assert b.arriving == unread, "nobody rings for what has come since"
+            if not b.hear():  # one of two is eaten
+                b.arriving -= 1
+                abi.lib.sd_py_bell_eaten(b.program)
+                assert b.hear()
+        made.settle()
+        b.sleep()
+        a.write(1)
+        arrives(made)
+        assert b.hear()
+        a.write(1)
+        arrives(made)
+        ring(made)
+        assert b.arriving == 2, "the word says that two are unread: each has to be a byte of its own"
+        made.settle()
+
+
+@pytest.mark.parametrize("queue_pairs", [False, True], ids=["tcp", "rdma"])
+def test_who_has_heard_is_rung_for_again(queue_pairs: bool) -> None:
+    next_bytes_ring_again(queue_pairs=queue_pairs)
+
+
 def the_end_comes_last(**how: Any) -> None:
     """What one program is told of the end is told behind all that the other one has written."""
     with pair(**how) as made:

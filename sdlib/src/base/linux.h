@@ -62,6 +62,7 @@
 #define SO_ACCEPTCONN 30
 #define SO_PROTOCOL 38
 #define SO_DOMAIN 39
+#define SO_PEEK_OFF 42
 #define IPPROTO_TCP 6
 #define SO_SNDBUFFORCE 32
 #define SO_BUF_LOCK 72

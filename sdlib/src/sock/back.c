@@ -32,7 +32,13 @@ void sd_go_back(struct sock *s, int fd, u32 reason)
     sd_fast_off();
 }
 
-/* SIGIO comes with the kernel's own bytes only. */
+/* SIGIO comes with the kernel's own bytes only. Another host hears late that it is to send those, so we wait for it, before the kernel has signals to send. */
+void sd_async_soon(struct sock *s, int fd, bool on)
+{
+    if (on && sd_attached(s) && sd_is_far(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK && !sd_ended(fd))
+        sd_recall(s, fd);
+}
+
 void sd_async_set(struct sock *s, int fd, bool on)
 {
     if (on)

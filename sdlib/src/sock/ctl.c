@@ -135,19 +135,21 @@ SD_CALL(sd_dup3)
 
 SD_CALL(sd_fcntl)
 {
-    struct sock *s = sd_sock_of(f->rdi);
+    struct sock *s;
     u32 command = (u32)f->rsi;
     long r;
 
     if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
         return dup_of(t, f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx));
-    if (!s || command != F_SETFL)
+    if (command != F_SETFL || !(s = sd_sock_enter(f->rdi)))
         return SD_PASS;
+    sd_async_soon(s, (int)f->rdi, f->rdx & O_ASYNC);
     r = SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx);
     if (r == 0) {
         store_rlx(&s->b->nonblock, f->rdx & O_NONBLOCK ? 1 : 0);
         sd_async_set(s, (int)f->rdi, f->rdx & O_ASYNC);
     }
+    sd_sock_put(s);
     return r;
 }
 
@@ -163,6 +165,8 @@ SD_CALL(sd_ioctl)
     if (sd_bad_ptr((void *)f->rdx)) {
         /* the kernel knows which requests have a pointer there */
     } else if (request == FIOASYNC) {
+        if (sd_is_far(s))
+            sd_async_soon(s, (int)f->rdi, *(i32 *)f->rdx);
         r = SYS3(__NR_ioctl, f->rdi, f->rsi, f->rdx);
         if (r == 0)
             sd_async_set(s, (int)f->rdi, *(i32 *)f->rdx);

@@ -199,20 +199,23 @@ bool sd_bell_stays(const struct sock *s)
     return unlikely(sd_shared(s)) && sd_bell_due(&s->e) && company(s) && unseen(s);
 }
 
-/* Inside. The kernel has a second byte: what it is behind the first one is known by `back`, looked at afterwards. */
-static bool is_doubled(const struct sock *s, int fd)
+/* Inside. The kernel has a second one: what it is behind the first one is known by `back`, looked at afterwards. How many bytes the first one has, or 0. */
+static u64 doubled(struct sock *s, int fd)
 {
     u8 two[2];
 
+    if (sd_is_far(s))
+        return sd_far_doubled(s, fd);
     return SYS6(__NR_recvfrom, fd, two, 2, MSG_DONTWAIT | MSG_PEEK, 0, 0) == 2 && !sd_back_published(&s->e);
 }
 
 /* [B3] Inside. One of two bells is eaten, or both are on the way and will be heard. */
 static void eat_second(struct sock *s, int fd, struct sd_hold *h)
 {
-    u8 byte;
+    u8 bell[sizeof(struct sd_mark)];
+    u64 n = doubled(s, fd);
 
-    if (is_doubled(s, fd) && sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) == 1 && sd_bell_one_less(&s->e, SD_BELL_HEARD))
+    if (n && sd_revocable(h, __NR_recvmsg, fd, bell, n, MSG_DONTWAIT) == (long)n && sd_bell_one_less(&s->e, SD_BELL_HEARD))
         COUNT_OF(s, bells_rx);
 }
 
@@ -220,7 +223,7 @@ void sd_bell_was_heard(struct sock *s, int fd)
 {
     struct sd_hold h;
 
-    if (sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_bell_hear(&s->e))
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_bell_hear(&s->e))
         return;
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e))
@@ -231,7 +234,7 @@ void sd_bell_was_heard(struct sock *s, int fd)
 /* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. `over`: the end stands behind the doorbell. */
 static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
 {
-    bool bell = sd_bell_due(&s->e) && !sd_is_far(s), kept;
+    bool bell = sd_bell_due(&s->e), kept;
     u32 claimed;
     u8 byte;
     long r;
@@ -247,8 +250,10 @@ static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
         return false;
     }
     if (sd_is_far(s)) {
-        r = sd_far_look(s, fd, h);
+        r = sd_far_look(s, fd, h, claimed);
         bell = r == SD_FAR_BELL;
+        if (claimed && !bell)
+            sd_bell_leave(&s->e);
     } else {
         r = bell ? sd_revocable(h, __NR_recvmsg, fd, &byte, 1, MSG_DONTWAIT) : SYS6(__NR_recvfrom, fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK, 0, 0);
         if (claimed)

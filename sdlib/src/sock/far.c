@@ -147,6 +147,20 @@ bool sd_far_shut(struct sock *s)
 
 /* ----------------------------------------------------------------- their way back */
 
+/* The program's place for peeks is not where we look, nor moved by it. */
+static long look_ahead(const struct sock *s, int fd, u8 *seen, u64 n)
+{
+    i32 at = unlikely(s->b->reason) ? sd_peek_offset(fd) : -1;
+    long r;
+
+    if (at >= 0)
+        sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, -1);
+    r = SYS6(__NR_recvfrom, fd, seen, n, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+    if (at >= 0)
+        sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, at);
+    return r;
+}
+
 /* [H3] Up to `at` the bytes come by the ring; true: they have. */
 static bool ring_reaches(struct sock *s, u64 at)
 {
@@ -222,7 +236,7 @@ static bool is_mark(const struct sock *s, u64 magic, const u8 *seen, u64 n)
 bool sd_far_greeted(struct sock *s, int fd)
 {
     u8 seen[sizeof(struct sd_mark)];
-    long r = SYS6(__NR_recvfrom, fd, seen, sizeof seen, MSG_DONTWAIT | MSG_PEEK, 0, 0);
+    long r = look_ahead(s, fd, seen, sizeof seen);
     bool ours = r > 0 && (is_mark(s, SD_GREET_MAGIC, seen, (u64)r) || is_mark(s, SD_MARK_MAGIC, seen, (u64)r));
 
     if (r == -EAGAIN || r == -EINTR)
@@ -253,25 +267,47 @@ static void look_at_mark(struct sock *s, int fd, const u8 *seen, u64 n)
     }
 }
 
-long sd_far_look(struct sock *s, int fd, struct sd_hold *h)
+/* How many bytes of these the first doorbell has, 0: it is none. A greeting is as good as one. */
+static u64 first_bell(const struct sock *s, const u8 *seen, u64 n)
+{
+    if (n && !seen[0])
+        return 1;
+    return n >= sizeof(struct sd_mark) && is_mark(s, SD_GREET_MAGIC, seen, n) ? sizeof(struct sd_mark) : 0;
+}
+
+u64 sd_far_doubled(struct sock *s, int fd)
+{
+    u8 seen[sizeof(struct sd_mark) + 1];
+    long r = look_ahead(s, fd, seen, sizeof seen);
+    u64 size = r > 0 ? first_bell(s, seen, (u64)r) : 0;
+
+    return size && (u64)r > size && !seen[size] && !sd_back_published(&s->e) ? size : 0;
+}
+
+long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed)
 {
     u8 seen[2 * sizeof(struct sd_mark)];
-    long r = SYS6(__NR_recvfrom, fd, seen, sizeof seen, MSG_DONTWAIT | MSG_PEEK, 0, 0);
-    u64 bells = 0;
+    long r = look_ahead(s, fd, seen, sizeof seen);
+    bool more = false;
+    u64 size;
 
     if (r <= 0 || sd_back_published(&s->e))
         return r > 0 ? SD_FAR_BYTES : r;
-    while (bells < (u64)r && !seen[bells])
-        bells++;
-    if (!bells && r >= (long)sizeof(struct sd_mark) && is_mark(s, SD_GREET_MAGIC, seen, (u64)r))
-        bells = sizeof(struct sd_mark); /* as good as one */
-    if (!bells) {
+    size = first_bell(s, seen, (u64)r);
+    if (!size) {
         look_at_mark(s, fd, seen, (u64)r);
         return SD_FAR_BYTES;
     }
-    if (sd_revocable(h, __NR_recvmsg, fd, seen, bells, MSG_DONTWAIT) <= 0)
+    for (; !claimed && size < (u64)r && !seen[size]; size++)
+        more = true; /* [B3], or two monitors, one after the other, have rung for the same */
+    if (sd_revocable(h, __NR_recvmsg, fd, seen, size, MSG_DONTWAIT) != (long)size)
         return SD_FAR_BYTES;
-    sd_bell_eaten(&s->e);
+    if (more)
+        sd_bell_eaten(&s->e);
+    if (claimed)
+        sd_bell_ate(&s->e, claimed);
+    else
+        sd_bell_eaten(&s->e);
     return SD_FAR_BELL;
 }
 
@@ -298,14 +334,15 @@ i64 sd_far_closed_pos(u64 received, i32 unread, int fd)
     return (i64)received - 1 - unread;
 }
 
-void sd_far_await(struct sock *s, int fd)
+bool sd_far_await(struct sock *s, int fd)
 {
     struct sd_hold h;
+    bool found;
 
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
-    if (load_rlx(&s->b->rx_mode) == SD_MODE_RETIRE && sd_far_look(s, fd, &h) <= 0)
-        sd_far_nap();
+    found = load_rlx(&s->b->rx_mode) != SD_MODE_RETIRE || sd_far_look(s, fd, &h, 0) > 0;
     sd_leave(&h);
     if (sd_back_published(&s->e) && !sd_back_reached(&s->e)) /* the peer has gone back by itself: what is in the ring stays there */
         cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
+    return found;
 }

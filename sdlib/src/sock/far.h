@@ -12,7 +12,7 @@
  *        that it sleeps on the bell word (`direct`), else by the supervisor. Doorbells for a sleeper over there are sent by the monitor here or, for it, by
  *        the supervisor, on a duplicate of our socket that lives for microseconds. Each says `ringing`, by a locked instruction, before it looks for
  *        SD_HINT_LEAVING; who goes back says LEAVING before it looks at `ringing`. So no byte follows the position that the way back publishes but the
- *        program's.
+ *        program's. Those that stay for others ([B2] [B3] of ring/bell.h) are as on one host: two may be unread.
  *   [H3] the way back: the program's TCP bytes may be there before anything that the monitors say. So it begins in the TCP stream itself, with a
  *        mark (struct sd_mark): behind it come the program's bytes from a counter of the ring on. Doorbells are zeros, a mark begins with
  *        another byte, and nothing else comes behind the switch: no byte has to be announced. The counter may lie before our tail; then what we
@@ -59,12 +59,14 @@ void sd_far_nudge(struct sock *s);
 bool sd_far_greeted(struct sock *s, int fd); /* our position is the switch: whether the ring is the one of this connection */
 bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
 void sd_far_nap(void);
-void sd_far_await(struct sock *s, int fd); /* [S5]: looks for the other end's mark, while nobody reads the ring */
+bool sd_far_await(struct sock *s, int fd); /* [S5]: looks for the other end's mark, while nobody reads the ring. False: there is nothing at all */
 void sd_far_leave(struct sock *s); /* both directions, soon: their bytes in the rings are the supervisors' ([H4]) */
 bool sd_far_shut(struct sock *s);                                     /* true: the supervisor shuts our direction, behind what it takes there */
 /* Inside. Our direction's way to TCP; the ring is written no more. False: it cannot be told where the bytes go on. */
 bool sd_far_back(struct sock *s, int fd, struct sd_hold *h);
-long sd_far_look(struct sock *s, int fd, struct sd_hold *h);          /* inside */
+/* Inside. `claimed`: what sd_bell_claim() has said, 0: there is no company. */
+long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed);
+u64 sd_far_doubled(struct sock *s, int fd); /* inside: two doorbells stand there, and the first one has so many bytes; 0: not two */
 bool sd_far_skip(struct sock *s, int fd, u64 left, struct sd_hold *h);/* inside: throws TCP bytes away; false: not all are there yet */
 i64 sd_far_closed_pos(u64 received, i32 unread, int fd);              /* sd_rx_pos() of a connection that is closed */
 

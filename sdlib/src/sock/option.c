@@ -11,7 +11,6 @@
 #define SO_TIMESTAMP_OLD 29
 #define SO_TIMESTAMPNS_OLD 35
 #define SO_TIMESTAMPING_OLD 37
-#define SO_PEEK_OFF 42
 #define SO_ATTACH_BPF 50
 #define SO_TIMESTAMP_NEW 63
 #define SO_TIMESTAMPNS_NEW 64
@@ -30,18 +29,24 @@ static bool has_filter(int fd)
     return instructions || r == -EACCES; /* which is no classic one, and not shown */
 }
 
-static bool has_peek_offset(int fd)
-{
-    i32 v = -1;
-    u32 len = sizeof v;
-
-    return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEEK_OFF, &v, &len) == 0 && v >= 0;
-}
 
 bool sd_option_keeps(int fd)
 {
     return is_on(fd, SO_TIMESTAMP_OLD) || is_on(fd, SO_TIMESTAMPNS_OLD) || is_on(fd, SO_TIMESTAMPING_OLD) || is_on(fd, SO_TIMESTAMP_NEW) ||
-           is_on(fd, SO_TIMESTAMPNS_NEW) || has_filter(fd) || has_peek_offset(fd);
+           is_on(fd, SO_TIMESTAMPNS_NEW) || has_filter(fd) || sd_peek_offset(fd) >= 0;
+}
+
+/* The offset counts from the first unread byte, which may be in the ring. It is moved by all that is looked at and read of the kernel's queue, so it is
+ * the program's again only when what is ours there has gone. */
+static void peek_from(struct sock *s, int fd)
+{
+    i32 at = sd_peek_offset(fd);
+
+    if (at < 0 || !sd_attached(s))
+        return;
+    sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, -1);
+    sd_recall(s, fd);
+    sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, at);
 }
 
 /* The kernel has set it. */
@@ -51,8 +56,7 @@ void sd_option_set(struct sock *s, int fd, u64 level, u64 name)
         return;
     switch ((u32)name) {
     case SO_PEEK_OFF:
-        if (has_peek_offset(fd) && sd_attached(s))
-            sd_recall(s, fd); /* the offset counts from the first unread byte */
+        peek_from(s, fd);
         __attribute__((fallthrough));
     case SO_ATTACH_FILTER:
     case SO_ATTACH_BPF:

@@ -232,9 +232,7 @@ bool sd_needs_timer(const struct sock *s, u32 want)
         return true; /* the last doorbell cannot be eaten, since bytes of the program stand before it */
     if ((want & (POLLIN | POLLRDNORM)) && load_rlx(&b->rx_mode) == SD_MODE_RING) {
         /* More bytes than there are have no doorbell of their own while the last one stays for others. An edge has, and the next one of those that wait
-         * exclusively, but not from another host: [B3]. */
-        if (sd_is_far(s) && (b->exclusive ? load_rlx(&b->users) > 1 : (want & EPOLLET) && sd_bell_stays(s)))
-            return true;
+         * exclusively: [B3]. */
         if (!(want & EPOLLET) && (low_on_ring(s) || stays_for_room(s)))
             return true;
     }

@@ -66,7 +66,9 @@ bool sd_recall_wait(struct sock *s, int fd)
         if (is_home(s, fd))
             return true;
         if (sd_is_far(s)) {
-            sd_far_await(s, fd);
+            bool over = sd_ended(fd);
+            if ((!sd_far_await(s, fd) && over) || load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+                break;
             nap();
             continue;
         }
@@ -77,6 +79,10 @@ bool sd_recall_wait(struct sock *s, int fd)
             return false;
         }
         nap();
+    }
+    if (sd_is_far(s)) {
+        cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
+        return false; /* its mark tells, whenever it comes ([H3]) */
     }
     sd_drop(s, fd); /* it has begun to send, and does not come to an end: nobody knows how much */
     return false;

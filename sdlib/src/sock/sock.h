@@ -73,6 +73,15 @@ static inline void sd_set_int(int fd, int level, int name, i32 v)
     SYS5(__NR_setsockopt, fd, level, name, &v, 4);
 }
 
+/* Where the program's next peek begins, -1: not set. */
+static inline i32 sd_peek_offset(int fd)
+{
+    i32 v = -1;
+    u32 len = sizeof v;
+
+    return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEEK_OFF, &v, &len) == 0 ? v : -1;
+}
+
 /* sock/life.c */
 void sd_tick(struct sock *s, int fd);      /* one operation: offer, attach when it is time */
 /* Eager: just accepted, offered at once, but attached by who uses it first: programs that accept for others pass it on as it is (pass.c). */
@@ -298,7 +307,8 @@ void sd_option_set(struct sock *s, int fd, u64 level, u64 name);
 
 /* sock/back.c */
 void sd_go_back(struct sock *s, int fd, u32 reason); /* to TCP, or never away from it */
-void sd_async_set(struct sock *s, int fd, bool on);
+void sd_async_soon(struct sock *s, int fd, bool on); /* before the kernel knows, and */
+void sd_async_set(struct sock *s, int fd, bool on);  /* afterwards */
 
 /* sock/again.c */
 u32 sd_again_begin(struct sock *s, int fd); /* both directions may be back: the block's state, TCP if it is to be offered anew */
