@@ -120,7 +120,9 @@ struct sd_seg {
     SD_ATOMIC uint64_t mark_at;        /* library: what it says; stored before */
     SD_ATOMIC uint32_t greeted;        /* who rings: the greeting of our direction is sent */
     SD_ATOMIC uint32_t direct;         /* monitor: its loop sleeps on the bell word of our direction, as on a futex ([H2]) */
-    uint32_t pad[4];
+    SD_ATOMIC uint32_t deaf;           /* library: the program has shut both directions, when its ring had come to */
+    uint32_t pad;
+    SD_ATOMIC uint64_t deaf_at;        /* here; stored before */
     struct sd_dir dir[2];
 };
 

@@ -153,6 +153,15 @@ SD_CALL(sd_fcntl)
     return r;
 }
 
+/* The program's next byte comes by TCP. Another host says so there, behind its doorbells. */
+static bool is_behind_ring(struct sock *s, int fd)
+{
+    s->kcheck |= sd_is_far(s);
+    for (u32 i = 0; i < 2 && (s->kcheck & 1) && sd_is_far(s) && !sd_rx_news(&s->e, 0); i++)
+        sd_look_at_kernel(s, fd);
+    return sd_back_reached(&s->e);
+}
+
 SD_CALL(sd_ioctl)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -181,7 +190,7 @@ SD_CALL(sd_ioctl)
             r = 0;
         }
     } else if (request == SIOCATMARK && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
-        if (sd_back_reached(&s->e)) {
+        if (is_behind_ring(s, (int)f->rdi)) {
             sd_rx_back(s, (int)f->rdi); /* the kernel's answer counts again */
         } else {
             *(i32 *)f->rdx = 0; /* urgent data is never in the ring */
@@ -203,8 +212,11 @@ SD_CALL(sd_ioctl)
 static void say_shut(const struct sock *s)
 {
     sd_fence();
-    if (s->b->tx_shut)
-        sd_hint_shut(&s->e, load_rlx(&s->b->rx_shut));
+    if (!s->b->tx_shut)
+        return;
+    if (sd_is_far(s) && load_rlx(&s->b->rx_shut))
+        sd_far_deafen(s);
+    sd_hint_shut(&s->e, load_rlx(&s->b->rx_shut));
 }
 
 SD_CALL(sd_shutdown)
@@ -367,7 +379,7 @@ SD_CALL(sd_getsockopt)
             *(i32 *)f->r10 = 0;
         }
         if (r == 0 && *(i32 *)f->r10 == 0 && sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
-            if (!(load_rlx(&s->b->latched) & LATCH_FIN))
+            if (!(load_rlx(&s->b->latched) & LATCH_FIN) || sd_is_far(s))
                 sd_look_at_kernel(s, (int)f->rdi);
             *(i32 *)f->r10 = (i32)sd_kept_error(s); /* what we have taken from the kernel */
         } else if (r == 0 && *(i32 *)f->r10 == 0 && load_rlx(&s->b->rx_err)) {

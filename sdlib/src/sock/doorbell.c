@@ -293,6 +293,8 @@ void sd_look_at_kernel(struct sock *s, int fd)
     }
     s->kcheck &= ~1u;
     s->checked_tsc = sd_tsc();
+    if (sd_is_far(s) && unlikely(load_rlx(&s->b->rx_shut)))
+        sd_far_overhear(s, fd);
     if ((load_rlx(&s->b->latched) & LATCH_FIN) || load_rlx(&s->b->rx_mode) != SD_MODE_RING)
         return;
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);

@@ -346,3 +346,54 @@ bool sd_far_await(struct sock *s, int fd)
         cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
     return found;
 }
+
+/* ----------------------------------------------------------------- a program that hears nothing more */
+
+/* TCP answers what comes then with a reset, of which both programs are told: the other one by its next send. Of what comes by TCP the kernel does so. (Its sender
+ * has gone back without a mark: nobody_reads().) */
+void sd_far_deafen(const struct sock *s)
+{
+    if (load_acq(&s->seg->deaf))
+        return;
+    store_rlx(&s->seg->deaf_at, load_acq(&s->e.rx->tail));
+    store_rel(&s->seg->deaf, 1);
+}
+
+static u32 heard_since(struct sock *s, int fd)
+{
+    u64 at = load_rlx(&s->seg->deaf_at), head = load_rlx(&s->e.rx->head);
+    u16 unspec[8] = {0};
+
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && (i64)(load_acq(&s->e.rx->tail) - at) > 0) {
+        freeze(s);
+        s->e.rx_tail_seen = head;
+        store_rel(&s->e.rx->tail, (i64)(head - at) > 0 ? head : at); /* which nobody reads */
+        SYS3(__NR_connect, fd, unspec, sizeof unspec);
+    } else if (!sd_has_error(fd)) {
+        return 0;
+    }
+    return sd_get_int(fd, SOL_SOCKET, SO_ERROR);
+}
+
+/* The program has shut its reading side. Both: what comes is an error. That alone: the other end may have gone back to TCP, where it is read as ever. */
+void sd_far_overhear(struct sock *s, int fd)
+{
+    struct sd_hold h;
+    u32 err = 0;
+    long r = 0;
+
+    if ((load_rlx(&s->b->latched) & (LATCH_FIN | POLLERR)) == (LATCH_FIN | POLLERR))
+        return;
+    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+    if (load_acq(&s->seg->deaf))
+        err = heard_since(s, fd);
+    else if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+        r = sd_far_look(s, fd, &h, 0);
+    sd_leave(&h);
+    if (r < 0 && r != -EAGAIN && r != -EINTR)
+        sd_latch_end(s, fd, (u32)-r);
+    if (!err)
+        return;
+    store_rel(&s->b->rx_err, err);
+    atomic_fetch_or(&s->b->latched, LATCH_FIN | POLLRDHUP | POLLERR | POLLHUP);
+}

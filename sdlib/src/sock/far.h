@@ -61,6 +61,8 @@ bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
 void sd_far_nap(void);
 bool sd_far_await(struct sock *s, int fd); /* [S5]: looks for the other end's mark, while nobody reads the ring. False: there is nothing at all */
 void sd_far_leave(struct sock *s); /* both directions, soon: their bytes in the rings are the supervisors' ([H4]) */
+void sd_far_deafen(const struct sock *s);                                   /* the program has shut both directions */
+void sd_far_overhear(struct sock *s, int fd);                         /* its reading side: what the kernel hides behind that end */
 bool sd_far_shut(struct sock *s);                                     /* true: the supervisor shuts our direction, behind what it takes there */
 /* Inside. Our direction's way to TCP; the ring is written no more. False: it cannot be told where the bytes go on. */
 bool sd_far_back(struct sock *s, int fd, struct sd_hold *h);

@@ -5,6 +5,7 @@
 #include "poll/poll.h"
 #include "ring/cork.h"
 #include "ring/vec.h"
+#include "sock/far.h"
 #include "sock/rx.h"
 
 u64 sd_iov_bytes(const struct iovec *iov, u64 n)
@@ -239,6 +240,8 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
     u64 calls = g.proc->ctr[SD_CTR_calls_kernel];
     long kept;
 
+    if (sd_is_far(s) && unlikely(load_rlx(&b->rx_shut)))
+        sd_far_overhear(s, fd); /* none of the program's is read */
     for (;;) {
         i64 r = ring_take(s, w);
         if (unlikely(r < 0)) {

@@ -246,7 +246,8 @@ static inline bool sd_tx_over(const struct sock *s)
     if (likely(!(latched & LATCH_FIN)))
         return false;
     hint = load_rlx(&s->e.rx->prod_hint);
-    return (latched & POLLERR) || s->b->far || (hint & SD_HINT_CLOSED) || !(hint & SD_HINT_SHUT_WR || load_rlx(&s->b->rx_shut));
+    return (latched & POLLERR) || (s->b->far && !load_rlx(&s->b->rx_shut)) || (hint & SD_HINT_CLOSED) ||
+           !(hint & SD_HINT_SHUT_WR || load_rlx(&s->b->rx_shut));
 }
 /* Nobody can ring when there is room for what we send. */
 static inline bool sd_no_bells(const struct sock *s)

@@ -233,6 +233,8 @@ static bool peer_left(struct sock *s, int fd)
         return sd_peer_died(s, fd);
     s->asked_tsc = now;
     COUNT(calls_kernel);
+    if (unlikely(own))
+        return sd_ended(fd);
     if (SYS5(__NR_ppoll, &p, 1, &zero, 0, 8) != 1)
         return false;
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING) {

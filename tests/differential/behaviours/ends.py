@@ -206,12 +206,14 @@ def shut_rd(stage: Stage) -> None:
     look(a, x)
     drain(a, x)
     b.send(y, b"late")
+    settle()
     look(a, x)
     drain(a, x)
     a.send(x, b"other way")
     b.recv(y, 20)
     look(b, y)
     b.send(y, b"later")
+    settle()
     look(a, x)
 
 
