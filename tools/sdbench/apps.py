@@ -28,7 +28,7 @@ from tools.sdbench.ways import Load, Serve, Served, Way, asked
 
 FILES = ROOT / "tools" / "bench" / "apps"
 WARM_MS = 1000
-"""Before a load program measures: the monitor starts, connections move, a JIT compiles."""
+"""Before a load program measures (those of tools/bench/apps as long): the monitor starts, connections move, a JIT compiles."""
 HELLO_GRPC = str(FILES / "hello_grpc.py")
 
 
@@ -58,9 +58,13 @@ def service(name: str, argv: Callable[[Stage, str], list[str]], stop: signal.Sig
 
 
 def quantiles(raw: dict[str, float]) -> Sample:
-    """What the load programs print; `user_ns` is of those that take long to start."""
+    """What the load programs print; `user_ns` is of those that take long to start.
+
+    `whole_rate` has the time before they measure in it, as CPU times have.
+    """
     user = {"client_user_us": raw["user_ns"] / 1000} if "user_ns" in raw else {}
-    return {"rate": raw["count"] / raw["seconds"], **user,
+    whole = raw["total"] / (raw["seconds"] + WARM_MS / 1000)
+    return {"rate": raw["count"] / raw["seconds"], "whole_rate": whole, **user,
             **{key.replace("_ns", "_us"): raw[key] / 1000 for key in ("p50_ns", "p99_ns", "p999_ns")}}
 
 

@@ -113,7 +113,7 @@ def _user(row: Row, rest: float) -> str:
 
     `rest`: as of _free.
     """
-    rate = row.median(row.native, row.main)
+    rate = row.median(row.native, "whole_rate") or row.median(row.native, row.main)
     ends = [row.median(row.native, name) for name in ("server_user_us", "client_user_us")]
     if not rate or not ends[0] or not ends[1]:
         return ""
