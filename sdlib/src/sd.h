@@ -77,6 +77,7 @@ struct sd_tcb {
     struct sd_aside asides[SD_STACK_LEVELS];
     struct sd_owed owed[SD_STACK_LEVELS];
     u64 foreign_counted[SD_FOREIGN_COUNTED]; /* cookies of sockets among whose users a foreign one is counted, as it has moved them; 0: none */
+    struct sock *_Atomic home[SD_STACK_LEVELS]; /* and those on whose words it wakes somebody up: poll/nap.c [N2] */
 };
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
@@ -223,7 +224,8 @@ struct sock {
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd as it stands in the register, whose upper half the kernel ignores */
 bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
-struct sock *sd_sock_numbered(u32 ent); /* attached, and alive; no thread may close it meanwhile. NULL: none */
+struct sock *sd_sock_enter_numbered(u32 ent); /* attached, and alive: it cannot be unmapped until sd_sock_put_numbered; one at a time. NULL: none */
+void sd_sock_put_numbered(struct sock *s);
 u32 sd_fd_top(void); /* one above the highest descriptor ever ours */
 void *sd_epoll_of(u64 fd);        /* struct ep of an epoll descriptor that has registrations of ours, or NULL */
 void sd_epoll_set(u64 fd, void *ep); /* NULL: forget */

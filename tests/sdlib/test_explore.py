@@ -63,7 +63,7 @@ MUTANTS = [
            "if (alone && (all_quiet(set, n) || n)) {"),
     Mutant("wake-up-nap", "has not taken back its count", "poll/nap.c", "        sd_disarm(set[i], p->armed[i]);",
            "        (void)pid;"),
-    Mutant("wake-up-nap-set", "a lost wake-up", "poll/nap.c", "? s : sd_sock_numbered((u32)at);", "? s : s;"),
+    Mutant("wake-up-nap-set", "a lost wake-up", "poll/nap.c", "? s : sd_sock_enter_numbered((u32)at);", "? s : s;"),
     Mutant("wake-up-nap-set", "a lost wake-up", "poll/nap.c", "&home->e.tx->nap, 0) == 1)",
            "&home->e.tx->nap, 0) > 1)"),
     Mutant("nap-beside-sleeper", "a lost wake-up", "poll/nap.c", "    return alone;\n}\n",

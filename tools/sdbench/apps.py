@@ -28,7 +28,7 @@ from tools.sdbench.ways import Load, Serve, Served, Way, asked
 
 FILES = ROOT / "tools" / "bench" / "apps"
 WARM_MS = 1000
-"""Before a load program measures (those of tools/bench/apps as long): the monitor starts, connections move, a JIT compiles."""
+"""Before a load program measures, in any language: the monitor starts, connections move, a JIT compiles."""
 HELLO_GRPC = str(FILES / "hello_grpc.py")
 
 

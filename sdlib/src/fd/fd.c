@@ -46,11 +46,41 @@ struct sock *sd_sock_of(u64 reg)
     return ent && !(ent & ENT_EPOLL) ? sock_at(ent - 1) : NULL;
 }
 
-struct sock *sd_sock_numbered(u32 ent)
+static bool is_alive(const struct sock *s)
+{
+    return load_acq(&s->refs) && !load_rlx(&s->dead) && s->b && sd_attached(s);
+}
+
+/* Our entry of `home`: the thread is inside of another socket already, on the same level. One that was left by siglongjmp keeps its socket mapped. */
+static inline struct sock *_Atomic *home_of(struct sd_tcb *t)
+{
+    u32 level = t->level ? t->level - 1 : 0;
+
+    return &t->home[level < SD_STACK_LEVELS ? level : SD_STACK_LEVELS - 1];
+}
+
+struct sock *sd_sock_enter_numbered(u32 ent)
 {
     struct sock *s = ent && ent <= nsocks ? sock_at(ent - 1) : NULL;
 
-    return s && load_rlx(&s->refs) && !load_rlx(&s->dead) && s->b && sd_attached(s) ? s : NULL;
+    if (!s || !g.mt)
+        return s && is_alive(s) ? s : NULL;
+    store_rel(home_of(sd_self()), s); /* [F1], with `dead` in the place of the table's entry */
+    atomic_signal_fence(memory_order_seq_cst);
+    if (likely(is_alive(s)))
+        return s;
+    sd_sock_put_numbered(s);
+    return NULL;
+}
+
+void sd_sock_put_numbered(struct sock *s)
+{
+    if (!g.mt)
+        return;
+    store_rel(home_of(sd_self()), NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (unlikely(load_rlx(&s->dead) == 1)) /* [F2] */
+        sd_sock_reap(s);
 }
 
 /* Our entry of `use`; those of deeper levels were left by siglongjmp. */
@@ -84,6 +114,9 @@ struct sock *sd_sock_enter(u64 fd)
     if (likely(sd_sock_of(fd) == s))
         return s;
     store_rel(use, NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (load_rlx(&s->dead) == 1) /* [F2] the closing thread may have seen us */
+        sd_sock_reap(s);
     return NULL;
 }
 
@@ -105,7 +138,7 @@ static bool in_use(const struct sock *s)
 {
     for (struct sd_tcb *t = sd_tcbs(); t; t = t->next)
         for (u32 l = 0; l < SD_STACK_LEVELS; l++)
-            if (load_acq(&t->use[l]) == s)
+            if (load_acq(&t->use[l]) == s || load_acq(&t->home[l]) == s)
                 return true;
     return false;
 }

@@ -8,7 +8,7 @@
 #define ASK_EVERY 16
 #define LOOK_AT 8
 #define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
-#define COLD 4                /* registrations that may have to be heated for a nap anyhow */
+#define COLD 32               /* registrations that may have to be heated for a nap anyhow */
 #define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
 
@@ -313,7 +313,7 @@ static u32 to_nap_on(struct epwait *w, struct sock **set)
     u32 n = 0;
     for (; may && n < ep->nhot; r = r->hot_next)
         set[n++] = r->s;
-    if (!may)
+    if (!may && !ep_has_due(ep))
         sd_nap_cannot();
     for (u32 i = 0; may && i < n; i++)
         atomic_fetch_add(&set[i]->held, 1);

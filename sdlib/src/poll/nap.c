@@ -24,7 +24,7 @@
  *      a bell put a handle of the connection into `handle`: who they are, and its number in their own table. The napper copies that of the home into the `nap_at` of
  *      all its connections with the same process of the same tree (the tree is the monitor's word, so a peer can claim to be somebody else in its own tree
  *      only). A poster takes it for what it has handed out itself, and looks whether it still means a connection with that tree; else it rings the bell, and
- *      the napper hears of it at the end of its nap. Processes with threads hand out none: another thread could close the home meanwhile.
+ *      the napper hears of it at the end of its nap. Another thread may close the home meanwhile: it stays mapped ([F1] of fd.c).
  */
 #include "poll/poll.h"
 #include "ring/bell.h"
@@ -37,6 +37,7 @@
 #define ACROSS_NS 600000ull
 #define HOLD_FIRST 16
 #define HOLD_MOST 1024
+#define HOLD_ASK 64 /* where it was not possible: asking costs little, and connections that were on their way to the ring have arrived since */
 #define YIELD_AGAIN 64 /* waits without a yield, after naps that were ended by a peer whom about YIELDS_VAIN yields more than not had not let run */
 #define YIELDS_VAIN 4
 #define OTHERS_US 200000 /* so often at most has one of those to wait for a nap's end */
@@ -140,11 +141,13 @@ static long sleep_on(const struct naps *p, bool restarts)
     return SYS5(__NR_futex_waitv, on, p->n, 0, &ts, CLOCK_MONOTONIC);
 }
 
-void sd_nap_cannot(void)
+static void hold_back(u32 most)
 {
     held = held ? held * 2 : HOLD_FIRST;
-    hold = held = held < HOLD_MOST ? held : HOLD_MOST;
+    hold = held = held < most ? held : most;
 }
+
+void sd_nap_cannot(void) { hold_back(HOLD_ASK); }
 
 /* Across CPUs the average says it all, and yielding has not been tried. */
 static void learn_across(const struct naps *p, long r, struct sd_learn *l, u64 since, u64 from)
@@ -163,7 +166,9 @@ static void learn_across(const struct naps *p, long r, struct sd_learn *l, u64 s
 
 static void learn(long r, bool alone)
 {
-    if (r == -ETIMEDOUT || !alone) {
+    if (r == -ETIMEDOUT) {
+        hold_back(HOLD_MOST);
+    } else if (!alone) {
         sd_nap_cannot();
     } else if (r >= 0) {
         held = 0;
@@ -262,7 +267,7 @@ static u32 who(void)
 
 static u64 handle_of(const struct sock *s)
 {
-    return g.mt || load_rlx(&s->b->users) > 1 ? 0 : (u64)who() << 32 | s->ent;
+    return load_rlx(&s->b->users) > 1 ? 0 : (u64)who() << 32 | s->ent;
 }
 
 void sd_nap_offer(struct sock *s)
@@ -273,17 +278,21 @@ void sd_nap_offer(struct sock *s)
         store_rel(&s->e.tx->handle, handle);
 }
 
-/* The connection on whose word the peer of s sleeps, NULL: not to be found. The peer may have put there whatever it likes. */
-static struct sock *home_of(struct sock *s, u64 at)
+/* The connection on whose word the peer of s sleeps, until sd_sock_put_numbered() if it is another one; NULL: not to be found. The peer may have put there whatever it likes. */
+static struct sock *enter_home(struct sock *s, u64 at)
 {
     struct sock *h;
 
     if (at == SD_NAP_OWN)
         return s;
-    if (g.mt || at >> 32 != who())
+    if (at >> 32 != who())
         return NULL;
-    h = (u32)at == s->ent ? s : sd_sock_numbered((u32)at);
-    return h && load_rlx(&h->e.tx->handle) == at && h->b->peer_tree == s->b->peer_tree ? h : NULL;
+    h = (u32)at == s->ent ? s : sd_sock_enter_numbered((u32)at);
+    if (!h || (load_rlx(&h->e.tx->handle) == at && h->b->peer_tree == s->b->peer_tree))
+        return h;
+    if (h != s)
+        sd_sock_put_numbered(h);
+    return NULL;
 }
 
 bool sd_nap_end(struct sock *s)
@@ -297,12 +306,14 @@ bool sd_nap_end(struct sock *s)
         return false;
     alone = load_acq(&d->rx_armed) == 1; /* [N1] before nap_at */
     at = load_acq(&d->nap_at);
-    home = at ? home_of(s, at) : NULL;
+    home = at ? enter_home(s, at) : NULL;
     if (!home)
         return false;
     if (atomic_exchange(&home->e.tx->nap, 0) == 1) { /* [N1] */
         store_rlx(&home->e.tx->rung_at, sd_tsc());
         SYS6(__NR_futex, &home->e.tx->nap, FUTEX_WAKE, 1, 0, 0, 0);
     }
+    if (home != s)
+        sd_sock_put_numbered(home);
     return alone;
 }
