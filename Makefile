@@ -120,8 +120,7 @@ test: build $(STAMPS)/packages-test
 # Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
 	@$(PY) -m tests.vm.guest --limit 600 -- $(PY) -m tests.vm.yama
-	@$(PY) -m tests.vm.two --limit 600 || { echo "two machines: failed, and tried once more: bytes may stop there (docs/hosts.md, not understood)"; \
-		$(PY) -m tests.vm.two --limit 600; }
+	@$(PY) -m tests.vm.two --limit 900
 	@$(PY) -m tests.vm.guest --limit 2400 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 # By hand: FAILURES of each kind, with a seed that is printed.

@@ -44,6 +44,8 @@ class Conn:
     waiting: tuple[Candidate, int] | None = None
     """The memfd, until the other side has said that it has it, too."""
     ringing: bool = False
+    number: int = 0
+    """Of the doorbell that its supervisor is at."""
     full: bool = False
     """Its socket took no doorbell."""
     local_gone: float = 0.0
@@ -107,10 +109,14 @@ class Connections:
         if conn is not None:
             self.stir(conn.mirror.slot)
 
-    def stir_due(self) -> None:
+    def stir_due(self, now: float) -> None:
         """Now and then: those for which something may be due by now."""
         for conn in self._conns.values():
-            if conn.unsettled:
+            again = conn.mirror.ring_again(now)
+            if again:
+                conn.contact.again += 1
+                journal.detail("doorbell-again", host=conn.contact.peer.name, slot=conn.mirror.slot)
+            if again or conn.unsettled:
                 self.stir(conn.mirror.slot)
 
     def stir_owing(self) -> None:
@@ -198,7 +204,7 @@ class Connections:
             conn.full = True
             self._owing[conn.mirror.slot] = conn
             return
-        conn.mirror.rang()
+        conn.mirror.rang(conn.number)
         conn.mirror.place(message.tid, message.fd, message.cookie)
         if conn.mirror.owes_bell:
             self.stir(conn.mirror.slot)
@@ -208,7 +214,8 @@ class Connections:
         if not conn.mirror.linked and not conn.peer_gone:
             return
         if conn.mirror.owes_bell and not conn.ringing and not conn.full and conn.client is not None:
-            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.mirror.next_bell)
+            conn.number = conn.mirror.next_bell
+            conn.ringing = self._local.ring(conn.client, conn.name, Bell.BYTE, conn.number)
             conn.mirror.ringing = conn.ringing
 
     # --------------------------------------------------------------------- its end
@@ -317,9 +324,6 @@ class Connections:
             return
         if conn.waiting is not None and mirror.linked and not self.hand_over(conn):
             self._ends(conn)
-        if mirror.peals and not conn.lost:
-            self.lose(conn)
-            self.say_gone(conn)
         self.ring(conn)
         if conn.peer_gone:
             mirror.settle_alone()

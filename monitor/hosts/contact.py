@@ -114,8 +114,9 @@ class Contact:
         """Connections that it holds and we do not, since when: we may hear of them yet."""
         self.link: Link | None = None
         self.down_since = time.monotonic()
-        self.links = self.failures = self.left = 0
-        """Conversations so far; calls in vain since the last; connections that have gone back to their own TCP."""
+        self.links = self.failures = self.left = self.again = 0
+        """Conversations so far; calls in vain since the last; connections that have gone back to their own TCP;
+        doorbells that were asked for once more."""
         self.dials = config.name < peer.name
         self._config, self._selector = config, selector
         self._make_port, self._asked, self._down, self._stirred = make_port, asked, down, stirred

@@ -151,6 +151,11 @@ class Copy:
         """The second. A supervisor does this (sdtrace/far.py); tests have none."""
         self._seg.bells_rung = (self._seg.bells_rung + 1) & 0xFFFFFFFF
 
+    @property
+    def unheard(self) -> bool:
+        """A doorbell is under way, or lost, and the program waits for what it was asked for."""
+        return abi.lib.sd_copy_unheard(self._at, self.side)
+
     def arm(self, data: bool, room: bool) -> None:
         """Be told of new bytes of the program, of bytes that it has read."""
         abi.lib.sd_copy_arm(self._at, self.side, data, room)

@@ -3,7 +3,7 @@
 
 A record is one byte of type and a body of a fixed size; only DATA has bytes behind it.  The same records travel in
 the TCP stream between the monitors and, when there are queue pairs, in RDMA SENDs; there DATA is an RDMA WRITE
-instead, and one without bytes asks for one doorbell more than the last words did.
+instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from monitor.match import Address
 
-VERSION: Final = 4
+VERSION: Final = 5
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"
@@ -38,6 +38,7 @@ class Type(IntEnum):
     PING = 9
     READY = 10
     CREDIT = 11
+    BELL = 12
 
 
 class Seek(NamedTuple):
@@ -110,6 +111,13 @@ class Credit(NamedTuple):
     head: int
 
 
+class Bell(NamedTuple):
+    """My program sleeps, and has asked for so many doorbells by now. The loop in C says so by itself, and rings."""
+
+    slot: int
+    asked: int
+
+
 class Data(NamedTuple):
     """The `size` bytes of my program's ring from counter `at` on; they follow."""
 
@@ -140,7 +148,7 @@ class Ping(NamedTuple):
     """I am there."""
 
 
-Record: TypeAlias = Seek | Accept | Gone | Resume | Words | Credit | Data | Port | Ready | Switch | Ping
+Record: TypeAlias = Seek | Accept | Gone | Resume | Words | Credit | Bell | Data | Port | Ready | Switch | Ping
 _LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
     Type.SEEK: (Seek, Struct(f"<{_ADDRESS}{_ADDRESS}IBBB")),
     Type.ACCEPT: (Accept, Struct(f"<16s{_ADDRESS}{_ADDRESS}I")),
@@ -153,6 +161,7 @@ _LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
     Type.PING: (Ping, Struct("<")),
     Type.READY: (Ready, Struct("<")),
     Type.CREDIT: (Credit, Struct("<IQ")),
+    Type.BELL: (Bell, Struct("<II")),
 }
 _TYPES: Final = {cls: (kind, body) for kind, (cls, body) in _LAYOUTS.items()}
 

@@ -203,7 +203,7 @@ class Hub:
             self._tick(now)
         credit = self._credit_at is not None and now >= self._credit_at
         if due:
-            self._conns.stir_due()
+            self._conns.stir_due(now)
         if due or credit:
             self._credit_at = None
             self._conns.stir_owing()
@@ -302,7 +302,8 @@ class Hub:
         link = contact.link
         return {
             "name": contact.peer.name, "up": link is not None, "rdma": link is not None and link.by_rdma,
-            "links": contact.links, "left": contact.left, "queued": 0 if link is None else len(link.stream.out),
+            "links": contact.links, "left": contact.left, "again": contact.again,
+            "queued": 0 if link is None else len(link.stream.out),
             "port": None if link is None or link.port is None else link.port.status(),
         }  # fmt: skip
 

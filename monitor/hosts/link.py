@@ -139,13 +139,13 @@ class Link:
         return found[0], memoryview(body)[found[1]:]
 
     def on_written(self, slot: int, size: int) -> None:
-        """An RDMA WRITE has put bytes behind those in our copy; none: it asks for a doorbell. Raises BadPeer."""
+        """An RDMA WRITE has put bytes behind those in our copy. Raises BadPeer."""
+        if not size:
+            return  # nobody has posted it: a device that repeats itself (loop.c)
         if not self.switched_in:
             self._put_aside((slot, size))
-        elif size:
-            self._mirror(slot).on_landed(size)
         else:
-            self._mirror(slot).on_bell()
+            self._mirror(slot).on_landed(size)
 
     def on_sleeper(self, slot: int) -> None:
         """Bytes were published, and their program sleeps."""
@@ -188,6 +188,8 @@ class Link:
                 self._mirror(record.slot).on_words(record)
             case frames.Credit():
                 self._mirror(record.slot).on_credit(record.head)
+            case frames.Bell():
+                self._mirror(record.slot).on_bell(record.asked)
             case Resume():
                 self._on_resume(record)
             case frames.Seek() | frames.Accept() | frames.Gone():

@@ -229,8 +229,6 @@ class QueuePair:
                 link.on_sleeper(slot)
             case lib.SD_LOOP_WOKE | lib.SD_LOOP_NEWS:
                 link.on_woken(slot)
-            case lib.SD_LOOP_BELL:
-                link.on_written(slot, 0)
             case lib.SD_LOOP_BROKEN:
                 link.on_broken(slot)
             case lib.SD_LOOP_LIES:
@@ -263,5 +261,5 @@ class QueuePair:
             "number": self.number, "depth": int(counts.depth), "under_way": int(counts.posted - counts.done),
             "writes": int(counts.writes), "sends": int(counts.sends), "received": int(counts.received),
             "inline": int(counts.inline_bytes), "bells": int(counts.bells),
-            "rings": int(counts.rings), "credits": int(counts.credits),
+            "rings": int(counts.rings), "credits": int(counts.credits), "strays": int(counts.strays),
         }  # fmt: skip

@@ -19,10 +19,13 @@ is told only when all that the program has written has been sent.  The way back 
 the programs' own TCP stream (sdlib/src/sock/far.h, [H3]).
 
 Doorbells: `bells_asked` counts those that this side has asked for, each after it took the bell word of its copy; the
-other side rings when that has grown past its own `bells_rung`.  Both counts stand in the copies, so that a monitor
-that is started anew neither forgets nor repeats one.  The loop in C asks for one by itself, behind words that have said
-how many there were before: one more (on_bell); and where it knows the program's socket, it rings by itself as well.
-It says by itself how far the program has read, too (on_credit); later words say no less.
+other side rings when that has grown past its own `bells_rung`.  What is said is always the number, so that it does not
+matter how often: a device may repeat itself.  Both counts stand in the copies, so that a monitor that is started anew
+neither forgets nor repeats one.  The loop in C asks for one by itself (BELL); and where it knows the program's socket,
+it rings by itself as well.  It says by itself how far the program has read, too (CREDIT); later words say no less.
+
+What makes a doorbell be lost all the same costs time and no more: one that was not heard for AGAIN_S while its program
+waits is asked for once more, and then after twice as long, each time (`ring_again`).  One too many is eaten as any.
 
 `watched`: somebody looks at it in every pass; else it is `armed`, and its program says when there is news (vigil.py).
 `behind`: there was something to send, and no room.  `holds`: its program holds bytes back (TCP_CORK); nothing is held
@@ -37,8 +40,11 @@ from monitor.hosts.copy import Copy, Program
 from monitor.hosts.frames import DATA_MAX, BadPeer, Resume, Words
 from sdlib import abi
 
+AGAIN_S: Final = 1.0
+"""For so long a doorbell may be on its way before it is taken for lost."""
 _U64: Final = (1 << 64) - 1
-_BELLS_MOST: Final = 3
+_U32: Final = (1 << 32) - 1
+BELLS_MOST: Final = abi.const.SD_BELLS_MOST
 _HINTS: Final = (
     abi.const.SD_HINT_SHUT_WR | abi.const.SD_HINT_ABORT | abi.const.SD_HINT_CLOSED | abi.const.SD_HINT_LEAVING
     | abi.const.SD_HINT_URGENT
@@ -99,8 +105,8 @@ class Mirror:
         self.landed = copy.landed()
         self.asked, self.rung = copy.bells()
         self.wanted = self.rung
-        self.peals = False
-        """The other side has asked for more doorbells than an honest end can."""
+        self._unheard: tuple[int, float, float] | None = None
+        """How many had been asked for, since when nothing was heard of the last, and for how long that is usual."""
         self.theirs: Words | None = None
         self._told: Words | None = None
         self._answer = self._question = 0
@@ -255,7 +261,7 @@ class Mirror:
         credited = self.copy.credited()
         if (said.head - credited) & _U64 > (self.sent - credited) & _U64:
             raise BadPeer("has read what was never sent")
-        self._want(said.bells_asked)
+        self.on_bell(said.bells_asked)
         before = self.theirs or said._replace(sw_ring=0, go_back=0)
         news = said.go_back != before.go_back
         switched = said.sw_ring != before.sw_ring
@@ -281,19 +287,16 @@ class Mirror:
 
     # ---------------------------------------------------------------- doorbells
 
-    def on_bell(self) -> None:
-        """The other side asks for one more."""
-        self._want((self.wanted + 1) & 0xFFFFFFFF)
+    def on_bell(self, asked: int) -> None:
+        """The other side asks for one, which makes so many.
 
-    def _want(self, asked: int) -> None:
-        """Two may be unread ([B3] of ring/bell.h), each a byte of its own, for the bell word says how many; and one
-        more eaten before we know that it was sent. More than that is the doing of the program over there, which can
-        write the bell word of its copy; others that go by the same link have no part in it.
+        Two may be unread ([B3] of ring/bell.h), each a byte of its own, for the bell word says how many; and one more
+        eaten before we know that it was sent. What is asked for beyond that, for whatever reason, is done with.
         """
-        if (asked - self.rung) & 0xFFFFFFFF > _BELLS_MOST:
-            self.peals = True
-        else:
+        if 0 < (asked - self.wanted) & _U32 < 1 << 31:
             self.wanted = asked
+            if (asked - self.rung) & _U32 > BELLS_MOST:
+                self.rung = (asked - BELLS_MOST) & _U32
 
     def ring(self) -> None:
         """Our program sleeps: the other side is to send a byte, in a direction that has switched and not gone back."""
@@ -301,8 +304,26 @@ class Mirror:
         if said is None or not said.sw_ring or self.copy.is_back:
             return  # it sleeps on TCP, or looks by itself
         if self.copy.take_bell():
-            self.asked = (self.asked + 1) & 0xFFFFFFFF
-            self.copy.set_asked(self.asked)
+            self._ask()
+
+    def _ask(self) -> None:
+        self.asked = (self.asked + 1) & _U32
+        self.copy.set_asked(self.asked)
+
+    def ring_again(self, now: float) -> bool:
+        """To be asked now and then: whether the last doorbell seems to be lost, so that one more was asked for."""
+        if not self.linked or self.dead or self.copy.is_back or not self.copy.unheard:
+            self._unheard = None
+            return False
+        asked, since, usual = self._unheard or (self.asked, now, AGAIN_S)
+        late = asked == self.asked and now - since >= usual
+        if late:
+            self._ask()
+            since, usual = now, 2 * usual
+        elif asked != self.asked:
+            since, usual = now, AGAIN_S
+        self._unheard = (self.asked, since, usual)
+        return late
 
     @property
     def owes_bell(self) -> bool:
@@ -313,14 +334,15 @@ class Mirror:
         """Where C finds our program's socket; `tid` 0: its supervisor looks for it."""
         self.state.tid, self.state.fd, self.state.cookie = tid, fd, cookie
 
-    def rang(self) -> None:
-        """One of them was sent, or need not be. The supervisor counts them, in the copy: it may outlive us."""
-        self.rung = self.next_bell
+    def rang(self, number: int) -> None:
+        """That one was sent, or need not be. The supervisor counts them, in the copy: it may outlive us."""
+        if 0 < (number - self.rung) & _U32 < 1 << 31:
+            self.rung = number
 
     @property
     def next_bell(self) -> int:
         """The number of the one that is owed."""
-        return (self.rung + 1) & 0xFFFFFFFF
+        return (self.rung + 1) & _U32
 
     def sleep(self) -> None:
         """We are about to sleep: the program has to say when there is news.

@@ -2,7 +2,6 @@
 """RDMA by pyverbs: one completion queue for all, one queue pair per host, one-sided writes into the other's copies.
 
     bytes     RDMA WRITE WITH IMMEDIATE: the immediate is the receiver's slot, the length is told by its completion
-    bells     the same without bytes: of the loop in C only, here they are asked for in words
     records   SEND, as many as are there at the time
 
 Of a copy, the other host may write the ring that our program reads, and nothing else: neither the words nor the ring

@@ -136,6 +136,8 @@ void sd_copy_told(void *segment);
 void sd_copy_lose(void *segment);
 /* True: ask the other host for one doorbell now [B1]. */
 bool sd_copy_bell_take(void *segment, uint32_t side);
+/* One is under way, or lost, and the program waits for what it was asked for. */
+bool sd_copy_unheard(void *segment, uint32_t side);
 /* Going to sleep, membarrier to follow; and awake. The second: the program shall switch, so that we can ring in its direction. */
 void sd_copy_arm(void *segment, uint32_t side, bool data, bool room);
 /* [H2] True: `who` (enum sd_ringing) may send a byte on the program's socket, before sd_copy_ring_leave. */

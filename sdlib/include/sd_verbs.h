@@ -3,8 +3,8 @@
  * sd_verbs.h - the monitor's mirroring loop in C over libibverbs, for Python (monitor/hosts/loop.py; src/verbs/).
  *
  * The loop carries bytes: it posts writes for what programs have put into their copies, publishes what has arrived, and asks the other host for a
- * doorbell where the program sleeps: a write of no bytes, whose immediate is the slot. It sends the doorbells that it is asked for, on the program's
- * socket, once it has been told where that is, and credits (CREDIT of monitor/hosts/frames.py). All else (records, words, failures) it hands to Python as
+ * doorbell where the program sleeps (BELL of monitor/hosts/frames.py). It sends the doorbells that it is asked for, on the program's
+ * socket, once it has been told where that is, and credits (CREDIT). All else (records, words, failures) it hands to Python as
  * events, and what comes behind those waits for Python, too. The counters of a connection stand in struct sd_mirrored, which both use, never at the
  * same time: in threads of its own (sd_device_start) the loop runs while Python has nothing to do (sd_device_release to sd_device_hold).
  *
@@ -22,6 +22,9 @@
 #define SD_VERBS_WRITE 65536  /* of one WRITE */
 #define SD_CREDIT 11          /* a record of frames.py: slot, head */
 #define SD_CREDIT_BYTES 13
+#define SD_BELL_RECORD 12         /* slot, how many were asked for */
+#define SD_BELL_RECORD_BYTES 9
+#define SD_BELLS_MOST 3           /* that may be owed: mirror.py */
 
 struct sd_device;
 struct sd_queue; /* one queue pair, its protection domain and its messages */
@@ -41,7 +44,7 @@ struct sd_mirrored {
     uint32_t watched;     /* it looks for them by itself */
     uint32_t place;       /* among the watched ones of its queue, from 1 */
     uint32_t asked;       /* doorbells that we have asked for, */
-    uint32_t asked_said;  /* and of those the other monitor was told of */
+    uint32_t asked_said;  /* and of how many the other monitor was told */
     uint32_t worded;      /* words were sent in this conversation, so that it can count on from there */
     uint32_t wanted;      /* doorbells that the other side has asked for, as far as we know, */
     uint32_t rung;        /* and those of them that are done with */
@@ -71,7 +74,6 @@ enum sd_loop_kind {
     SD_LOOP_WRITTEN,     /* bytes have come for a connection that the loop does not carry */
     SD_LOOP_SLEEPS,      /* bytes have been published, and the program sleeps; the loop cannot ask for a doorbell now */
     SD_LOOP_WOKE,        /* bytes have come for a connection that was not watched, and now is */
-    SD_LOOP_BELL,        /* the other host's program sleeps: a doorbell, please */
     SD_LOOP_NEWS,        /* the program has said something, or read much */
     SD_LOOP_BROKEN,      /* the program has written an index that leaves the ring */
     SD_LOOP_LIES,        /* the other monitor has written what does not fit */
@@ -86,6 +88,7 @@ struct sd_loop_event {
 
 struct sd_queue_counts {
     uint64_t posted, done, writes, sends, received, bells, rings, credits;
+    uint64_t strays; /* arrivals without a byte, which nobody posts: of a device that repeats itself */
     uint32_t depth, inline_bytes; /* as the device allows */
 };
 

@@ -223,6 +223,18 @@ int fake_step(uint32_t number)
     return 1;
 }
 
+/* At the far end of a queue pair arrives a WRITE without bytes that was not posted, as a device that repeats itself may have it. */
+int fake_stray(uint32_t number, uint32_t imm)
+{
+    struct qp *q = pair_at(number), *to = q ? pair_at(q->far) : NULL;
+
+    if (!to || to->used == to->ready)
+        return -1;
+    complete(to->qp.recv_cq, (struct ibv_wc){.wr_id = to->receives[to->used++ % REQUESTS].wr_id, .qp_num = to->qp.qp_num, .imm_data = __builtin_bswap32(imm),
+                                             .opcode = IBV_WC_RECV_RDMA_WITH_IMM, .wc_flags = IBV_WC_WITH_IMM});
+    return 0;
+}
+
 uint32_t fake_waiting(uint32_t number)
 {
     const struct qp *q = pair_at(number);

@@ -237,13 +237,14 @@ static int post_send(struct ibv_qp *q, struct ibv_send_wr *wr, struct ibv_send_w
     u64 head;
 
     (void)q, (void)bad;
-    if (wr->opcode == IBV_WR_SEND) {
+    if (wr->opcode == IBV_WR_SEND && *(u8 *)(uintptr_t)wr->sg_list->addr == SD_BELL_RECORD) {
+        l.bells++;
+        memset((void *)(uintptr_t)wr->sg_list->addr, 0, SD_BELL_RECORD_BYTES); /* what was in a buffer once is part of the state */
+    } else if (wr->opcode == IBV_WR_SEND) {
         memcpy(&head, (u8 *)(uintptr_t)wr->sg_list->addr + 5, 8);
         l.credit = head;
-    } else if (wr->num_sge) {
-        l.sent += wr->sg_list->length;
     } else {
-        l.bells++;
+        l.sent += wr->sg_list->length;
     }
     queue.done = queue.posted + 1; /* what has completions is another matter */
     host_changed();

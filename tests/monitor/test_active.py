@@ -117,7 +117,7 @@ def test_a_doorbell_without_room_is_tried_with_the_credits(hosts: tuple[Host, Ho
     began = time.monotonic()
     until(hosts, lambda: time.monotonic() > began + 0.1)  # small credits are told
     settle(hosts)
-    conn.mirror.wanted = conn.mirror.next_bell
+    conn.mirror.wanted = conn.mirror.rung + 1
     host.hub._conns.stir(conn.mirror.slot)
     began, answered = time.monotonic(), 0
     while time.monotonic() < began + 0.2:
@@ -130,4 +130,34 @@ def test_a_doorbell_without_room_is_tried_with_the_credits(hosts: tuple[Host, Ho
     host.hub.heard(1, Rang(1, 0))
     assert not conn.mirror.owes_bell
     for end in made[0][1]:
+        abi.lib.sd_py_close(end)
+
+
+def test_a_lost_doorbell_costs_time_only(hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor says that it has sent it, and the program sleeps on: it is asked for one more, which shows."""
+    monkeypatch.setattr("monitor.hosts.hub._TICK_S", 0.01)
+    monkeypatch.setattr("monitor.hosts.mirror.AGAIN_S", 0.05)
+    made = paired(hosts, 1)
+    name, ends = made[0]
+    sender, sleeper = hosts
+    for end, host in zip(ends, hosts, strict=True):
+        abi.lib.sd_py_sw_publish(end, 100)
+        host.hub.heard(1, Nudge(name))
+    until(hosts, lambda: all(Bell.BYTE in host.told for host in hosts))  # the greetings
+    for end, host in zip(ends, hosts, strict=True):
+        host.hub.heard(1, Rang(name, 0))
+        abi.lib.sd_py_bell_eaten(end)
+    for _ in range(2):
+        sender.told.clear()
+        assert abi.lib.sd_py_put(ends[0], b"some", 4) == 4
+        sender.hub.heard(1, Nudge(name))
+        until(hosts, lambda: Bell.BYTE in sender.told)
+        sender.hub.heard(1, Rang(name, 0))
+        sender.told.clear()
+        until(hosts, lambda: Bell.BYTE in sender.told)
+        sender.hub.heard(1, Rang(name, 0))
+        abi.lib.sd_py_bell_eaten(ends[1])
+    assert sleeper.hub.status()["peers"][0]["again"] >= 2
+    assert not sender.hub.status()["peers"][0]["again"]
+    for end in ends:
         abi.lib.sd_py_close(end)

@@ -205,14 +205,3 @@ def test_who_can_go_on_by_tcp_is_not_reset() -> None:
         b.selector.close()
         for copy in b.copies:
             copy.close()
-
-
-def test_who_asks_for_bells_without_end_is_reset_alone(hosts: tuple[Host, Host]) -> None:
-    a, b = hosts
-    for host in hosts:
-        host.offer()
-    until(hosts, lambda: bool(a.linked()) and a.linked() == b.linked())
-    [conn] = a.hub._conns
-    conn.mirror.peals = True
-    until(hosts, lambda: Bell.BREAK in a.told)
-    assert a.contact.link is not None and a.contact.links == 1

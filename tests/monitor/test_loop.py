@@ -23,6 +23,7 @@ import pytest
 from monitor.hosts import discover, frames, loop
 from monitor.hosts.frames import BadPeer
 from monitor.hosts.link import Link
+from monitor.hosts.mirror import BELLS_MOST
 from sdlib import abi
 from sdtrace.segments import cookie_of
 from tests.guestbuild import C_FLAGS
@@ -146,8 +147,8 @@ class CPair(Pair):
         self.pipes = [Wire(a, b), Wire(b, a)]
         a.peer, b.peer = b, a
 
-    def ring(self, number: int) -> None:
-        super().ring(number)
+    def ring(self, number: int, *, lost: bool = False) -> None:
+        super().ring(number, lost=lost)
         self.sides[number].tell_place()
 
 
@@ -244,7 +245,7 @@ def test_c_asks_for_doorbells_by_itself() -> None:
         a.write(10)
         a.device.poll()
         made.pipes[0].deliver()
-        assert int(b.port.status()["bells"]) == bells + 1 and int(b.port.status()["sends"]) == before
+        assert int(b.port.status()["bells"]) == bells + 1 and int(b.port.status()["sends"]) == before + 1
         assert not a.mirror.owes_bell
         made.pipes[1].deliver()
         assert a.mirror.owes_bell
@@ -319,8 +320,8 @@ def test_a_doorbell_that_cannot_be_rung_here_is_the_supervisors(why: str) -> Non
         made.close()
 
 
-def test_a_doorbell_behind_words_that_python_has_not_heard_is_pythons() -> None:
-    """They say how many there were before."""
+def test_a_doorbell_does_not_wait_for_words_that_python_has_not_heard() -> None:
+    """They say that there were fewer, which is old by then."""
     made = ready()
     try:
         a, b = sleeper(made)
@@ -334,7 +335,8 @@ def test_a_doorbell_behind_words_that_python_has_not_heard_is_pythons() -> None:
             made.pipes[1].step()
         before = rings(a)
         a.poll()
-        assert rings(a) == before and a.mirror.owes_bell and a.mirror.wanted == b.mirror.asked
+        assert rings(a) == before + 1 and b.arriving == 1
+        assert not a.mirror.owes_bell and a.mirror.wanted == b.mirror.asked
     finally:
         made.close()
 
@@ -388,6 +390,30 @@ def test_a_bell_that_has_no_room_is_asked_for_with_words() -> None:
             b.write(30)
             b.device.poll()
         assert not b.port.room()
+        a.write(10)
+        a.device.poll()
+        made.pipes[0].deliver()
+        assert b.mirror.asked != int(b.mirror.state.asked_said)
+        made.settle()
+        assert b.read == a.wrote
+    finally:
+        made.close()
+
+
+def test_a_write_that_nobody_has_posted_asks_for_nothing() -> None:
+    """Nor is the next doorbell, which is asked for with words, taken for one that was rung already."""
+    made = ready()
+    try:
+        a, b = sleeper(made)
+        assert a.port is not None and b.port is not None
+        before = rings(a)
+        assert Fake.library.fake_stray(b.port.number, a.mirror.slot) == 0
+        a.poll()
+        assert rings(a) == before and not a.mirror.owes_bell and b.arriving == 0
+        assert a.port.status()["strays"] == 1
+        for _ in range(30):  # its queue is full
+            b.write(30)
+            b.device.poll()
         a.write(10)
         a.device.poll()
         made.pipes[0].deliver()
@@ -471,7 +497,10 @@ def test_a_program_that_has_bells_rung_without_end_harms_itself_only() -> None:
             a.device.poll()
             made.pipes[0].deliver()
             made.pipes[1].deliver()
-        assert a.mirror.peals and a.link is not None
+        assert a.link is not None and a.mirror.wanted == b.mirror.asked
+        for _ in range(10):
+            made.ring(0)
+        assert b.arriving == BELLS_MOST and not a.mirror.owes_bell
     finally:
         made.close()
 

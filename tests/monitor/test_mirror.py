@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor.hosts.mirror import AGAIN_S
 from sdlib import abi
 from tests.monitor.pair import RING, Pair, pair
 
@@ -180,3 +181,43 @@ def test_both_know_that_the_other_has_heard_of_the_switch() -> None:
         b.pump()
         made.deliver(1, 1 << 16)
         assert a.copy.may_leave
+
+
+def test_a_lost_doorbell_is_asked_for_again() -> None:
+    """It counts as rung over there and never comes: its program sleeps for a second, and not for ever."""
+    with pair(queue_pairs=False) as made:
+        a, b = made.sides
+        made.settle()
+        a.write(1)
+        made.settle()
+        b.sleep()
+        assert b.sleeps and not b.mirror.ring_again(0.0)
+        a.write(100)
+        made.give_time(idle=False, lost=True)
+        asked = b.mirror.asked
+        assert b.sleeps and b.copy.unheard and not a.mirror.owes_bell and a.copy.bells()[1] == asked
+        assert not b.mirror.ring_again(10.0) and not b.mirror.ring_again(10.0 + AGAIN_S / 2)
+        assert b.mirror.ring_again(10.0 + AGAIN_S)
+        made.give_time(idle=False, lost=True)
+        assert not b.mirror.ring_again(10.0 + 2 * AGAIN_S), "the next one after twice as long"
+        assert b.mirror.ring_again(10.0 + 3 * AGAIN_S) and b.mirror.asked == asked + 2
+        made.settle()
+        assert not b.sleeps and b.read == a.wrote and not b.mirror.ring_again(100.0)
+
+
+def test_a_doorbell_too_many_is_eaten_as_any() -> None:
+    with pair(queue_pairs=False) as made:
+        a, b = made.sides
+        made.settle()
+        a.write(1)
+        made.settle()
+        for _ in range(3):
+            b.sleep()
+            a.write(10)
+            made.give_time(idle=False, late=True)
+            assert b.arriving == 1 and b.mirror.ring_again(0.0) is b.mirror.ring_again(0.0) is False
+            assert b.mirror.ring_again(AGAIN_S)
+            made.give_time(idle=False, late=True)
+            assert b.arriving == 2
+            made.settle()
+            assert b.read == a.wrote

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from monitor.hosts import frames
 from monitor.hosts.frames import BadPeer
+from monitor.hosts.mirror import BELLS_MOST
 from tests.monitor.pair import RING, Pair, pair
 
 
@@ -44,17 +45,26 @@ def test_a_lie_ends_the_link(record: Any) -> None:
         made.close()
 
 
-def test_a_peal_of_bells_harms_its_own_connection_only() -> None:
-    """A program can write the word that says whether a doorbell is due."""
+@pytest.mark.parametrize("kind", ["words", "bell"])
+def test_any_number_of_doorbells_is_a_few(kind: str) -> None:
+    """A program can write the word that says whether one is due; and what is said of fewer than before is old."""
     made = linked()
     try:
         a, b = made.sides
-        assert a.link is not None and b.link is not None
         wanted = a.mirror.wanted
-        a.link.feed(b.link._sealer.seal(frames.encode(words(made, bells_asked=wanted + 4))))
-        assert a.mirror.peals and a.mirror.wanted == wanted
-        a.write(10)
-        made.settle()
+
+        def ask(many: int) -> None:
+            assert a.link is not None and b.link is not None
+            record = words(made, bells_asked=many) if kind == "words" else frames.Bell(a.mirror.slot, many)
+            a.link.feed(b.link._sealer.seal(frames.encode(record)))
+
+        ask(wanted + 1000)
+        ask(wanted + 3)
+        ask((wanted - 1) & 0xFFFFFFFF)
+        assert a.mirror.wanted == wanted + 1000 and a.mirror.owes_bell
+        for _ in range(10):
+            made.ring(0)
+        assert not a.mirror.owes_bell and b.arriving == BELLS_MOST
     finally:
         made.close()
 

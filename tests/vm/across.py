@@ -123,8 +123,9 @@ def integrity(end: End) -> None:
     assert list(mine["sent"]) == theirs["received"] and list(mine["received"]) == theirs["sent"], (mine, theirs)
     assert mine["sent"][0] == SIZE and packets >= SIZE // MTU, f"{packets} packets for {SIZE} bytes"
     assert_rdma(program.report(), 1, SIZE)
+    strays = end.host.peer(end.other.name)["port"]["strays"]
     print(f"{SIZE >> 20} MiB sent and as many received in {spent_s:.0f} s, with the same sha256 over there; "
-          f"{packets} packets by RDMA", flush=True)
+          f"{packets} packets by RDMA, {strays} arrivals that nobody had posted", flush=True)
 
 
 # ------------------------------------------------------------------ fork and exec

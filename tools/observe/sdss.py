@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
                         help="look twice, so far apart, and show bytes/s, whatever carries them")
     result.add_argument("--hosts", action="store_true",
                         help="instead, links to other hosts: requests under way, bytes unread over there, credits "
-                        "(bytes that may be sent), retries and receivers that were not ready (RNR) of the RDMA device")
+                        "(bytes that may be sent), doorbells asked for again, retries and receivers that were not "
+                        "ready (RNR) of the RDMA device")
     result.add_argument("--json", action="store_true", help="one JSON document")
     result.add_argument("filter", nargs="*", metavar="FILTER", help="which of them")
     return result

@@ -174,7 +174,8 @@ def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
     for line in document.get("hosts", ()):
         yield (f"host {printable(line['host'])}: {line['link']}, {line['connections']} connections, "
                f"queue {line['under_way']}/{line['depth']}, unread {number(line['unread'])}B, "
-               f"credits {number(line['credits'])}B, retries {line['retries']}, RNR {line['rnr']}")
+               f"credits {number(line['credits'])}B, again {line['again']}, retries {line['retries']}, "
+               f"RNR {line['rnr']}")
     for line in document["supervisors"]:
         calls = waited(line["notifications"], line["notification_mean_s"], line["notification_longest_s"])
         offers = waited(line["offers"], line["offer_mean_s"], line["offer_longest_s"])

@@ -86,6 +86,16 @@ void sd_copy_told(void *segment) { store_rel(&((struct sd_seg *)segment)->told, 
 void sd_copy_lose(void *segment) { store_rel(&((struct sd_seg *)segment)->lost, 1); }
 bool sd_copy_bell_take(void *segment, uint32_t side) { return sd_bell_take_of(into(segment, side)); } /* [B1] [B2] [B3] */
 
+/* [B3] Who says that he has heard leaves it where it is. */
+bool sd_copy_unheard(void *segment, uint32_t side)
+{
+    const struct sd_dir *in = into(segment, side);
+    bool data = load_rlx(&in->rx_armed) && load_rlx(&in->tail) != load_rlx(&in->head);
+    u32 bell = load_rlx(&in->bell);
+
+    return bell != SD_BELL_NONE && bell != SD_BELL_HEARD && (data || load_rlx(&out_of(segment, side)->tx_armed));
+}
+
 void sd_copy_arm(void *segment, uint32_t side, bool data, bool room)
 {
     store_rlx(&out_of(segment, side)->rx_armed, data);

@@ -165,24 +165,20 @@ static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ib
     u32 index = (u32)(wc->wr_id & 0xffff), size = wc->byte_len;
 
     q->received++;
-    if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
+    q->strays += !size; /* nobody posts such a one: a device that repeats itself */
+    if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM || !size) {
         if (sd_queue_receive(q, index)) {
             event(e, SD_LOOP_FAILED, q, 0);
             return 1;
         }
-        if (size)
-            return landed(q, e, ntohl(wc->imm_data), size);
-        if (q->live && sd_say_rings(q, sd_queue_find(q, ntohl(wc->imm_data))))
-            return 0;
-        event(e, SD_LOOP_BELL, q, ntohl(wc->imm_data));
-        return 1;
+        return size ? landed(q, e, ntohl(wc->imm_data), size) : 0;
     }
     event(e, SD_LOOP_MESSAGE, q, 0);
     e->size = (u32)min_u64(size, SD_VERBS_MESSAGE);
     memcpy(e->body, q->messages + (u64)index * SD_VERBS_MESSAGE, e->size);
     if (sd_queue_receive(q, index))
         e->kind = SD_LOOP_FAILED;
-    else if (q->live && sd_heard_credit(q, e->body, e->size))
+    else if (q->live && (sd_heard_credit(q, e->body, e->size) || sd_heard_bell(q, e->body, e->size)))
         return 0;
     return 1;
 }

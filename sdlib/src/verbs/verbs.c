@@ -214,7 +214,7 @@ void sd_queue_close(struct sd_queue *q)
 
 void sd_queue_count(struct sd_queue *q, struct sd_queue_counts *c)
 {
-    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->bells, q->rings, q->credits, q->depth, q->inline_bytes};
+    *c = (struct sd_queue_counts){q->posted, q->done, q->writes, q->sends, q->received, q->bells, q->rings, q->credits, q->strays, q->depth, q->inline_bytes};
 }
 
 int sd_queue_register(struct sd_queue *q, void *at, uint64_t bytes, bool remote, struct sd_region *region)

@@ -24,7 +24,7 @@ struct sd_queue {
     struct sd_mirrored **watched; /* those of them, in any order */
     u32 count, size, watching;
     u32 depth, inline_bytes;
-    u64 posted, done, writes, sends, received, bells, rings, credits;
+    u64 posted, done, writes, sends, received, bells, rings, credits, strays;
     bool live, behind;
 };
 
@@ -56,8 +56,8 @@ int sd_turn(struct sd_device *d, struct sd_loop_event *events, u32 most, bool *b
 /* say.c. False: Python has to do it. */
 bool sd_say_sleeps(struct sd_queue *q, struct sd_mirrored *m);
 bool sd_say_credit(struct sd_queue *q, struct sd_mirrored *m);
-bool sd_say_rings(struct sd_queue *q, struct sd_mirrored *m);
 bool sd_heard_credit(struct sd_queue *q, const u8 *body, u32 size);
+bool sd_heard_bell(struct sd_queue *q, const u8 *body, u32 size);
 
 /* threads.c, called.c */
 u64 sd_verbs_now(void);
