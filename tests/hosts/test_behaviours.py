@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, i
 ENDS = ("nothing", "half_close", "half_close_killed", "answered_and_gone", "shut_rd", "shut_rdwr", "shutdown_in_two",
         "send_to_shut", "close_fin", "reset_after_fin", "send_after_own_shutdown", "recv_after_own_shutdown")
 HELD_UP_S = 0.3
-BELLS = ("edge_in_company", "peek_offset", "oob_inline", "sigio")
+BELLS = ("edge_in_company", "edge_back", "peek_offset", "oob_inline", "sigio")
 CORKS = ("cork", "cork_long", "cork_pushed", "cork_closed")
 
 

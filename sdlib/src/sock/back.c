@@ -32,11 +32,29 @@ void sd_go_back(struct sock *s, int fd, u32 reason)
     sd_fast_off();
 }
 
-/* SIGIO comes with the kernel's own bytes only. Another host hears late that it is to send those, so we wait for it, before the kernel has signals to send. */
+#define FAR_PATIENCE_MS 5000
+
+/* The other end's mark, and all that it sends again of what we have: behind it come the program's bytes. */
+static bool is_marked(struct sock *s, int fd)
+{
+    i64 pos = sd_back_published(&s->e) ? sd_rx_pos(s, fd) : 0;
+
+    return sd_back_published(&s->e) && (pos < 0 || (u64)sd_unread(s, fd) >= sd_back_left(&s->e, (u64)pos));
+}
+
+/* SIGIO comes with the kernel's own bytes only. Another host hears late that it is to send those, so we wait for its mark, before the kernel has signals to
+ * send. What is unread stays in the ring: edges would tell of it once more. */
 void sd_async_soon(struct sock *s, int fd, bool on)
 {
-    if (on && sd_attached(s) && sd_is_far(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK && !sd_ended(fd))
-        sd_recall(s, fd);
+    struct timespec64 ms = {0, 1000000};
+
+    if (!on || g.no_supervisor || !sd_attached(s) || !sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e))
+        return;
+    sd_far_leave(s);
+    for (u32 i = 0; i < FAR_PATIENCE_MS && !is_marked(s, fd) && !sd_ended(fd); i++) {
+        sd_far_await(s, fd, SD_MODE_RING);
+        SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+    }
 }
 
 void sd_async_set(struct sock *s, int fd, bool on)

@@ -334,17 +334,19 @@ i64 sd_far_closed_pos(u64 received, i32 unread, int fd)
     return (i64)received - 1 - unread;
 }
 
-bool sd_far_await(struct sock *s, int fd)
+bool sd_far_await(struct sock *s, int fd, u32 mode)
 {
     struct sd_hold h;
-    bool found;
+    long r;
 
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
-    found = load_rlx(&s->b->rx_mode) != SD_MODE_RETIRE || sd_far_look(s, fd, &h, 0) > 0;
+    r = load_rlx(&s->b->rx_mode) != mode ? SD_FAR_BYTES : sd_far_look(s, fd, &h, 0);
     sd_leave(&h);
+    if (r < 0 && r != -EAGAIN && r != -EINTR)
+        sd_latch_end(s, fd, (u32)-r); /* the kernel says it once */
     if (sd_back_published(&s->e) && !sd_back_reached(&s->e)) /* the peer has gone back by itself: what is in the ring stays there */
         cas_u32(&s->b->rx_mode, SD_MODE_RETIRE, SD_MODE_RING);
-    return found;
+    return r > 0;
 }
 
 /* ----------------------------------------------------------------- a program that hears nothing more */

@@ -59,7 +59,8 @@ void sd_far_nudge(struct sock *s);
 bool sd_far_greeted(struct sock *s, int fd); /* our position is the switch: whether the ring is the one of this connection */
 bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
 void sd_far_nap(void);
-bool sd_far_await(struct sock *s, int fd); /* [S5]: looks for the other end's mark, while nobody reads the ring. False: there is nothing at all */
+/* Looks for the other end's mark; RETIRE ([S5]): while nobody reads the ring. False: there is nothing at all. */
+bool sd_far_await(struct sock *s, int fd, u32 mode);
 void sd_far_leave(struct sock *s); /* both directions, soon: their bytes in the rings are the supervisors' ([H4]) */
 void sd_far_deafen(const struct sock *s);                                   /* the program has shut both directions */
 void sd_far_overhear(struct sock *s, int fd);                         /* its reading side: what the kernel hides behind that end */

@@ -67,7 +67,7 @@ bool sd_recall_wait(struct sock *s, int fd)
             return true;
         if (sd_is_far(s)) {
             bool over = sd_ended(fd);
-            if ((!sd_far_await(s, fd) && over) || load_rlx(&s->b->rx_mode) == SD_MODE_RING)
+            if ((!sd_far_await(s, fd, SD_MODE_RETIRE) && over) || load_rlx(&s->b->rx_mode) == SD_MODE_RING)
                 break;
             nap();
             continue;
