@@ -30,7 +30,7 @@ from policies import Settings
 from sdlib import abi
 from sdlib.wire import trees
 from sdtrace import procfs
-from sdtrace.dormant import Dormant, renew
+from sdtrace.dormant import Dormant, is_ours, renew
 from sdtrace.holders import adoptable
 from sdtrace.image import PAGE, Image
 from sdtrace.inject import boot_bytes, check_registers, is_given_back, leave_given_back, library_present, start_library
@@ -124,11 +124,11 @@ class Attacher:
         if not settings.accelerate:
             raise RemoteError("policy")
         with Seized(pid, self._keepsake) as seized:
-            listener = self._take(seized, self._image, settings)
+            listener = self._take(seized, self._image, settings, filtered=status.filters > _filters())
             seized.commit()
         return Taken(listener, status)
 
-    def _take(self, seized: Seized, image: Image, settings: Settings) -> Listener | None:
+    def _take(self, seized: Seized, image: Image, settings: Settings, *, filtered: bool) -> Listener | None:
         """RemoteError and AttachError: nothing has happened yet, or has been undone."""
         _refuse_files(seized.pid)
         check_registers(seized.registers())
@@ -136,7 +136,7 @@ class Attacher:
             raise AttachError("it uses Syscall User Dispatch itself")
         seized.prepare_calls()
         listener = None
-        if _has_image(seized.pid, image):
+        if filtered:
             self._again(seized, image)
         else:
             listener = self._newly(seized, image)
@@ -161,10 +161,13 @@ class Attacher:
         return Listener(self._fetch(seized, fd), self._keepsake)
 
     def _again(self, seized: Seized, image: Image) -> None:
-        """It has been given back before; its filter, and what was born under it, have one listener, in `dormant`."""
+        """It has been given back before, with an image or as one of a tree; its listener is in `dormant`."""
         if not self.dormant.find(seized):
             raise AttachError("it was given back, and the keeper that it was left with is not to be found")
-        renew(seized, image)
+        if _has_image(seized.pid, image):
+            renew(seized, image)
+        else:
+            _map(seized, image)
 
     def _install(self, seized: Seized, image: Image) -> int:
         """The filter; its listener's number among the program's descriptors."""
@@ -279,10 +282,16 @@ def _refuse(pid: int, image: Image) -> procfs.Status:
         ours = status.tracer == os.getpid()
         raise RemoteError("already-traced", transient=ours)
     _refuse_memory(pid, image)
-    if status.filters != procfs.status(os.getpid()).filters + _has_image(pid, image):
+    more = status.filters - _filters()
+    if more != int(_has_image(pid, image)) and not (more == 1 and is_ours(status)):
         raise RemoteError("own-seccomp-filter")
     _refuse_threads(pid)
     return status
+
+
+def _filters() -> int:
+    """Of our own: what we have, all have that we have anything to do with."""
+    return procfs.status(os.getpid()).filters
 
 
 def _has_image(pid: int, image: Image) -> bool:

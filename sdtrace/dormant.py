@@ -3,8 +3,10 @@
 
 A keeper that nobody stands behind any more lets everything through.  Which one has the listener of this program is
 found out by the kernel: the program, stopped as it is, makes the library's reserved call, and the listener on which
-that arrives is the right one.  Meanwhile that keeper is stopped.  Then we have its listeners, all of them, and it is
-told to leave, which it does when it has answered what it holds.
+that arrives is the right one.  For who has never had the library, a shell say, that call could be deadly, under a
+filter of its own; so it is made only where the filter is known to be ours (`is_ours`).  Meanwhile that keeper is
+stopped.  Then we have its listeners, all of them, and it is told to leave, which it does when it has answered what it
+holds.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from sdtrace.ptrace import RemoteError
 from sdtrace.seized import Seized
 
 _NOTIFY: Final = "anon_inode:seccomp notify"
+_PIDFD: Final = "anon_inode:[pidfd]"
 _MADVISE, _DONTNEED = 28, 4
 _ARRIVES_MS: Final = 500
 
@@ -71,6 +74,45 @@ class Dormant:
             return bool([fd for fd, events in poll.poll(_ARRIVES_MS) if events & select.POLLIN])
 
         return seized.blocks_in(int(abi.const.SD_HC_NR), arrived)
+
+
+def is_ours(status: procfs.Status) -> bool:
+    """Is the filter of this process one of a tree that was given back? Nothing that we have left in it need tell.
+
+    So it is if it descends from the first process of such a tree, and all in between have as many filters as that one.
+    Who was there before has none of it, and where an attach has made the tree others may have one of their own.
+    """
+    with suppress(OSError):
+        for keeper in _keepers():
+            root = 0 if _has_attached(keeper) else _root_of(keeper)
+            if root and _descends(status, root, procfs.start_time(keeper)):
+                return True
+    return False
+
+
+def _descends(status: procfs.Status, root: int, since: int) -> bool:
+    pid = status.tgid
+    while pid > 1 and procfs.status(pid).filters == status.filters:
+        if pid == root:
+            return True
+        if procfs.start_time(pid) < since:
+            return False
+        pid = procfs.status(pid).ppid
+    return False
+
+
+def _has_attached(keeper: int) -> bool:
+    with open(f"/proc/{keeper}/cmdline", "rb") as file:
+        return any(word.partition(b"=")[0] == b"--attach" for word in file.read().split(b"\0"))
+
+
+def _root_of(keeper: int) -> int:
+    """Which process it watches; 0 if that has ended."""
+    for fd, name in procfs.files(keeper).items():
+        if name == _PIDFD:
+            with open(f"/proc/{keeper}/fdinfo/{fd}", "rb") as file:
+                return next((max(int(line[4:]), 0) for line in file if line.startswith(b"Pid:")), 0)
+    return 0
 
 
 def _keepers() -> Iterator[int]:

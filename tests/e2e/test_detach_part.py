@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_attach import PROTOCOLS, caught, detach, family, finish, more_rounds, start_client
+from tests.e2e.test_attach import PROTOCOLS, Attached, caught, detach, family, finish, more_rounds, start_client
 from tests.e2e.test_servers import start_nginx
 from tests.guestbuild import Guests
 from tests.harness import SDRUN, Program, Runner, free_port
@@ -105,6 +105,20 @@ def test_one_of_two_servers(native: Runner, shm: Runner, guests: Guests) -> None
     assert report.shm == 5 * CONNECTIONS, report
     moved = report.raw["connections"]["moved_back"]
     assert moved == {"detached": 2 * CONNECTIONS}, moved  # it never closes those of clients that have ended
+
+
+def test_a_shell_that_has_never_used_a_socket(native: Runner, shm: Runner, guests: Guests, tmp_path: Path) -> None:
+    """The whole tree is given back, and attached again by its root, in which nothing was ever mapped."""
+    shell, pids = two_servers(shm, guests)
+    port = next(iter(pids))
+    assert carried(shm, port) == CONNECTIONS
+    detach(shell.pid, native.env)
+    assert not library_in(shell.pid) and carried(shm, port) == 0
+    Attached(shell.pid, tmp_path, native.env).ok()
+    assert [carried(shm, port) for port in pids] == [CONNECTIONS, CONNECTIONS]
+    detach(shell.pid, native.env)
+    assert carried(shm, port) == 0
+    shell.stop()
 
 
 def test_a_worker_and_its_master(native: Runner, shm: Runner, tmp_path: Path) -> None:
