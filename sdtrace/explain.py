@@ -40,5 +40,7 @@ def show(report: dict[str, Any], before: dict[str, Any] | None = None) -> None:
         console.print(f"denied: {line['times']} x {line['what']} of {line['exe']} ({line['rule']})", markup=False)
     if "error" in report:
         console.print(f"incomplete: {report['error']}", markup=False)
+    if report["counters"]["faults_inside"]:
+        console.print(f"calls that ended in a mistake of the library (EFAULT): {report['counters']['faults_inside']}")
     if report["supervisor_errors"]:
         console.print(f"errors inside sdrun (see the system log): {report['supervisor_errors']}")

@@ -45,6 +45,7 @@ WHY: Final = {
     "peer-closed-its-side": "the other end has shut its sending side",
     "host-link-lost": "the link to the other host was lost, and it has gone back to TCP",
     "unread-lost": "it was given to another program with bytes unread that could not go along, and was reset",
+    "fault-inside": "a call of its program has ended in a mistake of the library: what it opens then stays on TCP",
     "unsupported-flag": "a flag of send or recv that rings cannot carry",
     "own-seccomp-filter": "its program has a seccomp filter of its own",
     "not-dumpable": "its program may not be traced",

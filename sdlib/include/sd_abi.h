@@ -100,7 +100,7 @@ enum sd_kin {
     X(conns_rdma) X(bytes_rdma_tx) X(bytes_rdma_rx) \
     X(sites_patched) X(sites_trapping) X(traps) \
     X(offers) X(attaches) X(switches_tx) X(switches_rx) \
-    X(bells_tx) X(bells_rx) X(parks) X(naps) X(spins) X(spins_won) X(hostile_drops)
+    X(bells_tx) X(bells_rx) X(parks) X(naps) X(spins) X(spins_won) X(hostile_drops) X(faults_inside)
 
 /* Why a connection stayed on TCP (or went back to it). The order is the index in `tcp_reasons` and `moved_back`. */
 #define SD_REASONS(X) \
@@ -129,7 +129,8 @@ enum sd_kin {
     X(link_lost, "host-link-lost") \
     X(quota, "quota-exhausted") \
     X(detached, "detached") \
-    X(unread_lost, "unread-lost")
+    X(unread_lost, "unread-lost") \
+    X(fault_inside, "fault-inside")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,

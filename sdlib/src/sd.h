@@ -112,6 +112,7 @@ struct sd_global {
     u32 no_supervisor;   /* a hypercall has failed with ENOSYS: never ask again */
     u32 nareas;
     u32 moved;           /* of the areas, as far as epoll sets know: sd_ep_follow() */
+    u32 faulted;         /* a call has ended in a mistake of ours (gate/fault.c): nothing is offered any more */
     struct sd_area *area[SD_MAX_AREAS];
     struct sd_proc *proc; /* never NULL: private until an area is mapped */
     const struct sd_config *cfg; /* never NULL */

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from tests.e2e.test_live_policy import STAGES, Pair
 from tests.guestbuild import Guests
-from tests.harness import Mode, Program, Runner, free_port
+from tests.harness import ROOT, Mode, Program, Runner, free_port
 from tests.monitor.support import MonitorProcess
 
 LIMITED = """
@@ -184,3 +186,59 @@ def test_supervisor_out_of_descriptors(shm: Runner, tmp_path: Path) -> None:
     assert all((pair.folder / f"done-{n}").exists() for n in range(60))
     _, driver = pair.finish()
     assert 0 < driver.report().shm < 60
+
+
+POKED = """
+import errno, os, select, socket, sys, time
+def pair():
+    listener = socket.create_server(("127.0.0.1", 0))
+    one = socket.create_connection(listener.getsockname())
+    two = listener.accept()[0]
+    for _ in range(300):
+        one.sendall(b"x"); two.sendall(two.recv(1)); one.recv(1)
+    return one, two
+def wait(name):
+    print(name, flush=True)
+    while not os.path.exists(name):
+        time.sleep(0.01)
+pairs = [pair()]
+waits = select.epoll()
+waits.register(pairs[0][1], select.EPOLLIN)
+pairs[0][0].sendall(b"x")
+assert waits.poll(1)
+wait("broken")
+try:
+    waits.poll(1)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+wait("mended")
+assert waits.poll(1)
+pairs.append(pair())
+"""
+
+
+def test_a_fault_of_the_library_itself_is_counted(shm: Runner, tmp_path: Path) -> None:
+    """A wild pointer of its own: the call says EFAULT, as for one of the program's, but that is told, and what is
+    opened from then on stays on TCP."""
+    names = subprocess.run(["nm", ROOT / "sdlib/_image/sdlib.elf"], capture_output=True, text=True, check=True).stdout
+    table = int(next(line for line in names.splitlines() if line.endswith(" ep_table")).split()[0], 16)
+    program = shm.start(sys.executable, "-c", POKED, cwd=tmp_path)
+
+    def poke(words: list[int], then: str) -> list[int]:
+        with Path(f"/proc/{program.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(table)
+            before = list(struct.unpack("=8Q", memory.read(64)))
+            memory.seek(table)
+            memory.write(struct.pack("=8Q", *words))
+        (tmp_path / then).touch()
+        return before
+
+    program.until(lambda: b"broken" in program.stdout, "a connection on shared memory")
+    was = poke([0x5EAD00000000] * 8, "broken")
+    program.until(lambda: b"mended" in program.stdout, "the fault")
+    poke(was, "mended")
+    program.ok()
+    assert program.stdout == b"broken\nEFAULT\nmended\n"
+    report = program.report(faults_inside=1)
+    assert report.shm == 2, report
+    assert report.raw["connections"]["tcp_reasons"] == {"fault-inside": 2}, report

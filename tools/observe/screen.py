@@ -183,6 +183,8 @@ def attention(interval: Interval) -> list[str]:
     for one in interval.programs():
         moved.update(one["moved_back"])
         hostile += one["counters"]["hostile_drops"]
+        if one["counters"]["faults_inside"]:
+            said.append(f"{printable(one['name'])} ({one['pid']}): a call ended in a mistake of the library (EFAULT)")
         if not one["injected"] and one["reason"]:
             said.append(f"{printable(one['name'])} ({one['pid']}): not injected: {printable(one['reason'])}")
     said += [f"{times} connections moved back to TCP: {reason}" for reason, times in moved.items() if times]

@@ -8,11 +8,15 @@
  * frame that the kernel has made, and where it has none, the default action is given back to the kernel and the instruction faults again, so
  * that status, core dump and what a tracer sees are the kernel's own.
  *
+ * A fault of ours at an address that the program has not named is a mistake in here, which EFAULT would hide: it is counted (faults_inside), and this process
+ * and its forks offer no connection any more.
+ *
  * What remains to be seen: the two bits in /proc/PID/status, SigCgt. Blocked signals stay blocked: a bad pointer that is given to a connection on the
  * ring while SIGSEGV is blocked kills the thread's process, as a bad pointer of its own would.
  */
 #include "gate/calls.h"
 #include "gate/gate.h"
+#include "poll/poll.h"
 
 #define SA_RESETHAND 0x80000000u
 #define SIG_DFL 0ull
@@ -131,8 +135,32 @@ static bool runs_in(const struct sd_tcb *t, u32 level, u64 f, u64 rsp)
     return below ? rsp < f && f - rsp < SD_STACK_SLICE : rsp <= top && rsp > top - SD_STACK_SLICE;
 }
 
+#define REACH (1ull << 31) /* a buffer may begin in memory that is there, and end in none */
+#define WORDS 8            /* of what an argument points to: a header has 7, of a vector the first entries */
+
+static bool leads_to(u64 pointer, u64 at) { return !sd_bad_ptr((void *)pointer) && at - pointer < REACH; }
+
+/* Has the program named this address, in an argument or in what one of them points to? Numbers are taken for pointers, too, which only ever hides something. What
+ * is not canonical has no address here, and was found before. */
+static bool is_named(const struct sd_frame *f, const struct siginfo_sys *si)
+{
+    const u64 arg[] = {f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9};
+    u64 word[WORDS], at = si->call_addr; /* si_addr */
+
+    for (u32 i = 0; i < ARRAY_LEN(arg) && at >> 32 != SD_LIB_BASE >> 32; i++) {
+        struct iovec to = {(u8 *)word, sizeof word}, from = {(u8 *)arg[i], sizeof word};
+        if (leads_to(arg[i], at))
+            return true;
+        long n = sd_bad_ptr(from.base) ? 0 : SYS6(__NR_process_vm_readv, SYS0(__NR_getpid), &to, 1, &from, 1, 0); /* the signal is blocked here */
+        for (long k = 0; k < n / 8; k++)
+            if (leads_to(word[k], at))
+                return true;
+    }
+    return false;
+}
+
 /* Ends the whole call. */
-static bool abandon(struct ucontext *uc)
+static bool abandon(struct ucontext *uc, const struct siginfo_sys *si)
 {
     struct sd_tcb *t = sd_self();
     u64 *r = uc->reg;
@@ -146,6 +174,10 @@ static bool abandon(struct ucontext *uc)
     f = level ? t->frame[level - 1] : NULL;
     if (!f || ((u64)f & SD_FRAME_SHORT) || f->next - (u64)sd_slots >= (u64)SD_SLOTS * SD_SLOT_BYTES)
         return false;
+    if (!is_named(f, si)) {
+        COUNT(faults_inside);
+        g.faulted = 1;
+    }
     if (g.trace)
         sd_trace_fault(f, t);
     f->rax = (u64)-EFAULT;
@@ -182,7 +214,7 @@ u64 sd_fault_route(int sig, const struct siginfo_sys *si, struct ucontext *uc)
     struct ksigaction *act = program_of((u32)sig);
     u64 handler = act->handler;
 
-    if (is_inside(uc) && si->code > 0 && (fix_up(uc) || abandon(uc))) {
+    if (is_inside(uc) && si->code > 0 && (fix_up(uc) || abandon(uc, si))) {
         if (act->flags & SA_RESETHAND && handler > SIG_IGN)
             install((u32)sig); /* the kernel has reset it for a signal that was not the program's */
         return (u64)sd_nothing;

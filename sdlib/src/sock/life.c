@@ -36,6 +36,10 @@ static void offer(struct sock *s, int fd)
         sd_reason(s, SD_REASON_option);
         return;
     }
+    if (unlikely(g.faulted)) {
+        sd_reason(s, SD_REASON_fault_inside);
+        return;
+    }
     if (!cas_u32(&b->state, SD_BLOCK_TCP, SD_BLOCK_OFFERED))
         return;
     COUNT(offers);

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.differential.linux import DONTWAIT, ET, IN, ONESHOT, RDHUP, SHUT_WR
+from tests.differential.linux import DONTWAIT, ET, IN, ONESHOT, RDHUP, SHUT_WR, SO_TIMESTAMP, SOL_SOCKET
 from tests.differential.side import Side, settle
 from tests.differential.worlds import Stage, behaviour
 
@@ -156,3 +156,26 @@ def order_ends(stage: Stage) -> None:
     all_.send(5)
     all_.turns()
     all_.turns()
+
+
+@behaviour("epoll_wait order of events beside TCP (EPOLLET)", only=MOVED, carried=False)
+def order_beside_tcp(stage: Stage) -> None:
+    """First one that an option keeps on TCP. What the poll before leaves on the stack is no registration."""
+    all_ = Several(stage, IN | ET)
+    listener, port = stage.listener()
+    theirs = stage.b.socket()
+    stage.b.connect(theirs, port)
+    ours = stage.a.accept(listener).value
+    stage.a.setsockopt(ours, SOL_SOCKET, SO_TIMESTAMP, 1)
+    stage.b.send(theirs, b"word")
+    stage.a.recv(ours, 1000)
+    stage.a.ctl(all_.ep, "add", ours, IN | ET, data=COUNT)
+    all_.turns()
+    for order in ((3, 1, 4), (5, 4, 2), (0, 2, 1)):
+        stage.a.poll([(each, IN) for each, _ in all_.pairs] * 5)
+        stage.b.send(theirs, b"word")
+        settle()
+        all_.send(*order)
+        all_.turns()
+        all_.read(order)
+        stage.a.recv(ours, 1000, DONTWAIT)
