@@ -366,6 +366,7 @@ class Broker:
 
     def forget_area(self, area: Area) -> None:
         """Nobody sees this area any more."""
+        self._stuck.sweep()
         for key in [key for key in (*self._own.all, *self._homeless) if key.area is area]:
             self.withdraw(key)
             if key in self._own.all:

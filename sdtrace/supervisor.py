@@ -184,7 +184,7 @@ class Supervisor:
             self._keepsake.beat()
             happened = self._intake.wait(self._patience(lingering=lingering))
             taken = self._answer_taken()
-            for fd in happened:
+            for fd in sorted(happened, key=lambda fd: fd not in self._listeners):
                 if fd not in self._listeners:
                     for each, _ in self._epoll.poll(0):
                         self._dispatch(each)
