@@ -42,11 +42,13 @@ static struct reg *enlist(struct ep *ep, int epfd, int fd, struct sock *s, const
     return r;
 }
 
-/* The kernel is told our tag at once: another thread may wait already, so the registration has to be there before. */
+/* The kernel is told our tag at once: another thread may wait already, so the registration has to be there before. Signals stay blocked from the first
+ * look at the tables to the last: each time costs two system calls, which every connection of a server pays. */
 static long add_tagged(struct ep *ep, int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
 {
     struct epoll_event ours;
     u64 old;
+    long ret = -ENOMEM;
     ep_structure_lock(&old);
     struct reg *r = enlist(ep, epfd, fd, s, ev);
     if (r) {
@@ -54,16 +56,16 @@ static long add_tagged(struct ep *ep, int epfd, int fd, struct sock *s, const st
         r->tagged = true;
         ep->tagged++;
         ours = (struct epoll_event){r->kmask, reg_tag(r)};
+        ep_structure_open();
+        ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, &ours);
+        ep_structure_close();
+        if (unlikely(ret == -EEXIST))
+            ret = SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, &ours); /* kernel_add() */
+        if (ret < 0)
+            reg_drop(r, t, false);
+        else if (sd_attached(s))
+            ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
     }
-    ep_structure_unlock(&old);
-    if (!r)
-        return -ENOMEM;
-    long ret = kernel_add(epfd, fd, &ours);
-    ep_structure_lock(&old);
-    if (ret < 0)
-        reg_drop(r, t, false);
-    else if (sd_attached(s))
-        ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
     ep_structure_unlock(&old);
     return ret;
 }

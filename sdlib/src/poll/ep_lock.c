@@ -19,9 +19,8 @@ static u64 block_signals(void)
     return old;
 }
 
-void ep_structure_lock(u64 *old)
+void ep_structure_close(void)
 {
-    *old = block_signals();
     for (;;) {
         u32 holder = load_rlx(&structure);
         if (holder == g.pid)
@@ -31,9 +30,17 @@ void ep_structure_lock(u64 *old)
     }
 }
 
+void ep_structure_open(void) { store_rel(&structure, 0); }
+
+void ep_structure_lock(u64 *old)
+{
+    *old = block_signals();
+    ep_structure_close();
+}
+
 void ep_structure_unlock(const u64 *old)
 {
-    store_rel(&structure, 0);
+    ep_structure_open();
     SYS4(__NR_rt_sigprocmask, SIG_SETMASK, old, NULL, 8);
 }
 

@@ -116,6 +116,8 @@ struct ep {
 /* ep_lock.c */
 void ep_structure_lock(u64 *old);
 void ep_structure_unlock(const u64 *old);
+void ep_structure_open(void);  /* to others for a moment, signals stay blocked: */
+void ep_structure_close(void); /* what was found before may have changed */
 bool ep_lock(struct ep *ep, struct sd_tcb *t);  /* false: see [E3] */
 bool ep_enter(struct ep *ep, struct sd_tcb *t); /* ep_lock, and takes over what other parts have noted */
 void ep_leave(struct ep *ep, struct sd_tcb *t);
