@@ -220,6 +220,8 @@ struct sock {
     struct sock *next_free;
     _Atomic u64 tcp_pos[2];  /* bytes sent and received on TCP, as far as traced; where the kernel does not tell any more */
     u64 shown;          /* its cookie, once the trace knows it */
+    _Atomic u32 napping; /* [N3] threads of several that nap for a call which holds the file (poll/nap.c) */
+    _Atomic u32 napper;  /* that has gone from there to sleep in the kernel, 0: none has */
     _Atomic u32 held;   /* [F3] threads that sleep in poll or select on it, and on others */
 };
 
@@ -252,6 +254,8 @@ void sd_bell_was_heard(struct sock *s, int fd); /* [B3] it stays for others, and
 bool sd_needs_timer(const struct sock *s, u32 want);
 /* The poster: true if the peer napped, alone, and is awake now; false: it may need a bell. poll/nap.c */
 bool sd_nap_end(struct sock *s);
+void sd_nap_disturb(struct sock *s); /* whoever naps on our word of it looks again */
+void sd_nap_await(struct sock *s);   /* [N3] before a descriptor of it is closed: whoever naps on it sleeps in the kernel, or is back */
 extern _Atomic u64 sd_restarting; /* a bit for each signal whose handler lets calls go on; gate/signal.c */
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
 bool sd_spin_pays(const struct sock *s);

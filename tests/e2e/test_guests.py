@@ -203,6 +203,16 @@ def test_sleeping_on_the_ring_for_a_peer_on_another_cpu(how: str, runner: Runner
             assert counters["naps"] > 50, str(report)
 
 
+@pytest.mark.parametrize("how", ["poll", "recv"])
+def test_a_thread_closes_what_another_sleeps_on(how: str, runner: Runner, guests: Guests) -> None:
+    """The kernel goes on with the file, so whoever sleeps on the ring comes to sleep there first."""
+    program = runner.run(guests("nap_closed"), how)
+    assert program.stdout == b"ok\n"
+    for report in runner.check(program, at_least=24, of_bytes=300):
+        if runner.mode is Mode.SHM and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
+            assert report.raw["counters"]["naps"] > 500, str(report)
+
+
 @pytest.mark.parametrize("how", ["epoll", "poll", "threads"])
 def test_sleeping_on_many_rings(how: str, runner: Runner) -> None:
     """On a word for each process at the other ends, a fifth of a second after their last news by TCP.

@@ -177,7 +177,7 @@ static void call_other(void)
     case 6:
         now = "nap";
         if (sd_nap_possible(&sk, one_in(2)))
-            sd_nap(&(struct sock *){&sk}, 1, one_in(2), &sd_learn_process, sd_tsc());
+            sd_nap(&(struct sock *){&sk}, 1, one_in(2), one_in(2), &sd_learn_process, sd_tsc());
         break;
     default:
         now = "switch";

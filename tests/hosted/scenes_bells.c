@@ -87,6 +87,16 @@ static void naps_end(void)
     w.futex.ends = 1;
 }
 
+/* Only who closes ends the nap. */
+static void naps_for_ever(void)
+{
+    shared_by_threads(1, 1);
+    *(u32 *)&w.seg.dir[0].prod_cpu = 1;
+    mc_share(&w.sock[1].napping);
+    mc_share(&prog.word[0]);
+    mc_name(&w.sock[1].napping, "napping");
+}
+
 static void fencing_ends(void)
 {
     fencing();
@@ -141,7 +151,7 @@ static void nap_for(u32 side)
 {
     struct sock *s = &w.sock[side];
 
-    if (!sd_nap_possible(s, false) || sd_nap(&s, 1, false, &sd_learn_process, 0) <= 0)
+    if (!sd_nap_possible(s, false) || sd_nap(&s, 1, false, true, &sd_learn_process, 0) <= 0)
         wait_for(side, POLLIN);
 }
 
@@ -160,7 +170,7 @@ static void b_naps_on_both_for_2(void)
     while (!got(1, 2)) {
         if (take(1, 3, MSG_DONTWAIT) != -EAGAIN)
             continue;
-        if (!sd_nap_possible(set[0], false) || !sd_nap_possible(set[1], false) || sd_nap(set, 2, false, &sd_learn_process, 0) <= 0)
+        if (!sd_nap_possible(set[0], false) || !sd_nap_possible(set[1], false) || sd_nap(set, 2, false, true, &sd_learn_process, 0) <= 0)
             wait_for(1, POLLIN);
     }
 }
@@ -170,9 +180,33 @@ static void b_naps_once(void)
     struct sock *s = &w.sock[1];
 
     if (sd_nap_possible(s, false))
-        sd_nap(&s, 1, false, &sd_learn_process, 0);
+        sd_nap(&s, 1, false, true, &sd_learn_process, 0);
 }
 
+/* In a call that would hold the file in the kernel [N3]. */
+static void b_naps_beside(void)
+{
+    struct sock *s = &w.sock[1];
+    u32 n = sd_nap_enter(&s, 1);
+
+    store_rel(&prog.word[0], 1);
+    if (sd_nap_possible(s, false))
+        sd_nap(&s, 1, false, true, &sd_learn_process, 0);
+    store_rel(&prog.word[0], 2);
+    sd_nap_leave(&s, n, 0);
+}
+
+static void b_closes(void)
+{
+    while (!load_acq(&prog.word[0]))
+        cpu_relax();
+    if (load_acq(&w.sock[1].napping))
+        sd_nap_await(&w.sock[1]);
+    if (load_acq(&prog.word[0]) == 1)
+        host_fail("a file is closed under a napper");
+}
+
+static void b_has_nothing(void) { expect(1, ""); }
 static void a_sends_1(void) { put(0, "a", 0); }
 
 /* As epoll_wait does it (ep_hot.c), asleep under a name that never comes again [W4]; 0: without one. */
@@ -326,6 +360,7 @@ const struct scenario scenes_bells[] = {
     {"wake-up-nap-set", two_are_here, {a_sends_twice, b_naps_on_both_for_2}, b_has_ab},
     {"wake-up-nap-set-fenced", two_are_here_fencing, {a_sends_twice, b_naps_on_both_for_2}, b_has_ab},
     {"nap-beside-sleeper", naps_end, {a_sends_1, b_sleeps_for_1, b_naps_once}, b_has_a},
+    {"nap-and-close", naps_for_ever, {b_closes, b_naps_beside}, b_has_nothing},
     {"wake-up-fenced", fencing, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-ends", fencing_ends, {a_sends_twice, b_gets_2}, b_has_ab},
     {"wake-up-fence-begins", on_rings, {a_fences_midway, b_polls_2}, b_has_ab},

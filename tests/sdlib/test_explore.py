@@ -27,8 +27,8 @@ NAMES = [name for scenes in SCENES
          for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 
 
-SILENT = ("epoll-level-up", "epoll-edge-up", "epoll-two-oneshot-there", "epoll-replace-noted")
-"""What wakes is in the ring from the start, or a byte of the program, as it is before a reader has come to the ring."""
+SILENT = ("epoll-level-up", "epoll-edge-up", "epoll-two-oneshot-there", "epoll-replace-noted", "nap-and-close")
+"""Nobody sends, or what wakes is in the ring from the start, or a byte of the program, as before a reader has come."""
 
 
 class Mutant(NamedTuple):
@@ -68,6 +68,10 @@ MUTANTS = [
            "&home->e.tx->nap, 0) > 1)"),
     Mutant("nap-beside-sleeper", "a lost wake-up", "poll/nap.c", "    return alone;\n}\n",
            "    (void)alone;\n    return load_acq(&d->rx_armed) == 1;\n}\n"),
+    Mutant("nap-and-close", "a file is closed under a napper", "poll/nap.c",
+           "        atomic_fetch_add(&set[i]->napping, 1); /* [N3] */", "        (void)set;"),
+    Mutant("nap-and-close", "a lost wake-up", "poll/nap.c", "            sd_nap_disturb(s);\n",
+           "            (void)s;\n"),
     Mutant("wake-up-poll", "has not taken back its count", "poll/poll.c", "if (it->armed && likely(pid == g.pid))",
            "if (it->armed && pid != g.pid)"),
     Mutant("wake-up", "has not taken back its count", "sock/rx.c", "    sd_owed_armed(s, armed);\n",

@@ -226,6 +226,8 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     s->epoch = 0;
     store_rlx(&s->dead, 0);
     store_rlx(&s->held, 0);
+    store_rlx(&s->napping, 0);
+    store_rlx(&s->napper, 0);
     s->id = id;
     s->b = b;
     s->ent = index_of(s) + 1;

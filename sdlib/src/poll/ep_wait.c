@@ -24,6 +24,7 @@ struct epwait {
     bool precise; /* epoll_pwait2: nanoseconds */
     bool called;
     bool spinning;
+    bool owed;    /* the kernel is to be asked, unless we come to sleep there */
     bool parked;  /* counted in ep->parked */
     struct sd_turn *turn; /* TURNS of them: of the kernel's events */
 };
@@ -286,7 +287,7 @@ static bool nap_allows(struct reg *r, bool across)
 static bool nap_heats(struct ep *ep)
 {
     struct reg *r = ep->hot;
-    bool across = sd_rung_soon(&ep->learn);
+    bool across = sd_rung_soon(&ep->learn, true);
     bool may = ep->nhot && ep->nhot <= SD_NAP_SET && ep->tagged <= 2 * ep->nhot + COLD;
     for (u32 i = 0; may && i < ep->nhot; i++, r = r->hot_next)
         may = nap_allows(r, across);
@@ -327,6 +328,12 @@ static bool has_moved(const struct ep *ep)
     return r && r->ep == ep && r->hot;
 }
 
+/* ... that the kernel was asked. */
+static bool is_long_ago(const struct ep *ep)
+{
+    return sd_tsc() - ep->checked_tsc > SD_KERNEL_US * g.tsc_per_us;
+}
+
 static long nap(struct epwait *w, u64 left)
 {
     struct sock *set[SD_NAP_SET];
@@ -339,10 +346,11 @@ static long nap(struct epwait *w, u64 left)
     ep_leave(ep, w->t);
     if (!n)
         return 0;
-    long r = sd_nap(set, n, false, &ep->learn, w->began);
+    long raw = 0, told = is_long_ago(ep) ? ask_kernel(w, 0, 0, &raw) : 0;
+    long r = raw ? 0 : sd_nap(set, n, false, true, &ep->learn, w->began);
     for (u32 i = 0; i < n; i++)
         sd_sock_let_go(set[i]);
-    return r > 0 ? look(w, 0) : r;
+    return raw < 0 ? raw : told ? told : r > 0 ? look(w, 0) : r;
 }
 
 /* To peers that can only run on this CPU. */
@@ -365,8 +373,14 @@ static long spin(struct epwait *w, u64 left)
     bool here;
     long raw = 0, n = 0;
     bool pays = worth_spinning(w, &here), held = pays && sd_spin_held(&w->ep->learn);
+    if (!(here || held) && !pays)
+        return 0; /* the kernel is asked by sleeping there */
+    if (w->owed)
+        n = ask_kernel(w, 0, 0, &raw);
+    if (n || raw < 0)
+        return n ? n : raw;
     if (!pays || held)
-        return here || held ? give_way(w, left) : 0;
+        return give_way(w, left);
     if (!sd_spin_begin(&sp, &w->ep->learn, left, here))
         return 0;
     w->spinning = true; /* looks follow each other too fast to say who is idle */
@@ -380,7 +394,7 @@ static long spin(struct epwait *w, u64 left)
     if (n || raw < 0)
         return n ? n : raw;
     spun_in_vain(w);
-    return sd_rung_soon(&w->ep->learn) ? nap(w, left) : 0;
+    return sd_rung_soon(&w->ep->learn, true) ? nap(w, left) : 0;
 }
 
 /* Sleeps once. 0: look again. */
@@ -408,6 +422,16 @@ static long park(struct epwait *w, u64 left)
     return n ? n : raw < 0 ? raw : 0;
 }
 
+static bool something_due(struct epwait *w)
+{
+    bool due = true;
+    if (ep_enter(w->ep, w->t)) {
+        due = ep_has_due(w->ep);
+        ep_leave(w->ep, w->t);
+    }
+    return due;
+}
+
 static long wait_loop(struct epwait *w)
 {
     struct ep *ep = w->ep;
@@ -416,7 +440,8 @@ static long wait_loop(struct epwait *w)
     int n = 0;
     bool asked = ++ep->calls % ASK_EVERY == 0 || now - ep->checked_tsc > SD_KERNEL_US * g.tsc_per_us;
     if (asked && ep->nhot) {
-        n = ask_kernel(w, 0, 0, &raw); /* the kernel first, or ready rings would starve its descriptors */
+        w->owed = !something_due(w);
+        n = w->owed ? 0 : (int)ask_kernel(w, 0, 0, &raw); /* the kernel first, or ready rings would starve its descriptors */
         if (raw < 0)
             return raw;
     }
@@ -431,8 +456,8 @@ static long wait_loop(struct epwait *w)
         }
         w->began = sd_tsc();
         long r = spin(w, left);
-        if (r == 0)
-            r = park(w, sd_deadline_left(&w->d));
+        if (r == 0) /* where there was nothing to look at, no time has passed, and reading the clock is a system call */
+            r = park(w, ep->hot ? sd_deadline_left(&w->d) : left);
         if (r)
             return r;
     }

@@ -6,11 +6,10 @@
  * servers and their clients mostly are: then it comes back at once, and the peer runs only when we sleep. A sleep on the descriptor is ended by a
  * byte through TCP; one on a word of the ring by a futex, for a fifth of that. But who naps hears of nothing else. So:
  *
- *   - only for connections whose peers are all on the ring, and no signal mask to wait with; in a program with threads only in epoll_wait,
- *     for who sleeps in recv or poll goes on with a file that another thread closes;
+ *   - only for connections whose peers are all on the ring, and no signal mask to wait with;
  *   - for NAP_NS at most. Longer than a tick: a timer that ends before has to be programmed each time, 1.5 us in a virtual machine;
- *   - if a peer is on another CPU, only where the average sleeper was rung for within SD_SOON_US lately, behind a spin in vain, and for ACROSS_NS at most:
- *     it is deaf for hardly longer than the wait that it expects. Of longer waits little would be saved, and a new connection would wait for them;
+ *   - if a peer is on another CPU, only where the average sleeper was rung for soon lately (sd_rung_soon), behind a spin in vain; and if there are others to be heard, for ACROSS_NS
+ *     at most: it is deaf for hardly longer than the wait that it expects. Of longer waits little would be saved, and a new connection would wait for them;
  *   - after one that nothing has ended not for the next waits, twice as many each time;
  *   - not where the kernel has told of something else lately: a server with one client on the ring has its others, and its upstreams, on TCP.
  *
@@ -19,12 +18,16 @@
  *      A poster that finds itself asked for a bell exchanges `nap` for 0, and wakes the futex if it was 1. If it was 0, the napper has been woken, or is about to look.
  *      Either way it needs no bell if one alone was counted, *before* `nap_at` was read: that was the napper, and others who count themselves behind it
  *      look at the ring behind what was posted; or it was another one, then the napper has found two and has not put anything into `nap_at`.
- *      Words that were left by siglongjmp are cleared by who counts himself next (sd_arm).
+ *      Words that were left by siglongjmp are cleared by who counts himself next (sd_arm). A napper that is still there sleeps on to the end of its nap: woken, it
+ *      would come to sleep in the kernel behind him, and of threads in one epoll set the last is woken first.
  * [N2] Of a set of connections the napper sleeps on one word for each process at the other ends: that of the first connection with it, its *home*. Producers who are asked for
  *      a bell put a handle of the connection into `handle`: who they are, and its number in their own table. The napper copies that of the home into the `nap_at` of
  *      all its connections with the same process of the same tree (the tree is the monitor's word, so a peer can claim to be somebody else in its own tree
  *      only). A poster takes it for what it has handed out itself, and looks whether it still means a connection with that tree; else it rings the bell, and
  *      the napper hears of it at the end of its nap. Another thread may close the home meanwhile: it stays mapped ([F1] of fd.c).
+ * [N3] Who sleeps in recv or poll goes on with the file though another thread closes the descriptor; that only the kernel can do. So such a napper counts itself in
+ *      `napping` of its connections until it has come to sleep there, or its call is over, and who closes the descriptor ends its nap and waits for that. (In epoll_wait what
+ *      is closed is out of the set, which needs no sleeper.)
  */
 #include "poll/poll.h"
 #include "ring/bell.h"
@@ -40,6 +43,8 @@
 #define HOLD_ASK 64 /* where it was not possible: asking costs little, and connections that were on their way to the ring have arrived since */
 #define YIELD_AGAIN 64 /* waits without a yield, after naps that were ended by a peer whom about YIELDS_VAIN yields more than not had not let run */
 #define YIELDS_VAIN 4
+#define AWAIT_NS 50000
+#define AWAITS 200 /* longer than a nap lasts; who has left by siglongjmp is not waited for */
 #define OTHERS_US 200000 /* so often at most has one of those to wait for a nap's end */
 
 static u32 hold, held, vain, without; /* races between threads only cost accuracy */
@@ -102,6 +107,7 @@ struct naps {
     struct home home[SD_NAP_HOMES];
     u32 n;
     bool across; /* some peer can run on another CPU */
+    bool deaf;   /* to others that are waited for */
     u32 armed[SD_NAP_SET];
 };
 
@@ -119,26 +125,57 @@ static u64 place_for(struct naps *p, struct sock *s)
     return known ? handle : SD_NAP_OWN;
 }
 
-/* What a handler does to it is what it does to the call that waits: FUTEX_WAIT with a time-out ends with EINTR as the poll family does; futex_waitv goes on
- * behind a handler with SA_RESTART as recv does, and has an absolute time-out for that. So the poll family sleeps on several words only in a program that has no
- * such handler. */
-static bool heeds_signals(const struct naps *p, bool restarts)
-{
-    return p->n == 1 || restarts || !load_rlx(&sd_restarting);
-}
-
-static long sleep_on(const struct naps *p, bool restarts)
+static long sleep_on_many(const struct naps *p, u64 ns)
 {
     struct futex_waitv on[SD_NAP_HOMES];
-    u64 ns = p->across ? ACROSS_NS : NAP_NS;
-    struct timespec64 ts = {0, (i64)ns};
+    struct timespec64 ts;
 
-    if (!restarts && p->n == 1)
-        return SYS6(__NR_futex, &p->home[0].s->e.rx->nap, FUTEX_WAIT, 1, &ts, 0, 0);
     for (u32 i = 0; i < p->n; i++)
         on[i] = (struct futex_waitv){1, (u64)&p->home[i].s->e.rx->nap, FUTEX2_SIZE_U32, 0};
     sd_ns_ts(sd_now_ns() + ns, &ts);
     return SYS5(__NR_futex_waitv, on, p->n, 0, &ts, CLOCK_MONOTONIC);
+}
+
+/* A handler waits for one of them. */
+static bool is_handled(u64 signals)
+{
+    struct ksigaction act;
+
+    for (u32 sig = 1; sig <= 64; sig++)
+        if ((signals >> (sig - 1) & 1) && SYS4(__NR_rt_sigaction, sig, NULL, &act, 8) == 0 && act.handler > 1)
+            return true;
+    return false;
+}
+
+/* Handlers run afterwards: they may be ones behind which futex_waitv would go on, and the call that waits may not. Every ACROSS_NS it is looked after them. */
+static long sleep_undisturbed(const struct naps *p, u64 ns)
+{
+    u64 all = ~0ull, old = 0, pending = 0, slept = 0;
+    long r;
+
+    do {
+        SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
+        r = sleep_on_many(p, ACROSS_NS);
+        if (r < 0)
+            SYS2(__NR_rt_sigpending, &pending, 8);
+        if (unlikely(pending & ~old) && is_handled(pending & ~old))
+            r = -EINTR;
+        SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &old, NULL, 8);
+        slept += ACROSS_NS;
+    } while (r == -ETIMEDOUT && slept < ns);
+    return r;
+}
+
+/* What a handler does to it is what it does to the call that waits: FUTEX_WAIT with a time-out ends with EINTR as the poll family does; futex_waitv goes on
+ * behind a handler with SA_RESTART as recv does, and has an absolute time-out for that. */
+static long sleep_on(const struct naps *p, bool restarts)
+{
+    u64 ns = p->across && p->deaf ? ACROSS_NS : NAP_NS;
+    struct timespec64 ts = {0, (i64)ns};
+
+    if (!restarts && p->n == 1)
+        return SYS6(__NR_futex, &p->home[0].s->e.rx->nap, FUTEX_WAIT, 1, &ts, 0, 0);
+    return restarts || likely(!load_rlx(&sd_restarting)) ? sleep_on_many(p, ns) : sleep_undisturbed(p, ns);
 }
 
 static void hold_back(u32 most)
@@ -155,7 +192,7 @@ static void learn_across(const struct naps *p, long r, struct sd_learn *l, u64 s
     u64 rung = 0;
 
     if (r == -ETIMEDOUT)
-        sd_spin_forgotten(l);
+        sd_spin_forgotten(l, p->deaf);
     for (u32 k = 0; r >= 0 && k < p->n; k++) {
         u64 at = load_rlx(&p->home[k].s->e.rx->rung_at);
         rung = at > rung ? at : rung; /* the latest: others may have rung for earlier sleeps only */
@@ -179,12 +216,19 @@ static void learn(long r, bool alone)
     }
 }
 
+/* Of threads that wait in one epoll set the last one is woken first, but who naps comes to sleep in the kernel later: no reason to nap there where it takes
+ * what sleep_undisturbed() takes. */
+static bool heeds_signals(const struct naps *p, bool restarts)
+{
+    return p->n == 1 || restarts || !(g.mt && p->deaf) || !load_rlx(&sd_restarting);
+}
+
 /* Counts us in all of them and says where we sleep. False: somebody else sleeps on one, or the homes do not suffice. */
 static bool settle_down(struct naps *p, struct sock *const *set, u32 n, bool *barrier)
 {
-    u32 i = 0;
+    bool may = true;
 
-    for (bool may = true; i < n && may; i++) {
+    for (u32 i = 0; i < n && may; i++) {
         u64 at = place_for(p, set[i]);
         p->across |= !sd_peer_here(set[i]);
         p->armed[i] = sd_arm(set[i], POLLIN);
@@ -195,14 +239,14 @@ static bool settle_down(struct naps *p, struct sock *const *set, u32 n, bool *ba
     }
     for (u32 k = 0; k < p->n; k++)
         store_rel(&p->home[k].s->e.rx->nap, 1);
-    return i == n && load_rlx(&set[n - 1]->e.rx->nap_at);
+    return may;
 }
 
 static bool all_quiet(struct sock *const *set, u32 n)
 {
     for (u32 i = 0; i < n; i++)
-        if (sd_rx_news(&set[i]->e, 0) || !settled(set[i]))
-            return false;
+        if (sd_rx_news(&set[i]->e, 0) || !settled(set[i]) || !load_rlx(&set[i]->e.rx->nap_at))
+            return false; /* or somebody has come to sleep on it as well [N1] */
     return true;
 }
 
@@ -221,7 +265,7 @@ static void get_up(struct naps *p, struct sock *const *set, u32 n, u32 pid)
     }
 }
 
-long sd_nap(struct sock *const *set, u32 n, bool restarts, struct sd_learn *l, u64 since)
+long sd_nap(struct sock *const *set, u32 n, bool restarts, bool deaf, struct sd_learn *l, u64 since)
 {
     struct naps p;
     u32 pid = g.pid;
@@ -231,6 +275,7 @@ long sd_nap(struct sock *const *set, u32 n, bool restarts, struct sd_learn *l, u
 
     p.n = 0;
     p.across = false;
+    p.deaf = deaf;
     for (u32 i = 0; i < n; i++)
         p.armed[i] = 0;
     alone = settle_down(&p, set, n, &barrier) && heeds_signals(&p, restarts);
@@ -249,6 +294,44 @@ long sd_nap(struct sock *const *set, u32 n, bool restarts, struct sd_learn *l, u
     else
         learn(r, alone);
     return r == -ETIMEDOUT || !alone ? 0 : r == -EINTR ? r : 1;
+}
+
+/* ---------------------------------------------------------------- beside other threads */
+
+u32 sd_nap_enter(struct sock *const *set, u32 n)
+{
+    if (!g.mt)
+        return 0;
+    for (u32 i = 0; i < n; i++)
+        atomic_fetch_add(&set[i]->napping, 1); /* [N3] */
+    return n;
+}
+
+void sd_nap_leave(struct sock *const *set, u32 n, u32 sleeper)
+{
+    for (u32 i = 0; i < n; i++) {
+        store_rel(&set[i]->napper, sleeper);
+        atomic_fetch_sub(&set[i]->napping, 1);
+    }
+}
+
+void sd_nap_disturb(struct sock *s)
+{
+    if (atomic_exchange(&s->e.rx->nap, 0) == 1)
+        SYS6(__NR_futex, &s->e.rx->nap, FUTEX_WAKE, 1, 0, 0, 0);
+}
+
+void sd_nap_await(struct sock *s)
+{
+    struct timespec64 ts = {0, AWAIT_NS};
+
+    for (u32 i = 0; i < AWAITS; i++) {
+        if (load_acq(&s->napping) && s->seg)
+            sd_nap_disturb(s);
+        else if (!sd_task_runs(load_acq(&s->napper)))
+            return; /* it sleeps there, or has never come so far */
+        SYS5(__NR_ppoll, 0, 0, &ts, 0, 8);
+    }
 }
 
 /* ---------------------------------------------------------------- the poster */

@@ -161,8 +161,10 @@ static bool is_stale(const struct sd_pollset *p)
     return false;
 }
 
-/* All of the program's sockets, if no room is waited for and each may be napped on. Where another thread could close one meanwhile, the kernel has to hold
- * the file. */
+/* There are others to be heard beside the connections of ours. */
+static bool deaf(const struct sd_pollset *p) { return p->ours != p->n; }
+
+/* All of the program's sockets, if no room is waited for and each may be napped on. */
 static u32 to_nap_on(const struct sd_pollset *p, struct sock **set)
 {
     u32 n = 0;
@@ -170,7 +172,7 @@ static u32 to_nap_on(const struct sd_pollset *p, struct sock **set)
         const struct sd_pollitem *it = &p->item[i];
         if (!it->s && !it->ep)
             continue;
-        if (it->ep || n == SD_NAP_SET || (sd_bits_fold(it->want) & POLLOUT) || !sd_nap_possible(it->s, sd_rung_soon(&sd_learn_process)))
+        if (it->ep || n == SD_NAP_SET || (sd_bits_fold(it->want) & POLLOUT) || !sd_nap_possible(it->s, sd_rung_soon(&sd_learn_process, deaf(p))))
             return 0;
         set[n++] = it->s;
     }
@@ -180,9 +182,22 @@ static u32 to_nap_on(const struct sd_pollset *p, struct sock **set)
 static long nap(struct sd_pollset *p, u64 left, bool masked)
 {
     struct sock *set[SD_NAP_SET];
-    u32 n = !masked && !g.mt && p->ours <= SD_NAP_SET && sd_nap_pays(left, &others) ? to_nap_on(p, set) : 0;
-    long r = n ? sd_nap(set, n, false, &sd_learn_process, p->began) : 0;
+    u32 n = !masked && p->ours <= SD_NAP_SET && sd_nap_pays(left, &others) ? to_nap_on(p, set) : 0;
+    p->napped = n && sd_nap_enter(set, n); /* [N3] until all of them sleep in the kernel, or the wait is over */
+    for (u32 i = 0; i < n && p->napped; i++)
+        atomic_fetch_add(&set[i]->held, 1);
+    long r = n && !(p->napped && is_stale(p)) ? sd_nap(set, n, false, deaf(p), &sd_learn_process, p->began) : 0;
     return r <= 0 ? r : any_ready(p) ? ask_now(p) : 0;
+}
+
+static void nap_over(struct sd_pollset *p, u32 sleeper)
+{
+    for (u32 i = 0; i < p->n && unlikely(p->napped); i++)
+        if (p->item[i].s) {
+            sd_nap_leave(&p->item[i].s, 1, sleeper);
+            sd_sock_let_go(p->item[i].s);
+        }
+    p->napped = false;
 }
 
 /* > 0: entries ready, 0: nothing, < 0: -errno. To peers that can only run on this CPU. */
@@ -219,7 +234,7 @@ static long spin(struct sd_pollset *p, u64 left, bool masked)
     for (u32 i = 0; r >= 0 && i < p->n; i++)
         if (p->item[i].s && (!r || p->k[i].revents))
             sd_spun(p->item[i].s, r);
-    return !r && sd_rung_soon(&sd_learn_process) ? nap(p, left, masked) : r;
+    return !r && sd_rung_soon(&sd_learn_process, deaf(p)) ? nap(p, left, masked) : r;
 }
 
 /* [W4] Nobody else may eat its doorbell. (In a program with threads nobody could tell a sleeper in poll that it was eaten.) */
@@ -336,6 +351,7 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     u64 from = sd_tsc();
     sd_ep_follow();
     sd_self()->wakeable = SD_WAKE_AS(0);
+    nap_over(p, sd_self()->tid);
     long r = SYS5(__NR_ppoll, p->k, p->n, sd_ns_ts(left, &ts), m->set, 8);
     sd_self()->wakeable = 0;
     disarm_all(p, pid);
@@ -369,6 +385,7 @@ long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct s
             left = sd_deadline_left(d);
             r = left ? park(p, left, m, &idle) : 0;
         }
+        nap_over(p, 0);
         if (r)
             return r;
         find_again(p);

@@ -77,10 +77,10 @@ static inline void sd_spun(const struct sock *s, bool won)
 }
 /* A wait that began at tsc `since` has ended in a park, which began at `from`, by a doorbell or data. `rung`: when the peer says that it has rung, 0: not known. */
 void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung);
-/* Nobody has rung for a sleeper who had expected it soon. */
-void sd_spin_forgotten(struct sd_learn *l);
-/* Peers on other CPUs mostly ring soon, so it is worth to nap for them. */
-bool sd_rung_soon(const struct sd_learn *l);
+/* Nobody has rung for a sleeper who had expected it soon. `deaf`, here as in naps: there are others that he waits for, and does not hear. */
+void sd_spin_forgotten(struct sd_learn *l, bool deaf);
+/* Peers on other CPUs mostly ring soon, so it is worth to nap for them: very soon, if that makes deaf. */
+bool sd_rung_soon(const struct sd_learn *l, bool deaf);
 /* [W4] A name for the sleep that is about to begin, never 0. Where they start nobody can tell, so no two processes have the same. */
 u64 sd_sleep_name(void);
 /* The peer last waited on this CPU: it can only run if we let it. */
@@ -99,8 +99,12 @@ bool sd_nap_possible(const struct sock *s, bool across);
 #define SD_NAP_SET 128  /* connections, at most, that are napped on at once, */
 #define SD_NAP_HOMES 8  /* and processes at their other ends */
 /* A short sleep on the rings of n connections (1 to SD_NAP_SET), which are held. > 0: look at the ring, 0: nothing came, sleep on the descriptor; -EINTR: a handler has run. `restarts`: one with
- * SA_RESTART does not end it. `l` learns of the wait that began at tsc `since`. */
-long sd_nap(struct sock *const *set, u32 n, bool restarts, struct sd_learn *l, u64 since);
+ * SA_RESTART does not end it. `deaf`: not all that is waited for is in the set. `l` learns of the wait that began at tsc `since`. */
+long sd_nap(struct sock *const *set, u32 n, bool restarts, bool deaf, struct sd_learn *l, u64 since);
+/* [N3] Before and after one, in a call that would hold the file in the kernel. How many were counted is what sd_nap_leave() is to be told, and
+ * who goes on to sleep in the kernel at once (0: the call is over). */
+u32 sd_nap_enter(struct sock *const *set, u32 n);
+void sd_nap_leave(struct sock *const *set, u32 n, u32 sleeper);
 /* The poster is asked for a bell: next time the peer may nap for it. */
 void sd_nap_offer(struct sock *s);
 /* Not if a peer on this CPU had to be napped for lately, though it was yielded to. */
@@ -150,6 +154,7 @@ struct sd_pollset {
     struct sd_pollitem *item;
     u32 n;
     u32 ours;     /* items with s or ep */
+    bool napped;  /* items with s are counted as napped on ([N3]), and held */
     u64 began;    /* tsc: the present round of looking, spinning and sleeping */
     bool unasked; /* the answer may be given without asking the kernel */
     bool called;  /* a system call was made */

@@ -25,6 +25,7 @@
 #ifndef SD_SOON_US
 #define SD_SOON_US 300
 #endif
+#define LATE_US (4 * SD_SOON_US)
 
 struct sd_learn sd_learn_process;
 
@@ -165,13 +166,17 @@ void sd_spin_end(struct sd_spin *sp, bool won)
 
 static void learn_wait(struct sd_learn *l, u64 us)
 {
-    u32 took = (u32)min_u64(us, 4 * SD_SOON_US) + 1; /* one that was late says little */
+    u32 took = (u32)min_u64(us, LATE_US) + 1; /* one that was late says little */
 
     l->wait_us = l->wait_us ? (l->wait_us * 7 + took) / 8 : took;
 }
 
-void sd_spin_forgotten(struct sd_learn *l) { l->wait_us = 2 * SD_SOON_US; }
-bool sd_rung_soon(const struct sd_learn *l) { return l->wait_us && l->wait_us <= SD_SOON_US; }
+void sd_spin_forgotten(struct sd_learn *l, bool deaf) { l->wait_us = deaf ? 2 * SD_SOON_US : LATE_US; }
+
+bool sd_rung_soon(const struct sd_learn *l, bool deaf)
+{
+    return l->wait_us && l->wait_us <= (deaf ? SD_SOON_US : LATE_US * 3 / 4);
+}
 
 void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung)
 {

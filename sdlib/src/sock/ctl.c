@@ -58,6 +58,8 @@ static void forget(u64 fd)
     struct sock *s = sd_sock_of(fd);
 
     if (s) {
+        if (unlikely(load_acq(&s->napping)))
+            sd_nap_await(s);
         sd_ep_fd_closed(s, (int)fd);
         farewell(s, (int)fd);
         sd_fd_remove(fd);
@@ -266,6 +268,8 @@ SD_CALL(sd_shutdown)
         atomic_fetch_or(&s->b->latched, how == SHUT_RD ? LATCH_OWN_RD : how == SHUT_WR ? LATCH_OWN_WR : LATCH_OWN_RD | LATCH_OWN_WR);
         if (s->regs)
             sd_ep_touched(s);
+        if (unlikely(load_acq(&s->napping)) && s->seg)
+            sd_nap_disturb(s); /* another thread, in a receive or poll that is over now */
     }
     sd_sock_put(s);
     return r;

@@ -118,8 +118,8 @@ struct sd_part *sd_part_at(u32 i)
     return i && i < SD_AREA_PARTS && g.area[0] ? &g.area[0]->part[i] : NULL;
 }
 
-/* 't' or 'T' (stopped), 'Z', 'X': the thread is in no system call, and whatever it makes next it has still to read its arguments for. */
-static bool is_stopped(u32 tid)
+/* What /proc says of a thread, 0: nothing. */
+static char state_of(u32 tid)
 {
     char path[32] = "/proc/", buf[64];
     u32 at = 6 + sd_decimal(path + 6, tid);
@@ -129,14 +129,24 @@ static bool is_stopped(u32 tid)
         path[at++] = *c;
     fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0)
-        return false;
+        return 0;
     n = SYS3(__NR_read, fd, buf, sizeof buf);
     SYS1(__NR_close, fd);
     for (long i = min_u64(n > 0 ? (u64)n : 0, sizeof buf) - 2; i > 0; i--) /* "pid (name) S ...": the name may hold anything but ends at the last ) */
         if (buf[i] == ')' && i + 2 < n)
-            return buf[i + 2] == 'T' || buf[i + 2] == 't' || buf[i + 2] == 'Z' || buf[i + 2] == 'X';
-    return false;
+            return (char)buf[i + 2];
+    return 0;
 }
+
+/* 't' or 'T' (stopped), 'Z', 'X': the thread is in no system call, and whatever it makes next it has still to read its arguments for. */
+static bool is_stopped(u32 tid)
+{
+    char state = state_of(tid);
+
+    return state == 'T' || state == 't' || state == 'Z' || state == 'X';
+}
+
+bool sd_task_runs(u32 tid) { return tid && state_of(tid) == 'R'; }
 
 bool sd_part_stopped(const struct sd_part *p)
 {

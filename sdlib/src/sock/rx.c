@@ -90,38 +90,48 @@ static bool waits_for_ever(struct sock *s, int fd)
     return s->timed == 1;
 }
 
-/* > 0: look again, 0: sleep, -EINTR. (Another thread may close the descriptor: then the kernel has to hold the file.) */
-static long nap(struct sock *s, int fd, u64 had, u64 began, bool later)
+/* > 0: look again, 0: sleep, -EINTR. */
+static long nap(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
 {
     u64 others = 0;
+    long r;
 
-    if (had || g.mt || !sd_nap_pays(SD_FOREVER, &others) || !waits_for_ever(s, fd))
+    if (had || !sd_nap_pays(SD_FOREVER, &others) || !waits_for_ever(s, fd))
         return 0;
     if (s->kcheck & 1)
         sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
-    if (!sd_nap_possible(s, sd_rung_soon(&sd_learn_process)))
+    if (!sd_nap_possible(s, sd_rung_soon(&sd_learn_process, false)))
         return 0;
-    return sd_nap(&s, 1, !later, &sd_learn_process, began);
+    w->napped = sd_nap_enter(&s, 1); /* [N3] until it sleeps in the kernel, or is over */
+    r = sd_nap(&s, 1, !w->later, false, &sd_learn_process, began);
+    return r > 0 && !more(s, had) ? 0 : r; /* who closes may have ended it, and waits */
+}
+
+static void nap_over(struct sock *s, struct rx *w, u32 sleeper)
+{
+    if (unlikely(w->napped))
+        sd_nap_leave(&s, 1, sleeper);
+    w->napped = 0;
 }
 
 /* As nap(). To a peer that can only run on this CPU. */
-static long give_way(struct sock *s, int fd, u64 had, u64 began, bool later)
+static long give_way(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
 {
     if (!g.cfg->spin_us)
         return 0;
     if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
         return 1;
-    return nap(s, fd, had, began, later);
+    return nap(s, fd, had, began, w);
 }
 
 /* As nap(). */
-static long spin_rx(struct sock *s, int fd, u64 had, u64 began, bool later)
+static long spin_rx(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
 {
     struct sd_spin sp;
     bool won = false;
 
     if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
-        return give_way(s, fd, had, began, later);
+        return give_way(s, fd, had, began, w);
     if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER, false))
         return 0;
     do
@@ -129,7 +139,7 @@ static long spin_rx(struct sock *s, int fd, u64 had, u64 began, bool later)
     while (!won && sd_spin_more(&sp));
     sd_spin_end(&sp, won);
     sd_spun(s, won);
-    return !won && sd_rung_soon(&sd_learn_process) ? nap(s, fd, had, began, later) : won;
+    return !won && sd_rung_soon(&sd_learn_process, false) ? nap(s, fd, had, began, w) : won;
 }
 
 /* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
@@ -141,14 +151,17 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
 
     if (!again)
         w->since = t0;
-    r = spin_rx(s, fd, had, began, w->later);
-    if (r)
+    r = spin_rx(s, fd, had, began, w);
+    if (r) {
+        nap_over(s, w, 0);
         return r;
+    }
     t0 = sd_tsc();
     u32 armed = sd_owe_armed(s, POLLIN);
     u64 sleeper = sd_sleeper_enter(s, w->peek ? w->target : 1);
     if ((armed & SD_ARM_BARRIER) || sleeper != SD_NOT_PARKED)
         sd_membarrier();
+    nap_over(s, w, sd_self()->tid);
     r = more(s, had) ? SD_NEWS : park(s, fd, again, w, sleeper);
     sd_sleeper_leave(s, sleeper);
     sd_owed_armed(s, armed);

@@ -23,6 +23,7 @@ struct rx {
     u64 since; /* tsc at the first wait, for SO_RCVTIMEO */
     u32 flags;
     bool nb, peek, drop; /* drop: MSG_TRUNC, bytes are thrown away instead of copied */
+    u32 napped; /* 1: counted as a napper ([N3] of poll/nap.c) */
     bool later; /* messages of the same call have come before it: any handler ends it, also one with SA_RESTART */
 };
 

@@ -159,6 +159,7 @@ u32 sd_part_number(const struct sd_part *p);
 u32 sd_part_level(struct sd_tcb *t);            /* nesting level of handlers; drops marks of levels that were left by siglongjmp */
 bool sd_part_gone(const struct sd_part *p);     /* known to be dead */
 bool sd_part_stopped(const struct sd_part *p);  /* known to be in no system call, and to make none for now */
+bool sd_task_runs(u32 tid);                     /* or would, if it had a CPU; false also where /proc tells nothing */
 void sd_part_release(struct sd_tcb *t);
 void sd_parts_before_fork(struct sd_tcb *t); /* a handler forks: what it has interrupted starts over, on both sides */
 void sd_parts_forget(void);     /* in a forked child: its namespace may be another */
