@@ -189,7 +189,7 @@ class Link:
             case frames.Credit():
                 self._mirror(record.slot).on_credit(record.head)
             case frames.Bell():
-                self._mirror(record.slot).on_bell(record.asked)
+                self._on_bell(record)
             case Resume():
                 self._on_resume(record)
             case frames.Seek() | frames.Accept() | frames.Gone():
@@ -207,6 +207,13 @@ class Link:
             raise BadPeer(f"speaks of connection {slot}, which is not linked")
         self._stirred(slot)
         return mirror
+
+    def _on_bell(self, said: frames.Bell) -> None:
+        """The loop in C asks as soon as bytes land: also while our GONE for that connection is on its way to it."""
+        mirror = self._mirrors.get(said.slot)
+        if mirror is not None and mirror.linked:
+            self._stirred(said.slot)
+            mirror.on_bell(said.asked)
 
     def _on_resume(self, said: Resume) -> None:
         """Unknown ones were given up here, or we are new and their supervisor has not told us of them yet."""

@@ -312,8 +312,8 @@ class Mirror:
 
     def ring_again(self, now: float) -> bool:
         """To be asked now and then: whether the last doorbell seems to be lost, so that one more was asked for."""
-        if not self.linked or self.dead or self.copy.is_back or not self.copy.unheard:
-            self._unheard = None
+        if not self.linked or self.dead or self.ends or self.copy.is_back or not self.copy.unheard:
+            self._unheard = None  # (a program that was killed in its sleep waits no more, whatever its words say)
             return False
         asked, since, usual = self._unheard or (self.asked, now, AGAIN_S)
         late = asked == self.asked and now - since >= usual

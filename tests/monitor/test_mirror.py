@@ -201,6 +201,9 @@ def test_a_lost_doorbell_is_asked_for_again() -> None:
         made.give_time(idle=False, lost=True)
         assert not b.mirror.ring_again(10.0 + 2 * AGAIN_S), "the next one after twice as long"
         assert b.mirror.ring_again(10.0 + 3 * AGAIN_S) and b.mirror.asked == asked + 2
+        b.mirror.ends = True
+        assert not b.mirror.ring_again(10.0 + 100 * AGAIN_S), "behind the end nothing may be said"
+        b.mirror.ends = False
         made.settle()
         assert not b.sleeps and b.read == a.wrote and not b.mirror.ring_again(100.0)
 

@@ -69,6 +69,20 @@ def test_any_number_of_doorbells_is_a_few(kind: str) -> None:
         made.close()
 
 
+def test_a_doorbell_for_a_connection_that_has_ended_is_none() -> None:
+    """It was asked for before the other monitor could hear of the end: other connections go on."""
+    made = linked()
+    try:
+        a, b = made.sides
+        assert a.link is not None and b.link is not None
+        a.mirror.unlink()
+        for slot in (a.mirror.slot, 99):
+            a.link.feed(b.link._sealer.seal(frames.encode(frames.Bell(slot, 1000))))
+        assert not a.mirror.owes_bell
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize("at, size", [(0, RING + 1), (1, 10), (1 << 40, 1)])
 def test_bytes_for_another_place_end_the_link(at: int, size: int) -> None:
     made = linked()
