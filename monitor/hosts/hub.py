@@ -129,6 +129,7 @@ class Hub:
     def _down(self, contact: Contact) -> None:
         self._ready.discard(contact.peer.name)
         for conn in self._conns.of(contact):
+            conn.said_gone = False  # nobody knows whether it was heard
             if conn.waiting is not None or conn.left:
                 self._conns.free(conn)
 

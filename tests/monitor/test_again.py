@@ -189,6 +189,30 @@ def test_a_second_time(hosts: tuple[Host, Host], order: tuple[str, ...], between
     carries(hosts)
 
 
+ENDS = [order for order in itertools.permutations(("a ends", "b ends", "the link breaks", "the link breaks again"))
+        if order.index("the link breaks") < order.index("the link breaks again")]
+
+
+@pytest.mark.parametrize("order", ENDS, ids=", ".join)
+def test_the_end_is_heard_of_whatever_the_link_does(hosts: tuple[Host, Host], order: tuple[str, ...]) -> None:
+    """Who has said that nothing more comes, and been answered or not, says it again by the next link."""
+    a, b = hosts
+    for between in itertools.product((1, 3), repeat=2):
+        for host in hosts:
+            host.offer()
+        until(hosts, lambda: bool(a.linked()) and a.linked() == b.linked())
+        what: dict[str, Callable[[], object]] = {
+            "a ends": partial(a.hub.closed, 1, a.offers), "b ends": partial(b.hub.closed, 1, b.offers),
+            "the link breaks": partial(a.contact.fail, "cut"), "the link breaks again": partial(b.contact.fail, "cut"),
+        }  # fmt: skip
+        for event, turns in zip(order, (*between, 1, 0), strict=True):
+            what[event]()
+            for _ in range(turns):
+                a.turn()
+                b.turn()
+        until(hosts, lambda: not len(a.hub._conns) and not len(b.hub._conns))
+
+
 def test_who_can_go_on_by_tcp_is_not_reset() -> None:
     """However patient the other times are: when a host is given up for lost, that is the last moment to go back."""
     a, b = made = make_hosts(back_s=600, lost_s=0.5)
