@@ -441,9 +441,11 @@ static long wait_loop(struct epwait *w)
     bool asked = ++ep->calls % ASK_EVERY == 0 || now - ep->checked_tsc > SD_KERNEL_US * g.tsc_per_us;
     if (asked && ep->nhot) {
         w->owed = !something_due(w);
-        n = w->owed ? 0 : (int)ask_kernel(w, 0, 0, &raw); /* the kernel first, or ready rings would starve its descriptors */
+        bool first = !w->owed && !ep->sated; /* the kernel, or ready rings would starve its descriptors; but not each time, or these would starve them */
+        n = first ? (int)ask_kernel(w, 0, 0, &raw) : 0;
         if (raw < 0)
             return raw;
+        ep->sated = first && n >= w->max;
     }
     for (;;) {
         n += look(w, n);

@@ -92,6 +92,7 @@ struct ep {
     u32 owner_level, vain, vain_seq, seq;
     int fd;                     /* the descriptor that was used last */
     _Atomic u32 parked;         /* threads that sleep in the kernel; changed up under owner */
+    bool sated;                 /* the last wait was asked for no more than the kernel alone had to tell, first */
     bool watched;               /* another epoll has this one in its set */
     bool inherited;             /* a fork has shared it: others may wait on it who know no tag of a later registration */
     struct reg **tab;
