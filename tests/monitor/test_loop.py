@@ -378,6 +378,22 @@ def test_a_credit_for_what_was_never_sent_is_a_lie() -> None:
         made.close()
 
 
+def asks_with_words(made: CPair) -> None:
+    """The second one sleeps, and its queue is full when bytes come: it asks by words, and reads them."""
+    a, b = made.sides
+    assert b.port is not None
+    for _ in range(30):
+        b.write(30)
+        b.device.poll()
+    assert not b.port.room()
+    a.write(10)
+    a.device.poll()
+    made.pipes[0].deliver()
+    assert b.mirror.asked != int(b.mirror.state.asked_said)
+    made.settle()
+    assert b.read == a.wrote
+
+
 def test_a_bell_that_has_no_room_is_asked_for_with_words() -> None:
     made = ready()
     try:
@@ -386,16 +402,7 @@ def test_a_bell_that_has_no_room_is_asked_for_with_words() -> None:
         a.write(1)
         made.settle()
         b.sleep()
-        for _ in range(30):  # its queue is full
-            b.write(30)
-            b.device.poll()
-        assert not b.port.room()
-        a.write(10)
-        a.device.poll()
-        made.pipes[0].deliver()
-        assert b.mirror.asked != int(b.mirror.state.asked_said)
-        made.settle()
-        assert b.read == a.wrote
+        asks_with_words(made)
     finally:
         made.close()
 
@@ -411,15 +418,7 @@ def test_a_write_that_nobody_has_posted_asks_for_nothing() -> None:
         a.poll()
         assert rings(a) == before and not a.mirror.owes_bell and b.arriving == 0
         assert a.port.status()["strays"] == 1
-        for _ in range(30):  # its queue is full
-            b.write(30)
-            b.device.poll()
-        a.write(10)
-        a.device.poll()
-        made.pipes[0].deliver()
-        assert b.mirror.asked != int(b.mirror.state.asked_said)
-        made.settle()
-        assert b.read == a.wrote
+        asks_with_words(made)
     finally:
         made.close()
 
