@@ -13,7 +13,7 @@ from tests.hosts.world import Host, Program, World, assert_rdma, wait_for
 SIZE = 700
 TURNS = """
 import os, socket, sys, time
-who, address, port, alone, stop = sys.argv[1:6]
+who, address, port, carried, alone, stop = sys.argv[1:7]
 if who == "server":
     l = socket.create_server((address, int(port)))
     print("listening", flush=True)
@@ -37,7 +37,7 @@ def ask():
     time.sleep(0.002)
     return not os.path.exists(stop)
 turn = serve if who == "server" else ask
-for _ in range(20): turn()
+while not os.path.exists(carried): turn()  # what is shared before it has gone over stays on TCP
 (ours, theirs), (own, other) = os.pipe(), os.pipe()
 child = os.fork()
 mine, yours = (ours, other) if child else (own, theirs)
@@ -74,11 +74,12 @@ def moving(world: World, program: Program) -> None:
 def test_shared_connections_go_by_rings_back_and_up_again(world: World) -> None:
     """Back when the link is lost; up again once each end is one process's alone, not before."""
     world.start(back_s=BACK_S, lost_s=300)
-    alone, stop = world.a.folder / "alone", world.a.folder / "stop"
-    server = start(world.b, "server", world.b.address, 7040, alone, stop)
+    carried, alone, stop = (world.a.folder / word for word in ("carried", "alone", "stop"))
+    server = start(world.b, "server", world.b.address, 7040, carried, alone, stop)
     server.until(lambda: b"listening" in server.stdout, "listens")
-    client = start(world.a, "client", world.b.address, 7040, alone, stop)
+    client = start(world.a, "client", world.b.address, 7040, carried, alone, stop)
     world.a.carried(1, 10_000)
+    carried.touch()
     moving(world, client)
     known = lose(world)
     went_back(world, {client: "a", server: "b"}, 1)
