@@ -181,39 +181,33 @@ def test_threads_with_one_alternate_stack(native: Runner, guests: Guests, tmp_pa
     assert (program.wait(), program.stdout.split()[-1]) == (0, b"ok"), program.describe()
 
 
-def test_detach_with_unread_bytes(native: Runner, shm: Runner, tmp_path: Path) -> None:
-    """What is in the rings at that moment, in both directions, arrives."""
-    server = native.start(sys.executable, "-c", UNREAD, "server")
+def unread_at_detach(native: Runner, shm: Runner, tmp_path: Path, *how: str) -> tuple[Program, Program, Attached]:
+    """A server that is attached, and given back with bytes on the rings; all of it has ended well."""
+    server = native.start(sys.executable, "-c", UNREAD, "server", *how)
     server.until(lambda: b"\n" in server.stdout, "its port")
-    client = shm.start(sys.executable, "-c", UNREAD, "client", server.stdout.split()[0].decode())
+    client = shm.start(sys.executable, "-c", UNREAD, "client", server.stdout.split()[0].decode(), *how)
     client.until(lambda: b"moved" in client.stdout, "exchanges before")
-    Attached(server.pid, tmp_path, native.env).ok()
+    attached = Attached(server.pid, tmp_path, native.env).ok()
     client.send(signal.SIGUSR1)
-    client.until(lambda: b"full" in client.stdout, "bytes in the rings")
+    client.until(lambda: b"full" in client.stdout, "bytes on the rings")
     more_rounds(0.2)
     detach(server.pid, native.env)
     for program in (client, server):
         program.send(signal.SIGUSR1)
     assert client.wait() == 0, client.describe()
     assert server.wait() == 0, server.describe()
+    return client, server, attached
+
+
+def test_detach_with_unread_bytes(native: Runner, shm: Runner, tmp_path: Path) -> None:
+    """What is in the rings at that moment, in both directions, arrives."""
+    client, _, _ = unread_at_detach(native, shm, tmp_path)
     assert client.report().shm == 1
 
 
 def test_detach_behind_bytes_that_a_peer_has_left_in_the_ring(native: Runner, shm: Runner, tmp_path: Path) -> None:
     """The peer lives, and went back to TCP by itself: it sends nothing again."""
-    server = native.start(sys.executable, "-c", UNREAD, "server", "left")
-    server.until(lambda: b"\n" in server.stdout, "its port")
-    client = shm.start(sys.executable, "-c", UNREAD, "client", server.stdout.split()[0].decode(), "left")
-    client.until(lambda: b"moved" in client.stdout, "exchanges before")
-    attached = Attached(server.pid, tmp_path, native.env).ok()
-    client.send(signal.SIGUSR1)
-    client.until(lambda: b"full" in client.stdout, "bytes in the ring")
-    more_rounds(0.2)
-    detach(server.pid, native.env)
-    for program in (client, server):
-        program.send(signal.SIGUSR1)
-    assert client.wait() == 0, client.describe()
-    assert server.wait() == 0, server.describe()
+    client, server, attached = unread_at_detach(native, shm, tmp_path, "left")
     report = client.report()
     assert (report.shm, report.raw["connections"]["moved_back"]) == (1, {"socket-option": 1}), report
     assert attached.report(server).shm == 1

@@ -2,8 +2,8 @@
  * A thread waits in poll or recv for a connection that another one closes: it sleeps on, and the peer is told of no end, until something comes. Argument: poll or recv.
  * Both ends are on one CPU, in sessions of their own, and have come to expect each other soon. */
 #include "guest.h"
+#include "one_cpu.h"
 #include <pthread.h>
-#include <sched.h>
 #include <sys/prctl.h>
 
 #define CONNECTIONS 12
@@ -65,20 +65,13 @@ static void client(const struct sockaddr_in *to)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof at;
-    cpu_set_t all, one;
-    int listener = socket(AF_INET, SOCK_STREAM, 0), status;
+    struct sockaddr_in at;
+    int listener, status;
     pid_t pid;
     CHECK(argc == 2);
     polls = !strcmp(argv[1], "poll");
-    CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
-    CPU_ZERO(&one);
-    for (int cpu = 0; !CPU_COUNT(&one); cpu++)
-        if (CPU_ISSET(cpu, &all))
-            CPU_SET(cpu, &one);
-    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
-    CHECK(bind(listener, (void *)&at, sizeof at) == 0 && listen(listener, 5) == 0 && getsockname(listener, (void *)&at, &len) == 0);
+    on_one_cpu();
+    listener = listen_loopback(&at, 5);
     CHECK(pipe(go) == 0);
     pid = fork();
     if (pid == 0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A handler ends epoll_wait and poll, with SA_RESTART, too, also of who sleeps on the rings of two other processes. Argument: restart or plain, epoll or poll. */
 #include "guest.h"
-#include <sched.h>
+#include "one_cpu.h"
 #include <sys/epoll.h>
 #include <sys/time.h>
 
@@ -59,21 +59,14 @@ static void serve(bool interrupted, int rounds)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof at;
+    struct sockaddr_in at;
     struct sigaction act = {.sa_handler = on_alarm};
-    cpu_set_t all, one;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    int listener;
     CHECK(argc == 3);
     act.sa_flags = strcmp(argv[1], "restart") ? 0 : SA_RESTART;
     polls = !strcmp(argv[2], "poll");
-    CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
-    CPU_ZERO(&one);
-    for (int cpu = 0; !CPU_COUNT(&one); cpu++)
-        if (CPU_ISSET(cpu, &all))
-            CPU_SET(cpu, &one);
-    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
-    CHECK(bind(listener, (void *)&at, sizeof at) == 0 && listen(listener, 5) == 0 && getsockname(listener, (void *)&at, &len) == 0);
+    on_one_cpu();
+    listener = listen_loopback(&at, 5);
     epfd = epoll_create1(0);
     for (unsigned i = 0; i < CLIENTS; i++) {
         struct epoll_event e = {EPOLLIN, {.u32 = i}};

@@ -369,7 +369,8 @@ static int both_use_it(int fd)
     return own ? own : there;
 }
 
-static int killed_sharer(int fd)
+/* A child that looks at the connection all the time. */
+static pid_t peeping_child(int fd)
 {
     char c;
     pid_t child = fork();
@@ -379,6 +380,12 @@ static int killed_sharer(int fd)
                 pause();
     }
     sleep_ms(3);
+    return child;
+}
+
+static int killed_sharer(int fd)
+{
+    pid_t child = peeping_child(fd);
     kill(child, SIGKILL);
     status_of(child);
     return actor(fd);
@@ -386,14 +393,7 @@ static int killed_sharer(int fd)
 
 static int stopped_sharer(int fd)
 {
-    char c;
-    pid_t child = fork();
-    if (child == 0) {
-        for (;;)
-            if (recv(fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
-                pause();
-    }
-    sleep_ms(3);
+    pid_t child = peeping_child(fd);
     kill(child, SIGSTOP);
     int own = actor(fd);
     kill(child, SIGKILL);
