@@ -117,11 +117,11 @@ test: build $(STAMPS)/packages-test
 # Where CI is set, pytest writes whole messages into its summary, among which the names of what failed are lost.
 	@env -u CI -u BUILD_NUMBER $(PY) -m pytest $(WORKERS) --reruns 2 --reruns-delay 1 $(PYTEST_ARGS)
 
-# Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error.
+# Emulated, so that it needs neither hardware nor /dev/kvm; what is missing is an error. The limits are for what hangs: several times what a slow machine takes.
 test-rdma: build $(STAMPS)/packages-test $(STAMPS)/packages-rdma
-	@$(PY) -m tests.vm.guest --limit 600 -- $(PY) -m tests.vm.yama
-	@$(PY) -m tests.vm.two --limit 900
-	@$(PY) -m tests.vm.guest --limit 2400 -- bash tests/vm/run.sh $(PYTEST_ARGS)
+	@$(PY) -m tests.vm.guest --limit 1800 -- $(PY) -m tests.vm.yama
+	@$(PY) -m tests.vm.two --limit 2700
+	@$(PY) -m tests.vm.guest --limit 7200 -- bash tests/vm/run.sh $(PYTEST_ARGS)
 
 # By hand: FAILURES of each kind, with a seed that is printed.
 FAILURES := 100

@@ -346,7 +346,7 @@ class Connections:
             "peer": conn.contact.peer.name, "client": conn.client, "name": conn.name, "linked": mirror.linked,
             "out": mirror.bytes_out, "in": mirror.bytes_in, "unread": mirror.unread(),
             "credits": mirror.copy.ring_bytes - mirror.unread(), "resumes": mirror.resumes,
-            "bells": list(mirror.copy.bells()), "lost": conn.lost,
+            "bells": list(mirror.copy.bells()), "lost": conn.lost, "heard": mirror.copy.heard,
         }  # fmt: skip
 
     def close(self) -> None:

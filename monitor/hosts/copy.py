@@ -121,9 +121,14 @@ class Copy:
         return bool(self._seg.frozen or self._seg.pumped)
 
     @property
+    def heard(self) -> bool:
+        """The other host knows that our program sends by its ring."""
+        return bool(self._seg.heard)
+
+    @property
     def may_leave(self) -> bool:
         """Whether a mark in the TCP stream would be understood over there, or none is needed."""
-        return bool(self._seg.heard or not self._seg.told)
+        return self.heard or not self._seg.told
 
     @property
     def is_back(self) -> bool:

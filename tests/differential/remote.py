@@ -30,7 +30,7 @@ _DO_CALL, _DO_SPAWN, _DO_HANDLE, _DO_TALK = 1, 2, 3, 4
 FORK, THREAD, EXEC = 0, 1, 2
 _FOREIGN: Final = 1000
 """Numbers from here on are no system calls: a program under sdrun may be waiting for its supervisor."""
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 30.0
 _LATER: Final = 100
 """Keys from here on are asked for by agents; agent.c leaves 0, 1 and 2 alone for these."""
 

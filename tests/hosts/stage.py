@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tests.differential.side import Side, Where
 from tests.differential.worlds import NATIVE, Behaviour, Outcome, Place, Stage, World
@@ -15,6 +16,7 @@ from tests.harness import Mode, Runner
 from tests.hosts.world import LIMIT_S
 from tests.hosts.world import World as Hosts
 
+Moved: TypeAlias = tuple[set[tuple[int, int]], set[tuple[int, int]]]
 FAR = World("far", (), (), warm=True)
 """The runner of a host says upgrade=eager by itself."""
 
@@ -28,7 +30,7 @@ class FarStage(Stage):
     """Has the connection that has moved go back to TCP; it moves once more then."""
 
     def talk(self, ours: int, theirs: int) -> None:
-        before = self._carried()
+        before = self._moved()
         self._rounds(ours, theirs)
         if not self.moves:
             return
@@ -37,21 +39,17 @@ class FarStage(Stage):
             self.again()
             self._until_moved(ours, theirs, (set(), set()))
 
-    def _until_moved(self, ours: int, theirs: int, before: tuple[set[int], ...]) -> None:
+    def _until_moved(self, ours: int, theirs: int, before: Moved) -> None:
         deadline = time.monotonic() + LIMIT_S
-        while not all(now - then for now, then in zip(self._carried(), before, strict=True)):
+        while not all(now - then for now, then in zip(self._moved(), before, strict=True)):
             assert time.monotonic() < deadline, "the connection does not move"
             time.sleep(0.01)
             self._rounds(ours, theirs)
 
-    def _carried(self) -> tuple[set[int], ...]:
-        """On each host: connections that have bytes in both directions on rings, by their monitor's name for them."""
+    def _moved(self) -> Moved:
+        """On each host."""
         assert self.hosts is not None
-        found = []
-        for host in (self.hosts.a, self.hosts.b):
-            known = (host.status().get("hosts") or {"connections": []})["connections"]
-            found.append({one["name"] for one in known if one["out"] and one["in"]})
-        return tuple(found)
+        return self.hosts.a.moved(), self.hosts.b.moved()
 
 
 class FarPlace(Place):

@@ -59,16 +59,16 @@ def there_and_back(world: World, programs: dict[Program, str], connections: int 
     for number in range(1, ROUNDS + 1):
         known = lose(world)
         went_back(world, programs, number)
-        wait_for(lambda: not world.a.status()["hosts"]["connections"], "the old rings are forgotten")
+        world.forgotten()
         come_back(world, known)
-        world.a.carried(connections, 10_000)
+        world.carried(connections, 10_000)
 
 
 def test_the_same_connection_moves_up_again(world: World, guests: Guests) -> None:
     world.start(back_s=BACK_S, lost_s=300)
     stay = world.a.folder / "stay"
     server, client = world.exchange(guests("integrity"), 7030, SIZE, STAY=str(stay))
-    world.a.carried(1, 100_000)
+    world.carried(1, 100_000)
     there_and_back(world, {client: "a", server: "b"})
     stay.touch()
     world.finish(client, server)
@@ -85,7 +85,7 @@ def test_in_a_program_of_several_threads(world: World) -> None:
     server = world.b.runner().start(sys.executable, "-c", THREADS, world.b.address, "7031")
     server.until(lambda: b"listening" in server.stdout, "listens")
     clients = [ping(world.a, world.b, 7031, go) for _ in range(2)]
-    world.a.carried(2, 1000)
+    world.carried(2, 1000)
     there_and_back(world, {clients[0]: "a", clients[1]: "a"}, 2)
     go.touch()
     world.finish(*clients)
@@ -103,7 +103,7 @@ def test_redis_goes_on(world: World) -> None:
     server.until(lambda: b"Ready to accept" in server.stdout, "listens")
     words = ["redis-benchmark", "-h", world.b.address, "-p", "7032", "-t", "set,get", "-c", "4", "-d", "300", "--csv"]
     endless = world.a.runner().start(*words, "-n", "100000000")
-    world.a.carried(4, 15_000)
+    world.carried(4, 15_000)
     there_and_back(world, {endless: "a", server: "b"}, 4)
     assert endless.stop() == -signal.SIGTERM
     server.stop(signal.SIGTERM)

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, i
 ENDS = ("nothing", "half_close", "half_close_killed", "answered_and_gone", "shut_rd", "shut_rdwr", "shutdown_in_two",
         "send_to_shut", "close_fin", "reset_after_fin", "send_after_own_shutdown", "recv_after_own_shutdown")
 HELD_UP_S = 0.3
+SETTLES_S = (0.02, 0.02, 0.2, 0.5)
 BELLS = ("edge_in_company", "edge_back", "peek_offset", "oob_inline", "sigio")
 CORKS = ("cork", "cork_long", "cork_pushed", "cork_closed")
 
@@ -34,23 +35,23 @@ CORKS = ("cork", "cork_long", "cork_pushed", "cork_closed")
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
     """A FIN overtakes the words of two monitors, and theirs are what a program is told by."""
-    before, side.Pace.settle_s = side.Pace.settle_s, 0.02
+    before, side.Pace.settle_s = side.Pace.settle_s, SETTLES_S[0]
     yield
     side.Pace.settle_s = before
 
 
 def same(native: FarPlace, far: FarPlace, name: str) -> Outcome:
-    """What differs is tried once more: how much fits where depends on the moment, natively as well."""
-    last = False
-    while True:
+    """What differs is tried again: how much fits where depends on the moment, natively as well; and how long two
+    monitors take for a word depends on what else the machine does, so each time they get more of it."""
+    for settle_s in SETTLES_S:
+        side.Pace.settle_s = settle_s
         wanted = native.run(BEHAVIOURS[name]).transcript
         got = far.run(BEHAVIOURS[name])
         assert wanted and not wanted[-1].startswith("failed"), wanted[-1:]
         if got.transcript == wanted:
             return got
         lines = "\n".join(difflib.unified_diff(wanted, got.transcript, "native", "far", lineterm="", n=4))
-        assert not last, lines
-        last = True
+    raise AssertionError(lines)
 
 
 @pytest.mark.parametrize("names", [ENDS, BELLS], ids=["ends", "bells"])
@@ -142,13 +143,13 @@ def held(stage: Stage, happens: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("what", ["monitor", "link", "lost"])
 def test_held_bytes_arrive_whatever_happens(world: World, guests: Guests, what: str) -> None:
-    world.start(back_s=BACK_S if what == "lost" else 60, lost_s=300, dead_s=0.5 if what == "link" else 60)
+    world.start(back_s=BACK_S if what == "lost" else 60, lost_s=300, dead_s=1.5 if what == "link" else 60)
     agent = guests("agent")
 
     def happens() -> None:
         if what == "link":
             world.cut(world.a, True)
-            time.sleep(0.7)
+            wait_for(lambda: not world.a.peer("b")["up"] and not world.b.peer("a")["up"], "both have noticed")
             world.cut(world.a, False)
         elif what == "lost":
             lose(world)
@@ -174,7 +175,7 @@ def test_same_after_a_way_back_and_up_again(world: World, guests: Guests, name: 
 
     def again() -> None:
         known = lose(world)
-        wait_for(lambda: not world.a.status()["hosts"]["connections"], "the old rings are forgotten")
+        world.forgotten()
         come_back(world, known)
 
     far = FarPlace(world, agent, again=again)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ quick_only = pytest.mark.skipif(VERBS, reason="the same without RDMA shows it, i
 def assert_shown(world: World) -> None:
     """sdss --hosts and sdstat --hosts say what the link carries."""
     env = {**os.environ, "SOCKSDIRECT_MONITOR": world.a.socket}
-    shown = json.loads(tool("sdss", "--hosts", "--json", env=env))["hosts"]
+    shown = shown_links(env)
     assert len(shown) == 1 and shown[0] | {
         "host": "b", "link": "rdma" if world.a.rdma else "tcp", "connections": 1, "links": 1, "left": 0,
     } == shown[0]  # fmt: skip
@@ -34,8 +35,15 @@ def assert_shown(world: World) -> None:
         assert shown[0]["writes"] and shown[0]["received"]
         port = world.a.peer("b")["port"]
         assert (port["depth"], port["inline"]) == (OTHERWISE["depth"], OTHERWISE["inline"])
-    assert tool("sdss", "--hosts", env=env).splitlines()[1].split()[0] == "b"
-    assert "host b: " in tool("sdstat", "--hosts", env=env)
+    assert wait_for(lambda: tool("sdss", "--hosts", env=env).splitlines()[1:], "a line of sdss")[0].split()[0] == "b"
+    wait_for(lambda: "host b: " in tool("sdstat", "--hosts", env=env), "sdstat")
+
+
+def shown_links(env: dict[str, str]) -> list[dict[str, Any]]:
+    """By sdss, which shows none while the monitor does not answer."""
+    links: list[dict[str, Any]] = wait_for(lambda: json.loads(tool("sdss", "--hosts", "--json", env=env))["hosts"],
+                                           "sdss --hosts")
+    return links
 
 
 def tool(*words: str, env: dict[str, str]) -> str:
@@ -91,10 +99,10 @@ def test_a_round_trip_costs_few_looks(world: World) -> None:
     server = echo(world.b, 7006, world.b.folder / "never")
     client = ping(world.a, world.b, 7006, go)
     world.a.carried(1)
-    before = [host.status()["hosts"]["looks"] for host in (world.a, world.b)]
+    before = [host.far()["looks"] for host in (world.a, world.b)]
     go.touch()
     world.finish(client, server)
-    spent = [host.status()["hosts"]["looks"] - looks for host, looks in zip((world.a, world.b), before, strict=True)]
+    spent = [host.far()["looks"] - looks for host, looks in zip((world.a, world.b), before, strict=True)]
     assert max(spent) < 20 * int(ROUNDS), spent
 
 
@@ -104,7 +112,7 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
     server, client = world.exchange(guests("integrity"), 7002, size)
     world.finish(client, server)
     assert_whole(client, server, size)
-    wait_for(lambda: not any(host.status()["hosts"]["connections"] for host in (world.a, world.b)),
+    wait_for(lambda: not any(host.far()["connections"] for host in (world.a, world.b)),
              "both monitors forget what has ended")
 
 
@@ -112,7 +120,7 @@ def test_integrity_both_ways(world: World, guests: Guests) -> None:
 def test_a_killed_sender_leaves_all_that_it_sent(world: World, guests: Guests) -> None:
     world.start()
     server, client = world.exchange(guests("integrity"), 7003, 1 << 30, "1500000", seeds=("7", "8"), ONE_WAY="1")
-    assert client.wait(120) == -signal.SIGKILL
+    assert client.wait(LONG_S) == -signal.SIGKILL
     server.ok(LONG_S)
     assert sums(client)["sent"] == sums(server)["received"]
     assert_rdma(server.report(), 1, 500_000)

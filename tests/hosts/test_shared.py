@@ -62,7 +62,8 @@ def start(host: Host, *words: object) -> Program:
 
 
 def ring_bytes(host: Host, program: Program) -> int:
-    return int(host.tells(program).get("counters", {}).get("bytes_rdma_tx", 0))
+    told = wait_for(lambda: host.tells(program), f"its supervisor answers on {host.name}")
+    return int(told["counters"]["bytes_rdma_tx"])
 
 
 def moving(world: World, program: Program) -> None:
@@ -78,7 +79,7 @@ def test_shared_connections_go_by_rings_back_and_up_again(world: World) -> None:
     server = start(world.b, "server", world.b.address, 7040, carried, alone, stop)
     server.until(lambda: b"listening" in server.stdout, "listens")
     client = start(world.a, "client", world.b.address, 7040, carried, alone, stop)
-    world.a.carried(1, 10_000)
+    world.carried(1, 10_000)
     carried.touch()
     moving(world, client)
     known = lose(world)

@@ -10,7 +10,7 @@ before=$(cat $counter)
 if [ "${1:-}" = --figures ]; then
     .venv/bin/python -m tests.hosts.figures
 else
-    .venv/bin/python -m pytest -q -p no:cacheprovider --timeout 900 --reruns 1 tests/hosts "$@"
+    .venv/bin/python -m pytest -q -p no:cacheprovider --timeout 1800 --reruns 1 tests/hosts "$@"
 fi
 sent=$(($(cat $counter) - before))
 # The device's own count, so that no fallback can pass for RDMA.
