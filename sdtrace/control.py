@@ -81,6 +81,21 @@ class Control:
         os.set_inheritable(fd, False)
         self._socket = socket.socket(fileno=fd)
 
+    def fileno(self) -> int:
+        """Readable when the keeper has received something for us, and when it is no more."""
+        return self._socket.fileno()
+
+    def hear(self) -> bool:
+        """Both have been heard of by that; False: it is no more."""
+        try:
+            while self._socket.recv(1, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def _send(self, kind: Kind, status: int = 0, flags: int = 0, payload: bytes = b"") -> None:
         body = payload[:TEXT_BYTES - 1].ljust(TEXT_BYTES, b"\0")
         self._socket.send(_HEADER.pack(kind, status, flags, 0) + body)

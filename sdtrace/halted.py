@@ -166,7 +166,7 @@ class Halted:
 
     def _arrive(self, tid: int, deadline: float) -> None:
         """Bring a seized thread to our own stop, passing signals on."""
-        while (status := wait(tid, deadline)) is not None:
+        while (status := wait(tid, deadline, notify.let_stop)) is not None:
             stop_signal = os.WSTOPSIG(status)
             if status >> 16 == EVENT_STOP:
                 registers = get_registers(tid)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory shared with the keeper, which reads it after our death (launch/sdrun.h, struct keepsake).
 
-The buffer of RECV lies here, so the kernel itself notes which notification we have taken.  The rescue part says which
-thread is running a call for us, and with what registers it must go on (launch/rescue.c).  Then come the ids of
-notifications that our threads work on (workers.py), and those that we have taken and not begun with (notify.py).
+The buffer of RECV lies here, so the kernel itself notes which notification has been received.  The rescue part says
+which thread is running a call for us, and with what registers it must go on (launch/rescue.c).  Then come the ids of
+notifications that our threads work on (workers.py), and those that have come and that we have not begun with: the
+keeper receives them, and counts them; we do so where it has died (notify.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _RESCUE: Final = struct.Struct("=IIQ2QQ")
 _RESCUE_AT: Final = 128
 _WORD: Final = struct.Struct("=I")
 _ATTACHING_AT: Final = _RESCUE_AT + _RESCUE.size + 27 * 8
+_RECEIVED_AT: Final = 1000
+_BEGUN_AT: Final = 1008
 _BEAT_AT: Final = 1016
 _OUTSTANDING_AT: Final = 1024
 OUTSTANDING_MAX: Final = 1280
@@ -67,16 +70,27 @@ class Keepsake:
         """The one in `page` has been answered; RECV wants zeroes there anyway."""
         self.page[0:NOTIF_BYTES] = bytes(NOTIF_BYTES)
 
-    def buffer(self, place: int) -> memoryview:
-        """For a RECV of a notification that has to wait for its turn, at a free place of `TAKEN_MAX`."""
-        at = _TAKEN_AT + place * NOTIF_BYTES
+    @property
+    def received(self) -> int:
+        """How many notifications have been received for us."""
+        count: int = _ID.unpack_from(self.page, _RECEIVED_AT)[0]
+        return count
+
+    def notification(self, number: int) -> memoryview:
+        """The place of that one, of as many as were received (`TAKEN_MAX` at a time)."""
+        at = _TAKEN_AT + number % TAKEN_MAX * NOTIF_BYTES
         return memoryview(self.page)[at:at + _BUFFER]
 
-    def begin_with(self, place: int) -> None:
-        """It is the one in work now, and the place is free."""
-        at = _TAKEN_AT + place * NOTIF_BYTES
+    def one_more(self) -> None:
+        """We have received one by ourselves."""
+        _ID.pack_into(self.page, _RECEIVED_AT, self.received + 1)
+
+    def begin_with(self, number: int) -> None:
+        """It is the one in work now, and its place is free. They are begun with in order."""
+        at = _TAKEN_AT + number % TAKEN_MAX * NOTIF_BYTES
         self.page[0:NOTIF_BYTES] = self.page[at:at + NOTIF_BYTES]
         self.page[at:at + NOTIF_BYTES] = bytes(NOTIF_BYTES)
+        _ID.pack_into(self.page, _BEGUN_AT, number + 1)
 
     def remember_thread(self, tid: int, landing: int, words: list[int], mask: int, registers: bytes) -> None:
         """From here on the keeper would restore thread `tid`, and the program's two `words` at `landing`.

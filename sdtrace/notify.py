@@ -17,13 +17,15 @@ from collections import deque
 
 from sdlib import abi
 from sdlib.records import dataclass, replace
-from sdtrace.keepsake import TAKEN_MAX, Keepsake
+from sdtrace.keepsake import NOTIF_BYTES, TAKEN_MAX, Keepsake
 from sdtrace.ptrace import ERESTARTNOINTR, ERESTARTSYS
 from sdtrace.syscalls import ACCEPT, ACCEPT4, CONNECT, SENDMMSG, SENDMSG, SENDTO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from sdtrace.control import Control
 
 RECV: Final = 0xC0502100
 SEND: Final = 0xC0182101
@@ -79,48 +81,61 @@ class Notification:
         return value - (1 << 32) if value & 0x80000000 else value
 
 
-_unanswered: Final[dict[int, tuple[Listener, Notification]]] = {}
-"""By thread. What we have taken keeps its thread waiting whatever signals come (WAIT_KILLABLE_RECV, launch/filter.c),
-and no tracer can stop it, we neither."""
+_unanswered: Final[dict[int, tuple[Listener, Notification, int]]] = {}
+"""By thread, with the answer for let_stop(). What we have taken keeps its thread waiting whatever signals
+come (WAIT_KILLABLE_RECV, launch/filter.c), and no tracer can stop it, we neither."""
 
 
 def waits(tid: int) -> bool:
     """Does this thread wait for our answer, in what looks like an uninterruptible sleep?"""
+    take_all()
     return tid in _unanswered
 
 
 def let_stop(tid: int) -> bool:
     """Only for a thread whose stop has been asked for (PTRACE_INTERRUPT): it comes to that, and makes its call anew.
 
-    False: it does not wait. The answer is one that only the code of signals understands, through which it goes then.
+    False: it does not wait; it may a moment later, if its call was received just then. The answer is one that only the
+    code of signals understands, through which it goes then.
     """
+    take_all()
     found = _unanswered.get(tid)
     if found is None:
         return False
-    listener, notif = found
-    return listener.reply(notif, ERESTARTSYS if notif.performed else ERESTARTNOINTR)
+    listener, notif, answer = found
+    return listener.reply(notif, answer)
+
+
+def has_limit(tid: int) -> None:
+    """The call of this thread waits for so long at most: every handler ends such a one, with SA_RESTART, too."""
+    found = _unanswered.get(tid)
+    if found is not None:
+        _unanswered[tid] = *found[:2], -errno.EINTR
 
 
 class Intake:
     """All notifications come in here, and wait for their turn without any signal ending the wait of their calls.
 
-    They are taken at once: socket() natively never says EINTR. So they are polled for directly, since who is woken
-    through an epoll set does not get the CPU that the caller has just left; and once more before what takes a while.
+    The keeper receives them, into the page that it shares with us, and says so: socket() natively never says EINTR, and
+    whatever we are doing, a process that does nothing else is there at once. If it dies, we receive them by ourselves.
     """
 
-    def __init__(self, keepsake: Keepsake, other: int) -> None:
+    def __init__(self, keepsake: Keepsake, other: int, control: Control) -> None:
         """`other` is a descriptor that is waited for, too."""
         self._keepsake = keepsake
+        self._control = control
+        self._lives = True
         self._poll = select.poll()
         self._poll.register(other, select.POLLIN)
+        self._poll.register(control.fileno(), select.POLLIN)
         self._listeners: dict[int, Listener] = {}
-        self._free = list(range(TAKEN_MAX))
-        self._waiting: deque[tuple[Listener, Notification, int]] = deque()
+        self._waiting: deque[tuple[Listener, Notification]] = deque()
+        self._seen = self._begun = 0
 
     def add(self, listener: Listener) -> None:
         """Also from there."""
         self._listeners[listener.fd] = listener
-        self._poll.register(listener.fd, select.POLLIN)
+        self._poll.register(listener.fd, 0 if self._lives else select.POLLIN)
 
     def remove(self, listener: Listener) -> None:
         """Nobody is left there."""
@@ -128,43 +143,67 @@ class Intake:
         self._poll.unregister(listener.fd)
 
     def wait(self, seconds: float) -> list[int]:
-        """For whatever happens; what is taken then comes from next().
+        """For whatever happens; what has come is then had from next().
 
         Returns what else has happened to which descriptors: `other`, and listeners under which nobody is left.
         """
-        return self._take(self._poll.poll(0 if self._waiting else seconds * 1000))
+        self._note()
+        rest = []
+        for fd, events in self._poll.poll(0 if self._waiting else seconds * 1000):
+            if fd == self._control.fileno():
+                self._hear()
+            elif fd not in self._listeners or events & ~select.POLLIN:
+                rest.append(fd)
+        self.take()
+        return rest
+
+    def _hear(self) -> None:
+        """From the keeper: that there is something, or nothing any more."""
+        self._lives = self._control.hear()
+        if self._lives:
+            return
+        self._poll.unregister(self._control.fileno())
+        if self._has_room() and any(self._keepsake.notification(self._keepsake.received)[:NOTIF_BYTES]):
+            self._keepsake.one_more()  # it had not come to counting that
+        for fd in self._listeners:
+            self._poll.modify(fd, select.POLLIN)
 
     def take(self) -> None:
         """All that there are, as far as there is room."""
-        before = -1
-        while before != len(self._waiting):
-            before = len(self._waiting)
-            self._take(self._poll.poll(0))
+        while not self._lives and self._has_room() and self._receive():
+            pass
+        self._note()
+
+    def _has_room(self) -> bool:
+        return self._keepsake.received - self._begun < TAKEN_MAX
+
+    def _receive(self) -> bool:
+        ready = [fd for fd, events in self._poll.poll(0) if events & select.POLLIN and fd in self._listeners]
+        if not ready or not self._listeners[ready[0]].receive(self._keepsake.notification(self._keepsake.received)):
+            return False
+        self._keepsake.one_more()
+        return True
+
+    def _note(self) -> None:
+        """What has been received."""
+        while self._listeners and self._seen < self._keepsake.received:
+            notif = Notification.parse(self._keepsake.notification(self._seen))
+            listeners = list(self._listeners.values())  # the numbers are random, so only one knows it
+            listener = next((each for each in listeners[1:] if each.valid(notif)), listeners[0])
+            listener.owes(notif)
+            self._waiting.append((listener, notif))
+            self._seen += 1
 
     def __len__(self) -> int:
-        """How many have been taken and not begun with."""
+        """How many have come and were not begun with."""
         return len(self._waiting)
-
-    def _take(self, ready: list[tuple[int, int]]) -> list[int]:
-        rest = []
-        for fd, events in ready:
-            if not (events & select.POLLIN and fd in self._listeners):
-                rest.append(fd)
-            elif self._free:
-                place = self._free.pop()
-                notif = self._listeners[fd].receive(self._keepsake.buffer(place))
-                if notif is None:
-                    self._free.append(place)
-                else:
-                    self._waiting.append((self._listeners[fd], notif, place))
-        return rest
 
     def next(self) -> tuple[Listener, Notification]:
         """Whose turn it is."""
-        listener, notif, place = self._waiting.popleft()
-        self._keepsake.begin_with(place)
-        self._free.append(place)
-        return listener, notif
+        taken = self._waiting.popleft()
+        self._keepsake.begin_with(self._begun)
+        self._begun += 1
+        return taken
 
 
 intakes: Final[list[Intake]] = []
@@ -187,8 +226,8 @@ class Listener:
         with contextlib.suppress(OSError):  # Linux 6.6: asker and answerer take turns on one CPU, no idle one is woken
             fcntl.ioctl(fd, SET_FLAGS, _SYNC_WAKE_UP)
 
-    def receive(self, buffer: memoryview) -> Notification | None:
-        """The next notification; None when its task went away meanwhile.
+    def receive(self, buffer: memoryview) -> bool:
+        """The next notification; False when its task went away meanwhile.
 
         The buffer is all zeroes, and so long that no copy of it is passed (keepsake.py).
         """
@@ -196,15 +235,13 @@ class Listener:
             fcntl.ioctl(self.fd, RECV, buffer, True)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):
-                return None
+                return False
             raise
-        notif = Notification.parse(buffer)
-        self.owes(notif)
-        return notif
+        return True
 
     def owes(self, notif: Notification) -> None:
         """It has been taken, by us or for us."""
-        _unanswered[notif.tid] = self, notif
+        _unanswered[notif.tid] = self, notif, ERESTARTSYS if notif.performed else ERESTARTNOINTR
 
     @staticmethod
     def _answered(notif: Notification) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import time
+from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,8 +141,11 @@ def poll_stop(tid: int) -> int | None:
     return status if pid else None
 
 
-def wait(tid: int, deadline: float) -> int | None:
-    """Wait status of a stopped thread; None: it is gone. RemoteError (transient) at the deadline, CLOCK_MONOTONIC."""
+def wait(tid: int, deadline: float, meanwhile: Callable[[int], object] = id) -> int | None:
+    """Wait status of a stopped thread; None: it is gone. RemoteError (transient) at the deadline, CLOCK_MONOTONIC.
+
+    `meanwhile` is called with the thread again and again.
+    """
     turns = 0
     while True:
         try:
@@ -152,6 +156,7 @@ def wait(tid: int, deadline: float) -> int | None:
             return status if os.WIFSTOPPED(status) else None
         if time.monotonic() > deadline:
             raise RemoteError("thread does not stop", transient=True)
+        meanwhile(tid)
         turns += 1
         if turns < 100:
             os.sched_yield()

@@ -24,7 +24,7 @@ import signal
 import time
 
 from sdlib import abi
-from sdtrace import procfs
+from sdtrace import notify, procfs
 from sdtrace.halted import Halted, Thread
 from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Notification
@@ -188,7 +188,7 @@ class Stopped(Halted):
         """From a stop at a call to one of the kind in which it was found: from there the kernel restarts calls."""
         ask(INTERRUPT, thread.tid)
         ask(CONT, thread.tid)
-        status = wait(thread.tid, time.monotonic() + _SETTLE_S)
+        status = wait(thread.tid, time.monotonic() + _SETTLE_S, notify.let_stop)
         if status is None or status >> 16 != EVENT_STOP:
             raise RemoteError("process has ended" if status is None else "it does not stop as it was")
 
@@ -235,7 +235,7 @@ class Stopped(Halted):
                 break
             os.sched_yield()
         ask(INTERRUPT, leader.tid)
-        status = wait(leader.tid, deadline + 1)
+        status = wait(leader.tid, deadline + 1, notify.let_stop)  # the keeper has received that call
         if status is None:
             raise RemoteError("process has ended", transient=True)
         registers = get_registers(leader.tid)

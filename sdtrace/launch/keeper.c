@@ -10,7 +10,8 @@
  *   STARTING  Python is on its way, or not even started: a program that is done in a moment never pays for it. Notifications are received here. The one that every exec makes is answered at once (nothing
  *             is injected yet, so nothing can depend on it): a program without sockets never waits for Python.
  *             The others are queued: they are what the supervisor is for.
- *   SERVING   the supervisor has said READY and got the queue; only it receives.
+ *   SERVING   the supervisor has said READY and got the queue. Notifications are still received here, at once whatever it is doing: until then signals end
+ *             their calls' wait. They go into the page shared with it. If this process dies, it receives by itself.
  *             It is looked after: one that makes no round of its loop for start_limit_ms(), while a notification waits, is killed.
  *             If it dies, a successor is started, and it is STARTING again: what waited still waits, the successor is given what its
  *             predecessor had put into keeping (vault.c), and serves on. Not for ever: see SUCCESSORS_MAX.
@@ -19,7 +20,7 @@
  *             that could make a connection fail with EACCES, so that killing the supervisor is no way around a policy.
  *
  * Whatever the dead one had received must be answered too: no other holder is shown it again, but any holder may answer it.
- * That is the queue as handed over, and `keepsake.notif` and `.taken`, which the kernel itself filled in.
+ * That is the queue as handed over, and `keepsake.notif` and `.taken`.
  */
 #include "keeper.h"
 
@@ -35,6 +36,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -72,7 +74,7 @@ static struct {
     int deaths;         /* up to SUCCESSORS_MAX */
     int64_t deadline_ms; /* of being started, then of being ready */
     uint64_t beat;       /* the supervisor's, when it was last seen to move */
-    int64_t moved_ms;
+    int64_t moved_ms, look_ms;
     struct keepsake *keepsake;
     struct { struct seccomp_notif notif; uint32_t flags; } queue[QUEUE_MAX];
     int queued;
@@ -109,6 +111,19 @@ static void let_through(const struct seccomp_notif *n)
     for (int i = 0; i < g.nlisteners && ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; i++)
         if (errno != ENOENT && errno != EINPROGRESS)
             fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
+}
+
+/* More than it has room for wait where they are. */
+static bool has_room(void) { return g.keepsake->received - g.keepsake->begun < KEEPSAKE_TAKEN; }
+
+/* The kernel writes where the supervisor finds it, should we die in between. */
+static void receive_for_supervisor(int listener)
+{
+    struct keepsake *k = g.keepsake;
+    if (!has_room() || ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &k->taken[k->received % KEEPSAKE_TAKEN]) < 0)
+        return;
+    k->received++;
+    send(g.control, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* when that is full, it is awake */
 }
 
 static void receive_notification(int listener)
@@ -178,6 +193,18 @@ static void answer_outstanding(void)
     }
 }
 
+/* The thread may wait in the call of the landing, for an answer whatever tracers say once it has been received: any ends that, and it goes on to the loop. */
+static void rescue(void)
+{
+    struct keepsake *k = g.keepsake;
+    for (int i = 0; k->rescue_tid && i < KEEPSAKE_TAKEN; i++) {
+        struct seccomp_notif_resp r = {.id = k->taken[i].id, .error = -EINTR};
+        for (int n = 0; r.id && k->taken[i].pid == k->rescue_tid && n < g.nlisteners; n++)
+            ioctl(g.listeners[n], SECCOMP_IOCTL_NOTIF_SEND, &r);
+    }
+    g.nlisteners += keeper_rescue(k, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
+}
+
 /* Nobody else answers any more: also what the supervisor left behind, or never got. */
 static void go_alone(void)
 {
@@ -186,7 +213,7 @@ static void go_alone(void)
         close(g.launcher); /* the launcher sees the end of the channel and says so */
         g.launcher = -1;
     }
-    g.nlisteners += keeper_rescue(g.keepsake, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
+    rescue();
     if (!g.nlisteners)
         return;
     if (g.keepsake->notif.id)
@@ -233,7 +260,7 @@ static bool succeed(void)
     if (g.state == ALONE || never_served || !g.nlisteners || g.over || ++g.deaths > SUCCESSORS_MAX)
         return false;
     g.successors++;
-    g.nlisteners += keeper_rescue(g.keepsake, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
+    rescue();
     refill_queue();
     answer_outstanding();
     memset(g.keepsake, 0, KEEPSAKE_BYTES);
@@ -323,16 +350,13 @@ static void from_launcher(void)
     hand_over();
 }
 
-/* Is somebody waiting whom the supervisor does not serve? Asked every LOOK_MS; a program's call that has been taken counts as well as one that has not. */
+/* Is somebody waiting whom the supervisor does not serve? Asked every LOOK_MS. */
 static void watch_supervisor(void)
 {
-    struct pollfd p[LISTENERS_MAX];
-    bool waiting = g.keepsake->notif.id;
-    for (int i = 0; i < g.nlisteners; i++)
-        p[i] = (struct pollfd){.fd = g.listeners[i], .events = POLLIN};
-    poll(p, (nfds_t)g.nlisteners, 0);
-    for (int i = 0; i < g.nlisteners; i++)
-        waiting |= p[i].revents & POLLIN;
+    bool waiting = g.keepsake->notif.id || g.keepsake->received != g.keepsake->begun;
+    if (now_ms() < g.look_ms)
+        return;
+    g.look_ms = now_ms() + LOOK_MS;
     if (!waiting || g.keepsake->beat != g.beat || !g.moved_ms) {
         g.beat = g.keepsake->beat;
         g.moved_ms = now_ms();
@@ -354,13 +378,13 @@ static bool done(void)
     return !(g.over && g.nlisteners && told_at_the_end(o) && g.state == STARTING && g.supervisor_fd >= 0);
 }
 
-static bool receives(void) { return g.state == ALONE || (g.state == STARTING && !attaching()); }
+static bool receives(void) { return g.state == SERVING ? has_room() : g.state == ALONE || !attaching(); }
 
 /* From one listener: notifications, or that the last task under it has gone. */
 static void from_listener(int i, short events)
 {
     if (events & POLLIN && receives())
-        receive_notification(g.listeners[i]);
+        (g.state == SERVING ? receive_for_supervisor : receive_notification)(g.listeners[i]);
     if (!(events & POLLHUP))
         return;
     if (g.start->options->attach) {
@@ -375,7 +399,7 @@ static void from_listener(int i, short events)
 /* How long to wait, in milliseconds; -1: for ever. */
 static int64_t patience(void)
 {
-    int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : g.state == SERVING ? LOOK_MS : -1;
+    int64_t left = g.state == STARTING ? g.deadline_ms - now_ms() : g.state == ALONE ? -1 : has_room() ? LOOK_MS : 1;
     if (g.state != STARTING || left > 0)
         return left;
     if (g.supervisor)
@@ -389,10 +413,11 @@ static int wait_for_events(struct pollfd *p, nfds_t n, int64_t ms)
 {
     struct timespec t = {ms / 1000, ms % 1000 * 1000000};
     sigset_t term, before;
+    if (g.state != ALONE)
+        return poll(p, n, (int)ms);
     sigemptyset(&term);
     sigaddset(&term, SIGTERM);
-    if (g.state == ALONE)
-        sigprocmask(SIG_BLOCK, &term, NULL);
+    sigprocmask(SIG_BLOCK, &term, NULL);
     sigprocmask(SIG_SETMASK, NULL, &before);
     sigdelset(&before, SIGTERM);
     return ppoll(p, n, ms < 0 ? NULL : &t, &before);
@@ -401,7 +426,7 @@ static int wait_for_events(struct pollfd *p, nfds_t n, int64_t ms)
 static void serve(void)
 {
     do {
-        /* While the supervisor serves, only the end of the tree is of interest: poll always reports POLLHUP. */
+        /* Of a listener that is not received from only the end of the tree is of interest: poll always reports POLLHUP. */
         struct pollfd p[3 + LISTENERS_MAX] = {
             {.fd = g.launcher, .events = POLLIN},
             {.fd = g.supervisor_fd, .events = POLLIN},

@@ -111,13 +111,15 @@ struct keepsake {
     uint64_t rescue_mask;
     struct user_regs_struct rescue_regs;
     volatile uint32_t attaching; /* a process that may have a listener that is meant for us; 0: none */
-    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct) - 4 - 8];
+    uint8_t pad1[1024 - 128 - 40 - sizeof(struct user_regs_struct) - 4 - 24];
+    /* How many notifications have been put into `taken`, a ring, and how many of them the supervisor has begun with, in order. */
+    volatile uint64_t received, begun;
     volatile uint64_t beat;   /* rounds of the supervisor's loop: one that stands still while somebody waits hangs */
     /* Notifications that threads of the supervisor work on; 0: none. */
     volatile uint64_t outstanding[KEEPSAKE_OUTSTANDING];
-    struct seccomp_notif taken[KEEPSAKE_TAKEN]; /* which it has received, too, and not begun with; id 0: none */
+    struct seccomp_notif taken[KEEPSAKE_TAKEN]; /* received for it, and not begun with; all zeroes: none */
 };
-_Static_assert(offsetof(struct keepsake, outstanding) == 1024 && offsetof(struct keepsake, taken) == 11264 &&
+_Static_assert(offsetof(struct keepsake, received) == 1000 && offsetof(struct keepsake, outstanding) == 1024 && offsetof(struct keepsake, taken) == 11264 &&
                sizeof(struct keepsake) <= KEEPSAKE_BYTES - 1024, "keepsake.py");
 
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));

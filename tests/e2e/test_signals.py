@@ -16,6 +16,7 @@ from tests.e2e.test_attach import finish, more_rounds, start_client
 from tests.e2e.test_detach_part import CONNECTIONS, carried
 from tests.guestbuild import Guests
 from tests.harness import REPORT_WITHIN_S, SDRUN, Runner, free_port, is_listening
+from tests.sdtrace.support import supervisor_of
 
 
 def test_go_interrupts_itself(runner: Runner, guests: Guests) -> None:
@@ -95,3 +96,21 @@ def test_the_first_socket_is_not_interrupted(native: Runner, guests: Guests) -> 
     program = native.run(SDRUN, "--", guests("first_tick"))
     assert program.stdout == b"failed 0\n"
     assert program.stderr == "inside 4, shared 1\n"  # else it has shown nothing
+
+
+def test_nor_while_the_supervisor_is_busy(native: Runner, guests: Guests, tmp_path: Path) -> None:
+    """Who injects into another program, or waits for a monitor, hears of nothing meanwhile; here it stands still."""
+    go, guest = tmp_path / "go", guests("first_tick")
+    program = native.start(SDRUN, "--", "sh", "-c", f"{guests('first_socket')} </dev/null; exec {guest} {go}")
+    program.until(lambda: os.readlink(f"/proc/{program.pid}/exe") == str(guest), "the supervisor serves")
+    time.sleep(0.1)  # libraries are loaded
+    supervisor = supervisor_of(program)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        go.touch()
+        time.sleep(0.5)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    program.ok()
+    assert program.stdout.endswith(b"failed 0\n")
+    assert program.stderr == "inside 4, shared 1\n"

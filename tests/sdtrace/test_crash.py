@@ -35,6 +35,10 @@ def finish(program: Program) -> None:
     assert program.wait(30) == 0, program.describe()
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 @pytest.mark.parametrize("after_ms", [0, 5, 20, 60, 150, 400])
 def test_kill_the_supervisor(plain: Runner, guests: Guests, after_ms: int) -> None:
     """From before it is ready to long after the injection: the calls of the program keep working."""
@@ -87,12 +91,26 @@ def test_kill_the_keeper(shm: Runner, guests: Guests) -> None:
     """The supervisor holds the listener as well."""
     program = shm.start("sh", "-c", f"sleep 0.8 | {guests('first_socket')}")
     supervisor = supervisor_of(program)
-    keeper = int(Path(f"/proc/{supervisor}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    keeper = parent_of(supervisor)
     program.until(lambda: os.readlink(f"/proc/{program.pid}/exe") != str(SDRUN), "execve")
     time.sleep(0.4)
     os.kill(keeper, signal.SIGKILL)
     finish(program)
     assert program.report().raw["exit_status"] == 0
+
+
+def test_kill_the_keeper_while_programs_are_being_injected(shm: Runner, guests: Guests) -> None:
+    """It receives for the supervisor: what it has just received is answered, too."""
+    guest = guests("first_socket")
+    for _ in range(6):
+        program = shm.start("sh", "-c", f"for i in $(seq 40); do {guest} </dev/null & {guest} </dev/null; wait; done")
+        keeper = parent_of(supervisor_of(program))
+        program.until(lambda program=program: b"done" in program.stdout, "the first one")  # type: ignore[misc]
+        time.sleep(random.random() * 0.05)
+        os.kill(keeper, signal.SIGKILL)
+        finish(program)
+        assert program.stdout.count(b"done") == 80
+        assert program.report().raw["exit_status"] == 0
 
 
 @pytest.mark.parametrize("victims", ["supervisor", "monitor", "both"])
