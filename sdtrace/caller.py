@@ -121,9 +121,9 @@ def cookie_of(sock: socket.socket) -> int:
     return value
 
 
-def receive_timeout(sock: socket.socket) -> float | None:
-    """SO_RCVTIMEO in seconds; None: for ever."""
-    seconds, micros = struct.unpack("=qq", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+def time_limit(sock: socket.socket, option: int) -> float | None:
+    """SO_RCVTIMEO or SO_SNDTIMEO in seconds; None: for ever."""
+    seconds, micros = struct.unpack("=qq", sock.getsockopt(socket.SOL_SOCKET, option, 16))
     return seconds + micros / 1e6 if seconds or micros else None
 
 

@@ -29,7 +29,7 @@ from contextlib import nullcontext, suppress
 
 from policies.model import Dir, Verdict
 from sdlib import abi
-from sdtrace import calls, datagrams, procfs, syscalls
+from sdtrace import calls, datagrams, notify, procfs, syscalls
 from sdtrace.caller import (
     INTERNET,
     KNOWN,
@@ -40,11 +40,11 @@ from sdtrace.caller import (
     closing,
     cookie_of,
     duplicate,
-    receive_timeout,
     shown,
     sleeps,
     store_address,
     take,
+    time_limit,
 )
 from sdtrace.lineage import Subject
 from sdtrace.messages import Message, read_message, read_messages
@@ -184,6 +184,8 @@ class Enforcer:
                         return with_filesystem_of(call.subject.tid, rights.umask, action)
                     return action()
 
+        if sleeps and time_limit(sock.sock, socket.SO_SNDTIMEO) is not None:
+            notify.has_limit(call.subject.tid)
         self._workers.run(call.listener, call.notif, work)
         raise Later
 
@@ -257,7 +259,9 @@ class Enforcer:
                 if value is None:
                     raise Later
                 return value
-            limit = receive_timeout(sock.sock)
+            limit = time_limit(sock.sock, socket.SO_RCVTIMEO)
+            if limit is not None:
+                notify.has_limit(call.subject.tid)
 
             def work() -> int | None:
                 with sock.sock:

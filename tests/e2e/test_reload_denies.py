@@ -138,6 +138,16 @@ def test_a_dead_supervisor_opens_nothing_after_a_reload(tree: Tree, there: socke
     assert came(there) == 0
 
 
+def test_signals_end_what_is_performed_as_they_do_natively(
+    tree: Tree, native: Runner, there: socket.socket, guests: Guests
+) -> None:
+    port, guest = there.getsockname()[1], str(guests("performed"))
+    tree.ask(f"connect({port})")
+    tree.deny(port, "{dir: in, tcp: '*:2525', action: deny}")
+    line = f"subprocess.run({[guest]!r}, stdout=-1, stderr=-2, timeout=50).stdout.decode()"
+    assert tree.ask(line) == native.run(guest).stdout.decode()
+
+
 def test_what_holds_against_who_tries(tree: Tree, there: socket.socket, guests: Guests) -> None:
     """The ways of tests/sdtrace/test_enforce.py that end at the library or the filter; of musl, too."""
     port = there.getsockname()[1]
