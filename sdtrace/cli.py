@@ -36,6 +36,8 @@ class Options:
     no_accel: bool
     named: bool
     """Every process has to name our parent, the keeper, or we may not trace it (launch/yama.c)."""
+    receives: bool
+    """Our parent receives notifications for us; one that is older than we are does not (an upgrade)."""
     verdict: bool
     attach: str
     """The root process has been running: it "alone", or its "family"; "": it is about to start."""
@@ -43,7 +45,7 @@ class Options:
     """VERDICT_* bits of the tree's filter, for who comes after a supervisor that died."""
 
 
-_FLAGS: Final = frozenset({"explain", "no_accel", "named", "verdict"})
+_FLAGS: Final = frozenset({"explain", "no_accel", "named", "receives", "verdict"})
 _NUMBERS: Final = frozenset({"control", "keepsake", "root_pidfd", "root_pid", "successor"})
 _TEXTS: Final = frozenset({"command", "report", "policy", "learn", "trace", "pcap", "attach"})
 _ABSENT: Final[dict[str, Any]] = (dict.fromkeys(_TEXTS - {"command"} | {"successor"}) | {"attach": ""}

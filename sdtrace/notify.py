@@ -120,14 +120,15 @@ class Intake:
     whatever we are doing, a process that does nothing else is there at once. If it dies, we receive them by ourselves.
     """
 
-    def __init__(self, keepsake: Keepsake, other: int, control: Control) -> None:
-        """`other` is a descriptor that is waited for, too."""
+    def __init__(self, keepsake: Keepsake, other: int, control: Control, *, served: bool) -> None:
+        """`other` is a descriptor that is waited for, too. `served`: by the keeper."""
         self._keepsake = keepsake
         self._control = control
-        self._lives = True
+        self._served = served
         self._poll = select.poll()
         self._poll.register(other, select.POLLIN)
-        self._poll.register(control.fileno(), select.POLLIN)
+        if served:
+            self._poll.register(control.fileno(), select.POLLIN)
         self._listeners: dict[int, Listener] = {}
         self._waiting: deque[tuple[Listener, Notification]] = deque()
         self._seen = self._begun = 0
@@ -135,7 +136,7 @@ class Intake:
     def add(self, listener: Listener) -> None:
         """Also from there."""
         self._listeners[listener.fd] = listener
-        self._poll.register(listener.fd, 0 if self._lives else select.POLLIN)
+        self._poll.register(listener.fd, 0 if self._served else select.POLLIN)
 
     def remove(self, listener: Listener) -> None:
         """Nobody is left there."""
@@ -159,8 +160,8 @@ class Intake:
 
     def _hear(self) -> None:
         """From the keeper: that there is something, or nothing any more."""
-        self._lives = self._control.hear()
-        if self._lives:
+        self._served = self._control.hear()
+        if self._served:
             return
         self._poll.unregister(self._control.fileno())
         if self._has_room() and any(self._keepsake.notification(self._keepsake.received)[:NOTIF_BYTES]):
@@ -170,7 +171,7 @@ class Intake:
 
     def take(self) -> None:
         """All that there are, as far as there is room."""
-        while not self._lives and self._has_room() and self._receive():
+        while not self._served and self._has_room() and self._receive():
             pass
         self._note()
 

@@ -92,7 +92,7 @@ class Supervisor:
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._listeners: dict[int, Listener] = {}
-        self._intake = Intake(keepsake, self._epoll.fileno(), control)
+        self._intake = Intake(keepsake, self._epoll.fileno(), control, served=options.receives)
         self._vault = Vault(control)
         self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload, self._vault)
         reporting_pid = options.root_pid if options.told_at_the_end else 0

@@ -181,7 +181,7 @@ static const char starter[] =
 void run_supervisor(const struct keeper *k, int control, int keepsake, int verdict)
 {
     const struct options *o = k->options;
-    char *args[2 * SETS_MAX + 24], *python = text("%s/python3", k->bin_dir);
+    char *args[2 * SETS_MAX + 25], *python = text("%s/python3", k->bin_dir);
     int n = 0;
     setsid(); /* in a group of its own for the scheduler: what it has used up is not to be held against the keeper */
     args[n++] = python;
@@ -204,6 +204,7 @@ void run_supervisor(const struct keeper *k, int control, int keepsake, int verdi
         args[n++] = "--no-accel";
     if (k->named)
         args[n++] = "--named";
+    args[n++] = "--receives";
     if (verdict >= 0) /* what the first has written of these is all there is */
         args[n++] = text("--successor=%d", verdict);
     if (o->trace && verdict < 0)
