@@ -22,6 +22,7 @@ from monitor.hosts.mirror import Mirror
 from monitor.hosts.pairs import Candidate, Candidates
 from monitor.hosts.vigil import QUIET
 from monitor.match import Offer
+from sdlib import abi
 from sdlib.wire.messages import Bell, Rang
 
 
@@ -169,8 +170,7 @@ class Connections:
 
     def add(self, contact: Contact, far_id: bytes, copy: Copy, client: int, name: int) -> Conn:
         """A copy of this host."""
-        self._slots += 1
-        mirror = Mirror(far_id, copy, self._slots)
+        mirror = Mirror(far_id, copy, self._free_slot())
         conn = Conn(contact, mirror, client, name)
         self._conns[mirror.slot] = conn
         self._named[client, name] = conn
@@ -179,6 +179,13 @@ class Connections:
         mirror.awake()
         self.stir(mirror.slot)
         return conn
+
+    def _free_slot(self) -> int:
+        """An immediate has room for so many; those that were given back are used again as late as possible."""
+        while True:
+            self._slots = (self._slots + 1) % int(abi.const.SD_MIRRORED_MOST)
+            if self._slots and self._slots not in self._conns:
+                return self._slots
 
     def hand_over(self, conn: Conn) -> bool:
         """Tell the program's supervisor. False: it does not want it any more; the connection is forgotten."""

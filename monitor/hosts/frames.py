@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from monitor.match import Address
 
-VERSION: Final = 5
+VERSION: Final = 6
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"

@@ -140,8 +140,6 @@ class Link:
 
     def on_written(self, slot: int, size: int) -> None:
         """An RDMA WRITE has put bytes behind those in our copy. Raises BadPeer."""
-        if not size:
-            return  # nobody has posted it: a device that repeats itself (loop.c)
         if not self.switched_in:
             self._put_aside((slot, size))
         else:

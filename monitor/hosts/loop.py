@@ -233,6 +233,8 @@ class QueuePair:
                 link.on_broken(slot)
             case lib.SD_LOOP_LIES:
                 raise BadPeer("more bytes than the ring holds")
+            case lib.SD_LOOP_MISSING:
+                raise VerbsError("a request is missing")
             case lib.SD_LOOP_FAILED:
                 raise VerbsError(f"completion status {event.status}, {self.status()['under_way']} under way")
 

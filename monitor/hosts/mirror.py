@@ -127,6 +127,8 @@ class Mirror:
         # More than we have ever sent, or less than was read already: no copy of ours.
         if (said.landed - credited) & _U64 > (words.tail - credited) & _U64:
             raise BadPeer("resumes where we have never been")
+        if not 0 < said.slot < abi.const.SD_MIRRORED_MOST:
+            raise BadPeer(f"calls it {said.slot}")
         self.sent = said.landed
         self.far_slot, self.far_address, self.far_rkey = said.slot, said.address, said.rkey
         self.linked = True

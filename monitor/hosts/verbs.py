@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """RDMA by pyverbs: one completion queue for all, one queue pair per host, one-sided writes into the other's copies.
 
-    bytes     RDMA WRITE WITH IMMEDIATE: the immediate is the receiver's slot, the length is told by its completion
-    records   SEND, as many as are there at the time
+    bytes     RDMA WRITE WITH IMMEDIATE: the receiver's slot; the length is told by its completion
+    records   SEND WITH IMMEDIATE, as many as are there at the time
+
+The low byte of an immediate numbers what is sent, so that what a device brings twice counts once ([V1] of
+sdlib/src/verbs/loop.c).
 
 Of a copy, the other host may write the ring that our program reads, and nothing else: neither the words nor the ring
 that our program writes are in the region that it has the key of; and each conversation has a protection domain of its
@@ -33,10 +36,13 @@ from monitor.hosts.discover import Found, counters, pyverbs
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
+from sdlib import abi
 
 SIGNAL_EVERY: Final = 16
 SPARE: Final = 4
 """Requests left for records."""
+_NUMBER_BITS: Final = int(abi.const.SD_NUMBER_BITS)
+_NUMBERS: Final = 1 << _NUMBER_BITS
 _CQ_ENTRIES: Final = 8192
 _RECEIVE: Final = 1 << 62
 _POLL: Final = 64
@@ -150,7 +156,7 @@ class QueuePair:
         self._done: int = 0
         self._batch = Batch()
         self.failed = ""
-        self.writes = self.sends = self.received = 0
+        self.writes = self.sends = self.received = self.strays = 0
         self._sge = v.wr.SGE(0, 0, 0)
         self._receives = [self._receive(index) for index in range(self._depth)]
         attr = v.qp.QPAttr(port_num=found.port)
@@ -230,7 +236,7 @@ class QueuePair:
         sge = v.wr.SGE(source, size, self._regions[mirror.slot][1].lkey)
         flags = self._flags(size)
         request = v.wr.SendWR(wr_id=self._posted, opcode=e.IBV_WR_RDMA_WRITE_WITH_IMM, num_sge=1, sg=[sge],
-                              send_flags=flags, imm_data=_swap(mirror.far_slot))
+                              send_flags=flags, imm_data=self._immediate(mirror.far_slot))
         request.set_wr_rdma(mirror.far_rkey, mirror.far_address + (at & (copy.ring_bytes - 1)))
         self._post(request)
         self.writes += 1
@@ -248,9 +254,12 @@ class QueuePair:
         place = (self._depth + self._posted % self._depth) * MESSAGE_BYTES
         self._view[place:place + len(body)] = body
         sge = v.wr.SGE(self._base + place, len(body), self._pool.lkey)
-        self._post(v.wr.SendWR(wr_id=self._posted, opcode=e.IBV_WR_SEND, num_sge=1, sg=[sge],
-                               send_flags=self._flags(len(body))))
+        self._post(v.wr.SendWR(wr_id=self._posted, opcode=e.IBV_WR_SEND_WITH_IMM, num_sge=1, sg=[sge],
+                               send_flags=self._flags(len(body)), imm_data=self._immediate(0)))
         self.sends += 1
+
+    def _immediate(self, slot: int) -> int:
+        return _swap(slot << _NUMBER_BITS | self._posted % _NUMBERS)
 
     def _flags(self, size: int) -> int:
         e, ahead = self._v.enums, self._posted - self._done
@@ -278,10 +287,18 @@ class QueuePair:
             self._done = max(self._done, int(completion.wr_id) + 1)
             return
         index, size = completion.wr_id & 0xFFFF, int(completion.byte_len)
+        immediate = _swap(int(completion.imm_data))
+        ahead = (immediate - (self.received - self.strays)) % _NUMBERS
         self.received += 1
+        if 0 < ahead < _NUMBERS // 2:
+            raise VerbsError("a request is missing")
+        if ahead:
+            self.strays += 1
+            self._qp.post_recv(self._receives[index][0])
+            return
         if completion.opcode == e.IBV_WC_RECV_RDMA_WITH_IMM:
             self._qp.post_recv(self._receives[index][0])
-            link.on_written(_swap(int(completion.imm_data)), size)
+            link.on_written(immediate >> _NUMBER_BITS, size)
             return
         body = bytes(self._view[index * MESSAGE_BYTES:index * MESSAGE_BYTES + size])
         self._qp.post_recv(self._receives[index][0])
@@ -309,7 +326,7 @@ class QueuePair:
         """For sdctl."""
         return {
             "number": self.number, "depth": self._depth, "under_way": self._posted - self._done, "writes": self.writes,
-            "sends": self.sends, "received": self.received, "inline": self._inline,
+            "sends": self.sends, "received": self.received, "inline": self._inline, "strays": self.strays,
         }  # fmt: skip
 
 

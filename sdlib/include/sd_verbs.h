@@ -25,6 +25,8 @@
 #define SD_BELL_RECORD 12         /* slot, how many were asked for */
 #define SD_BELL_RECORD_BYTES 9
 #define SD_BELLS_MOST 3           /* that may be owed: mirror.py */
+#define SD_NUMBER_BITS 8          /* of an immediate: which of a conversation's requests it is; above, of a WRITE, the receiver's slot */
+#define SD_MIRRORED_MOST 0x1000000 /* slots */
 
 struct sd_device;
 struct sd_queue; /* one queue pair, its protection domain and its messages */
@@ -77,6 +79,7 @@ enum sd_loop_kind {
     SD_LOOP_NEWS,        /* the program has said something, or read much */
     SD_LOOP_BROKEN,      /* the program has written an index that leaves the ring */
     SD_LOOP_LIES,        /* the other monitor has written what does not fit */
+    SD_LOOP_MISSING,     /* a request has come before the one in front of it */
     SD_LOOP_ROOM,        /* there is some again, after sd_queue_behind */
     SD_LOOP_FAILED,      /* a request has: `status` is verbs' */
 };
@@ -88,7 +91,7 @@ struct sd_loop_event {
 
 struct sd_queue_counts {
     uint64_t posted, done, writes, sends, received, bells, rings, credits;
-    uint64_t strays; /* arrivals without a byte, which nobody posts: of a device that repeats itself */
+    uint64_t strays; /* arrivals of what had come already: of a device that repeats itself */
     uint32_t depth, inline_bytes; /* as the device allows */
 };
 

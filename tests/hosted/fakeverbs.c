@@ -188,6 +188,14 @@ static uint8_t *target(struct qp *to, const struct request *r)
     return r->sge.length <= place->length ? (uint8_t *)(uintptr_t)place->addr : NULL;
 }
 
+static void execute(struct qp *to, const struct request *r, uint8_t *at, const uint8_t *from)
+{
+    memcpy(at, from, r->sge.length);
+    complete(to->qp.recv_cq, (struct ibv_wc){
+        .wr_id = to->receives[to->used++ % REQUESTS].wr_id, .qp_num = to->qp.qp_num, .byte_len = r->sge.length, .imm_data = r->wr.imm_data,
+        .opcode = wants_write(r) ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV, .wc_flags = IBV_WC_WITH_IMM});
+}
+
 /* The next request of a queue pair is carried out. 1; 0: there is none, or it waits; -1: it has failed. */
 int fake_step(uint32_t number)
 {
@@ -213,10 +221,7 @@ int fake_step(uint32_t number)
         to->state = IBV_QPS_ERR;
         return -1;
     }
-    memcpy(at, from, r->sge.length);
-    complete(to->qp.recv_cq, (struct ibv_wc){
-        .wr_id = to->receives[to->used++ % REQUESTS].wr_id, .qp_num = to->qp.qp_num, .byte_len = r->sge.length, .imm_data = r->wr.imm_data,
-        .opcode = wants_write(r) ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV, .wc_flags = wants_write(r) ? IBV_WC_WITH_IMM : 0});
+    execute(to, r, at, from);
     if (r->wr.send_flags & IBV_SEND_SIGNALED)
         complete(q->qp.send_cq, (struct ibv_wc){.wr_id = r->wr.wr_id, .opcode = wants_write(r) ? IBV_WC_RDMA_WRITE : IBV_WC_SEND,
                                                 .qp_num = q->qp.qp_num, .vendor_err = q->carried});
@@ -233,6 +238,22 @@ int fake_stray(uint32_t number, uint32_t imm)
     complete(to->qp.recv_cq, (struct ibv_wc){.wr_id = to->receives[to->used++ % REQUESTS].wr_id, .qp_num = to->qp.qp_num, .imm_data = __builtin_bswap32(imm),
                                              .opcode = IBV_WC_RECV_RDMA_WITH_IMM, .wc_flags = IBV_WC_WITH_IMM});
     return 0;
+}
+
+/* Some of the requests that were carried out last are carried out again, in order. -1: a receive is missing. */
+int fake_again(uint32_t number, uint32_t count)
+{
+    struct qp *q = pair_at(number), *to = q ? pair_at(q->far) : NULL;
+
+    for (uint32_t i = to ? q->carried - count : 0; to && i != q->carried; i++) {
+        struct request *r = &q->requests[i % REQUESTS];
+        const uint8_t *from = source(q, r);
+        uint8_t *at = target(to, r);
+        if (!from || !at || to->used == to->ready)
+            return -1;
+        execute(to, r, at, from);
+    }
+    return to ? 0 : -1;
 }
 
 uint32_t fake_waiting(uint32_t number)

@@ -225,8 +225,9 @@ static int poll_cq(struct ibv_cq *c, int most, struct ibv_wc *wc)
 
     (void)c;
     for (; n < most && l.taken != l.put; n++) {
+        u8 number = (u8)l.taken;
         const struct arriving *a = &l.wire[l.taken++ % WIRE];
-        wc[n] = (struct ibv_wc){.wr_id = RECEIVE | a->index, .qp_num = 1, .byte_len = a->size, .imm_data = __builtin_bswap32(a->slot),
+        wc[n] = (struct ibv_wc){.wr_id = RECEIVE | a->index, .qp_num = 1, .byte_len = a->size, .imm_data = __builtin_bswap32(a->slot << SD_NUMBER_BITS | number),
                                 .opcode = a->record ? IBV_WC_RECV : IBV_WC_RECV_RDMA_WITH_IMM};
     }
     return n;
@@ -237,10 +238,10 @@ static int post_send(struct ibv_qp *q, struct ibv_send_wr *wr, struct ibv_send_w
     u64 head;
 
     (void)q, (void)bad;
-    if (wr->opcode == IBV_WR_SEND && *(u8 *)(uintptr_t)wr->sg_list->addr == SD_BELL_RECORD) {
+    if (wr->opcode == IBV_WR_SEND_WITH_IMM && *(u8 *)(uintptr_t)wr->sg_list->addr == SD_BELL_RECORD) {
         l.bells++;
         memset((void *)(uintptr_t)wr->sg_list->addr, 0, SD_BELL_RECORD_BYTES); /* what was in a buffer once is part of the state */
-    } else if (wr->opcode == IBV_WR_SEND) {
+    } else if (wr->opcode == IBV_WR_SEND_WITH_IMM) {
         memcpy(&head, (u8 *)(uintptr_t)wr->sg_list->addr + 5, 8);
         l.credit = head;
     } else {

@@ -7,8 +7,8 @@
  * queue pair, $SOFTVERBS/NUMBER; requests for which the kernel has no room wait here, and a queue pair whose peer is gone is in error, as after the last
  * retry. The number holds the process's own, so hosts do not meet.
  *
- * Behind every EMPTY_EVERYth WRITE arrives another one that has its immediate and no bytes, which nobody has posted. Soft RoCE does that: a WRITE of several
- * packets that is sent once more, and acknowledged before all of them are, is sent a third time as one that has nothing left, by a new number.
+ * What Soft RoCE does at times when it retransmits is done here all the time ([V1] of sdlib/src/verbs/loop.c): behind every EMPTY_EVERYth WRITE arrives another one
+ * that has its immediate and no bytes, which nobody has posted, and every AGAIN_EVERYth request is carried out twice.
  */
 #include <errno.h>
 #include <infiniband/verbs.h>
@@ -24,7 +24,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { REQUESTS = 256, COMPLETIONS = 16384, PAIRS = 64, REGIONS = 8192, BYTES = 65536, INLINE_MOST = 96, EMPTY_EVERY = 16 };
+enum { REQUESTS = 256, COMPLETIONS = 16384, PAIRS = 64, REGIONS = 8192, BYTES = 65536, INLINE_MOST = 96, EMPTY_EVERY = 16, AGAIN_EVERY = 7 };
 
 struct header {
     uint32_t opcode, imm, rkey, length;
@@ -60,7 +60,7 @@ struct mr {
 
 static struct qp *pairs[PAIRS];
 static struct mr *regions[REGIONS];
-static uint32_t regions_made, pairs_made, writes;
+static uint32_t regions_made, pairs_made, writes, requests;
 static int events = -1, sent = -1; /* the channel; requests have been completed */
 static uint8_t in[sizeof(struct header) + BYTES];
 
@@ -152,7 +152,15 @@ static void take(struct qp *q, const struct header *h, uint32_t length)
 
     complete(q->qp.recv_cq, (struct ibv_wc){
         .wr_id = q->receives[q->used++ % REQUESTS].wr_id, .qp_num = q->qp.qp_num, .byte_len = length, .imm_data = h->imm,
-        .opcode = write ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV, .wc_flags = write ? IBV_WC_WITH_IMM : 0});
+        .opcode = write ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV, .wc_flags = IBV_WC_WITH_IMM});
+}
+
+static void execute(struct qp *q, const struct header *h, bool write)
+{
+    uint64_t at = write ? h->at : q->places[q->used % REQUESTS].addr;
+
+    memcpy((void *)(uintptr_t)at, in + sizeof *h, h->length);
+    take(q, h, h->length);
 }
 
 /* One message of the socket, if a receive is there for it. */
@@ -171,8 +179,9 @@ static bool arrive(struct qp *q)
         fail(q, IBV_WC_REM_ACCESS_ERR);
         return false;
     }
-    memcpy(write ? (void *)(uintptr_t)h->at : (void *)(uintptr_t)place->addr, in + sizeof *h, h->length);
-    take(q, h, h->length);
+    execute(q, h, write);
+    if (++requests % AGAIN_EVERY == 0 && q->used != q->ready)
+        execute(q, h, write);
     if (write && ++writes % EMPTY_EVERY == 0 && q->used != q->ready)
         take(q, h, 0);
     return true;

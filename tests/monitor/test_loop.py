@@ -413,12 +413,52 @@ def test_a_write_that_nobody_has_posted_asks_for_nothing() -> None:
     try:
         a, b = sleeper(made)
         assert a.port is not None and b.port is not None
-        before = rings(a)
-        assert Fake.library.fake_stray(b.port.number, a.mirror.slot) == 0
+        before, number = rings(a), int(b.port.status()["writes"] + b.port.status()["sends"]) - 1
+        assert Fake.library.fake_stray(b.port.number, a.mirror.slot << 8 | number) == 0
         a.poll()
         assert rings(a) == before and not a.mirror.owes_bell and b.arriving == 0
         assert a.port.status()["strays"] == 1
         asks_with_words(made)
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_device_does_twice_counts_once(count: int) -> None:
+    """The last requests again, in order, as Soft RoCE may: bytes, credits, bells and words."""
+    made = ready()
+    try:
+        a, b = made.sides
+        assert a.port is not None and b.port is not None
+        for number in range(40):
+            for side in (a, b):
+                side.write(1 + number)
+                side.pump()
+            for wire, side in zip(made.pipes, (b, a), strict=True):
+                while wire.operations:
+                    assert wire.step() == 1
+                    side.poll()
+                assert Fake.library.fake_again(wire._number, count) == 0
+                side.poll()
+                side.take(RING)
+        made.settle()
+        assert b.read == a.wrote and a.read == b.wrote and len(a.read) == 820
+        assert a.port.status()["strays"] == b.port.status()["strays"] == 40 * count
+    finally:
+        made.close()
+
+
+def test_a_request_that_is_missing_is_the_end_of_the_link() -> None:
+    made = ready()
+    try:
+        a, b = made.sides
+        assert a.port is not None
+        a.write(10)
+        a.device.poll()
+        sent = int(a.port.status()["writes"] + a.port.status()["sends"])
+        assert Fake.library.fake_stray(a.port.number, b.mirror.slot << 8 | sent) == 0
+        with pytest.raises(loop.VerbsError, match="missing"):
+            b.device.poll()
     finally:
         made.close()
 

@@ -4,6 +4,12 @@
  *
  * Requests that may be under way are bounded (`depth`); every SIGNAL_EVERYth, and each that fills half of what bytes may fill, has a completion,
  * which tells of all before it. A receive is posted anew before its event is handed out.
+ *
+ * [V1] Reliable connections bring each request once. Soft RoCE does not always: a WRITE of several packets that is acknowledged while it is being sent once more, and
+ * then has to be sent a third time, goes out as one that has nothing left, by a packet number that was another request's already. So all behind it get numbers one
+ * higher, and of those that the other device had executed without our having heard so it executes the last one again, if that is a single packet. (rxe_comp.c: an
+ * acknowledgement of a request that is being sent moves comp.psn and completes nothing; rxe_req.c, req_retry().) Where it stands in the ring the bytes are the
+ * same, or nobody's any more; that they were counted once more would be the harm.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,12 +25,13 @@
 bool sd_queue_room(struct sd_queue *q, uint32_t spare) { return q->posted - q->done + spare < q->depth; }
 void sd_queue_behind(struct sd_queue *q, bool behind) { q->behind = behind; }
 
-int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size)
+int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 slot, u32 size)
 {
     struct ibv_send_wr *bad;
     int r;
 
     wr->wr_id = q->posted;
+    wr->imm_data = htonl(slot << SD_NUMBER_BITS | (u8)q->posted); /* [V1] */
     if (q->posted % SIGNAL_EVERY == 0 || q->posted - q->done >= (q->depth - SPARE) / 2)
         wr->send_flags |= IBV_SEND_SIGNALED;
     if (size <= q->inline_bytes)
@@ -40,13 +47,13 @@ int sd_queue_send(struct sd_queue *q, const uint8_t *body, uint32_t size)
 {
     u8 *message = q->messages + (u64)(q->depth + q->posted % q->depth) * SD_VERBS_MESSAGE;
     struct ibv_sge sge = {(uintptr_t)message, size, q->pool->lkey};
-    struct ibv_send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND};
+    struct ibv_send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND_WITH_IMM};
 
     if (size > SD_VERBS_MESSAGE)
         return -EMSGSIZE;
     memcpy(message, body, size);
     q->sends++;
-    return sd_queue_post(q, &wr, size);
+    return sd_queue_post(q, &wr, 0, size);
 }
 
 int sd_queue_write(struct sd_queue *q, const struct sd_mirrored *m, uint64_t at, uint64_t base, uint32_t size)
@@ -54,12 +61,12 @@ int sd_queue_write(struct sd_queue *q, const struct sd_mirrored *m, uint64_t at,
     u64 mask = m->ring_bytes - 1;
     u8 *ring = (u8 *)m->copy + SD_SEG_HDR_BYTES + (m->side & 1) * m->ring_bytes;
     struct ibv_sge sge = {(uintptr_t)ring + ((at - base) & mask), size, m->lkey};
-    struct ibv_send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE_WITH_IMM, .imm_data = htonl(m->far_slot)};
+    struct ibv_send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE_WITH_IMM};
 
     wr.wr.rdma.remote_addr = m->far_address + (at & mask);
     wr.wr.rdma.rkey = m->far_rkey;
     q->writes++;
-    return sd_queue_post(q, &wr, size);
+    return sd_queue_post(q, &wr, m->far_slot, size);
 }
 
 /* What is new of one program's bytes. 1: something, 0: nothing, -errno; -EPROTO: it writes nonsense. */
@@ -160,18 +167,28 @@ static int landed(struct sd_queue *q, struct sd_loop_event *e, u32 slot, u32 siz
     return 1;
 }
 
-static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ibv_wc *wc)
+/* [V1] What is sent in a conversation is numbered, and what does not have the next number is an earlier one that comes again: a device may repeat itself. One
+ * that comes too early: something is missing. */
+static signed char number_is(struct sd_queue *q, u32 imm)
 {
-    u32 index = (u32)(wc->wr_id & 0xffff), size = wc->byte_len;
+    signed char ahead = (signed char)((u8)imm - (u8)(q->received - q->strays));
 
     q->received++;
-    q->strays += !size; /* nobody posts such a one: a device that repeats itself */
-    if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM || !size) {
-        if (sd_queue_receive(q, index)) {
-            event(e, SD_LOOP_FAILED, q, 0);
+    q->strays += ahead < 0;
+    return ahead;
+}
+
+static int received(struct sd_queue *q, struct sd_loop_event *e, const struct ibv_wc *wc)
+{
+    u32 index = (u32)(wc->wr_id & 0xffff), size = wc->byte_len, imm = ntohl(wc->imm_data);
+    signed char ahead = number_is(q, imm);
+
+    if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM || ahead) {
+        if (ahead > 0 || sd_queue_receive(q, index)) {
+            event(e, ahead > 0 ? SD_LOOP_MISSING : SD_LOOP_FAILED, q, 0);
             return 1;
         }
-        return size ? landed(q, e, ntohl(wc->imm_data), size) : 0;
+        return ahead ? 0 : landed(q, e, imm >> SD_NUMBER_BITS, size);
     }
     event(e, SD_LOOP_MESSAGE, q, 0);
     e->size = (u32)min_u64(size, SD_VERBS_MESSAGE);

@@ -48,7 +48,7 @@ static inline struct sd_dir *sd_into(const struct sd_mirrored *m) { return &((st
 #endif
 
 int sd_queue_receive(struct sd_queue *q, u32 index);
-int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 size);
+int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 slot, u32 size);
 struct sd_mirrored *sd_queue_find(const struct sd_queue *q, u32 slot);
 void sd_queue_unwatch(struct sd_queue *q, struct sd_mirrored *m);
 int sd_turn(struct sd_device *d, struct sd_loop_event *events, u32 most, bool *busy); /* once */
