@@ -113,7 +113,7 @@ class Contact:
         self.unknown: dict[bytes, float] = {}
         """Connections that it holds and we do not, since when: we may hear of them yet."""
         self.link: Link | None = None
-        self.down_since = time.monotonic()
+        self.down_since = self._without_since = time.monotonic()
         self.links = self.failures = self.left = self.again = 0
         """Conversations so far; calls in vain since the last; connections that have gone back to their own TCP;
         doorbells that were asked for once more."""
@@ -164,7 +164,7 @@ class Contact:
     @property
     def without_s(self) -> float:
         """How long what is on rings already has been without the transport that it is for."""
-        return 0.0 if self.usable else time.monotonic() - self.down_since
+        return 0.0 if self.usable else time.monotonic() - self._without_since
 
     def adopt(self, caller: Caller) -> None:
         """It has proved that it is our peer. An older conversation is one that it has given up."""
@@ -245,6 +245,7 @@ class Contact:
 
     def fail(self, why: str) -> None:
         """The link is down."""
+        usable = self.usable
         link, self.link = self.link, None
         if link is None:
             return
@@ -255,6 +256,8 @@ class Contact:
             self._wire.close()
             self._wire = None
         self.down_since = time.monotonic()
+        if usable:
+            self._without_since = self.down_since
         self._dial_at = min(self._dial_at, self.down_since)
         self._down(self)
 

@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 
 from monitor.endpoint import Shape
-from monitor.hosts.config import FOR_TESTS, Config, Peer
+from monitor.hosts.config import FOR_TESTS, VERBS, Config, Peer
+from monitor.hosts.contact import Contact
 from monitor.hosts.copy import Copy
 from monitor.hosts.hub import Hub
+from monitor.hosts.link import Port
 from monitor.match import Address, Key, Offer
 from sdlib import abi
 from sdlib.wire.messages import Bell, Nudge
@@ -45,20 +47,21 @@ class Host:
     """A hub, and the supervisor of one program with one connection."""
 
     def __init__(self, name: str, listen: socket.socket, far: tuple[str, tuple[str, int]], number: int,
-                 back_s: float = BACK_S, lost_s: float = 30) -> None:
+                 back_s: float = BACK_S, lost_s: float = 30, device: Any = None) -> None:
         self.number = number
         self.selector = selectors.DefaultSelector()
         address = listen.getsockname()
         listen.close()
         other, there = far
         peer = Peer(other, there, (ipaddress.ip_network(f"10.0.0.{2 - number}/32"),), KEY)
-        config = Config(name, address, {other: peer}, transport=FOR_TESTS, dead_s=60, back_s=back_s, lost_s=lost_s)
+        config = Config(name, address, {other: peer}, transport=VERBS if device else FOR_TESTS, dead_s=60,
+                        back_s=back_s, lost_s=lost_s)
         self.open: set[tuple[int, int]] = set()
         self.copies: list[Copy] = []
         self.told: list[Bell] = []
         self.offers = 0
         self.due = False
-        self.hub = Hub(config, self.selector, self, None)
+        self.hub = Hub(config, self.selector, self, device() if device else None)
         self.contact = self.hub.contacts[other]
 
     # ----------------------------------------------------- what the hub asks the rest of the monitor
@@ -120,7 +123,33 @@ class Host:
             copy.close()
 
 
-def make_hosts(**times: float) -> tuple[Host, Host]:
+class NoDevice:
+    """It is there, and gives no queue pairs."""
+
+    threads = False
+
+    def __init__(self) -> None:
+        self._event = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._event
+
+    def port(self, contact: Contact) -> Port:
+        raise OSError("none left")
+
+    def poll(self) -> bool:
+        return False
+
+    spin = poll
+
+    def arm(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        os.close(self._event)
+
+
+def make_hosts(**times: Any) -> tuple[Host, Host]:
     ends = [socket.create_server(("127.0.0.1", 0)) for _ in "ab"]
     addresses = [end.getsockname() for end in ends]
     return Host("a", ends[0], ("b", addresses[1]), 0, **times), Host("b", ends[1], ("a", addresses[0]), 1, **times)
@@ -229,3 +258,17 @@ def test_who_can_go_on_by_tcp_is_not_reset() -> None:
         b.selector.close()
         for copy in b.copies:
             copy.close()
+
+
+def test_how_long_there_has_been_no_rdma_is_not_counted_anew_by_each_call() -> None:
+    """Else a connection would wait for it for ever, where `back_s` is longer than from one try to the next."""
+    made = make_hosts(device=NoDevice)
+    try:
+        for _ in range(3):
+            before = [host.contact.without_s for host in made]
+            made[0].contact.fail("once more")
+            until(made, lambda: all(host.contact.link is not None for host in made))
+            assert all(host.contact.without_s > since for host, since in zip(made, before, strict=True))
+    finally:
+        for host in made:
+            host.close()
