@@ -137,7 +137,7 @@ def _kernel(end: End, ours: Collection[int]) -> tuple[bytes, bytes]:
     if closed and int(end.block.rx_mode) != _C.SD_MODE_RING:
         data, at = data[: len(data) - bool(rx.bell)], front - len(data) + bool(rx.bell)
     elif closed:
-        bells = 2 if rx.bell == _C.SD_BELL_AGAIN else int(bool(rx.bell))
+        bells = 2 if rx.bell % _C.SD_BELL_MORE == _C.SD_BELL_AGAIN else int(bool(rx.bell))
         at = back - min(len(data), bells) if rx.sw_back else front
     return data[: max(front - at, 0)], data[max(back - at, 0) :]
 

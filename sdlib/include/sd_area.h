@@ -71,7 +71,7 @@ struct sd_block {
     SD_ATOMIC uint32_t users;   /* processes that hold it */
     uint16_t side;              /* 0 or 1 in the segment; written by the supervisor before PAIRED, as is: */
     uint8_t far;                /* 1: the other end is on another host, the segment is this host's copy (sock/far.h) */
-    uint8_t exclusive;          /* 1: it is, or was, registered with EPOLLEXCLUSIVE: each look says that its doorbell was heard */
+    uint8_t exclusive;          /* 1: it is, or was, registered with EPOLLEXCLUSIVE: each look says that its doorbell was heard, and the segment says so to the peer */
     SD_ATOMIC uint32_t ops;
     SD_ATOMIC uint32_t rx_mode; /* enum sd_mode of the direction that we read */
     SD_ATOMIC uint32_t tx_mode; /* enum sd_mode of the direction that we write; beside tx_shut: fast.c looks at both at once */

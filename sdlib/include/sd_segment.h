@@ -44,7 +44,7 @@ struct sd_dir {
     uint32_t pad0;
     SD_ATOMIC uint64_t sleep;       /* the sleep of a whole set that the one in rx_armed is part of: one bell ends it ([W4], bell.h); 0: none */
     SD_ATOMIC uint32_t nap;         /* consumer: 1 while it sleeps on this word instead of its descriptor; the producer puts 0 and wakes it ([N1], poll/nap.c) */
-    uint32_t pad4;
+    SD_ATOMIC uint32_t exclusive;   /* 1: some of the consumer's processes wait exclusively: rings that one unheard bell spares are counted ([B4], bell.h) */
     SD_ATOMIC uint64_t nap_at;      /* consumer: on whose word it sleeps: SD_NAP_OWN, or the handle of another connection with the same process; 0: it does not nap */
     uint64_t pad9[2];
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
@@ -65,6 +65,7 @@ enum sd_bell {
     SD_BELL_CLAIMED = 2, /* one, which a consumer with company is about to eat */
     SD_BELL_HEARD = 3,   /* one, which stays for others; the next poster sends another */
     SD_BELL_AGAIN = 4,   /* two; nobody sends another */
+    SD_BELL_MORE = 8,    /* added to RUNG and AGAIN for each that would have been sent otherwise, where those are counted ([B4]) */
 };
 
 enum sd_go_back {

@@ -50,7 +50,7 @@ static void meddle(void)
         }
         break;
     case 24:
-        *(u32 *)&its->bell ^= 1;
+        *(u32 *)&its->bell ^= 1 | step % 3 * SD_BELL_MORE;
         break;
     case 25:
         *(u32 *)&its->tx_armed = rnd() % 3;

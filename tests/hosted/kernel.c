@@ -14,6 +14,7 @@ struct sd_area hosted_area;
 
 void (*hosted_new_rings)(void), (*hosted_nudged)(void);
 bool (*hosted_futex_wake)(u64 at);
+void (*hosted_readable)(u32 side);
 
 static void fresh_segment(u32 start, u32 ring_bytes)
 {
@@ -55,6 +56,7 @@ void world_init(u32 start, u32 ring_bytes)
     hosted_supervised = false;
     hosted_new_rings = hosted_nudged = NULL;
     hosted_futex_wake = NULL;
+    hosted_readable = NULL;
     __builtin_memset(hosted_area.part, 0, (HOSTED_THREADS + 1) * sizeof *hosted_area.part);
     g.area[0] = &hosted_area;
     *(u32 *)&hosted_area.parts_top = HOSTED_THREADS + 1;
@@ -106,6 +108,8 @@ bool net_deliver(u32 dir)
     else
         return false;
     sets_hear(!dir, st->fin_arrived ? POLLIN | POLLRDHUP : POLLIN);
+    if (hosted_readable)
+        hosted_readable(!dir);
     return true;
 }
 
@@ -211,6 +215,17 @@ static bool poll_ready(long at)
     return poll_now(&p, 1) != 0;
 }
 
+static long sys_setsockopt(u32 side, u32 name)
+{
+    if (name != SO_RCVLOWAT || !hosted_readable)
+        return 0;
+    host_point("SO_RCVLOWAT");
+    if (readable(side))
+        hosted_readable(side);
+    host_changed();
+    return 0;
+}
+
 static long tcp_info(u32 side, struct tcp_info_head *ti)
 {
     *ti = (struct tcp_info_head){.state = in(side)->fin_arrived ? TCP_CLOSE_WAIT : TCP_ESTABLISHED};
@@ -292,6 +307,7 @@ long sd_sys(long nr, long a, long b, long c, long d, long e, long f)
         __builtin_memset((void *)d, 0, *(u32 *)e);
         return 0;
     case __NR_setsockopt:
+        return sys_setsockopt(side, b == SOL_SOCKET ? (u32)c : 0);
     case __NR_getpid:
     case __NR_tgkill:
     case __NR_rt_sigprocmask:

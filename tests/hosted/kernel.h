@@ -91,6 +91,7 @@ extern bool hosted_supervised; /* of a scenario: somebody hears of SD_HC_NUDGE, 
 extern struct sd_config hosted_config;
 /* Of a scenario: what the segment that is mapped next has in it; what comes of a nudge. */
 extern void (*hosted_new_rings)(void), (*hosted_nudged)(void);
+extern void (*hosted_readable)(u32 side); /* of a scenario: the kernel wakes who waits exclusively */
 extern bool (*hosted_futex_wake)(u64 at); /* of others that sleep on words; true: one was woken */
 extern u64 bells_sent; /* no part of the world: a statistic */
 extern u32 bells_at_most; /* in one direction at a time; 2 where one that is being eaten does not count */

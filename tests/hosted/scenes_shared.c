@@ -173,6 +173,58 @@ static void edges_until(u64 last)
     }
 }
 
+/* [B4] Each waits exclusively in a set of its own, as epoll_wait does it: the kernel tells the sets in turn, until it has woken somebody. */
+static void tell_sets(u32 side)
+{
+    for (u64 t = 1; t < THREADS && side == 1; t++) {
+        bool sleeps = prog.plain[0] >> t & 1;
+        prog.plain[1] |= 1ull << t;
+        prog.plain[0] &= ~(1ull << t);
+        if (sleeps)
+            return;
+    }
+}
+
+static void two_wait_exclusively(void)
+{
+    in_company_exclusive();
+    *(u32 *)&w.seg.dir[0].rx_armed = 0;
+    *(u32 *)&w.seg.dir[0].exclusive = 1;
+    prog.all_switched = 0;
+    hosted_readable = tell_sets;
+}
+
+static bool told(long thread) { return (prog.plain[1] >> thread & 1) && (net_ready(1) & POLLIN); }
+
+/* One message is for each of them, and nobody takes any. */
+static void waits_exclusively(void)
+{
+    struct sock *s = &w.sock[1];
+    u64 me = 1ull << mc_thread();
+    u32 armed = sd_arm(s, POLLIN);
+
+    sd_part_of(sd_self());
+    sd_membarrier();
+    if (!sd_rx_news(&s->e, 0)) {
+        host_point("epoll_wait");
+        if (!told(mc_thread()))
+            prog.plain[0] |= me;
+        host_wait(told, mc_thread(), false);
+        prog.plain[0] &= ~me;
+    }
+    sd_disarm(s, armed);
+    sd_look_at_kernel(s, FD_OF(1));
+}
+
+static void a_publishes_twice(void) { publish("a"), publish("b"); }
+
+/* That nobody sleeps on is asked at every step. */
+static void both_are_there(void)
+{
+    if (*(u64 *)&w.seg.dir[0].tail + 3 != 2 || *(u64 *)&w.seg.dir[0].head + 3 != 0)
+        host_fail("somebody has taken a byte");
+}
+
 static void edges_until_2(void) { edges_until(2); }
 static void edges_until_3(void) { edges_until(3); }
 static void b_looks_once(void) { sd_look_at_kernel(&w.sock[1], FD_OF(1)); }
@@ -245,6 +297,7 @@ const struct scenario scenes_shared[] = {
     {"company-room", in_company_room, {a_takes_4, b_only_looks}, sleeper_would_see_it},
     {"company-room-late", in_company_room_late, {a_takes_4, b_only_looks}, sleeper_would_see_it},
     {"company-exclusive", in_company_exclusive, {a_sends_1, b_only_looks}, sleeper_would_see_it},
+    {"company-exclusive-two", two_wait_exclusively, {a_publishes_twice, waits_exclusively, waits_exclusively}, both_are_there},
     {"company-edge", in_company_known, {a_sends_twice, edges_until_3}, sleeper_would_see_it},
     {"company-edge-looks", in_company_known, {a_sends_1, edges_until_2, b_looks_once}, sleeper_would_see_it},
     {"company-edge-taken", in_company_known, {a_sends_1, edges_until_2, b_takes_1}, sleeper_would_see_it},

@@ -17,6 +17,14 @@ static long kernel_add(int epfd, int fd, const struct epoll_event *ev)
     return ret;
 }
 
+static void waits_exclusively(struct sock *s)
+{
+    s->b->exclusive = 1;
+    sd_fence(); /* [B4] another thread is about to attach: it sees that, or we see that it has */
+    if (s->seg)
+        store_rlx(&s->e.rx->exclusive, 1);
+}
+
 /* Structure held. */
 static struct reg *enlist(struct ep *ep, int epfd, int fd, struct sock *s, const struct epoll_event *ev)
 {
@@ -32,7 +40,7 @@ static struct reg *enlist(struct ep *ep, int epfd, int fd, struct sock *s, const
     r->fresh = true;
     r->since = sd_tsc();
     if (r->want & EPOLLEXCLUSIVE)
-        s->b->exclusive = 1;
+        waits_exclusively(s);
     ep->tab[r->index] = r;
     r->next = s->regs;
     s->regs = r;

@@ -58,7 +58,9 @@ static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
     if ((r->want & EPOLLEXCLUSIVE) && (kev & POLLIN) && load_rlx(&r->s->b->rx_mode) == SD_MODE_RING)
         kev |= POLLRDHUP; /* which could not be asked for: it may stand behind a doorbell */
     u32 out = reg_report(r, sd_bits_fold(kev));
-    r->useless = out || r->kicked || reg_edges(r->want) ? 0 : r->useless + 1; /* [E6] an edge does not come again by itself */
+    /* [E6] An edge does not come again by itself; nor is one of those that wait exclusively woken for what another one has taken since. */
+    bool over = out || r->kicked || reg_edges(r->want) || ((r->want & EPOLLEXCLUSIVE) && !sd_bell_due(&r->s->e));
+    r->useless = over ? 0 : r->useless + 1;
     if (locked && (r->kicked || (!out && (r->off || r->useless == 2))))
         reg_sync(r, false); /* or a level that nobody wants would keep us busy for ever */
     return out;
@@ -259,6 +261,8 @@ static bool worth_spinning(struct epwait *w, bool *here)
         return false;
     struct reg *r = ep->hot;
     for (u32 i = 0; i < ep->nhot && i < LOOK_AT && !(pays && *here); i++, r = r->hot_next) {
+        if (unlikely(r->want & EPOLLEXCLUSIVE) && load_rlx(&r->s->e.rx->rx_armed))
+            continue; /* another one sleeps on it, and would be woken though we see the bytes ourselves */
         pays |= sd_spin_pays(r->s);
         *here |= sd_peer_here(r->s);
     }

@@ -91,7 +91,7 @@ bool sd_copy_unheard(void *segment, uint32_t side)
 {
     const struct sd_dir *in = into(segment, side);
     bool data = load_rlx(&in->rx_armed) && load_rlx(&in->tail) != load_rlx(&in->head);
-    u32 bell = load_rlx(&in->bell);
+    u32 bell = sd_bell_state(load_rlx(&in->bell));
 
     return bell != SD_BELL_NONE && bell != SD_BELL_HEARD && (data || load_rlx(&out_of(segment, side)->tx_armed));
 }

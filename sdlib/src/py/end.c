@@ -128,7 +128,13 @@ bool sd_py_bell_take(struct sd_py_end *end) { return sd_bell_take(&end->e); }
 void sd_py_bell_give_back(struct sd_py_end *end) { sd_bell_give_back(&end->e); }
 bool sd_py_bell_due(struct sd_py_end *end) { return sd_bell_due(&end->e); }
 void sd_py_bell_eaten(struct sd_py_end *end) { sd_bell_eaten(&end->e); }
-bool sd_py_bell_hear(struct sd_py_end *end) { return sd_bell_hear(&end->e); }
+
+bool sd_py_bell_hear(struct sd_py_end *end)
+{
+    u32 more;
+
+    return sd_bell_hear(&end->e, &more);
+}
 
 /* ---- time */
 

@@ -32,6 +32,9 @@
  *        such a one says that it was heard, word 1 -> 3, and the next poster sends another byte: 3 -> 4. Both change the word by locked
  *        instructions: either the poster was first, and what it has published is seen by whoever looks behind 1 -> 3, or it rings. There are never
  *        more than two: 4 -> 3 by who has eaten one of them. Nobody needs to claim 3 before he looks for the last time, for at 3 posters ring anyhow.
+ *   [B4] more: of those that wait exclusively each message wakes one, also while the first is on its way and has not heard. Who would ring then, and need not, counts itself
+ *        in the upper bits of the word, if the consumer says that it has such waiters. Whoever hears takes that count, by the same instruction, and lets its own kernel wake as many
+ *        (doorbell.c). So each poster is either counted by who hears, or rings.
  *
  * Because 1 is stored before the byte is sent and 0 only after it was eaten: while the word is 0 there is no doorbell on that stream, and
  * while it is 1 the next byte that arrives there behind the switch is one. A receiver that eats a byte only if it saw 1 *before* it
@@ -154,15 +157,24 @@ static inline bool sd_room_wanted(const struct sd_end *e)
 
 #define SD_BELL_TRIES 16 /* of a word that a hostile peer keeps changing */
 
+static inline u32 sd_bell_state(u32 word) { return word & (SD_BELL_MORE - 1); }
+
+/* [B4] The word with one that need not ring counted in. */
+static inline u32 sd_bell_counted(const struct sd_dir *d, u32 word)
+{
+    return unlikely(load_rlx(&d->exclusive)) && word < 0u - SD_BELL_MORE ? word + SD_BELL_MORE : word;
+}
+
 /* True: this caller, and nobody else, has to send one byte now, or to give the word back. */
 static inline bool sd_bell_take_of(struct sd_dir *d)
 {
     for (u32 i = 0; i < SD_BELL_TRIES; i++) {
-        u32 was = load_rlx(&d->bell), now = was >= SD_BELL_HEARD ? SD_BELL_AGAIN : SD_BELL_RUNG;
-        if (cas_u32(&d->bell, was, now)) /* [B1] [B2] [B3]: also where nothing changes */
-            return was != now;
+        u32 was = load_rlx(&d->bell), now = sd_bell_state(was) >= SD_BELL_HEARD ? SD_BELL_AGAIN : SD_BELL_RUNG;
+        bool rings = sd_bell_state(was) != now;
+        if (cas_u32(&d->bell, was, rings ? now : sd_bell_counted(d, was))) /* [B1] [B2] [B3]: also where nothing changes */
+            return rings;
     }
-    return atomic_exchange(&d->bell, SD_BELL_RUNG) != SD_BELL_RUNG;
+    return sd_bell_state(atomic_exchange(&d->bell, SD_BELL_RUNG)) != SD_BELL_RUNG;
 }
 
 static inline bool sd_bell_take(const struct sd_end *e)
@@ -173,8 +185,12 @@ static inline bool sd_bell_take(const struct sd_end *e)
 /* No byte was sent. */
 static inline void sd_bell_give_back(const struct sd_end *e)
 {
-    if (likely(!cas_u32(&e->tx->bell, SD_BELL_AGAIN, SD_BELL_HEARD)))
-        store_rel(&e->tx->bell, SD_BELL_NONE);
+    u32 was = load_rlx(&e->tx->bell);
+
+    for (u32 i = 0; i < SD_BELL_TRIES && sd_bell_state(was) == SD_BELL_AGAIN; i++)
+        if (atomic_compare_exchange_strong(&e->tx->bell, &was, SD_BELL_HEARD))
+            return;
+    store_rel(&e->tx->bell, SD_BELL_NONE);
 }
 
 /* ---- the receiver of bells */
@@ -188,36 +204,50 @@ static inline bool sd_bell_due(const struct sd_end *e)
 /* How many are unread, once all have arrived. */
 static inline u32 sd_bells_unread(const struct sd_dir *rx)
 {
-    u32 word = load_acq(&rx->bell);
+    u32 state = sd_bell_state(load_acq(&rx->bell));
 
-    return word == SD_BELL_NONE ? 0 : word == SD_BELL_AGAIN ? 2 : 1;
+    return state == SD_BELL_NONE ? 0 : state == SD_BELL_AGAIN ? 2 : 1;
+}
+
+/* From one state to another, with all that is counted beside it: *more is that count [B4]. False: it is another one. */
+static inline bool sd_bell_move(const struct sd_end *e, u32 from, u32 to, u32 *more)
+{
+    u32 word = load_acq(&e->rx->bell);
+
+    for (u32 i = 0; i < SD_BELL_TRIES && sd_bell_state(word) == from; i++) {
+        *more = word / SD_BELL_MORE;
+        if (atomic_compare_exchange_strong(&e->rx->bell, &word, to))
+            return true;
+    }
+    *more = 0;
+    return false;
 }
 
 /* [B2] With company. Look again, then eat it and call sd_bell_ate(), or sd_bell_leave(). Says by what it is held: HEARD, of which others may come to know
- * meanwhile, CLAIMED, also by one that has died, or 0: there are two. A full barrier, if need be. */
-static inline u32 sd_bell_claim(const struct sd_end *e)
+ * meanwhile, CLAIMED, also by one that has died, or 0: there are two. *more: [B4], for who leaves it. A full barrier, if need be. */
+static inline u32 sd_bell_claim(const struct sd_end *e, u32 *more)
 {
-    u32 word = SD_BELL_RUNG;
+    u32 word;
 
-    for (u32 i = 0; i < SD_BELL_TRIES && word == SD_BELL_RUNG; i++) {
-        word = load_acq(&e->rx->bell);
-        if (word == SD_BELL_RUNG && cas_u32(&e->rx->bell, SD_BELL_RUNG, SD_BELL_CLAIMED))
-            return SD_BELL_CLAIMED;
-    }
+    if (sd_bell_move(e, SD_BELL_RUNG, SD_BELL_CLAIMED, more))
+        return SD_BELL_CLAIMED;
+    word = load_acq(&e->rx->bell);
     return word == SD_BELL_HEARD || word == SD_BELL_CLAIMED ? word : 0;
 }
 
 /* Of two of them one was eaten. */
-static inline bool sd_bell_one_less(const struct sd_end *e, u32 left)
+static inline bool sd_bell_one_less(const struct sd_end *e, u32 left, u32 *more)
 {
-    return cas_u32(&e->rx->bell, SD_BELL_AGAIN, left);
+    return sd_bell_move(e, SD_BELL_AGAIN, left, more);
 }
 
 /* Both fail, rightly, if there is a new one meanwhile. */
 static inline void sd_bell_ate(const struct sd_end *e, u32 claimed)
 {
+    u32 more;
+
     if (!cas_u32(&e->rx->bell, claimed, SD_BELL_NONE) && claimed == SD_BELL_HEARD)
-        sd_bell_one_less(e, SD_BELL_RUNG);
+        sd_bell_one_less(e, SD_BELL_RUNG, &more);
 }
 
 static inline void sd_bell_leave(const struct sd_end *e)
@@ -226,15 +256,17 @@ static inline void sd_bell_leave(const struct sd_end *e)
 }
 
 /* [B3] Whoever posts from here on rings. False: there are two already. */
-static inline bool sd_bell_hear(const struct sd_end *e)
+static inline bool sd_bell_hear(const struct sd_end *e, u32 *more)
 {
-    return cas_u32(&e->rx->bell, SD_BELL_RUNG, SD_BELL_HEARD) || load_acq(&e->rx->bell) != SD_BELL_AGAIN;
+    return sd_bell_move(e, SD_BELL_RUNG, SD_BELL_HEARD, more) || sd_bell_state(load_acq(&e->rx->bell)) != SD_BELL_AGAIN;
 }
 
 /* After the byte was read. A full barrier: whoever looks at the ring next sees what the bell was for. */
 static inline void sd_bell_eaten(const struct sd_end *e)
 {
-    if (likely(!sd_bell_one_less(e, SD_BELL_RUNG))) /* the other one is to be eaten, too */
+    u32 more;
+
+    if (likely(!sd_bell_one_less(e, SD_BELL_RUNG, &more))) /* the other one is to be eaten, too */
         atomic_exchange(&e->rx->bell, SD_BELL_NONE); /* [B1] */
 }
 

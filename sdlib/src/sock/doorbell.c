@@ -210,43 +210,61 @@ static u64 doubled(struct sock *s, int fd)
 }
 
 /* [B3] Inside. One of two bells is eaten, or both are on the way and will be heard. */
-static void eat_second(struct sock *s, int fd, struct sd_hold *h)
+static void eat_second(struct sock *s, int fd, struct sd_hold *h, u32 *more)
 {
     u8 bell[sizeof(struct sd_mark)];
     u64 n = doubled(s, fd);
 
-    if (n && sd_revocable(h, __NR_recvmsg, fd, bell, n, MSG_DONTWAIT) == (long)n && sd_bell_one_less(&s->e, SD_BELL_HEARD))
+    if (n && sd_revocable(h, __NR_recvmsg, fd, bell, n, MSG_DONTWAIT) == (long)n && sd_bell_one_less(&s->e, SD_BELL_HEARD, more))
         COUNT_OF(s, bells_rx);
+}
+
+#define WAKES 1024 /* sleepers that one message has; what a peer has counted can be anything */
+
+/* [B4] So many messages came while we were on our way, and each would have woken one more of those that wait exclusively. The kernel wakes one when the low-water mark is set
+ * below what is unread; a doorbell is. */
+static void wake_more(const struct sock *s, int fd, u32 more)
+{
+    u32 asleep = more ? load_rlx(&s->e.rx->rx_armed) : 0;
+
+    for (u32 n = (u32)min_u64(min_u64(more, asleep), WAKES); n; n--)
+        sd_set_int(fd, SOL_SOCKET, SO_RCVLOWAT, 1);
 }
 
 void sd_bell_was_heard(struct sock *s, int fd)
 {
     struct sd_hold h;
+    u32 more = 0;
 
-    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_bell_hear(&s->e))
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING)
         return;
-    sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
-    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e))
-        eat_second(s, fd, &h);
-    sd_leave(&h);
+    if (!sd_bell_hear(&s->e, &more)) {
+        sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
+        if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e))
+            eat_second(s, fd, &h, &more);
+        sd_leave(&h);
+    }
+    wake_more(s, fd, more);
 }
 
-/* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. `over`: the end stands behind the doorbell. */
-static bool look(struct sock *s, int fd, struct sd_hold *h, bool over)
+/* Inside. What the kernel socket has: a doorbell (true: eaten), the end, or a byte that nobody needs. `over`: the end stands behind the doorbell. *more: for
+ * wake_more(), where the doorbell stays. */
+static bool look(struct sock *s, int fd, struct sd_hold *h, bool over, u32 *more)
 {
     bool bell = sd_bell_due(&s->e), kept;
-    u32 claimed;
+    u32 claimed, second = 0, first = 0;
     u8 byte;
     long r;
 
     if (bell && sd_back_published(&s->e))
         bell = false; /* what is left to eat is told by its position then: sd_rx_back() */
     if (bell && sd_bells_unread(s->e.rx) > 1)
-        eat_second(s, fd, h);
+        eat_second(s, fd, h, &second);
     kept = bell && company(s);
-    claimed = kept ? sd_bell_claim(&s->e) : 0;
+    claimed = kept ? sd_bell_claim(&s->e, &first) : 0;
     if (kept && !over && unseen(s)) {
         sd_bell_leave(&s->e);
+        *more = first + second;
         return false;
     }
     if (sd_is_far(s)) {
@@ -279,6 +297,7 @@ void sd_look_at_kernel(struct sock *s, int fd)
 {
     struct sd_hold h;
     bool eaten = false, over = false;
+    u32 more = 0;
 
     /* [B2] The end of the stream, which stands behind it, wakes everybody by itself. */
     if (sd_bell_stays(s)) {
@@ -299,8 +318,9 @@ void sd_look_at_kernel(struct sock *s, int fd)
         return;
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
     if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
-        eaten = look(s, fd, &h, over);
+        eaten = look(s, fd, &h, over, &more);
     sd_leave(&h);
+    wake_more(s, fd, more);
     if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e) && !sd_far_busy(s))
         sd_tx_back(s, fd, SD_REASON_call); /* a peer that is about to stop using rings waits for this */
     if (eaten && s->regs)

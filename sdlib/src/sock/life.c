@@ -125,6 +125,8 @@ static void announce(struct sock *s)
     sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state. And before tx_shut: ctl.c */
     if (unlikely(b->tx_shut)) /* or what the peer sends to who hears nothing any more would be put on the ring, and read */
         sd_hint_shut(&s->e, load_rlx(&b->rx_shut));
+    if (unlikely(b->exclusive))
+        store_rlx(&s->e.rx->exclusive, 1); /* [B4] */
     if (load_rlx(&b->rx_plain) == 0)
         sd_attached_say(s->seg, b->side);
     if (sd_is_far(s))

@@ -176,6 +176,34 @@ def exclusive(stage: Stage) -> None:
             a.recv(x, 100)
 
 
+@behaviour("epoll EPOLLEXCLUSIVE of several messages in processes", "epoll EPOLLEXCLUSIVE of several messages in sets",
+           carried=False, only=("before", "tight", "after"))
+def exclusive_burst(stage: Stage) -> None:
+    """Each message wakes one more, though the first that was woken has not run yet."""
+    a, b = stage.a, stage.b
+    for forked in (True, False):
+        connections = [stage.connection() for _ in range(4)]
+        others = [a.fork(f"c{i}") if forked else a.thread(f"t{i}") for i in range(3)]
+        for waiters, events, (x, y) in zip((2, 3, 4, 3), (IN, IN, IN, IN | ET), connections, strict=True):
+            sides = (a, *others)[:waiters]
+            sets = [side.epoll() for side in sides]
+            for side, ep in zip(sides, sets, strict=True):
+                side.ctl(ep, "add", x, events | EXCLUSIVE)
+            for messages in range(1, 6):
+                waits = [side.start.wait(ep, timeout=8000).asleep() for side, ep in zip(sides, sets, strict=True)]
+                b.sendmmsg(y, [(b"for one of you",)] * messages)
+                woken = min(messages, waiters)
+                for each in waits[:woken]:
+                    each.end()
+                settle()
+                for each in waits[woken:]:
+                    each.asleep()
+                    b.send(y, b"more")
+                    each.end()
+                a.recv(x, 1000)
+                a.recv(x, 1, DONTWAIT)
+
+
 @behaviour("epoll with signalfd, inotify, timerfd, eventfd, UDP, unix and pipes",
            "poll with signalfd, inotify, timerfd, eventfd, UDP, unix and pipes")
 def all_kinds(stage: Stage) -> None:
