@@ -222,10 +222,18 @@ struct sock {
     u64 shown;          /* its cookie, once the trace knows it */
     _Atomic u32 napping; /* [N3] threads of several that nap for a call which holds the file (poll/nap.c) */
     _Atomic u32 napper;  /* that has gone from there to sleep in the kernel, 0: none has */
-    _Atomic u32 held;   /* [F3] threads that sleep in poll or select on it, and on others */
+    _Atomic u32 held;   /* [F3] threads that are in poll or select for it, and for others */
 };
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd as it stands in the register, whose upper half the kernel ignores */
+static inline bool sd_is_still(const struct sock *s, int fd) /* fd, which has led to it */
+{
+#ifdef SD_HOSTED
+    return sd_sock_of((u64)(u32)fd) == s;
+#else
+    return *(const volatile u32 *)&sd_fdent[fd] == s->ent;
+#endif
+}
 bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
 struct sock *sd_sock_enter_numbered(u32 ent); /* attached, and alive: it cannot be unmapped until sd_sock_put_numbered; one at a time. NULL: none */
 void sd_sock_put_numbered(struct sock *s);

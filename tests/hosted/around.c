@@ -18,21 +18,52 @@ bool hosted_supervised;
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }
 void sd_reason(struct sock *s, u32 reason) { (void)s, (void)reason; }
 void sd_given_alone(struct sock *s, int fd) { (void)s, (void)fd; }
-struct sock *sd_sock_enter(u64 fd) { return sd_sock_of(fd); }
-void sd_sock_put(struct sock *s) { (void)s; }
 bool sd_option_keeps(int fd) { return (void)fd, false; }
 void sd_inq_set(struct sock *s, int fd) { (void)s, (void)fd; }
 
-/* As in fd.c, but for the marks of those who are inside: who touches it then, dies. */
+/* As in fd.c: who touches it then, dies. */
+static bool in_use(const struct sock *s)
+{
+    for (struct sd_tcb *t = sd_tcbs(); t; t = t->next)
+        if (load_acq(&t->use[0]) == s)
+            return true;
+    return false;
+}
+
 void sd_sock_reap(struct sock *s)
 {
-    if (load_acq(&s->dead) && !load_acq(&s->held))
+    if (load_acq(&s->held))
+        return;
+    sd_membarrier_threads();
+    if (!in_use(s) && !load_acq(&s->held) && cas_u32(&s->dead, 1, 2))
         s->b = NULL;
+}
+
+struct sock *sd_sock_enter(u64 fd)
+{
+    struct sock *s = sd_sock_of(fd);
+
+    if (!s || !g.mt)
+        return s;
+    store_rel(&sd_self()->use[0], s); /* [F1] */
+    if (sd_sock_of(fd) == s)
+        return s;
+    sd_sock_put(s);
+    return NULL;
+}
+
+void sd_sock_put(struct sock *s)
+{
+    if (!g.mt)
+        return;
+    store_rel(&sd_self()->use[0], NULL);
+    if (load_rlx(&s->dead) == 1) /* [F2] */
+        sd_sock_reap(s);
 }
 
 void sd_sock_let_go(struct sock *s)
 {
-    if (atomic_fetch_sub(&s->held, 1) == 1 && load_acq(&s->dead))
+    if (atomic_fetch_sub(&s->held, 1) == 1 && load_acq(&s->dead) == 1)
         sd_sock_reap(s);
 }
 

@@ -657,6 +657,7 @@ static void start(const struct scenario *which)
 
 int main(int argc, char **argv)
 {
+    host_touched();
     table = calloc(1ull << TABLE_BITS, sizeof *table);
     if (!table)
         return 2;

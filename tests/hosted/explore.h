@@ -32,6 +32,7 @@ struct programs {
 };
 
 extern struct programs prog;
+void host_touched(void); /* touched.c */
 extern const struct scenario *const scenes[]; /* tables, each up to one without a name */
 
 void mc_name(const volatile void *p, const char *name); /* for traces */

@@ -386,4 +386,4 @@ void world_second(void)
     }
 }
 
-struct sock *sd_sock_of(u64 fd) { return fd - 10 < SIDES ? &w.sock[fd - 10] : NULL; }
+struct sock *sd_sock_of(u64 fd) { return fd - 10 < SIDES && !load_rlx(&w.closed[fd - 10]) ? &w.sock[fd - 10] : NULL; }

@@ -59,6 +59,7 @@ struct world {
     struct set set[SETS];
     u64 pool_used;
     u32 epoll_calls; /* of a scenario: what is not divisible by anything keeps the kernel from being asked out of turn */
+    _Atomic u32 closed[SIDES]; /* its descriptor leads nowhere any more */
     u64 reset;            /* by connect() to nowhere; the net has no such thing */
     struct sd_tcb tcb[HOSTED_THREADS];
     /* Another connection of the same programs, for naps on both ([N2], poll/nap.c): nothing is sent on it. */

@@ -99,7 +99,7 @@ void wait_for(u32 side, u32 events)
     struct sd_deadline d = {.ns = SD_FOREVER};
     struct sd_mask m = {0};
 
-    p.ours = sd_pollitem_find(&item, k.fd);
+    p.ours = sd_pollitem_hold(&p, &item, k.fd);
     item.want = events;
     item.care = events | POLLERR | POLLHUP;
     if (sd_pollset_wait(&p, &d, &m) < 0)

@@ -233,7 +233,7 @@ static void b_polls_2(void)
         struct sd_pollset p = {.k = &k, .item = &item, .n = 1};
         struct sd_deadline d = {.ns = SD_FOREVER};
         struct sd_mask m = {0};
-        p.ours = sd_pollitem_find(&item, k.fd);
+        p.ours = sd_pollitem_hold(&p, &item, k.fd);
         item.want = POLLIN;
         item.care = POLLIN | POLLERR | POLLHUP;
         if (sd_pollset_wait(&p, &d, &m) != 1)

@@ -249,6 +249,7 @@ static void two_sleepers(void)
     mc_share(&hosted_area.part[3].park);
 }
 
+static void a_publishes_1(void) { publish("a"); }
 static void a_publishes_both(void) { publish("ab"); }
 static void gets_1(void) { sd_part_of(sd_self()), take(1, 1, 0); }
 static void polls_for_1(void)
@@ -262,6 +263,46 @@ static void polls_for_1(void)
 static void sends_a(void) { sd_part_of(sd_self()), put(0, "a", 0); }
 static void sends_b(void) { sd_part_of(sd_self()), put(0, "b", 0); }
 static void takes_1(void) { sd_part_of(sd_self()), take(1, 1, MSG_DONTWAIT); }
+
+/* One waits in poll, and another one closes the connection: it must not be touched then, and is freed when nobody waits any more. */
+static void polled_and_closed(void)
+{
+    two_sleepers();
+    prog.all_switched = 0;
+    prog.in_vain = 1;
+    mc_share(&w.closed[1]);
+    mc_share(&w.sock[1].held);
+    mc_share(&w.sock[1].dead);
+    mc_name(&w.closed[1], "closed");
+    mc_name(&w.sock[1].held, "held");
+    mc_name(&w.sock[1].dead, "dead");
+}
+
+static void polls_once(void)
+{
+    sd_part_of(sd_self());
+    wait_for(1, POLLIN);
+    prog.plain[0] = 1;
+}
+
+/* Who sleeps in the kernel goes on with the file; a byte wakes it. */
+static void closes(void)
+{
+    struct sock *s = &w.sock[1];
+
+    atomic_store(&w.closed[1], 1);
+    atomic_store(&s->dead, 1);
+    sd_sock_reap(s);
+    host_point("close");
+    w.net.dir[0].written++;
+    host_changed();
+}
+
+static void is_freed(void)
+{
+    if (w.sock[1].b || !prog.plain[0])
+        host_fail("it is not freed");
+}
 
 static void both_were_sent(void)
 {
@@ -304,6 +345,7 @@ const struct scenario scenes_shared[] = {
     {"company-low", in_company_low, {a_sends_twice, b_polls_2}, b_has_ab},
     {"sleepers", two_sleepers, {a_publishes_both, gets_1, gets_1}, both_were_read},
     {"sleepers-poll", two_sleepers, {a_publishes_both, gets_1, polls_for_1}, both_were_read},
+    {"polled-and-closed", polled_and_closed, {a_publishes_1, polls_once, closes}, is_freed},
     {"two-readers-stopped", two_readers, {takes_1, takes_1}, both_were_read, .slow = 4},
     {0},
 };

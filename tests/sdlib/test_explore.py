@@ -22,12 +22,13 @@ import pytest
 from tests.hostedbuild import EXPLORER, HOSTED, SRC, build
 
 SCENES = sorted(path.name for path in HOSTED.glob("scenes_*.c"))
-DRIVERS = ("explore.c", "scene.c", "all_scenes.c", *SCENES, "kernel.c", "kernel_epoll.c", "around.c")
+DRIVERS = ("explore.c", "touched.c", "scene.c", "all_scenes.c", *SCENES, "kernel.c", "kernel_epoll.c", "around.c")
 NAMES = [name for scenes in SCENES
          for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 
 
-SILENT = ("epoll-level-up", "epoll-edge-up", "epoll-two-oneshot-there", "epoll-replace-noted", "nap-and-close")
+SILENT = ("epoll-level-up", "epoll-edge-up", "epoll-two-oneshot-there", "epoll-replace-noted", "nap-and-close",
+          "polled-and-closed")
 """Nobody sends, or what wakes is in the ring from the start, or a byte of the program, as before a reader has come."""
 
 
@@ -119,6 +120,12 @@ MUTANTS = [
     Mutant("sleepers", "a lost wake-up", "sock/rx.c", "more(s, had) ? SD_NEWS : park(", "park("),
     Mutant("sleepers-poll", "a lost wake-up", "poll/poll.c", "                atomic_fetch_add(&it->s->parked, 1);",
            "                ;"),
+    Mutant("polled-and-closed", "memory is touched that is gone", "poll/poll.c",
+           "        if (!s || !g.mt)\n", "        if (!s || g.mt)\n"),
+    Mutant("polled-and-closed", "memory is touched that is gone", "poll/poll.c",
+           "        if (likely(sd_is_still(s, fd)))", "        if (likely(s != NULL))"),
+    Mutant("polled-and-closed", "it is not freed", "poll/poll.c",
+           "    long r = wait_loop(p, d, m);\n    let_go(p);\n", "    long r = wait_loop(p, d, m);\n"),
     Mutant("company", "a sleeper would sleep on", "sock/doorbell.c",
            "    return sd_shared(s) && (load_rlx(&s->b->users) > 1",
            "    return false && (load_rlx(&s->b->users) > 1"),

@@ -18,7 +18,7 @@ import pytest
 from tests.hostedbuild import EXPLORER, HOSTED, LOOP, LOOP_UNDER_TEST, SRC, build
 from tests.sdlib.test_explore import Mutant, Result, explore
 
-DRIVERS = ("explore.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c", "loop.c", "loop_scenes.c")
+DRIVERS = ("explore.c", "touched.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c", "loop.c", "loop_scenes.c")
 NAMES = re.findall(r'^    {"([a-z-]+)"', (HOSTED / "loop_scenes.c").read_text(), re.MULTILINE)
 ASLEEP = "a lost wake-up"
 

@@ -143,7 +143,8 @@ static bool in_use(const struct sock *s)
     return false;
 }
 
-/* [F3] For who sleeps on several at once. Let go and look whether it is dead, or make it dead and look whether it is held: one of both sees the other. */
+/* [F3] For who waits for several at once. Hold it, then look whether the table still leads to it | table entry := 0, dead := 1, membarrier, look whether it is held. Let go, then
+ * look whether it is dead | as before. One of both sees the other. What is held in vain may be another socket by then: so the count is never set, not even at a birth. */
 void sd_sock_let_go(struct sock *s)
 {
     if (atomic_fetch_sub(&s->held, 1) == 1 && unlikely(load_acq(&s->dead) == 1))
@@ -157,7 +158,7 @@ NOINLINE void sd_sock_reap(struct sock *s)
         return; /* [F3] */
     if (g.mt) {
         sd_membarrier_threads(); /* [F1] [F2] */
-        if (in_use(s))
+        if (in_use(s) || load_acq(&s->held))
             return;
     }
     if (cas_own(&s->dead, 1, 2, !g.mt)) {
@@ -225,7 +226,6 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     store_rlx(&s->attaching, 0);
     s->epoch = 0;
     store_rlx(&s->dead, 0);
-    store_rlx(&s->held, 0);
     store_rlx(&s->napping, 0);
     store_rlx(&s->napper, 0);
     s->id = id;

@@ -18,6 +18,13 @@
 #define COUNTED 0x40u         /* in `armed`: other threads know that one sleeps on it [B2] */
 _Static_assert((HELD | COUNTED) < SD_ARM_BARRIER && !((HELD | COUNTED) & (3 | SD_ARM_NAMED)), "sd_disarm() reads the rest");
 
+/* sd_attached(), of one that another thread may be closing: neither it nor its block is ever unmapped. */
+static inline bool is_attached(const struct sock *s)
+{
+    const struct sd_block *b = *(struct sd_block *const volatile *)&s->b;
+    return s->seg && b && load_rlx(&b->state) == SD_BLOCK_ATTACHED;
+}
+
 bool sd_pollitem_find(struct sd_pollitem *it, int fd)
 {
     it->s = NULL;
@@ -27,11 +34,30 @@ bool sd_pollitem_find(struct sd_pollitem *it, int fd)
         return false;
     struct sock *s = sd_sock_of((u64)fd);
     if (s)
-        it->s = sd_attached(s) ? s : NULL;
+        it->s = is_attached(s) ? s : NULL;
     else
         it->ep = sd_epoll_of((u64)fd);
     return it->s || it->ep;
 }
+
+/* Where there is no other thread, a handler may close it as well, but only while we sleep: arm_all(). */
+static inline bool find_and_hold(struct sd_pollset *p, struct sd_pollitem *it, int fd)
+{
+    while (sd_pollitem_find(it, fd)) {
+        struct sock *s = it->s;
+        if (!s || !g.mt)
+            return true;
+        atomic_fetch_add(&s->held, 1); /* [F3] before the table is looked at again */
+        it->armed = HELD;
+        p->holds = true;
+        if (likely(sd_is_still(s, fd)))
+            return true;
+        sd_sock_let_go(s);
+    }
+    return false;
+}
+
+bool sd_pollitem_hold(struct sd_pollset *p, struct sd_pollitem *it, int fd) { return find_and_hold(p, it, fd); }
 
 void sd_pollset_count(const struct sd_pollset *p)
 {
@@ -149,7 +175,7 @@ static void find_again(struct sd_pollset *p)
 {
     p->ours = 0;
     for (u32 i = 0; i < p->n; i++)
-        p->ours += sd_pollitem_find(&p->item[i], p->k[i].fd);
+        p->ours += sd_pollitem_hold(p, &p->item[i], p->k[i].fd);
 }
 
 /* Closed meanwhile, or another file has the number: what the kernel has said is of that one. */
@@ -184,8 +210,6 @@ static long nap(struct sd_pollset *p, u64 left, bool masked)
     struct sock *set[SD_NAP_SET];
     u32 n = !masked && p->ours <= SD_NAP_SET && sd_nap_pays(left, &others) ? to_nap_on(p, set) : 0;
     p->napped = n && sd_nap_enter(set, n); /* [N3] until all of them sleep in the kernel, or the wait is over */
-    for (u32 i = 0; i < n && p->napped; i++)
-        atomic_fetch_add(&set[i]->held, 1);
     long r = n && !(p->napped && is_stale(p)) ? sd_nap(set, n, false, deaf(p), &sd_learn_process, p->began) : 0;
     return r <= 0 ? r : any_ready(p) ? ask_now(p) : 0;
 }
@@ -193,10 +217,8 @@ static long nap(struct sd_pollset *p, u64 left, bool masked)
 static void nap_over(struct sd_pollset *p, u32 sleeper)
 {
     for (u32 i = 0; i < p->n && unlikely(p->napped); i++)
-        if (p->item[i].s) {
+        if (p->item[i].s)
             sd_nap_leave(&p->item[i].s, 1, sleeper);
-            sd_sock_let_go(p->item[i].s);
-        }
     p->napped = false;
 }
 
@@ -252,7 +274,9 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
         struct sd_pollitem *it = &p->item[i];
         if (it->s) {
             u32 want = sd_bits_fold(it->want);
-            atomic_fetch_add(&it->s->held, 1);
+            if (!(it->armed & HELD))
+                atomic_fetch_add(&it->s->held, 1);
+            p->holds = true;
             it->armed = sd_arm(it->s, want) | HELD;
             if (sleep && may_name(it->s, it->armed)) {
                 it->armed |= SD_ARM_NAMED;
@@ -287,14 +311,17 @@ static void disarm_all(struct sd_pollset *p, u32 pid)
     }
 }
 
-/* What other threads have closed is freed now. */
-static void let_go(struct sd_pollset *p)
+/* What other threads have closed is freed now. The items are looked for anew, or of no use any more. */
+static inline __attribute__((always_inline)) void let_go(struct sd_pollset *p)
 {
-    for (u32 i = 0; i < p->n; i++)
-        if (p->item[i].armed & HELD) {
-            p->item[i].armed = 0;
-            sd_sock_let_go(p->item[i].s);
-        }
+    if (likely(!p->holds))
+        return;
+    const struct sd_pollitem *it = p->item, *end = it + p->n; /* one at least */
+    p->holds = false;
+    do
+        if ((it->armed & HELD) && atomic_fetch_sub(&it->s->held, 1) == 1 && unlikely(load_acq(&it->s->dead) == 1))
+            sd_sock_reap(it->s);
+    while (++it != end);
 }
 
 /* A descriptor is hung up, which poll always reports but select did not ask for: sleep without it for a while. */
@@ -335,9 +362,7 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     u32 pid = g.pid;
     if (arm_all(p, &timer)) {
         disarm_all(p, pid);
-        long n = is_stale(p) ? 0 : ask_now(p);
-        let_go(p);
-        return n;
+        return is_stale(p) ? 0 : ask_now(p);
     }
     for (u32 i = 0; i < p->n; i++)
         if (p->item[i].s)
@@ -360,12 +385,11 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     if (r > 0)
         sd_spin_parked(&sd_learn_process, p->began, from, rung_at(p));
     long n = r < 0 ? r : is_stale(p) ? 0 : translate(p, true);
-    let_go(p);
     *idle = r > 0 && n == 0 && !dozing;
     return n;
 }
 
-long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m)
+static inline __attribute__((always_inline)) long wait_loop(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m)
 {
     bool idle = false;
     for (;;) {
@@ -388,8 +412,16 @@ long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct s
         nap_over(p, 0);
         if (r)
             return r;
+        let_go(p);
         find_again(p);
     }
+}
+
+long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m)
+{
+    long r = wait_loop(p, d, m);
+    let_go(p);
+    return r;
 }
 
 /* ------------------------------------------------------------- poll, ppoll */
@@ -410,7 +442,7 @@ static long wait_and_tell(struct sd_pollset *p, struct pollfd *u, struct sd_dead
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
         p->k[i] = u[i];
-        p->ours += sd_pollitem_find(it, u[i].fd);
+        p->ours += find_and_hold(p, it, p->k[i].fd);
         it->want = (u16)u[i].events;
         it->care = it->want | POLLERR | POLLHUP;
         it->back = i;

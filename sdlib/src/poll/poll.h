@@ -154,15 +154,18 @@ struct sd_pollset {
     struct sd_pollitem *item;
     u32 n;
     u32 ours;     /* items with s or ep */
-    bool napped;  /* items with s are counted as napped on ([N3]), and held */
+    bool napped;  /* items with s are counted as napped on ([N3]) */
     u64 began;    /* tsc: the present round of looking, spinning and sleeping */
     bool unasked; /* the answer may be given without asking the kernel */
     bool called;  /* a system call was made */
+    bool holds;   /* some of the items are held */
 };
-/* Waits. Returns the number of entries with revents, 0 at the end of the time, or -errno. */
+/* Waits, and lets go what was held. Returns the number of entries with revents, 0 at the end of the time, or -errno. */
 long sd_pollset_wait(struct sd_pollset *p, struct sd_deadline *d, const struct sd_mask *m);
 /* Is fd of interest to us? Fills s or ep. */
 bool sd_pollitem_find(struct sd_pollitem *it, int fd);
+/* The same for an entry of a set that is to be waited on: sd_pollset_wait() lets s go. */
+bool sd_pollitem_hold(struct sd_pollset *p, struct sd_pollitem *it, int fd);
 void sd_pollset_count(const struct sd_pollset *p);
 u32 sd_select_bits(u32 n); /* select.c: how many of n descriptors the kernel looks at */
 

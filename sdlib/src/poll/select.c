@@ -55,7 +55,7 @@ static void fill(struct sd_pollset *p, const struct sets *st)
             u32 b = (u32)__builtin_ctzll(bits);
             struct sd_pollitem *it = &p->item[n];
             p->k[n] = (struct pollfd){.fd = (i32)(w * 64 + b)};
-            p->ours += sd_pollitem_find(it, p->k[n].fd);
+            p->ours += sd_pollitem_hold(p, it, p->k[n].fd);
             it->care = (word(st->in, w) >> b & 1 ? IN_SET : 0) | (word(st->out, w) >> b & 1 ? OUT_SET : 0)
                 | (word(st->ex, w) >> b & 1 ? EX_SET : 0);
             it->want = it->care & ~(u32)(POLLERR | POLLHUP); /* these two the kernel always adds itself */
