@@ -241,6 +241,8 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head, least = word ? len : 1, at;
     if (n < len) {
         n = load_acq(&d->tail) - head; /* [R1] */
+        if (unlikely(load_rlx(&d->sw_back)))
+            return SLOW; /* TCP goes on where the ring ends */
         if (unlikely(n - least >= s->e.bytes)) /* not exact where it is broken: `at` is masked, and later the ordinary way finds out */
             return n ? SLOW : wait ? rx_empty(s, fd, buf, len) : rx_nothing(s, len); /* or broken */
         s->e.rx_tail_seen = head + n;
@@ -373,7 +375,7 @@ static long get_shared(struct sock *s, u64 fd, u8 *buf, u64 len)
     struct sd_hold h;
     bool got = false;
 
-    if (unlikely(b->rcvlowat > 1) || load_rlx(&d->tail) == load_rlx(&d->head))
+    if (unlikely(b->rcvlowat > 1 || load_rlx(&d->sw_back)) || load_rlx(&d->tail) == load_rlx(&d->head))
         return load_rlx(&b->nonblock) ? rx_nothing(s, len) : SLOW; /* empty, most often: not worth the token */
     sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
     u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head;

@@ -10,11 +10,13 @@ from tests.differential.linux import (
     OOB,
     PEEK,
     SHUT_WR,
+    SO_TIMESTAMP,
+    SOL_SOCKET,
     TRUNC,
     WAITALL,
     WAITFORONE,
 )
-from tests.differential.side import MINUS_ONE
+from tests.differential.side import MINUS_ONE, settle
 from tests.differential.worlds import Stage, behaviour
 
 
@@ -34,6 +36,23 @@ def read_and_write(stage: Stage) -> None:
     waits.end()
     b.write(y, b"")
     a.recv(x, 10, DONTWAIT)
+
+
+@behaviour("recv of what was sent before and after the sender has set SO_TIMESTAMP", carried=False)
+def before_and_after(stage: Stage) -> None:
+    """The second part comes by TCP, and nothing shows that."""
+    a, b = stage.a, stage.b
+    for threads in (False, True):
+        if threads:
+            a.thread("t")
+        for way in (a.recv, a.read, lambda fd, size: a.readv(fd, [size])):
+            x, y = stage.connection()
+            b.send(y, b"before")
+            b.setsockopt(y, SOL_SOCKET, SO_TIMESTAMP, 1)
+            b.send(y, b"after")
+            settle()
+            way(x, 100)
+            a.recv(x, 100, DONTWAIT)
 
 
 @behaviour("recv", "send")
