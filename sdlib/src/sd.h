@@ -239,7 +239,9 @@ struct sock *sd_sock_enter_numbered(u32 ent); /* attached, and alive: it cannot 
 void sd_sock_put_numbered(struct sock *s);
 u32 sd_fd_top(void); /* one above the highest descriptor ever ours */
 void *sd_epoll_of(u64 fd);        /* struct ep of an epoll descriptor that has registrations of ours, or NULL */
-void sd_epoll_set(u64 fd, void *ep); /* NULL: forget */
+bool sd_epoll_set(u64 fd, void *ep, u32 *number); /* structure is held (poll/epoll.h); *number: 0 for a new one. False: the table does not reach that far */
+void sd_epoll_dup(u64 from, u64 to);
+void sd_epoll_forget(u64 fd);
 
 /* Readiness of an attached socket in EPOLL* bits. `kev` is what the kernel has just said of the descriptor (0: was not asked). Eats doorbells,
  * notices the peer's switch, latches FIN and errors. rx on TCP: IN/PRI come from kev; on the ring: from the ring. The same for OUT. */

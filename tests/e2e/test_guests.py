@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,21 @@ def test_behaviour(command: str, runner: Runner, guests: Guests) -> None:
     program = runner.run(guests(name), *arguments)
     assert program.stdout == b"ok\n"
     runner.check(program, at_least=2, of_bytes=200)  # what was sent before the switch, mid-stream, went by TCP
+
+
+few = pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 70_000, reason="too few descriptors")
+
+
+@pytest.mark.parametrize("how", ["sets", *(pytest.param(how, marks=few) for how in ("epoll", "dup", "passed"))])
+def test_more_descriptors_than_the_library_keeps_account_of(how: str, runner: Runner, guests: Guests) -> None:
+    """Never an error that natively is none: what it cannot look after goes back to TCP."""
+    program = runner.run(guests("high"), how)
+    assert program.stdout == b"ok\n"
+    for report in runner.check(program, at_least=2):
+        moved = report.raw["connections"]["moved_back"]
+        stays = how == "sets" or runner.mode is not Mode.SHM
+        expected = set() if stays else {"descriptor-passed", "unsupported-call"}  # the second: of who was asked to
+        assert set(moved) == expected, moved
 
 
 @pytest.mark.parametrize("when", ["young", "used", "unread"])

@@ -17,7 +17,10 @@ u64 sd_now_ns(void)
 
 struct sock *sd_sock_of(u64 fd) { return fd == FD ? &sk : NULL; }
 void *sd_epoll_of(u64 fd) { return (void)fd, NULL; }
-void sd_epoll_set(u64 fd, void *ep) { (void)fd, (void)ep; }
+bool sd_epoll_set(u64 fd, void *ep, u32 *number) { return (void)fd, (void)ep, (void)number, false; }
+void sd_epoll_forget(u64 fd) { (void)fd; }
+void sd_epoll_dup(u64 from, u64 to) { (void)from, (void)to; }
+void sd_out_of_reach(struct sock *s, int fd) { (void)s, (void)fd; }
 void *sd_alloc(u64 bytes) { return (void)bytes, NULL; }
 void sd_free(void *p, u64 bytes) { (void)p, (void)bytes; }
 struct sock *sd_sock_enter_numbered(u32 ent) { return ent == 1 ? &sk : NULL; }

@@ -23,7 +23,16 @@ void *sd_epoll_of(u64 fd)
     return set ? set->ep : NULL;
 }
 
-void sd_epoll_set(u64 fd, void *ep) { set_of((long)fd)->ep = ep; }
+bool sd_epoll_set(u64 fd, void *ep, u32 *number)
+{
+    (void)number;
+    set_of((long)fd)->ep = ep;
+    return true;
+}
+
+void sd_epoll_forget(u64 fd) { set_of((long)fd)->ep = NULL; }
+void sd_epoll_dup(u64 from, u64 to) { set_of((long)to)->ep = set_of((long)from)->ep; }
+void sd_out_of_reach(struct sock *s, int fd) { (void)s, (void)fd, host_fail("a set of the kernel alone"); }
 
 /* ----------------------------------------------------------------- memory */
 

@@ -29,8 +29,8 @@ static struct sock *free_list;
 static u32 nsocks;
 static _Atomic u32 pool_lock;
 
-#define MAX_EP 4096
-static void *ep_table[MAX_EP];
+static void *ep_table[FD_MAX]; /* by number, which a struct ep keeps for good. 0: none */
+static u32 eps;
 
 static struct sock *sock_at(u32 i) { return &chunk[i / CHUNK][i % CHUNK]; }
 
@@ -298,26 +298,35 @@ void *sd_epoll_of(u64 reg)
     return ent & ENT_EPOLL ? ep_table[ent & ~ENT_EPOLL] : NULL;
 }
 
-void sd_epoll_set(u64 reg, void *ep)
+static void set_epoll(u32 fd, u32 ent)
 {
-    u32 fd = (u32)reg, i;
-
-    if (fd >= FD_MAX)
-        return;
-    if (!ep) {
-        if (sd_fdent[fd] & ENT_EPOLL) {
-            sd_fdkind[fd] = 0;
-            sd_fdent[fd] = 0;
-        }
-        return;
-    }
-    for (i = 1; i < MAX_EP && ep_table[i] && ep_table[i] != ep; i++)
-        ;
-    if (i == MAX_EP)
-        return;
-    ep_table[i] = ep;
-    sd_fdent[fd] = ENT_EPOLL | i;
+    sd_fdent[fd] = ent;
     if (fd >= fd_top)
-        fd_top = (u32)fd + 1;
+        fd_top = fd + 1;
     sd_fdkind[fd] = SD_KIND_OURS;
+}
+
+bool sd_epoll_set(u64 reg, void *ep, u32 *number)
+{
+    u32 fd = (u32)reg;
+
+    if (fd >= FD_MAX || (!*number && eps == FD_MAX - 1))
+        return false;
+    if (!*number)
+        *number = ++eps;
+    ep_table[*number] = ep;
+    set_epoll(fd, ENT_EPOLL | *number);
+    return true;
+}
+
+void sd_epoll_dup(u64 from, u64 to)
+{
+    if ((u32)to < FD_MAX && sd_epoll_of(from))
+        set_epoll((u32)to, sd_fdent[(u32)from]);
+}
+
+void sd_epoll_forget(u64 reg)
+{
+    if (sd_epoll_of(reg))
+        sd_fd_forget(reg);
 }

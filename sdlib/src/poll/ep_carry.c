@@ -137,6 +137,6 @@ void sd_ep_adopt(int epfd, int first)
     if (first == epfd)
         ep_new(epfd, sd_self());
     else if (sd_epoll_of((u64)first))
-        sd_epoll_set((u64)epfd, sd_epoll_of((u64)first));
+        sd_epoll_dup((u64)first, (u64)epfd);
     ep_structure_unlock(&old);
 }

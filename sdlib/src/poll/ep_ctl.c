@@ -3,6 +3,7 @@
  * ep_ctl.c - epoll_create and epoll_ctl (epoll.h).
  */
 #include "poll/epoll.h"
+#include "sock/sock.h"
 
 /* The kernel may still have the ghost of an earlier registration, of which we have not: another thread is ending it, and holds `structure` until it has. */
 static long kernel_add(int epfd, int fd, const struct epoll_event *ev)
@@ -78,13 +79,25 @@ static long add_tagged(struct ep *ep, int epfd, int fd, struct sock *s, const st
     return ret;
 }
 
+/* Whoever waits in a set of which we cannot know (its descriptor is beyond our table, or there is no memory) is told by the kernel alone: of TCP. */
+static NOINLINE void to_kernel(int fd)
+{
+    struct sock *s = sd_sock_enter((u64)fd);
+
+    if (s && load_rlx(&s->b->state) != SD_BLOCK_PINNED)
+        sd_out_of_reach(s, fd);
+    if (s)
+        sd_sock_put(s);
+}
+
 static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *ev, struct sd_tcb *t)
 {
     u64 old;
     struct ep *ep = sd_epoll_of((u64)epfd);
-    if (ep && reg_tags_early(ep, ev->events))
-        return add_tagged(ep, epfd, fd, s, ev, t);
-    long ret = kernel_add(epfd, fd, ev);
+    long ret = ep && reg_tags_early(ep, ev->events) ? add_tagged(ep, epfd, fd, s, ev, t) : -ENOMEM;
+    if (ret != -ENOMEM)
+        return ret;
+    ret = kernel_add(epfd, fd, ev);
     if (ret < 0)
         return ret;
     ep_structure_lock(&old);
@@ -95,10 +108,8 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
     if (r && (sd_attached(s) || reg_tags_early(ep, r->want)))
         ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
     ep_structure_unlock(&old);
-    if (!r) {
-        SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_DEL, fd, NULL);
-        return -ENOMEM;
-    }
+    if (!r)
+        to_kernel(fd);
     return 0;
 }
 
@@ -217,8 +228,7 @@ static long created(long epfd, struct sd_tcb *t)
     if (epfd < 0 || t->foreign)
         return epfd;
     ep_structure_lock(&old);
-    if (sd_epoll_of((u64)epfd))
-        sd_epoll_set((u64)epfd, NULL); /* closed behind our back */
+    sd_epoll_forget((u64)epfd); /* if it was closed behind our back */
     ep_new((int)epfd, t);
     ep_structure_unlock(&old);
     return epfd;

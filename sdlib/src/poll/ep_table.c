@@ -132,8 +132,7 @@ struct ep *ep_new(int epfd, struct sd_tcb *t)
     ep->inherited = false;
     ep->fd = epfd;
     ep->pid = g.pid;
-    sd_epoll_set((u64)epfd, ep);
-    if (sd_epoll_of((u64)epfd) != ep) { /* its table is full */
+    if (!sd_epoll_set((u64)epfd, ep, &ep->number)) {
         ep->next = free_eps;
         free_eps = ep;
         return NULL;

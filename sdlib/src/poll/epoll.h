@@ -111,6 +111,7 @@ struct ep {
     const struct reg *other;    /* what that was, to be compared only; NULL: none of ours */
     u64 mixed_until;            /* tsc: connections of it may be moving until then (ep_order.c) */
     struct sd_learn learn;
+    u32 number;                 /* in the table of descriptors, for good */
     struct ep *next;
 };
 

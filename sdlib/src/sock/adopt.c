@@ -96,6 +96,8 @@ static void adopt(int fd, bool held)
     domain = (u32)sd_sockopt_int(fd, SO_DOMAIN);
     if ((domain != AF_INET && domain != AF_INET6) || !sent_info(fd, &ti))
         return;
+    if ((u32)fd >= ARRAY_LEN(sd_fdent))
+        return;
     bool connected = ti.head.state != TCP_CLOSE && ti.head.state != TCP_LISTEN && ti.head.state != TCP_SYN_SENT;
     if (held && !connected)
         return; /* listeners of a family of servers: whoever accepts has a connection of its own */

@@ -64,7 +64,7 @@ static void forget(u64 fd)
         farewell(s, (int)fd);
         sd_fd_remove(fd);
     } else if (sd_epoll_of(fd)) {
-        sd_epoll_set(fd, NULL);
+        sd_epoll_forget(fd);
     }
 }
 
@@ -102,7 +102,7 @@ static long dup_of(struct sd_tcb *t, u64 old, long fd)
         else if (s)
             sd_fd_install((int)fd, s);
         else if (ep)
-            sd_epoll_set((u64)fd, ep);
+            sd_epoll_dup(old, (u64)fd);
     }
     return fd;
 }

@@ -281,10 +281,33 @@ static struct sock *known(const struct sd_block *b)
     return NULL;
 }
 
+/* The table does not reach as far as fd: nobody would look at the ring for it. */
+static void take_beyond(int fd, u32 id, struct sd_block *b)
+{
+    struct sock *s = known(b);
+
+    if (s) {
+        sd_out_of_reach(s, fd);
+        atomic_fetch_sub(&b->users, 1); /* of the message */
+        return;
+    }
+    s = sd_sock_carried(id, b);
+    if (!s)
+        return;
+    if (load_acq(&b->state) != SD_BLOCK_ATTACHED || sd_map_segment(s, fd))
+        sd_out_of_reach(s, fd);
+    store_rel(&s->dead, 1);
+    sd_sock_reap(s); /* the kernel's alone from here on */
+}
+
 static void take_over(int fd, u32 id, struct sd_block *b)
 {
     struct sock *s = known(b);
 
+    if (unlikely((u32)fd >= ARRAY_LEN(sd_fdent))) {
+        take_beyond(fd, id, b);
+        return;
+    }
     if (s) {
         atomic_fetch_sub(&b->users, 1); /* of the message: we are counted already */
     } else {
@@ -328,7 +351,9 @@ SD_CALL(sd_pidfd_getfd)
 
     if (fd >= 0 && !t->foreign && sd_sock_of((u64)fd))
         sd_fd_remove((u64)fd); /* closed behind our back */
-    if (fd >= 0 && cookie && cookie_of((int)fd) == cookie)
+    if (fd >= 0 && cookie && cookie_of((int)fd) == cookie && (u32)fd >= ARRAY_LEN(sd_fdent))
+        sd_out_of_reach(s, (int)f->rsi);
+    else if (fd >= 0 && cookie && cookie_of((int)fd) == cookie)
         sd_fd_install((int)fd, s);
     return fd;
 }
