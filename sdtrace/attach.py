@@ -30,7 +30,7 @@ from policies import Settings
 from sdlib import abi
 from sdlib.wire import trees
 from sdtrace import procfs
-from sdtrace.dormant import Dormant, is_ours, renew
+from sdtrace.dormant import Dormant, has_our_filter, is_ours, renew
 from sdtrace.holders import adoptable
 from sdtrace.image import PAGE, Image
 from sdtrace.inject import boot_bytes, check_registers, is_given_back, leave_given_back, library_present, start_library
@@ -283,7 +283,8 @@ def _refuse(pid: int, image: Image) -> procfs.Status:
         raise RemoteError("already-traced", transient=ours)
     _refuse_memory(pid, image)
     more = status.filters - _filters()
-    if more != int(_has_image(pid, image)) and not (more == 1 and is_ours(status)):
+    known = more == int(_has_image(pid, image)) or (more == 1 and (is_ours(status) or has_our_filter(pid, _filters())))
+    if not known:
         raise RemoteError("own-seccomp-filter")
     _refuse_threads(pid)
     return status

@@ -4,9 +4,9 @@
 A keeper that nobody stands behind any more lets everything through.  Which one has the listener of this program is
 found out by the kernel: the program, stopped as it is, makes the library's reserved call, and the listener on which
 that arrives is the right one.  For who has never had the library, a shell say, that call could be deadly, under a
-filter of its own; so it is made only where the filter is known to be ours (`is_ours`).  Meanwhile that keeper is
-stopped.  Then we have its listeners, all of them, and it is told to leave, which it does when it has answered what it
-holds.
+filter of its own; so it is made only where the filter is known to be ours (`is_ours`, `has_our_filter`).  Meanwhile
+that keeper is stopped.  Then we have its listeners, all of them, and it is told to leave, which it does when it has
+answered what it holds.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
+from sdtrace.halted import Halted
 from sdtrace.image import PAGE, Image
 from sdtrace.keepsake import Keepsake
 from sdtrace.memory import read_memory
 from sdtrace.notify import Listener
-from sdtrace.ptrace import RemoteError
+from sdtrace.ptrace import RemoteError, get_filter
 from sdtrace.seized import Seized
+from sdtrace.syscalls import FILTERS, VARIANTS
 
 _NOTIFY: Final = "anon_inode:seccomp notify"
 _PIDFD: Final = "anon_inode:[pidfd]"
@@ -87,6 +90,14 @@ def is_ours(status: procfs.Status) -> bool:
             root = 0 if _has_attached(keeper) else _root_of(keeper)
             if root and _descends(status, root, procfs.start_time(keeper)):
                 return True
+    return False
+
+
+def has_our_filter(pid: int, index: int) -> bool:
+    """Is it, instruction by instruction, one that we install? Only root may ask the kernel."""
+    with suppress(OSError, RemoteError), Halted(pid):
+        code = get_filter(pid, index)
+        return any(Path(FILTERS, variant.file_name).read_bytes() == code for variant in VARIANTS)
     return False
 
 

@@ -21,6 +21,7 @@ CONT, GETREGS, SETREGS, DETACH, SYSCALL = 7, 12, 13, 17, 24
 PEEKTEXT, POKETEXT = 1, 4
 SEIZE, INTERRUPT = 0x4206, 0x4207
 GETSIGMASK, SETSIGMASK = 0x420A, 0x420B
+GET_FILTER = 0x420C
 SET_DISPATCH, GET_DISPATCH = 0x4210, 0x4211
 O_TRACESYSGOOD: Final = 1
 EVENT_STOP: Final = 128
@@ -130,6 +131,16 @@ def peek(tid: int, address: int) -> int:
     if word == -1 and ctypes.get_errno():
         raise OSError(ctypes.get_errno(), f"peek at {address:#x}")
     return word & ALL_SIGNALS
+
+
+def get_filter(tid: int, index: int) -> bytes:
+    """A seccomp filter of a stopped thread, as it was installed; 0 is the oldest. OSError: only root may ask, ..."""
+    count = _ptrace(GET_FILTER, tid, index, 0)
+    if count < 0:
+        raise OSError(ctypes.get_errno(), "seccomp filter")
+    code = (ctypes.c_ulonglong * count)()
+    ask(GET_FILTER, tid, index, ctypes.addressof(code))
+    return bytes(code)
 
 
 def poll_stop(tid: int) -> int | None:

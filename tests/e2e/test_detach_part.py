@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -119,6 +120,24 @@ def test_a_shell_that_has_never_used_a_socket(native: Runner, shm: Runner, guest
     detach(shell.pid, native.env)
     assert carried(shm, port) == 0
     shell.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at filters")
+def test_a_shell_whose_first_process_has_ended(native: Runner, shm: Runner, guests: Guests, tmp_path: Path) -> None:
+    """Nothing leads from it to its tree but its filter."""
+    port, told = free_port(), tmp_path / "pid"
+    inner = f"echo $$ >{told}; {guests('waits')} {port} & trap 'kill $!' TERM; wait; wait"
+    shm.start("sh", "-c", f'sh -c "$0" & while ! [ -s {told} ]; do sleep 0.01; done', inner).wait()
+    pid = int(told.read_text())
+    try:
+        assert carried(shm, port) == CONNECTIONS
+        detach(pid, native.env)
+        assert not library_in(pid) and carried(shm, port) == 0
+        Attached(pid, tmp_path, native.env).ok()
+        assert carried(shm, port) == CONNECTIONS
+        detach(pid, native.env)
+    finally:
+        os.kill(pid, signal.SIGTERM)
 
 
 def test_a_worker_and_its_master(native: Runner, shm: Runner, tmp_path: Path) -> None:
