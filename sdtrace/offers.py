@@ -260,11 +260,20 @@ class Broker:
             result = errno.ENOENT
         elif event.what == Bell.RECALL:
             result = self.recall(key, held)
+        elif held.far and event.what == Bell.BACK and self._take_back(key, held):
+            result = 0
         else:
             result = self._far.act(key, held, event.what, event.number) if held.far else errno.EINVAL
         if self._client is not None:
             rung = held is not None and event.what == Bell.BYTE and not result
             self._client.rang(event.offer_id, result, held.origin.place if held is not None and rung else (0, 0, 0))
+
+    def _take_back(self, key: Key, held: Held) -> bool:
+        """Rings to which its program has not come: as if the connection had never been paired."""
+        if held.attached or not key.area.exchange_state(key.block, abi.const.SD_BLOCK_PAIRED, abi.const.SD_BLOCK_TCP):
+            return False
+        self._let_go(key)
+        return True
 
     def nudge(self, key: Key, *, leave: bool = False) -> int:
         """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno.

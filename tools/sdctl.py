@@ -40,6 +40,7 @@ WHY: Final = {
     "no-socket-call": "its program has made no socket since it was started",
     "made-before-injection": "it was made before the library came into its program",
     "closed-before-switch": "it has ended before both ends had switched",
+    "shared-before-switch": "processes share it (fork) since before it could switch: it waits until one has it alone",
     "not-switched-yet": "both ends are paired, and switch with their next operations",
     "moved-back": "it was on shared memory and has gone back to TCP",
     "peer-closed-its-side": "the other end has shut its sending side",

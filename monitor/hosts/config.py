@@ -15,6 +15,7 @@
     dead_s: 5                            # silent for so long: the link is down
     back_s: 3                            # no RDMA for so long: connections go back to their own TCP
     lost_s: 30                           # for so long: those that cannot are reset
+    unused_s: 60                         # one end has not come to its rings for so long: they are given up for now
 
 Without the file there are no other hosts.  Root or the monitor's user owns it, and nobody else may write to it.
 """
@@ -92,6 +93,7 @@ class Config:
     dead_s: float = 5.0
     lost_s: float = 30.0
     back_s: float = 3.0
+    unused_s: float = 60.0
     spin_us: float | None = None
 
 
@@ -137,7 +139,7 @@ def _known(tree: Any, what: str, *keys: str) -> dict[str, Any]:
 
 def _config(tree: Any, folder: str) -> Config:
     tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "dead_s", "lost_s", "back_s",
-                  "spin_us")
+                  "unused_s", "spin_us")
     name = _name(tree["name"])
     peers = {str(key): _peer(str(key), value, folder) for key, value in (tree.get("peers") or {}).items()}
     if name in peers:
@@ -155,7 +157,7 @@ def _config(tree: Any, folder: str) -> Config:
     listen = _endpoint(tree["listen"]) if tree.get("listen") else None
     return Config(name, listen, peers, Device(**device), transport, float(tree.get("dead_s", 5.0)),
                   float(tree.get("lost_s", 30.0)), float(tree.get("back_s", 3.0)),
-                  None if tree.get("spin_us") is None else float(tree["spin_us"]))
+                  float(tree.get("unused_s", 60.0)), None if tree.get("spin_us") is None else float(tree["spin_us"]))
 
 
 def _name(text: Any) -> str:

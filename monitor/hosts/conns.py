@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EAGAIN
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ class Conn:
     lost: bool = False
     left: bool = False
     """It has gone back to TCP; until the other host has heard so, what that sends goes on arriving."""
+    unused_since: float | None = field(default_factory=time.monotonic)
+    """None: both programs have come to their rings."""
 
     @property
     def deaf(self) -> bool:
@@ -71,8 +73,8 @@ class Conn:
 class Connections:
     """By slot, our name for each, and by the name that its supervisor knows."""
 
-    def __init__(self, local: Local, candidates: Candidates, lost_s: float) -> None:
-        self._local, self._candidates, self._lost_s = local, candidates, lost_s
+    def __init__(self, local: Local, candidates: Candidates, lost_s: float, unused_s: float) -> None:
+        self._local, self._candidates, self._lost_s, self._unused_s = local, candidates, lost_s, unused_s
         self._conns: dict[int, Conn] = {}
         self._named: dict[tuple[int, int], Conn] = {}
         self._slots = 0
@@ -117,8 +119,17 @@ class Connections:
             if again:
                 conn.contact.again += 1
                 journal.detail("doorbell-again", host=conn.contact.peer.name, slot=conn.mirror.slot)
-            if again or conn.unsettled:
+            if again or conn.unsettled or self._is_unused(conn, now):
                 self.stir(conn.mirror.slot)
+
+    def _is_unused(self, conn: Conn, now: float) -> bool:
+        """One of its programs does not come: it shares the connection with another process, say, or says nothing.
+
+        The memory of rings is pinned, so it is not kept for that.  Each end is offered anew by its program's next call.
+        """
+        if conn.unused_since is not None and conn.mirror.used:
+            conn.unused_since = None
+        return conn.unused_since is not None and now - conn.unused_since > self._unused_s
 
     def stir_owing(self) -> None:
         """Those whose small credits are to go out."""
@@ -326,7 +337,7 @@ class Connections:
         mirror = conn.mirror
         if mirror.slot not in self._conns or conn.left:
             return
-        if mirror.copy.taken:
+        if mirror.copy.taken or (mirror.linked and self._is_unused(conn, time.monotonic())):
             self.leave(conn)
             return
         if conn.waiting is not None and mirror.linked and not self.hand_over(conn):

@@ -121,6 +121,11 @@ class Copy:
         return bool(self._seg.frozen or self._seg.pumped)
 
     @property
+    def attached(self) -> bool:
+        """Our program has come to its rings."""
+        return bool(self._seg.attached[self.side])
+
+    @property
     def heard(self) -> bool:
         """The other host knows that our program sends by its ring."""
         return bool(self._seg.heard)

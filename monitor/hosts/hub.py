@@ -78,7 +78,7 @@ class Hub:
         assert device is not None or config.transport == FOR_TESTS
         self._config, self._selector, self._local, self._device = config, selector, local, device
         self._candidates = Candidates()
-        self._conns = Connections(local, self._candidates, config.lost_s)
+        self._conns = Connections(local, self._candidates, config.lost_s, config.unused_s)
         self._callers: set[Caller] = set()
         threads = device is not None and device.threads
         self._vigil = Threads() if threads else Vigil(device, spin_s(config.spin_us))

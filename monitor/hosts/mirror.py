@@ -363,6 +363,11 @@ class Mirror:
         self.armed = False
         self.copy.arm(data=False, room=not self.copy.switched)
 
+    @property
+    def used(self) -> bool:
+        """Both programs have come to their rings."""
+        return self.theirs is not None and bool(self.theirs.attached) and self.copy.attached
+
     def watch(self, watched: bool) -> None:
         """Whether C is to look at it in every turn."""
         abi.lib.sd_mirrored_watch(self.state, watched)

@@ -130,7 +130,8 @@ enum sd_kin {
     X(quota, "quota-exhausted") \
     X(detached, "detached") \
     X(unread_lost, "unread-lost") \
-    X(fault_inside, "fault-inside")
+    X(fault_inside, "fault-inside") \
+    X(shared, "shared-before-switch")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,

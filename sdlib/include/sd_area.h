@@ -53,7 +53,7 @@ enum sd_block_state {
     SD_BLOCK_FREE = 0,
     SD_BLOCK_TCP = 1,      /* born; bytes on TCP; may be offered */
     SD_BLOCK_OFFERED = 2,  /* with the monitor, no partner yet */
-    SD_BLOCK_PAIRED = 3,   /* set by the supervisor: a segment waits for HC_ATTACH */
+    SD_BLOCK_PAIRED = 3,   /* set by the supervisor: a segment waits for HC_ATTACH; and set back to TCP by it, if nobody has come to it between two hosts */
     SD_BLOCK_ATTACHED = 4, /* this end has mapped the segment */
     SD_BLOCK_PINNED = 5,   /* (also set by the supervisor, from OFFERED) stays on TCP for good; `reason` says why */
 };

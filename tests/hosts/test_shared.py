@@ -97,3 +97,25 @@ def test_shared_connections_go_by_rings_back_and_up_again(world: World) -> None:
                      for one in (client, server))
     assert all(int(count) > 0 for count in (*asked.values(), *served.values())) and len(asked) == len(served) == 2
     assert_rdma(client.report(), 1, shared)
+
+
+def test_who_shares_one_before_it_has_gone_over_is_told_so_and_keeps_no_rings(world: World) -> None:
+    """It moves once each end is one process's alone."""
+    world.start(unused_s=1.0)
+    carried, alone, stop = (world.a.folder / word for word in ("carried", "alone", "stop"))
+    carried.touch()
+    server = start(world.b, "server", world.b.address, 7041, carried, alone, stop)
+    server.until(lambda: b"listening" in server.stdout, "listens")
+    client = start(world.a, "client", world.b.address, 7041, carried, alone, stop)
+    wait_for(lambda: world.a.peer("b")["left"] and world.b.peer("a")["left"], lambda: f"given up\n{world.known()}")
+    wait_for(lambda: not world.a.far()["connections"] and not world.b.far()["connections"], "both have forgotten it")
+    for host, program in ((world.a, client), (world.b, server)):
+        (line,) = [one for one in host.tells(program)["connections"] if one["role"]]
+        assert line["reason"] == "shared-before-switch" and line["ring"] is None, line
+    assert ring_bytes(world.a, client) == 0
+    alone.touch()
+    world.carried(1, 10_000)
+    moving(world, client)
+    stop.touch()
+    world.finish(client, server)
+    assert_rdma(client.report(), 1)

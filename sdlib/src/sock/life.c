@@ -24,13 +24,26 @@ static void later(struct sd_block *b)
     cas_u32(&b->state, SD_BLOCK_OFFERED, SD_BLOCK_TCP);
 }
 
+/* Of processes that share it only one would map the rings, and the others go on by TCP not knowing. So it waits until one has it alone; meanwhile, and at the
+ * end, that is why it is on TCP. */
+static bool is_shared(struct sd_block *b)
+{
+    bool shared = load_rlx(&b->users) > 1;
+
+    if (shared && b->reason == SD_REASON_none)
+        b->reason = SD_REASON_shared;
+    else if (!shared && b->reason == SD_REASON_shared)
+        b->reason = SD_REASON_none;
+    return shared;
+}
+
 static void offer(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
     u64 all = ~0ull, was;
     long r;
 
-    if (load_rlx(&b->users) > 1)
+    if (is_shared(b))
         return;
     if (unlikely(sd_option_keeps(fd))) {
         sd_reason(s, SD_REASON_option);
@@ -153,9 +166,10 @@ static void attach(struct sock *s, int fd)
     if (!cas_u32(&s->attaching, 0, 1))
         return;
     bool again = unlikely(load_rlx(&b->rx_mode) == SD_MODE_BACK);
-    if (load_acq(&b->state) == SD_BLOCK_PAIRED && load_rlx(&b->users) <= 1 && !(again && !sd_again_may(s))) {
+    if (load_acq(&b->state) == SD_BLOCK_PAIRED && !is_shared(b) && !(again && !sd_again_may(s))) {
         if (!sd_map_segment(s, fd)) {
-            sd_reason(s, g.no_supervisor ? SD_REASON_no_supervisor : SD_REASON_no_memory);
+            if (load_acq(&b->state) == SD_BLOCK_PAIRED) /* or it was taken back meanwhile, and may be offered anew */
+                sd_reason(s, g.no_supervisor ? SD_REASON_no_supervisor : SD_REASON_no_memory);
         } else {
             COUNT(attaches);
             if (again)
