@@ -493,12 +493,14 @@ static void keeper_main(const struct keeper *k)
 {
     keeper_detach(k);
     g.keepsake_fd = make_keepsake(&g.keepsake);
-    if (g.keepsake_fd < 0)
-        _exit(EXIT_UNABLE); /* the launcher cannot send the listener then, and says so */
+    if (g.keepsake_fd < 0 && k->options->must_check)
+        _exit(EXIT_UNABLE); /* the launcher waits for a verdict, and says that there is none */
     g.launcher = k->launcher;
     g.must_check = k->options->must_check;
     g.deadline_ms = now_ms() + SUPERVISOR_DELAY_MS;
     g.start = k;
+    if (g.keepsake_fd < 0)
+        go_alone(); /* no supervisor, but the tree needs a keeper: its listener may be on its way already */
     if (g.must_check || told_at_the_end(k->options))
         start_supervisor();
     serve();

@@ -68,8 +68,9 @@ void keeper_detach(const struct keeper *k)
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* memory of our own counts as a file */
     /* Where the program's own limits are tight, ours need not be. */
-    static const int limits[] = {RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_CPU, RLIMIT_STACK};
+    static const int limits[] = {RLIMIT_NOFILE, RLIMIT_FSIZE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_CPU, RLIMIT_STACK};
     for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
         struct rlimit r;
         if (getrlimit(limits[i], &r) == 0) {
@@ -90,10 +91,14 @@ void keeper_detach(const struct keeper *k)
 int make_keepsake(struct keepsake **k)
 {
     int fd = memfd_create("sdrun-keepsake", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, KEEPSAKE_BYTES) < 0)
-        return -1;
-    *k = mmap(NULL, KEEPSAKE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return *k == MAP_FAILED ? -1 : fd;
+    if (fd >= 0 && ftruncate(fd, KEEPSAKE_BYTES) == 0) {
+        *k = mmap(NULL, KEEPSAKE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (*k != MAP_FAILED)
+            return fd;
+    }
+    static struct keepsake nobodys;
+    *k = &nobodys;
+    return -1;
 }
 
 static char *text(const char *format, ...)

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from tests.e2e.test_live_policy import STAGES, Pair
 from tests.guestbuild import Guests
-from tests.harness import ROOT, Mode, Program, Runner, free_port
+from tests.harness import ROOT, SDRUN, Mode, Program, Runner, end_monitor, free_port
 from tests.monitor.support import MonitorProcess
 
 LIMITED = """
@@ -54,6 +55,47 @@ def test_no_room_for_mappings(shm: Runner, room: int) -> None:
     program = shm.run(sys.executable, "-c", LIMITED, "RLIMIT_AS", f"used + ({room} << 10)")
     assert program.stdout == b"40\n"
     assert program.report().shm < 80
+
+
+TALKS = """
+import socket
+l = socket.create_server(("127.0.0.1", 0))
+c = socket.create_connection(l.getsockname()); s = l.accept()[0]
+for n in range(500):
+    c.sendall(b"%d" % n); assert s.recv(9) == b"%d" % n
+    s.sendall(b"x"); assert c.recv(9) == b"x"
+"""
+
+
+@pytest.mark.parametrize("limit", ["--fsize=0:", "--fsize=20000:", "--nofile=20:", "--as=400000000:"])
+def test_limits_before_the_start(shm: Runner, limit: str) -> None:
+    """The program's limits are not those of what works for it, up to the hard ones."""
+    shm.before = ["prlimit", limit]
+    program = shm.run(sys.executable, "-c", TALKS)
+    shm.check(program, at_least=2)
+
+
+@pytest.mark.parametrize("limit", ["--fsize=0", "--fsize=20000", "--fsize=2000000", "--nofile=12"])
+def test_hard_limits_before_the_start(sd_env: dict[str, str], limit: str) -> None:
+    """Where the memory that we need cannot be had, the program runs, on TCP: the tree has a keeper in any case."""
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(prefix="sdlim-", dir="/tmp") as folder:
+        os.chmod(folder, 0o700)
+        if user:
+            os.chown(folder, 65534, 65534)
+        env = {**sd_env, "XDG_RUNTIME_DIR": folder, "XDG_CONFIG_HOME": folder, "HOME": folder}
+        try:
+            for _ in range(5):  # once the listener was lost on its way to a keeper that had ended
+                done = subprocess.run([*user, "prlimit", limit, SDRUN, "--", sys.executable, "-c", TALKS], env=env,
+                                      capture_output=True, text=True, timeout=60, check=False)
+                assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            if limit == "--fsize=0":  # what has to be checked cannot be: one line, and nothing is left waiting
+                done = subprocess.run([*user, "prlimit", limit, SDRUN, "--set", "upgrade=eager", "--", "true"], env=env,
+                                      capture_output=True, text=True, timeout=60, check=False)
+                assert done.returncode == 125
+                assert "supervisor did not start" in done.stderr
+        finally:
+            end_monitor(Path(folder))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
