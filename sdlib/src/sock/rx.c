@@ -41,19 +41,19 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w, u64 sle
 {
     struct pollfd p = {fd, POLLIN, 0};
     struct timespec64 ts;
-    bool held = sd_cork_pending(&s->e), timed = (again || w->later) && time_left(fd, w, &ts);
+    bool held = sd_cork_pending(&s->e), stays = sleeper != SD_NOT_PARKED && sd_bell_stays(s), timed = (again || w->later) && time_left(fd, w, &ts), brief;
     long r;
 
-    if (!timed && (!w->later || held || (sleeper != SD_NOT_PARKED && sd_bell_stays(s))))
+    if (!timed && (!w->later || held || stays))
         return sd_park(s, fd, sleeper);
-    held &= !timed || ts.sec || ts.nsec > 1000000;
-    if (held)
+    brief = (held || stays) && (!timed || ts.sec || ts.nsec > 1000000);
+    if (brief)
         ts = (struct timespec64){0, 1000000};
     COUNT_OF(s, parks);
     COUNT(calls_kernel);
-    r = SYS5(__NR_ppoll, &p, 1, timed ? &ts : NULL, 0, 8);
+    r = SYS5(__NR_ppoll, &p, !stays, timed ? &ts : NULL, 0, 8); /* a doorbell that stays for others would wake us at once, each time: sd_park() */
     if (r == 0)
-        return held ? 1 : -EAGAIN;
+        return brief ? 1 : -EAGAIN;
     return r; /* an error of the connection stays for sd_look_at_kernel() */
 }
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.differential.behaviours.transmit import fill
-from tests.differential.linux import DONTWAIT, ET, IN, OUT, PEEK
+from tests.differential.linux import DONTWAIT, ET, IN, OUT, PEEK, SO_RCVTIMEO, SOL_SOCKET, WAITALL
 from tests.differential.side import Call, Side, settle
 from tests.differential.worlds import Stage, behaviour
 
@@ -73,6 +74,21 @@ def edge_in_company(stage: Stage) -> None:
         settle()
         b.recv_all_quietly(y, total)
         waits.end()
+
+
+@behaviour("recv MSG_PEEK of more than there is with SO_RCVTIMEO, of a connection that two processes use",
+           carried=False)
+def peek_in_time(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.fork("c")
+    a.setsockopt(x, SOL_SOCKET, SO_RCVTIMEO, struct.pack("=qq", 0, 200_000))
+    for text in (b"some", b"more"):
+        waits = a.start.recv(x, 100, PEEK | WAITALL).asleep()
+        b.send(y, text)
+        waits.end()
+    a.recv(x, 100)
+    a.recv(x, 100)
 
 
 @behaviour("poll of idle connections that several processes use: nobody wakes up", carried=False)
