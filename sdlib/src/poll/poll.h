@@ -52,6 +52,7 @@ struct sd_learn {
     u32 avg_us;    /* length of waits that were won, exponential average */
     u32 hold, held; /* so many waits without spinning are left, of so many: somebody else wanted the CPU */
     u32 wait_us;    /* how long it took until somebody rang for a sleeper, plus one, exponential average; 0: not known */
+    u32 wake_us;    /* from the bell until a sleeper runs: the least of late */
 };
 extern struct sd_learn sd_learn_process;
 

@@ -5,7 +5,7 @@
  * A spin that wins saves two system calls and a wake-up of several microseconds; one that loses burns a CPU that the
  * peer may need. So the budget is halved with each loss down to SPIN_MIN_US and doubled with each win, and with each
  * park where a longer spin would have won. Who rings says when: how long a park lasts tells nothing of that, for waking up may take longer than what was
- * waited for.
+ * waited for. And that is how long a spin may last at most, where it is longer than spin_us (virtual machines, deep sleep of a CPU): one in vain costs no more than the sleep behind it.
  *
  * More runnable threads than CPUs: a spin takes the time from the one that it waits for. A hole in the spinner's clock tells that it was
  * preempted; then the next waits only yield, and more of them each time that happens again. A peer that is known to need this CPU gets it at
@@ -26,6 +26,8 @@
 #define SD_SOON_US 300
 #endif
 #define LATE_US (4 * SD_SOON_US)
+#define STRETCH 4             /* so many times spin_us at most */
+#define SPIN_MOST_US 1000
 
 struct sd_learn sd_learn_process;
 
@@ -67,15 +69,18 @@ struct timespec64 *sd_ns_ts(u64 ns, struct timespec64 *ts)
     return ts;
 }
 
-static u32 spin_limit(void)
+/* In us. As long as waking up takes, if that is longer than what the policy says. */
+static u32 spin_limit(const struct sd_learn *l)
 {
     u32 us = g.cfg->spin_us; /* the supervisor may change it at any time */
-    return us < 1000 ? us : 1000;
+    us = us < SPIN_MOST_US ? us : SPIN_MOST_US;
+    u64 wake = min_u64(l->wake_us, min_u64((u64)us * STRETCH, SPIN_MOST_US));
+    return wake > us ? (u32)wake : us;
 }
 
 bool sd_spin_begin(struct sd_spin *sp, struct sd_learn *l, u64 max_ns, bool yields)
 {
-    u32 limit = spin_limit();
+    u32 limit = spin_limit(l);
     if (!limit || !max_ns)
         return false;
     u32 us = l->budget_us ? l->budget_us : limit;
@@ -134,7 +139,7 @@ bool sd_spin_ask_kernel(struct sd_spin *sp)
 
 static void grow(struct sd_learn *l)
 {
-    u32 limit = spin_limit(), us = l->budget_us * 2;
+    u32 limit = spin_limit(l), us = l->budget_us * 2;
     if (us < l->avg_us * 3)
         us = l->avg_us * 3; /* straight to what has been enough before */
     if (us < SPIN_MIN_US)
@@ -155,11 +160,11 @@ void sd_spin_end(struct sd_spin *sp, bool won)
         u32 took = (u32)((sd_tsc() - sp->start) / (g.tsc_per_us ? g.tsc_per_us : 1));
         l->avg_us = (l->avg_us * 7 + took + 7) / 8;
         if (!l->budget_us)
-            l->budget_us = spin_limit();
+            l->budget_us = spin_limit(l);
         COUNT(spins_won);
         grow(l);
     } else {
-        u32 us = l->budget_us ? l->budget_us : spin_limit();
+        u32 us = l->budget_us ? l->budget_us : spin_limit(l);
         l->budget_us = us / 2 > SPIN_MIN_US ? us / 2 : SPIN_MIN_US;
     }
 }
@@ -169,6 +174,14 @@ static void learn_wait(struct sd_learn *l, u64 us)
     u32 took = (u32)min_u64(us, LATE_US) + 1; /* one that was late says little */
 
     l->wait_us = l->wait_us ? (l->wait_us * 7 + took) / 8 : took;
+}
+
+/* The least of late: where others run on the CPU waking up takes longer, and spinning would not help. */
+static void learn_waking(struct sd_learn *l, u64 us)
+{
+    u32 took = (u32)min_u64(us, LATE_US);
+
+    l->wake_us = took < l->wake_us ? took : l->wake_us + (took - l->wake_us) / 8;
 }
 
 void sd_spin_forgotten(struct sd_learn *l, bool deaf) { l->wait_us = deaf ? 2 * SD_SOON_US : LATE_US; }
@@ -181,7 +194,6 @@ bool sd_rung_soon(const struct sd_learn *l, bool deaf)
 void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung)
 {
     u64 now = sd_tsc(), us = g.tsc_per_us ? g.tsc_per_us : 1;
-    u32 limit = spin_limit();
 
     if (rung - since > now - since) { /* it was not rung for */
         if (now - from < PARK_SHORT_US * us)
@@ -189,6 +201,9 @@ void sd_spin_parked(struct sd_learn *l, u64 since, u64 from, u64 rung)
         return;
     }
     learn_wait(l, (rung - since) / us);
+    if (rung > from)
+        learn_waking(l, (now - rung) / us);
+    u32 limit = spin_limit(l);
     if (rung - since >= limit * us)
         return;
     u32 enough = (u32)((rung - since) / us) * 2;
