@@ -279,7 +279,7 @@ static long sys_ioctl(u32 side, u32 what, i32 *out_value)
 {
     struct stream *o = out(side), *i = in(side);
 
-    *out_value = what == FIONREAD ? (i32)(i->arrived - i->read) : (i32)(o->written - o->arrived);
+    *out_value = what == SIOCATMARK ? 0 : what == FIONREAD ? (i32)(i->arrived - i->read) : (i32)(o->written - o->arrived);
     return 0;
 }
 

@@ -313,6 +313,14 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
     return (long)w->got;
 }
 
+/* The next byte of TCP is urgent, or stands behind one that is: where something was read already no call goes on there. */
+static bool at_mark(int fd)
+{
+    i32 at = 0;
+
+    return SYS3(__NR_ioctl, fd, SIOCATMARK, &at) == 0 && at;
+}
+
 static long receive(struct sock *s, int fd, struct rx *w)
 {
     struct sd_block *b = s->b;
@@ -325,7 +333,7 @@ static long receive(struct sock *s, int fd, struct rx *w)
             sd_recall_wait(s, fd);
             r = -ERANGE;
         } else if (!sd_attached(s) || load_rlx(&b->rx_mode) == SD_MODE_BACK) {
-            r = sd_plain_rx(s, fd, w);
+            r = unlikely(w->got) && at_mark(fd) ? (long)w->got : sd_plain_rx(s, fd, w);
         } else {
             r = w->peek ? sd_switching_peek(s, fd, w) : sd_switching_rx(s, fd, w);
             COUNT(calls_kernel);

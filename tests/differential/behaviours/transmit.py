@@ -328,6 +328,22 @@ def oob(stage: Stage) -> None:
     a.recv(x, 100)
 
 
+@behaviour("recv of what was sent before and behind urgent data", carried=False)
+def oob_between(stage: Stage) -> None:
+    """No call goes on behind the mark."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.send(x, b"abc")
+    a.send(x, b"!", OOB)
+    a.send(x, b"ef")
+    b.poll([(y, PRI)], 1000)
+    b.recv(y, 100)
+    b.ioctl(y, SIOCATMARK)
+    b.recv(y, 100)
+    b.recv(y, 10, OOB)
+    b.recv(y, 100, DONTWAIT)
+
+
 @behaviour("setsockopt SO_OOBINLINE", carried=False)
 def oob_inline(stage: Stage) -> None:
     a, b = stage.a, stage.b
