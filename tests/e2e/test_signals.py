@@ -49,6 +49,7 @@ def test_a_daemon_outlives_the_terminal_that_started_it(shm: Runner, guests: Gue
              f"setsid sh -c 'echo $$ >{own}; exec {guests('waits')} {port}' & read nothing"]
     shell, terminal = pty.fork()
     if shell == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
         os.execve(SDRUN, list(map(str, words)), shm.env)
     deadline = time.monotonic() + REPORT_WITHIN_S
     while not is_listening(port):
