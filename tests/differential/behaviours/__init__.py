@@ -8,6 +8,7 @@ from tests.differential.behaviours import (
     descriptors,
     edges,
     ends,
+    epolls,
     files,
     handed,
     options,
@@ -18,11 +19,12 @@ from tests.differential.behaviours import (
     readiness,
     receive,
     several,
+    shutdowns,
     taken,
     transmit,
 )
 
 __all__ = [
-    "beside", "company", "corked", "descriptors", "edges", "ends", "files", "handed", "options", "order", "others",
-    "patterns", "pointers", "readiness", "receive", "several", "taken", "transmit",
+    "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "handed", "options", "order",
+    "others", "patterns", "pointers", "readiness", "receive", "several", "shutdowns", "taken", "transmit",
 ]  # fmt: skip
