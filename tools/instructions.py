@@ -33,12 +33,13 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdtrace import ptrace
+from tools import purposes
 from tools.groups import Leader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,9 @@ class Count:
     system_calls: int = 0
     traps: int = 0
     functions: Counter[str] = field(default_factory=Counter)
+    purposes: Counter[str] = field(default_factory=Counter)
+    places: Counter[int] = field(default_factory=Counter)
+    """By address; once it is counted."""
 
 
 class Symbols:
@@ -100,9 +104,13 @@ class Symbols:
         self._starts = sorted(names)
         self._names = names
 
+    def holds(self, address: int) -> bool:
+        """Is it in the library?"""
+        return any(low <= address < high for low, high in self._segments)
+
     def name(self, address: int) -> str:
         """The function's name; for what is not in the library, the call site with its stub."""
-        if not any(low <= address < high for low, high in self._segments):
+        if not self.holds(address):
             return "call site"
         index = bisect_right(self._starts, address) - 1
         return self._names[self._starts[index]] if index >= 0 else "library"
@@ -154,6 +162,7 @@ class Stepper:
             if registers.rip != last:
                 count.total += 1
                 count.functions[self._symbols.name(registers.rip)] += 1
+                count.places[registers.rip] += 1
                 count.system_calls += code == b"\x0f\x05"
             last = registers.rip
             ptrace.ask(SINGLESTEP, self.pid, 0, passed)
@@ -221,6 +230,16 @@ def one_round(stepper: Stepper, names: list[str], counts: dict[str, list[Count]]
         stepper.run_to_mark()
 
 
+def sort_out(counts: Iterable[Count]) -> None:
+    """Say what the instructions of these calls were for."""
+    counts = list(counts)
+    image = Symbols(IMAGE_ELF)
+    known = purposes.of_library((place for count in counts for place in count.places if image.holds(place)), IMAGE_ELF)
+    for count in counts:
+        for place, times in count.places.items():
+            count.purposes[known.get(place, purposes.SHIM)] += times
+
+
 def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> dict[str, Count]:
     """The median count of every probe, by "name", and "name, with threads" of that variant. `options`: sdrun's."""
     result = {}
@@ -237,6 +256,7 @@ def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> 
                 continue
             several = sorted(counts[name], key=lambda count: count.total)
             result[f"{name}, with threads" if variant == "threads" else name] = several[len(several) // 2]
+    sort_out(result.values())
     return result
 
 
@@ -244,6 +264,7 @@ def save(counts: dict[str, Count], path: Path) -> None:
     """Write the baseline."""
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     calls = {name: {"total": count.total, "system_calls": count.system_calls,
+                    "purposes": dict(count.purposes.most_common()),
                     "functions": dict(count.functions.most_common())} for name, count in counts.items()}
     path.write_text(json.dumps({"compiler": compiler, "calls": calls}, indent=1) + "\n")
 
@@ -251,7 +272,7 @@ def save(counts: dict[str, Count], path: Path) -> None:
 def load(path: Path) -> dict[str, Count]:
     """Read the baseline."""
     calls = json.loads(path.read_text())["calls"]
-    return {name: Count(call["total"], call["system_calls"], 0, Counter(call["functions"]))
+    return {name: Count(call["total"], call["system_calls"], 0, Counter(call["functions"]), Counter(call["purposes"]))
             for name, call in calls.items()}
 
 

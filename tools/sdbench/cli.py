@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.sdbench import apps, command, micro, report
+from tools.sdbench import apps, command, micro, report, where
 from tools.sdbench.machine import ROOT, SDRUN, describe, placements
 from tools.sdbench.results import Results
 from tools.sdbench.runner import Case, Runner
@@ -94,8 +94,8 @@ def micro_cases(options: argparse.Namespace) -> list[Case]:
     plan = micro.quick_plan(peers=peers) if options.quick else micro.Plan(peers=peers)
     if options.placement:
         plan = replace(plan, places=places(options, []))
-    names = chosen(options.only, list(micro.BENCHES))
-    return [case for name in names for case in micro.BENCHES[name](plan)]
+    benches = {**micro.BENCHES, where.BENCH: where.cases}
+    return [case for name in chosen(options.only, list(benches)) for case in benches[name](plan)]
 
 
 def wanted(options: argparse.Namespace, stage: Stage) -> list[Case]:

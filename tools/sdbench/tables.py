@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.sdbench import targets
+from tools.purposes import PURPOSES
+from tools.sdbench import targets, where
 from tools.sdbench.machine import ROOT
 from tools.sdbench.results import METRICS, Results, Row, short
 
@@ -108,26 +109,15 @@ def not_better(rows: Iterable[Row]) -> Table:
 
 # ---------------------------------------------------------- where it goes
 
-PURPOSES = {
-    "call site, slot, entry, way back": ("call site", "sd_gate_start", "sd_slots", "sd_entry", "sd_dispatch"),
-    "which socket": ("sd_sock_enter", "sd_sock_put", "sd_sock_of"),
-    "state of the connection": ("sd_tick", "sd_attached", "room_seen"),
-    "locking": ("sd_lock", "sd_unlock"),
-    "ring and copy": ("sd_tx_copy", "sd_rx_copy", "sd_tx_room", "sd_rx_avail", "sd_tx_commit", "sd_rx_commit"),
-}
-"""Functions of the library; what is not named here is `the call itself`."""
-
-
 def instructions() -> Table:
     """Instructions of the fast paths by purpose, from the baseline of `make baseline`."""
     calls = json.loads(INSTRUCTIONS.read_text())["calls"]
     names = [name for name in ("send8", "recv8", "send8, with threads", "recv8, with threads") if name in calls]
     table = Table("Instructions from the call site and back, 8 bytes", ["", *names])
-    left = {name: dict(calls[name]["functions"]) for name in names}
-    for purpose, functions in PURPOSES.items():
-        sums = [sum(left[name].pop(function, 0) for function in functions) for name in names]
-        table.rows.append([purpose, *map(str, sums)])
-    table.rows.append(["the call itself", *(str(sum(left[name].values())) for name in names)])
+    for purpose in PURPOSES:
+        counts = [calls[name]["purposes"].get(purpose, 0) for name in names]
+        if any(counts):
+            table.rows.append([purpose, *map(str, counts)])
     table.rows.append(["all", *(str(calls[name]["total"]) for name in names)])
     table.rows.append(["system calls", *(str(calls[name]["system_calls"]) for name in names)])
     return table
@@ -160,6 +150,16 @@ def costs(rows: list[Row]) -> Table:
     return table
 
 
+def parts(rows: Iterable[Row]) -> Iterator[Table]:
+    """What the CPU time of messages is for."""
+    measured = [row for row in rows if row.bench == where.BENCH]
+    for placement in dict.fromkeys(row.case["placement"] for row in measured):
+        headings, lines = where.lines(measured, placement)
+        yield Table(f"What the CPU time is for, {placement}, ns", headings, lines,
+                    note="Of both ends, by samples (tools/sdbench/where.py): a message of 8 bytes in a stream; a KiB "
+                         "more in one; half a round trip of 8 bytes, in which spinning is `wake-up, switch`.")
+
+
 def events(rows: Iterable[Row]) -> Table:
     """What the library counted, per call on a connection of ours."""
     counters = ("calls_kernel", "bells_tx", "parks", "spins", "spins_won", "traps")
@@ -179,10 +179,11 @@ def events(rows: Iterable[Row]) -> Table:
 def every(results: list[Results], brief: bool = False) -> list[Table]:
     """All tables, in the order of a page."""
     rows = [row for result in results for row in result.rows]
-    benches = [*MICRO, *dict.fromkeys(row.bench for row in rows if row.bench not in MICRO)]
+    own_tables = {*MICRO, where.BENCH}
+    benches = [*MICRO, *dict.fromkeys(row.bench for row in rows if row.bench not in own_tables)]
     tables = [of_targets(rows), not_better(rows)]
     tables += [of_bench(name, own, brief) for name in benches if (own := [row for row in rows if row.bench == name])]
-    tables += [costs(rows), instructions(), events(rows)]
+    tables += [costs(rows), *parts(rows), instructions(), events(rows)]
     return [table for table in tables if table.rows]
 
 
