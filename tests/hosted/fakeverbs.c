@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fakeverbs.c - a libibverbs whose one device is memory of this process, for tests/monitor/test_mirror.py.
+ * fakeverbs.c - a libibverbs whose one device is memory of this process, for tests/monitor/queues.py.
  *
  * Queue pairs of RC as the specification has them, as far as sdlib/src/verbs uses them: requests in order, read from memory when they are carried out
  * unless they were inline; a receive for each SEND and each WRITE WITH IMMEDIATE, without which the request waits; keys, bounds and rights of memory

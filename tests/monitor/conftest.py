@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sdlib.wire import MonitorClient
+from tests.guestbuild import C_FLAGS
+from tests.harness import ROOT
+from tests.monitor.queues import Fake
 from tests.monitor.support import Link, MonitorProcess, Raw
+
+
+@pytest.fixture(scope="session")
+def fake_libibverbs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In the place of libibverbs: whoever opens one of that name in this process gets it."""
+    path = tmp_path_factory.mktemp("fake") / "libibverbs.so.1"
+    source = ROOT / "tests" / "hosted" / "fakeverbs.c"
+    subprocess.run(["gcc", *C_FLAGS, "-shared", "-fPIC", "-Wl,-soname,libibverbs.so.1", "-o", path, source], check=True)
+    Fake.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 @pytest.fixture
