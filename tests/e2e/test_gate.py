@@ -44,7 +44,8 @@ def test_ends_in_strict_mode(runner: Runner, guests: Guests) -> None:
     lines = runner.run(guests("strict_end")).stdout.decode().splitlines()
     assert lines == ["asks: a 9", "opens:  9", "leaves: a 500", "kills:  9", "kills another:  9", "int80:  9",
                      "beside: ac 700", "first: ac 300", "first of a whole: ac 700",
-                     "last: a 9"]
+                     "last: a 9", "two: 0 of 100 wrong", "four: 0 of 25 wrong", "two and exit: 0 of 25 wrong",
+                     "main by exit: 0 of 100 wrong", "beside exit: 0 of 100 wrong", "vfork child: 9"]
 
 
 def test_calls_of_the_vdso_do_not_keep_trapping(shm: Runner, guests: Guests) -> None:

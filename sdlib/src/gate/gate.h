@@ -9,10 +9,15 @@
 
 extern u8 sd_slots[], sd_gate_start[], sd_gate_end[];
 
-/* start/exec.c: strict mode is a filter, whose traps have this number and end the thread, or the process that has no other. */
-#define SD_STRICT_TRAP 0x5d
-extern u8 sd_strict;
-u32 sd_threads(void); /* that the process has, a main thread that has ended included */
+/* start/strict.c */
+extern u8 sd_strict; /* some thread is in strict mode, or was */
+long sd_strict_mode(const struct sd_tcb *t);
+void sd_strict_trap(const struct siginfo_sys *si, const struct ucontext *uc); /* comes back if it is of another filter */
+bool sd_strict_alone(void); /* no thread has another filter */
+void sd_threads_are(u32 n);
+void sd_thread_comes(void);
+void sd_thread_ends(struct sd_tcb *t);
+void sd_threads_uncounted(void); /* from here on some may come and go without a word */
 extern _Atomic u64 sd_slot_ret[SD_SLOTS]; /* where the program goes on behind the slot's site */
 extern const u8 sd_class[65536];
 extern struct sd_boot sd_boot;

@@ -144,34 +144,12 @@ static NOINLINE void emulate(struct ucontext *uc)
     r[UC_RAX] = (u64)((u32)f.rax == __NR_rt_sigprocmask ? change_mask(uc, &f) : make(uc, &f));
 }
 
-u8 sd_strict;
-
-/* The kernel counts a main thread that has ended as long as there are others. */
-static bool main_has_ended(void)
-{
-    for (const struct sd_tcb *x = sd_tcbs(); x; x = x->next)
-        if (__atomic_load_n(&x->tid, __ATOMIC_RELAXED) == g.pid)
-            return x->exiting;
-    return false;
-}
-
-/* What the kernel does in strict mode. The last thread's status is the process's: that of one that SIGKILL has ended. */
-static __attribute__((noreturn)) void end_strictly(void)
-{
-    if (sd_threads() == 1u + main_has_ended())
-        SYS2(__NR_kill, g.pid, SIGKILL);
-    if (sd_self())
-        sd_self()->exiting = 1;
-    for (;;)
-        SYS1(__NR_exit, SIGKILL);
-}
-
 /* A SIGSYS that is none of ours. All signals are blocked here. */
 static NOINLINE void hand_on(struct siginfo_sys *si, struct ucontext *uc)
 {
     u64 rip = uc->reg[UC_RIP], slots = (u64)sd_slots;
-    if (unlikely(sd_strict) && si->code == SYS_SECCOMP && si->err == SD_STRICT_TRAP)
-        end_strictly();
+    if (unlikely(sd_strict) && si->code == SYS_SECCOMP)
+        sd_strict_trap(si, uc);
     if (rip - slots < (u64)SD_SLOTS * SD_SLOT_BYTES) {
         /* The program's filter has answered a call made at a slot: its handler expects its own call site. */
         u64 ret = load_rlx(&sd_slot_ret[(rip - slots) / SD_SLOT_BYTES]);

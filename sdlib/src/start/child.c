@@ -30,6 +30,8 @@ static long before(struct sd_tcb *t, u64 flags)
         g.mt = 1;
         sd_fast_off();
     }
+    if ((flags & CLONE_THREAD) && !t->foreign)
+        sd_thread_comes();
     if ((flags & CLONE_VM) && !(flags & (CLONE_FILES | CLONE_THREAD)))
         sd_socks_before_vfork();
     return SD_BARE;
@@ -65,6 +67,7 @@ static void start_forked(struct sd_tcb *t)
 {
     g.pid = (u32)SYS0(__NR_getpid);
     g.mt = 0;
+    sd_threads_are(1);
     sd_patch_after_fork();
     sd_tcbs_after_fork(t);
     sd_parts_forget();
@@ -84,7 +87,7 @@ void sd_child_start(struct sd_tcb *parent)
     }
     if (!thread && sd_boot.tracer && !g.boxed) /* Yama asks for each process, and remembers it through exec */
         SYS5(__NR_prctl, PR_SET_PTRACER, sd_boot.tracer, 0, 0, 0);
-    if (!g.boxed) /* else its sites run as they are, patched or not */
+    if (!g.boxed || (thread && sd_strict_alone())) /* else its sites run as they are, patched or not */
         SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, sd_gate_start, sd_gate_end - sd_gate_start, 0);
     if (thread || (flags & CLONE_VM))
         start_shared();

@@ -62,7 +62,7 @@ SD_CALL(sd_exit)
 {
     (void)f;
     sd_part_release(t);
-    t->exiting = 1; /* others may have the block once our thread number is gone */
+    sd_thread_ends(t);
     return SD_PASS;
 }
 
@@ -98,8 +98,10 @@ SD_CALL(sd_arch_prctl)
 
 /* A filter of the program may kill for calls that the program never makes. From here on we make none but its own (sock/leave.c): no connection on
  * a ring, no patching, no more questions to the supervisor, and no trap, whose return is a system call. */
-static void own_filter(void)
+static void own_filter(bool strict)
 {
+    if (!strict)
+        sd_threads_uncounted(); /* without dispatch threads come and go as they like */
     if (g.boxed)
         return;
     sd_patch_forbid();
@@ -110,83 +112,21 @@ static void own_filter(void)
     SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, 0, 0, 0);
 }
 
-#define STMT(c, v) { c, 0, 0, v }
-#define IF(value, skip) { 0x15, skip, 0, value } /* BPF_JMP | BPF_JEQ | BPF_K */
-#define UNLESS(value, skip) { 0x15, 0, skip, value }
-#define ARCH_64 0xc000003eu
-#define NLINK_AT 16 /* of struct stat */
-
-static const char own_threads[] = "/proc/self/task";
-
-u32 sd_threads(void)
-{
-    u64 stat[18];
-
-    if (SYS4(__NR_newfstatat, AT_FDCWD, own_threads, stat, 0) < 0)
-        return g.mt ? 0 : 1; /* no /proc: as far as we know */
-    return (u32)stat[NLINK_AT / 8] - 2;
-}
-
-/* Strict mode cannot be had beside a filter, and there is one: ours. So it becomes another filter: the same four calls, of either kind: read, write, exit,
- * and sigreturn (rt_sigreturn has a number of its own by int $0x80). For all others the kernel ends the thread as if by SIGKILL, which no filter can do:
- * so they trap, and our handler does it (signal.c), with exit, or kill(2) of itself, which the filter lets through for that: who makes that call ends in the same way. Which of the two, says
- * how many threads there are; that one name, which lies in our text, may be asked for. */
-static long strict_mode(void)
-{
-    struct insn {
-        u16 code;
-        u8 yes, no;
-        u32 k;
-    } list[] = {
-        STMT(0x20, 4), /* BPF_LD | BPF_W | BPF_ABS: which kind */
-        IF(ARCH_64, 6),
-        STMT(0x20, 0), /* the number */
-        IF(3, 3), IF(4, 2), IF(1, 1), UNLESS(119, 18),
-        STMT(6, 0x7fff0000), /* SECCOMP_RET_ALLOW */
-        STMT(0x20, 0),
-        IF(__NR_read, 9), IF(__NR_write, 8), IF(__NR_exit, 7), IF(__NR_rt_sigreturn, 6), IF(__NR_newfstatat, 6), UNLESS(__NR_kill, 10),
-        STMT(0x20, 16), /* its arguments */
-        UNLESS(g.pid, 8),
-        STMT(0x20, 24),
-        UNLESS(SIGKILL, 6),
-        STMT(6, 0x7fff0000),
-        STMT(0x20, 24),
-        UNLESS((u32)(u64)own_threads, 3),
-        STMT(0x20, 28),
-        UNLESS((u32)((u64)own_threads >> 32), 1),
-        STMT(6, 0x7fff0000),
-        STMT(6, 0x30000 | SD_STRICT_TRAP), /* SECCOMP_RET_TRAP */
-    };
-    struct {
-        u16 n;
-        struct insn *list;
-    } program = { ARRAY_LEN(list), list };
-
-    own_filter();
-    sd_strict = 1;
-    SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); /* there is no exec in strict mode */
-    return SYS3(__NR_prctl, PR_SET_SECCOMP, 2, &program);
-}
-
 SD_CALL(sd_prctl)
 {
-    (void)t;
     if ((u32)f->rdi == PR_SET_SYSCALL_USER_DISPATCH)
         return -EINVAL; /* as on a kernel without it */
     if ((u32)f->rdi != PR_SET_SECCOMP)
         return SD_PASS;
-    if (f->rsi == 1)
-        return strict_mode();
-    own_filter();
-    return SD_PASS;
+    own_filter(f->rsi == 1);
+    return f->rsi == 1 ? sd_strict_mode(t) : SD_PASS;
 }
 
 SD_CALL(sd_seccomp)
 {
-    (void)t;
-    if (!(u32)f->rdi && !(u32)f->rsi && !f->rdx) /* SECCOMP_SET_MODE_STRICT */
-        return strict_mode();
-    if ((u32)f->rdi == 1) /* SECCOMP_SET_MODE_FILTER */
-        own_filter();
-    return SD_PASS;
+    bool strict = !(u32)f->rdi && !(u32)f->rsi && !f->rdx; /* SECCOMP_SET_MODE_STRICT */
+
+    if (strict || (u32)f->rdi == 1) /* SECCOMP_SET_MODE_FILTER */
+        own_filter(strict);
+    return strict ? sd_strict_mode(t) : SD_PASS;
 }

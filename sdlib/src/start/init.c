@@ -76,6 +76,7 @@ long sd_init_c(void)
     mark_what_is_ours();
     g.pid = (u32)SYS0(__NR_getpid);
     g.mt = sd_boot.threads > 1;
+    sd_threads_are(sd_boot.threads);
     g.trace = sd_boot.trace;
     g.secret = sd_boot.secret;
     g.tsc_per_us = calibrate();
