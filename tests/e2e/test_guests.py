@@ -25,6 +25,7 @@ BEHAVIOURS = [
     "early_epoll thread", "early_epoll set", "early_epoll dup", "int80",
     "int80_more select", "int80_more messages", "int80_more signals", "int80_more threads",
     "int80_handlers frames", "int80_handlers interrupt", "int80_handlers tls",
+    "int80_float",
     "sites", "masks",
 ]
 STATIC = ["blocking", "nonblock", "waiters epoll", "threads"]

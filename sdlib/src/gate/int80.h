@@ -69,6 +69,11 @@ void sd_int80_handler_refused(const struct sd_int80 *c, u32 sig);
 void sd_int80_handler_told(u32 sig, struct ksigaction *old); /* what the program reads */
 void sd_int80_sigreturn(struct ucontext *uc, u32 nr);
 
+/* int80_float.c */
+u64 sd_float32_bytes(const struct ucontext *uc); /* room for the floating point state of i386 */
+u32 sd_float32_show(const struct ucontext *uc, u64 above); /* is there now, somewhere above that address; where */
+bool sd_float32_back(const struct ucontext *uc, u32 from); /* true: there is no memory at `from` */
+
 /* int80_child.c */
 long sd_int80_clone(struct sd_int80 *c);
 long sd_int80_start(struct sd_int80 *c, const struct ucontext *uc); /* what SD_INT80_CHILD asks for */

@@ -11,7 +11,7 @@
  * a record of where the first one is; sigreturn, which traps, finds that record and takes what the handler has changed back to the kernel's frame,
  * through which the interrupted call goes on. Of a frame that the program has made up itself there is no record: what is in it holds.
  *
- * The rest of a register stays if its lower half does: more than natively. The floating point state is saved and restored as ever, but not shown.
+ * The rest of a register stays if its lower half does: more than natively. The floating point state: int80_float.c.
  */
 #include "gate/int80.h"
 
@@ -160,7 +160,7 @@ static void rt_frame(struct sd_room32 *m, u32 sig, const struct siginfo_sys *si,
 }
 
 /* Where the handler can have its frame: `here`, unless we were interrupted on a stack of ours. Then it is below the call that was made on the program's. */
-static struct sd_room32 *room_on_its_stack(struct sd_room32 *here)
+static struct sd_room32 *room_on_its_stack(struct sd_room32 *here, u64 above)
 {
     const struct sd_tcb *t = sd_self();
     u64 own = t ? t->hi - t->lo : 0;
@@ -170,7 +170,7 @@ static struct sd_room32 *room_on_its_stack(struct sd_room32 *here)
     for (u32 l = t->level < SD_STACK_LEVELS ? t->level : SD_STACK_LEVELS; l; l--) {
         u64 f = (u64)t->frame[l - 1] & ~(u64)SD_FRAME_SHORT;
         if (f && f - t->lo >= own)
-            return (struct sd_room32 *)((f - BELOW_CALL) & ~15ull) - 1;
+            return (struct sd_room32 *)((f - BELOW_CALL - above) & ~15ull) - 1;
     }
     return here;
 }
@@ -179,12 +179,14 @@ static struct sd_room32 *room_on_its_stack(struct sd_room32 *here)
 struct sd_room32 *sd_frame32(u32 sig, const struct siginfo_sys *si, const struct ucontext *uc, struct sd_room32 *here)
 {
     const struct ksigaction *a = &handlers[sig];
-    struct sd_room32 *m = room_on_its_stack(here);
+    struct sd_room32 *m = room_on_its_stack(here, sd_float32_bytes(uc));
+    u32 state = sd_float32_show(uc, (u64)(m + 1));
 
     if (a->flags & SA_SIGINFO)
         rt_frame(m, sig, si, uc);
     else
         plain_frame(m, sig, uc);
+    *(a->flags & SA_SIGINFO ? &m->f.rt.c.fpstate : &m->f.plain.c.fpstate) = state;
     if (a->flags & SA_RESTORER)
         m->f.plain.back = (u32)a->restorer;
     m->rax = sig;
@@ -234,12 +236,16 @@ void sd_int80_sigreturn(struct ucontext *uc, u32 nr)
     }
     if (!rt)
         mask = c.oldmask | (u64)above << 32;
-    if (sd_get32(record, room + offsetof(struct sd_room32, secret), sizeof record) || record[0] != (g.secret ^ (u32)f)) {
-        give_back(uc, &c, mask);
+    if (sd_get32(record, room + offsetof(struct sd_room32, secret), sizeof record) || record[0] != (g.secret ^ (u32)f))
+        record[1] = 0;
+    kernel = record[1] ? (struct ucontext *)record[1] : uc;
+    if (sd_float32_back(kernel, c.fpstate)) {
+        uc->reg[UC_RIP] = 0;
         return;
     }
-    kernel = (struct ucontext *)record[1];
     give_back(kernel, &c, mask);
+    if (kernel == uc)
+        return;
     uc->reg[UC_RIP] = *(u64 *)(record[1] - 8); /* as if a handler of 64 bits had returned */
     uc->reg[UC_RSP] = record[1];
     uc->reg[UC_SEGMENTS] = (uc->reg[UC_SEGMENTS] & 0x0000ffffffff0000) | CS_64 | (u64)USER_DS << 48;

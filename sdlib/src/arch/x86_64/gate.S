@@ -258,7 +258,16 @@ sd_signal_inside:
     .globl sd_signal32
     .hidden sd_signal32
 sd_signal32:
-    lea     -ROOM32_BYTES(%rsp), %rsp
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    mov     %rdx, %rdi
+    call    sd_float32_bytes
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    neg     %rax
+    lea     -ROOM32_BYTES(%rsp,%rax), %rsp
     and     $-16, %rsp
     mov     %rsp, %rcx
     push    %rdx
