@@ -81,6 +81,10 @@ class Keepsake:
         at = _TAKEN_AT + number % TAKEN_MAX * NOTIF_BYTES
         return memoryview(self.page)[at:at + _BUFFER]
 
+    def in_work(self) -> memoryview:
+        """The place of the one that is worked on."""
+        return memoryview(self.page)[0:_BUFFER]
+
     def one_more(self) -> None:
         """We have received one by ourselves."""
         _ID.pack_into(self.page, _RECEIVED_AT, self.received + 1)

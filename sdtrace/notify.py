@@ -12,11 +12,15 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import struct
+import syslog
+import time
 from collections import deque
 
 from sdlib import abi
 from sdlib.records import dataclass, replace
+from sdtrace import procfs
 from sdtrace.keepsake import NOTIF_BYTES, TAKEN_MAX, Keepsake
 from sdtrace.ptrace import ERESTARTNOINTR, ERESTARTSYS
 from sdtrace.syscalls import ACCEPT, ACCEPT4, CONNECT, SENDMMSG, SENDMSG, SENDTO
@@ -42,6 +46,9 @@ X86_64: Final = 0xC000003E
 _NOTIF: Final = struct.Struct("=QIIiIQ6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
 _ADD: Final = struct.Struct("=QIIII")
+_LOOK_S: Final = 1.0
+"""So often at most is looked if the keeper receives what comes."""
+_SOON_S: Final = 0.05
 _ENDED_BY_HANDLERS: Final = frozenset({CONNECT, ACCEPT, ACCEPT4, SENDTO, SENDMSG, SENDMMSG})
 """Natively, too."""
 
@@ -113,11 +120,20 @@ def has_limit(tid: int) -> None:
         _unanswered[tid] = *found[:2], -errno.EINTR
 
 
+def _is_stopped(pid: int) -> bool:
+    """By a signal, or by a debugger."""
+    with contextlib.suppress(OSError):
+        return procfs.thread_states(pid).get(pid) in ("T", "t")
+    return False
+
+
 class Intake:
     """All notifications come in here, and wait for their turn without any signal ending the wait of their calls.
 
     The keeper receives them, into the page that it shares with us, and says so: socket() natively never says EINTR, and
     whatever we are doing, a process that does nothing else is there at once. If it dies, we receive them by ourselves.
+    So we do while it is stopped, but one at a time, in the place of the one in work: the others are the keeper's to
+    count, and it may go on at any moment.
     """
 
     def __init__(self, keepsake: Keepsake, other: int, control: Control, *, served: bool) -> None:
@@ -132,16 +148,22 @@ class Intake:
         self._listeners: dict[int, Listener] = {}
         self._waiting: deque[tuple[Listener, Notification]] = deque()
         self._seen = self._begun = 0
+        self._arrivals = select.poll()
+        self._looked = time.monotonic()
+        self._stopped = False
+        """The keeper was, when we looked last."""
 
     def add(self, listener: Listener) -> None:
         """Also from there."""
         self._listeners[listener.fd] = listener
-        self._poll.register(listener.fd, 0 if self._served else select.POLLIN)
+        self._poll.register(listener.fd, 0 if self._served and not self._stopped else select.POLLIN)
+        self._arrivals.register(listener.fd, select.POLLIN)
 
     def remove(self, listener: Listener) -> None:
         """Nobody is left there."""
         del self._listeners[listener.fd]
         self._poll.unregister(listener.fd)
+        self._arrivals.unregister(listener.fd)
 
     def wait(self, seconds: float) -> list[int]:
         """For whatever happens; what has come is then had from next().
@@ -156,7 +178,44 @@ class Intake:
             elif fd not in self._listeners or events & ~select.POLLIN:
                 rest.append(fd)
         self.take()
+        if self._served and not self._stopped and time.monotonic() - self._looked > _LOOK_S:
+            self._look()
         return rest
+
+    def _arrived(self) -> list[int]:
+        """Listeners with a notification that nobody has received."""
+        return [fd for fd, events in self._arrivals.poll(0) if events & select.POLLIN]
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        if self._has_room() and self._arrived():
+            self._keeper_is(stopped=_is_stopped(os.getppid()))
+
+    def _keeper_is(self, *, stopped: bool) -> None:
+        if stopped is not self._stopped:
+            what = "is stopped: its work is done here" if stopped else "is back"
+            syslog.syslog(syslog.LOG_WARNING, f"the keeper {what}")
+        self._stopped = stopped
+        self._listen(stopped)
+
+    def _listen(self, wanted: bool) -> None:
+        for fd in self._listeners:
+            self._poll.modify(fd, select.POLLIN if wanted else 0)
+
+    def instead(self) -> tuple[Listener, Notification] | None:
+        """The next of those that a keeper does not receive which is stopped. It is the one in work now."""
+        if not self._stopped or self._waiting:
+            return None
+        if not _is_stopped(os.getppid()):
+            self._keeper_is(stopped=False)
+            return None
+        for fd in self._arrived():
+            buffer = self._keepsake.in_work()
+            if self._listeners[fd].receive_soon(buffer):
+                notif = Notification.parse(buffer)
+                self._listeners[fd].owes(notif)
+                return self._listeners[fd], notif
+        return None
 
     def _hear(self) -> None:
         """From the keeper: that there is something, or nothing any more."""
@@ -166,8 +225,8 @@ class Intake:
         self._poll.unregister(self._control.fileno())
         if self._has_room() and any(self._keepsake.notification(self._keepsake.received)[:NOTIF_BYTES]):
             self._keepsake.one_more()  # it had not come to counting that
-        for fd in self._listeners:
-            self._poll.modify(fd, select.POLLIN)
+        self._stopped = False
+        self._listen(True)
 
     def take(self) -> None:
         """All that there are, as far as there is room."""
@@ -239,6 +298,15 @@ class Listener:
                 return False
             raise
         return True
+
+    def receive_soon(self, buffer: memoryview) -> bool:
+        """The same where somebody else may have it already: False after a moment."""
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+        try:
+            return self.receive(buffer)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def owes(self, notif: Notification) -> None:
         """It has been taken, by us or for us."""

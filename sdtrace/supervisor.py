@@ -49,7 +49,7 @@ from sdtrace.injector import Injector
 from sdtrace.inspection import Inspection
 from sdtrace.keepsake import Keepsake
 from sdtrace.lineage import Lineage
-from sdtrace.notify import Intake, Listener
+from sdtrace.notify import Intake, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
 from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, STOP, Requests, answer
@@ -364,14 +364,20 @@ class Supervisor:
         """Those that there are now: more come meanwhile."""
         number = len(self._intake)
         for _ in range(number):
-            begin, taken = time.perf_counter(), self._intake.next()
-            self._keepsake.beat()
-            if taken[1].nr != abi.const.SD_HC_NR:
-                self._intake.take()
-            self._answers.one(*taken, answered=False)
-            self._keepsake.forget_notification()
-            self._source.notifications.add(time.perf_counter() - begin)
+            self._answer(*self._intake.next())
+        if not number and (taken := self._intake.instead()) is not None:
+            self._answer(*taken)
+            return True
         return bool(number)
+
+    def _answer(self, listener: Listener, notif: Notification) -> None:
+        begin = time.perf_counter()
+        self._keepsake.beat()
+        if notif.nr != abi.const.SD_HC_NR:
+            self._intake.take()
+        self._answers.one(listener, notif, answered=False)
+        self._keepsake.forget_notification()
+        self._source.notifications.add(time.perf_counter() - begin)
 
     def _guard(self, action: object, *args: object) -> bool:
         """Run something that must not end us; False, counted and logged when it fails."""

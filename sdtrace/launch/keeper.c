@@ -11,7 +11,7 @@
  *             is injected yet, so nothing can depend on it): a program without sockets never waits for Python.
  *             The others are queued: they are what the supervisor is for.
  *   SERVING   the supervisor has said READY and got the queue. Notifications are still received here, at once whatever it is doing: until then signals end
- *             their calls' wait. They go into the page shared with it. If this process dies, it receives by itself.
+ *             their calls' wait. They go into the page shared with it. While this process is stopped, or if it dies, it receives by itself.
  *             It is looked after: one that makes no round of its loop for start_limit_ms(), while a notification waits, is killed.
  *             If it dies, a successor is started, and it is STARTING again: what waited still waits, the successor is given what its
  *             predecessor had put into keeping (vault.c), and serves on. Not for ever: see SUCCESSORS_MAX.
