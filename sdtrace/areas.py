@@ -12,6 +12,7 @@ once, and why we give up our own mapping before asking.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import itertools
 import mmap
@@ -57,6 +58,16 @@ class Area:
             os.close(fd)
             raise
         area._fill(settings, accelerate)
+        return area
+
+    @classmethod
+    def of_before(cls, fd: int, index: int, exe: str, uid: int) -> Self:
+        """One that a supervisor before us has made; OSError, also if that was of another version."""
+        if os.fstat(fd).st_size != BYTES:
+            raise OSError(errno.EPROTO, "another version's area")
+        area = cls(fd, index, exe, uid)
+        if (area.view.magic, area.view.version) != (abi.const.SD_AREA_MAGIC, abi.const.SD_ABI_VERSION):
+            raise OSError(errno.EPROTO, "another version's area")
         return area
 
     def __init__(self, fd: int, index: int, exe: str, uid: int) -> None:

@@ -123,7 +123,11 @@ class Vault:
     # ------------------------------------------------------------- inheriting
 
     def inherit(self, records: Iterable[Record]) -> Inheritance:
-        """What a predecessor has left, as far as it fits together. The keeper keeps it, for who comes after us."""
+        """What a predecessor has left, as far as it fits together. The keeper keeps it, for who comes after us.
+
+        Nothing of one of another version, where the installation has been replaced meanwhile: its connections go on,
+        but those that its libraries offer from now on are of no area that we know, and stay on TCP.
+        """
         left = Inheritance()
         areas: dict[int, Area] = {}
         records = sorted(records, key=lambda record: _ORDER.index(record.what["kind"]))
@@ -145,7 +149,7 @@ class Vault:
         """Add one to what is left; by which name we shall know it."""
         what = record.what
         if what["kind"] == "area":
-            area = Area(record.fd, what["index"], what["exe"], what["uid"])
+            area = Area.of_before(record.fd, what["index"], what["exe"], what["uid"])
             area.host_pids = what["host_pids"]
             areas[area.inode] = area
             left.areas.append(area)
