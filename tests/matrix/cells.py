@@ -53,7 +53,7 @@ class Programs:
     def c(self, flavour: str) -> Path:
         """The C program for a libc."""
         def make(target: Path) -> None:
-            sources = [HERE / "cell.c", HERE / "rows.c"]
+            sources = [HERE / "cell.c", HERE / "rows.c", HERE / "children.c"]
             subprocess.run([*C_COMPILERS[flavour], *C_FLAGS, "-o", target, *sources], check=True)
             target.chmod(0o755)
 
