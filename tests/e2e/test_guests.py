@@ -23,7 +23,7 @@ BEHAVIOURS = [
     "reset unread", "reset linger", "reset kill", "reset close", "descriptors", "jumps", "spawn",
     "gone close", "gone exit", "gone kill", "gone unread", "mid_switch", "lowat",
     "early_epoll thread", "early_epoll set", "early_epoll dup", "int80",
-    "int80_more select", "int80_more messages", "int80_more signals", "int80_more threads",
+    "int80_select", "int80_more messages", "int80_more signals", "int80_more threads",
     "int80_handlers frames", "int80_handlers interrupt", "int80_handlers tls",
     "int80_float",
     "sites", "masks",

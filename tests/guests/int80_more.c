@@ -2,126 +2,20 @@
  *
  * int80_more WHAT: a 64-bit program that makes 32-bit calls whose structures i386 lays out otherwise, or that come back on another stack.
  *
- *   select    select, old and new, pselect6, ppoll: sets of 32-bit words, time-outs of 32 bits and what is left of them
  *   messages  sendmmsg, recvmmsg, control messages with descriptors
  *   signals   actions, masks, the alternate stack
  *   threads   clone and clone3 with shared memory
  *   filter    prctl, and a seccomp filter
  */
-#include "guest.h"
+#include "int80_call.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 
-enum { EXIT = 1, WRITE = 4, GETPPID = 64, SIGNAL = 48, SIGACTION = 67, SIGSUSPEND = 72, OLD_SELECT = 82, SOCKETCALL = 102, CLONE = 120, SIGPROCMASK = 126,
-       SELECT = 142, PRCTL = 172, RT_SIGACTION = 174, SIGALTSTACK = 186, FUTEX = 240, PSELECT6 = 308, PPOLL = 309, RECVMMSG = 337, SENDMMSG = 345, SECCOMP = 354,
-       SENDMSG = 370, RECVMSG = 372, PSELECT6_64 = 413, PPOLL_64 = 414, RECVMMSG_64 = 417, CLONE3 = 435 };
 enum { CALL_RECVMMSG = 19, CALL_SENDMMSG = 20 };
 
-static char *low; /* 64 KiB that 32 bits can name */
 static const char *what;
-
-static long int80(long nr, long a, long b, long c, long d, long e)
-{
-    const long arg[] = {nr, a, b, c, d, e};
-    const long *r = arg;
-    __asm__ volatile("lea -128(%%rsp), %%rsp\n push %%rbx\n"
-                     "mov 8(%%rax), %%rbx\n mov 16(%%rax), %%rcx\n mov 24(%%rax), %%rdx\n mov 32(%%rax), %%rsi\n mov 40(%%rax), %%rdi\n"
-                     "mov (%%rax), %%rax\n int $0x80\n pop %%rbx\n lea 128(%%rsp), %%rsp"
-                     : "+a"(r) : : "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "memory", "cc");
-    return (long)r;
-}
-
-static long int80_6(long nr, long a, long b, long c, long d, long e, long f)
-{
-    const long arg[] = {nr, a, b, c, d, e, f};
-    const long *r = arg;
-    __asm__ volatile("lea -128(%%rsp), %%rsp\n push %%rbx\n push %%rbp\n"
-                     "mov 8(%%rax), %%rbx\n mov 16(%%rax), %%rcx\n mov 24(%%rax), %%rdx\n mov 32(%%rax), %%rsi\n mov 40(%%rax), %%rdi\n mov 48(%%rax), %%rbp\n"
-                     "mov (%%rax), %%rax\n int $0x80\n pop %%rbp\n pop %%rbx\n lea 128(%%rsp), %%rsp"
-                     : "+a"(r) : : "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "memory", "cc");
-    return (long)r;
-}
-
-static uint32_t at(const void *p) { return (uint32_t)(uintptr_t)p; }
-
-/* ---- select */
-
-struct time32 {
-    int32_t sec, frac;
-};
-
-struct sets {
-    uint32_t in, canary, out, canary2;
-};
-
-static struct sets *fresh_sets(int fd, bool in, bool out)
-{
-    struct sets *s = (struct sets *)low;
-    CHECK(fd < 32);
-    *s = (struct sets){in ? 1u << fd : 0, 0xa5a5a5a5, out ? 1u << fd : 0, 0x5a5a5a5a};
-    return s;
-}
-
-static void check_sets(int fd, bool in, bool out)
-{
-    struct sets *s = (struct sets *)low;
-    CHECK(s->in == (in ? 1u << fd : 0) && s->out == (out ? 1u << fd : 0));
-    CHECK(s->canary == 0xa5a5a5a5 && s->canary2 == 0x5a5a5a5a);
-}
-
-static void selects(int fd)
-{
-    struct sets *s = fresh_sets(fd, true, true);
-    struct time32 *t = (struct time32 *)(low + 64);
-    struct timespec *t64 = (struct timespec *)(low + 64);
-    uint32_t *arg = (uint32_t *)(low + 96), *mask = (uint32_t *)(low + 160);
-    struct pollfd *p = (struct pollfd *)(low + 128);
-    *t = (struct time32){0, 20000};
-    CHECK(int80(SELECT, fd + 1, at(&s->in), at(&s->out), 0, at(t)) == 1); /* nothing to read */
-    check_sets(fd, false, true);
-    CHECK(t->sec == 0 && t->frac > 0 && t->frac <= 20000);
-    fresh_sets(fd, true, false);
-    *t = (struct time32){0, 20000};
-    CHECK(int80(SELECT, fd + 1, at(&s->in), 0, 0, at(t)) == 0 && t->sec == 0 && t->frac == 0);
-    check_sets(fd, false, false);
-    CHECK(int80(SELECT, -1, 0, 0, 0, 0) == -EINVAL && int80(SELECT, fd + 1, 8, 0, 0, 0) == -EFAULT && int80(SELECT, fd + 1, 0, 0, 0, 8) == -EFAULT);
-    t->sec = -1;
-    fresh_sets(fd, true, false);
-    CHECK(int80(SELECT, fd + 1, at(&s->in), 0, 0, at(t)) == -EINVAL && s->in == 1u << fd);
-    say(fd, "g");
-    arg[0] = (uint32_t)fd + 1, arg[1] = at(&s->in), arg[2] = arg[3] = arg[4] = 0;
-    CHECK(int80(OLD_SELECT, at(arg), 0, 0, 0, 0) == 1); /* sleeps */
-    check_sets(fd, true, false);
-    expect(fd, "o");
-    mask[0] = at(mask + 2), mask[1] = 8, mask[2] = mask[3] = 0xffffffff;
-    for (int i = 0; i < 2; i++) {
-        fresh_sets(fd, true, false);
-        if (i)
-            *t64 = (struct timespec){60, 0};
-        else
-            *t = (struct time32){60, 0};
-        say(fd, "g");
-        CHECK(int80_6(i ? PSELECT6_64 : PSELECT6, fd + 1, at(&s->in), 0, 0, at(t), at(mask)) == 1);
-        check_sets(fd, true, false);
-        CHECK(i ? t64->tv_sec == 59 : t->sec == 59);
-        expect(fd, "o");
-        *p = (struct pollfd){fd, POLLIN, 0};
-        if (i)
-            *t64 = (struct timespec){60, 0};
-        else
-            *t = (struct time32){60, 0};
-        say(fd, "g");
-        CHECK(int80(i ? PPOLL_64 : PPOLL, at(p), 1, at(t), at(mask + 2), 8) == 1 && p->revents == POLLIN);
-        CHECK(i ? t64->tv_sec == 59 : t->sec == 59);
-        expect(fd, "o");
-    }
-    mask[1] = 4;
-    CHECK(int80_6(PSELECT6, fd + 1, 0, 0, 0, 0, at(mask)) == -EINVAL && int80(PPOLL, at(p), 1, at(t), at(mask + 2), 4) == -EINVAL);
-    say(fd, "e");
-}
 
 /* ---- messages */
 
@@ -401,11 +295,8 @@ static void filter(int fd)
 
 static void accepted(int fd)
 {
-    low = mmap(NULL, 131072, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
-    CHECK(low != MAP_FAILED);
-    if (strcmp(what, "select") == 0) {
-        selects(fd);
-    } else if (strcmp(what, "messages") == 0) {
+    map_low();
+    if (strcmp(what, "messages") == 0) {
         many(fd);
         descriptors(fd);
     } else if (strcmp(what, "signals") == 0) {
@@ -420,15 +311,7 @@ static void accepted(int fd)
 
 static void connected(int fd)
 {
-    if (strcmp(what, "select") == 0) {
-        for (char c = 'g';;) {
-            read_all(fd, &c, 1);
-            if (c == 'e')
-                return;
-            sleep_ms(50);
-            say(fd, "o");
-        }
-    } else if (strcmp(what, "messages") == 0) {
+    if (strcmp(what, "messages") == 0) {
         expect(fd, "abcdefabcd");
         say(fd, "uvwxyz");
         for (int i = 0; i < 3; i++) {
