@@ -14,7 +14,7 @@ from sdtrace.opening import AttachError
 from sdtrace.processes import Processes
 
 FAMILY_MAX: Final = 64
-"""Processes in one go; the keeper has room for so many listeners (launch/keeper.c)."""
+"""Processes in one go; the keeper has room for so many listeners (launch/keeper.h)."""
 
 
 class Family:

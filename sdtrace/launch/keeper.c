@@ -24,11 +24,7 @@
  */
 #include "keeper.h"
 
-#include "sd_abi.h"
-
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/audit.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -36,221 +32,25 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 /* Python starts at the first call that needs it, or when the program has lived so long that it may come to one. */
 #define SUPERVISOR_DELAY_MS 30
-#define QUEUE_MAX 1024
 /* How often a supervisor is looked at. It may hang for longer than all that it waits for: the monitor, a program that does not stop. */
 #define LOOK_MS 2000
-#define LISTENERS_MAX 64
 /* How often a supervisor may die before we believe that it always will; ending it for its slowness counts several times. */
 #define SUCCESSORS_MAX 8
 #define COST_OF_HANGING 3
 
-enum state { STARTING, SERVING, ALONE };
-
-static struct {
-    enum state state;
-    int launcher;       /* -1 once the command runs */
-    int control;        /* channel to the supervisor; -1: gone */
-    int supervisor_fd;  /* pidfd; -1: gone */
-    pid_t supervisor;   /* 0: not started */
-    int supervisor_status; /* 0: it has come to its own end, after the report */
-    const struct keeper *start; /* what to start it with */
-    int keepsake_fd;
-    int listeners[LISTENERS_MAX]; /* one; with --attach one for each process that was there */
-    int nlisteners;
-    bool ready;         /* MSG_READY has come */
-    bool began;         /* there was a listener */
-    bool over;          /* the last task has gone */
-    bool must_check;
-    uint32_t verdict;   /* VERDICT_* in force */
-    int successors;     /* supervisors after the first */
-    int deaths;         /* up to SUCCESSORS_MAX */
-    int64_t deadline_ms; /* of being started, then of being ready */
-    uint64_t beat;       /* the supervisor's, when it was last seen to move */
-    int64_t moved_ms, look_ms;
-    struct keepsake *keepsake;
-    struct { struct seccomp_notif notif; uint32_t flags; } queue[QUEUE_MAX];
-    int queued;
-} g = {.launcher = -1, .control = -1, .supervisor_fd = -1};
+struct keeper_state g = {.launcher = -1, .control = -1, .supervisor_fd = -1};
 
 static int64_t now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-static void start_supervisor(void);
-
-static bool strict(void) { return g.verdict & (VERDICT_DENY_TCP | VERDICT_DENY_UDP); }
-
-static bool harmless(int nr)
-{
-    return nr == SYS_arch_prctl || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat || nr == SYS_prctl ||
-           nr == SYS_socket || nr == SYS_pidfd_getfd;
-}
-
-/* Fail open, if nothing is denied. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
-static void let_through(const struct seccomp_notif *n)
-{
-    struct seccomp_notif_resp r = {.id = n->id};
-    if (n->data.nr == SD_HC_NR)
-        r.error = -ENOSYS;
-    else if (strict() && g.state == ALONE && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
-        r.error = -EACCES;
-    else
-        r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-    /* The numbers are random, so only one listener knows this one. */
-    for (int i = 0; i < g.nlisteners && ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; i++)
-        if (errno != ENOENT && errno != EINPROGRESS)
-            fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
-}
-
-/* More than it has room for wait where they are. */
-static bool has_room(void) { return g.keepsake->received - g.keepsake->begun < KEEPSAKE_TAKEN; }
-
-/* The kernel writes where the supervisor finds it, should we die in between. */
-static void receive_for_supervisor(int listener)
-{
-    struct keepsake *k = g.keepsake;
-    if (!has_room() || ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &k->taken[k->received % KEEPSAKE_TAKEN]) < 0)
-        return;
-    k->received++;
-    send(g.control, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* when that is full, it is awake */
-}
-
-static void receive_notification(int listener)
-{
-    struct seccomp_notif n = {0};
-    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
-        return; /* the task went away between poll and here */
-    /* Only where it is given nothing then. */
-    bool birth = n.data.nr == SYS_arch_prctl && !vault_expects((pid_t)n.pid) && !g.start->named;
-    bool at_once = g.state == ALONE || birth || g.queued == QUEUE_MAX;
-    if (at_once)
-        let_through(&n);
-    if (g.state == STARTING && g.queued < QUEUE_MAX) {
-        g.queue[g.queued].notif = n;
-        g.queue[g.queued++].flags = at_once ? NOTIF_ANSWERED : 0;
-        if (!at_once)
-            start_supervisor();
-    }
-}
-
-/* Is the first supervisor taking over a program that runs? It receives from the beginning: what it holds is stopped. */
-static bool attaching(void) { return g.start->options->attach && !g.successors; }
-
-/* STARTING -> SERVING, as soon as there is both a listener and a supervisor to hand it to. */
-static void hand_over(void)
-{
-    struct message m = {.kind = MSG_LISTENER};
-    int error = 0;
-    if (g.state != STARTING || !g.ready || !g.nlisteners)
-        return;
-    g.state = SERVING;
-    if (!attaching()) /* else it has them from itself */
-        for (int i = 0; i < g.nlisteners && !error; i++)
-            error = channel_send(g.control, &m, g.listeners[i]);
-    if (!error)
-        error = vault_hand_over(g.control);
-    m.kind = MSG_NOTIF;
-    for (int i = 0; !error && i < g.queued; i++) {
-        m.notif = g.queue[i].notif;
-        m.flags = g.queue[i].flags;
-        error = channel_send(g.control, &m, -1);
-    }
-    m.kind = MSG_GO;
-    if (!error)
-        channel_send(g.control, &m, -1); /* an error is its death: seen by its pidfd */
-}
-
-static bool still_waits(uint64_t id)
-{
-    for (int i = 0; i < g.nlisteners; i++)
-        if (ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0)
-            return true;
-    return false;
-}
-
-/* Calls that threads of the dead one performed, of strict trees: nobody knows how far they had come. In others they only prepared one (strangers.py). */
-static void answer_outstanding(void)
-{
-    for (int i = 0; i < KEEPSAKE_OUTSTANDING; i++) {
-        struct seccomp_notif_resp r = {.id = g.keepsake->outstanding[i]};
-        if (strict())
-            r.error = -EACCES;
-        else
-            r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-        for (int k = 0; r.id && k < g.nlisteners && ioctl(g.listeners[k], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; k++)
-            ;
-    }
-}
-
-/* The thread may wait in the call of the landing, for an answer whatever tracers say once it has been received: any ends that, and it goes on to the loop. */
-static void rescue(void)
-{
-    struct keepsake *k = g.keepsake;
-    for (int i = 0; k->rescue_tid && i < KEEPSAKE_TAKEN; i++) {
-        struct seccomp_notif_resp r = {.id = k->taken[i].id, .error = -EINTR};
-        for (int n = 0; r.id && k->taken[i].pid == k->rescue_tid && n < g.nlisteners; n++)
-            ioctl(g.listeners[n], SECCOMP_IOCTL_NOTIF_SEND, &r);
-    }
-    g.nlisteners += keeper_rescue(k, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
-}
-
-/* Nobody else answers any more: also what the supervisor left behind, or never got. */
-static void go_alone(void)
-{
-    g.state = ALONE;
-    if (g.launcher >= 0 && g.must_check) {
-        close(g.launcher); /* the launcher sees the end of the channel and says so */
-        g.launcher = -1;
-    }
-    rescue();
-    if (!g.nlisteners)
-        return;
-    if (g.keepsake->notif.id)
-        let_through(&g.keepsake->notif);
-    for (int i = 0; i < KEEPSAKE_TAKEN; i++)
-        if (g.keepsake->taken[i].id)
-            let_through(&g.keepsake->taken[i]);
-    for (int i = 0; i < g.queued; i++)
-        if (!(g.queue[i].flags & NOTIF_ANSWERED))
-            let_through(&g.queue[i].notif);
-    answer_outstanding();
-}
-
-/* What the dead one had received. */
-static void queue_again(const struct seccomp_notif *n)
-{
-    if (!n->id || !still_waits(n->id))
-        return;
-    if (g.queued == QUEUE_MAX) {
-        let_through(n);
-        return;
-    }
-    g.queue[g.queued].notif = *n;
-    g.queue[g.queued++].flags = 0;
-}
-
-/* What in the queue waits no more makes room; what the dead supervisor was working on comes in, and what it had not begun with. */
-static void refill_queue(void)
-{
-    int n = 0;
-    for (int i = 0; i < g.queued; i++)
-        if (!(g.queue[i].flags & NOTIF_ANSWERED) && still_waits(g.queue[i].notif.id))
-            g.queue[n++] = g.queue[i];
-    g.queued = n;
-    queue_again(&g.keepsake->notif);
-    for (int i = 0; i < KEEPSAKE_TAKEN; i++)
-        queue_again(&g.keepsake->taken[i]);
 }
 
 /* Another supervisor, if there is a tree for it to serve: back to STARTING. */
@@ -468,8 +268,7 @@ static void finish(void)
 
 /* ------------------------------------------------------------------ start */
 
-/* Does nothing when it has been started already. */
-static void start_supervisor(void)
+void start_supervisor(void)
 {
     int pair[2];
     if (g.supervisor || g.state != STARTING)

@@ -8,6 +8,7 @@
  *   filter.c    the kernel's abilities, loading and installing the seccomp filter
  *   channel.c   datagrams with a descriptor
  *   keeper.c    the process that holds the listener until the last task is gone
+ *   notifs.c    what it receives, until a supervisor serves, and where there is none
  *   vault.c     what it keeps for the successor of a supervisor that dies
  *   yama.c      who may trace the program, where the kernel wants to be told
  *
