@@ -184,8 +184,8 @@ class Enforcer:
                         return with_filesystem_of(call.subject.tid, rights.umask, action)
                     return action()
 
-        if sleeps and time_limit(sock.sock, socket.SO_SNDTIMEO) is not None:
-            notify.has_limit(call.subject.tid)
+        if sleeps:
+            _limit(call, sock.sock, socket.SO_SNDTIMEO)
         self._workers.run(call.listener, call.notif, work)
         raise Later
 
@@ -259,9 +259,7 @@ class Enforcer:
                 if value is None:
                     raise Later
                 return value
-            limit = time_limit(sock.sock, socket.SO_RCVTIMEO)
-            if limit is not None:
-                notify.has_limit(call.subject.tid)
+            limit = _limit(call, sock.sock, socket.SO_RCVTIMEO)
 
             def work() -> int | None:
                 with sock.sock:
@@ -387,3 +385,11 @@ class Enforcer:
                 return done
 
             return self._perform(call, sock, sleeps(sock, flags), action)
+
+
+def _limit(call: Call, sock: socket.socket, option: int) -> float | None:
+    """How long the call waits; one with a limit is ended by every handler."""
+    limit = time_limit(sock, option)
+    if limit is not None:
+        notify.has_limit(call.subject.tid)
+    return limit

@@ -82,7 +82,7 @@ struct sd_tcb {
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
 _Static_assert(offsetof(struct sd_tcb, wakeable) == 212, "sdtrace/rouse.py reads it");
-_Static_assert(offsetof(struct sd_tcb, own_alt) == 216 && SD_OWN_ALT == 65536, "gate.S");
+_Static_assert(offsetof(struct sd_tcb, own_alt) == 216 && SD_OWN_ALT == 65536, "gate.S, sdtrace/stacks.py");
 _Static_assert(sizeof(struct sd_tcb) <= 2048, "start/tcb.c");
 
 #define SD_WAKE_AS(value) (1u + (value)) /* in `wakeable` */
