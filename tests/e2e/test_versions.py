@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,7 @@ import pytest
 from tests.e2e.test_live_policy import Pair
 from tests.harness import ROOT, SDRUN, Runner
 from tests.monitor import support
+from tests.sdtrace.support import supervisor_of
 
 pytestmark = pytest.mark.skipif(os.environ.get("SDRUN_FAULTS") != "all", reason="builds it all: make faults")
 
@@ -44,6 +46,9 @@ CHANGES = {
         (r'Type.PAIRED: Layout\(Paired, Struct\("<QIIII"\)', 'Type.PAIRED: Layout(Paired, Struct("<QIIII8x")'),
     ),
 }
+
+
+LINK = "other.pth"
 
 
 @dataclass
@@ -81,7 +86,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Version:
     (script,) = (home / "build").glob("scripts-*/sdrun")
     shutil.copy2(script, environment / "bin" / "sdrun")
     (packages,) = environment.glob("lib/python*/site-packages")
-    (packages / "other.pth").write_text(f"{tree}\n{sysconfig.get_path('purelib')}\n")
+    (packages / LINK).write_text(f"{tree}\n{sysconfig.get_path('purelib')}\n")
     return Version(environment / "bin" / "sdrun", [environment / "bin" / "python", "-I", tree / "monitor/__main__.py"])
 
 
@@ -123,3 +128,23 @@ def test_two_versions_connect(shm: Runner, tmp_path: Path, other: Version, serve
         assert (report.shm, report.total) == (0, 2), report
         (reason,) = report.raw["connections"]["tcp_reasons"]
         assert reason in ("monitor-unreachable", "peer-not-under-sdrun"), report
+
+
+def test_the_installation_is_replaced_under_programs(shm: Runner, tmp_path: Path, other: Version) -> None:
+    """And then supervisors are killed: those that come are of this version, keepers and libraries of the other one."""
+    shm.sdrun = other.sdrun
+    pair = Pair(shm, tmp_path, monitor=other.monitor)
+    pair.open(0, 1)
+    (link,) = other.sdrun.parent.parent.glob(f"lib/python*/site-packages/{LINK}")
+    was = link.read_text()
+    link.write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+    try:
+        for program in (pair.server, pair.driver):
+            before = supervisor_of(program)
+            os.kill(before, signal.SIGKILL)
+            program.until(lambda: supervisor_of(program) != before, "a successor")  # noqa: B023
+        pair.open(2, 3)
+        pair.beats(20)
+    finally:
+        link.write_text(was)
+    pair.finish()
