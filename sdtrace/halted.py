@@ -148,7 +148,7 @@ class Halted:
                 return
 
     def _call(self, tid: int) -> None:
-        """Interrupted, it may wait for something that only ends by an answer."""
+        """Interrupted, it may wait for something that only ends by an answer: asked until it has come to its stop."""
         notify.let_stop(tid)
 
     def _seize(self, tid: int) -> bool:
@@ -166,7 +166,7 @@ class Halted:
 
     def _arrive(self, tid: int, deadline: float) -> None:
         """Bring a seized thread to our own stop, passing signals on."""
-        while (status := wait(tid, deadline, notify.let_stop)) is not None:
+        while (status := wait(tid, deadline, self._call)) is not None:
             stop_signal = os.WSTOPSIG(status)
             if status >> 16 == EVENT_STOP:
                 registers = get_registers(tid)
