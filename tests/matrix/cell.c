@@ -153,6 +153,14 @@ int status_of(pid_t child)
 
 /* ------------------------------------------------------------------- peer */
 
+/* For who brings the two ends together, before the row begins. */
+static long pause_ms(void)
+{
+    const char *said = getenv("CELL_PAUSE_MS");
+
+    return said ? atol(said) : 15;
+}
+
 static int peer_talk(int fd, bool dies)
 {
     struct prng out = {1}, in = {2};
@@ -160,7 +168,7 @@ static int peer_talk(int fd, bool dies)
 
     for (int i = 0; i < 60 && state != OFFERED; i++) { /* who connects moves over as well, or only hears us do so */
         if (i == 10)
-            sleep_ms(15);
+            sleep_ms(pause_ms());
         CHECK(put(fd, &c, 1));
         if (state != SWITCHING)
             CHECK(get(fd, &c, 1));

@@ -102,9 +102,16 @@ def options(state: str) -> list[str]:
     return ["--set", "upgrade=never"] if state == "tcp" else []
 
 
-def run(runner: Runner, programs: Programs, column: str, state: str) -> dict[str, Cell]:
-    """All rows of a column in a state, by name."""
+def on_ring(found: dict[str, Cell]) -> bool:
+    """Were all carried by shared memory? Who is killed early may not have come that far."""
+    return all(cell.path.startswith("shm") for name, cell in found.items()
+               if cell.possible and not name.startswith("SIGKILL"))
+
+
+def run(runner: Runner, programs: Programs, column: str, state: str, *, pause_ms: int = 15) -> dict[str, Cell]:
+    """All rows of a column in a state, by name. `pause_ms`: before each, for who brings its two ends together."""
     runner.options[:] = options(state)
+    runner.env = {**runner.env, "CELL_PAUSE_MS": str(pause_ms)}
     program = runner.run(*programs.command(column, state), timeout=300)
     return parse(program.stdout, None if runner.mode is Mode.NATIVE else program.report())
 

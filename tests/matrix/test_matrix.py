@@ -31,14 +31,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> cells.Programs:
 def test_cells(column: str, state: str, native: Runner, shm: Runner, programs: cells.Programs) -> None:
     expected = cells.run(native, programs, column, state)
     found = cells.run(shm, programs, column, state)
+    if state in cells.ON_RING and not cells.on_ring(found):  # a busy machine: rows began before their ends had met
+        found = cells.run(shm, programs, column, state, pause_ms=200)
     assert expected, "no cell"
     assert all(cell.right for cell in expected.values() if cell.possible), expected
     assert {name: (cell.holder, cell.peer) for name, cell in found.items()} == {
         name: (cell.holder, cell.peer) for name, cell in expected.items()}
     if state in cells.ON_RING:
-        # Who is killed early may not have come that far.
-        carried = {name: cell.path for name, cell in found.items() if cell.possible and not name.startswith("SIGKILL")}
-        assert all(path.startswith("shm") for path in carried.values()), carried
+        assert cells.on_ring(found), {name: cell.path for name, cell in found.items()}
     if state == "tcp":
         assert not any(cell.path.startswith("shm") for cell in found.values())
 
