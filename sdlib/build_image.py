@@ -46,7 +46,7 @@ CFLAGS = (
     "-fno-tree-loop-distribute-patterns",  # a loop that copies must not become a call to memcpy
     "-fno-stack-protector",  # the canary lives in the program's TLS
     "-mgeneral-regs-only",  # vector registers belong to the program and are not saved on entry (but: base/vector.h)
-    "-fpie",  # addresses relative to rip: 0x2d0000000000 is out of reach of absolute 32-bit ones
+    "-fpie",  # addresses relative to rip: 0x7e9000000000 is out of reach of absolute 32-bit ones
     "-fno-plt", "-fvisibility=hidden",  # no indirection through tables that a loader would fill
     "-fcf-protection=none",  # no endbr64 at entries that only we jump to
     "-fno-asynchronous-unwind-tables",  # nobody unwinds through us at run time; gdb has .debug_frame
@@ -208,7 +208,7 @@ def _describe(elf: Path) -> tuple[bytes, dict[str, Any]]:
     return bytes(blob), {"segments": segments, "symbols": symbols}
 
 
-def _check_places(description: dict[str, Any]) -> None:
+def _check_places(description: dict[str, Any], window: int) -> None:
     """Raise if the supervisor would write where it cannot, or the image is not where the ABI says."""
     def prot_of(address: int) -> int:
         return next((int(segment["prot"]) for segment in description["segments"]
@@ -217,6 +217,9 @@ def _check_places(description: dict[str, Any]) -> None:
     symbols = description["symbols"]
     if description["segments"][0]["vaddr"] != description["base"]:
         raise ImageError(f"linked at {description['segments'][0]['vaddr']:#x}, SD_LIB_BASE is {description['base']:#x}")
+    end = max(segment["vaddr"] + segment["memsz"] for segment in description["segments"])
+    if end > description["base"] + window:
+        raise ImageError(f"ends at {end:#x}, outside of SD_LIB_WINDOW")
     wanted = {"sd_init": 5, "sd_gate_start": 5, "sd_boot": 3}
     for name, prot in wanted.items():
         if prot_of(symbols[name]) != prot:
@@ -231,7 +234,7 @@ def write_image(paths: Paths) -> None:
 
     blob, description = _describe(paths.elf)
     description = {"base": abi.const.SD_LIB_BASE, "abi": abi.const.SD_ABI_VERSION, **description}
-    _check_places(description)
+    _check_places(description, 1 << abi.const.SD_LIB_WINDOW)
     symbols = description["symbols"]
     _check_instructions(paths.elf, range(symbols["sd_gate_start"], symbols["sd_gate_end"]))
     for name, content in (("sdlib.img", blob), ("sdlib.json", json.dumps(description, indent=1).encode())):

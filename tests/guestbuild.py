@@ -19,6 +19,9 @@ C_COMPILERS = {
     "glibc": ("gcc",),
     "glibc-static": ("gcc", "-static"),
     "musl-static": ("musl-gcc", "-static"),
+    "asan": ("gcc", "-fsanitize=address"),
+    "tsan": ("gcc", "-fsanitize=thread"),
+    "ubsan": ("gcc", "-fsanitize=undefined"),
 }
 
 

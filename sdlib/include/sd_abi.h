@@ -37,10 +37,13 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 20
+#define SD_ABI_VERSION 21
 
-/* Fixed address of the library in every process: clear of PIE (0x55..), mmap (0x7f..), Go and JVM heaps, ASan shadow. */
-#define SD_LIB_BASE 0x2d0000000000
+/* Fixed address of the library in every process: clear of PIE (0x55..), Go and JVM heaps, and below all that mmap gives to ordinary programs (0x7eff.. at the
+ * lowest). The sanitizers of gcc and LLVM have shadows nearly everywhere, and end a program in which something is mapped there before they start, as after
+ * an exec that connections survive: this lies in what all of them take for the program's own (ThreadSanitizer: from 0x7e80.. on). */
+#define SD_LIB_BASE 0x7e8000000000
+#define SD_LIB_WINDOW 24 /* 16 MiB hold all of it */
 
 /* The reserved system call of the library; the filter always sends it to the supervisor. Args in rdi rsi rdx r10 r8 r9. */
 #define SD_HC_NR 0x5344

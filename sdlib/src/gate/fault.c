@@ -147,7 +147,7 @@ static bool is_named(const struct sd_frame *f, const struct siginfo_sys *si)
     const u64 arg[] = {f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9};
     u64 word[WORDS], at = si->call_addr; /* si_addr */
 
-    for (u32 i = 0; i < ARRAY_LEN(arg) && at >> 32 != SD_LIB_BASE >> 32; i++) {
+    for (u32 i = 0; i < ARRAY_LEN(arg) && !sd_in_library(at); i++) {
         struct iovec to = {(u8 *)word, sizeof word}, from = {(u8 *)arg[i], sizeof word};
         if (leads_to(arg[i], at))
             return true;
@@ -194,7 +194,7 @@ static bool abandon(struct ucontext *uc, const struct siginfo_sys *si)
 
 /* --------------------------------------------------------------- the signal */
 
-static bool is_inside(const struct ucontext *uc) { return uc->reg[UC_RIP] >> 32 == SD_LIB_BASE >> 32; }
+static bool is_inside(const struct ucontext *uc) { return sd_in_library(uc->reg[UC_RIP]); }
 
 /* The program has no handler. A fault comes again when we return; a signal that was sent is sent again. */
 static void default_action(u32 sig, const struct siginfo_sys *si)

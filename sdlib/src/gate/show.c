@@ -117,7 +117,7 @@ struct sd_handler sd_show(int sig, const struct siginfo_sys *si, struct ucontext
 {
     struct sd_handler to = {load_rlx(&sd_signals[sig]), (u64)uc - 8};
     struct sd_tcb *t = sd_self();
-    bool inside = uc->reg[UC_RIP] >> 32 == SD_LIB_BASE >> 32, call, shown;
+    bool inside = sd_in_library(uc->reg[UC_RIP]), call, shown;
     u64 back = (u64)(g.boxed ? sd_signal_back : sd_signal_return);
     struct ucontext *moved = NULL;
 

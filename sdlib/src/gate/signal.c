@@ -261,7 +261,7 @@ long sd_adopt_handlers(void)
         long r = SYS4(__NR_rt_sigaction, sig, 0, &act, 8);
         if (r < 0)
             return r;
-        if (act.handler >> 32 == SD_LIB_BASE >> 32)
+        if (sd_in_library(act.handler))
             act = (struct ksigaction){.handler = SIG_DFL}; /* of an injection at birth that was cut off by its supervisor's death */
         if (sig == SIGSYS) {
             program_sigsys = act;
