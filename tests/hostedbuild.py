@@ -26,7 +26,7 @@ LOOP_UNDER_TEST = (*UNDER_TEST, "py/copy.c", "verbs/called.c", "verbs/carried.c"
                    "verbs/say.c", "verbs/threads.c")
 WRAPPED = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_mutex_init", "pthread_cond_wait", "pthread_cond_init",
            "pthread_cond_broadcast", "pthread_create", "pthread_join", "pthread_sigmask", "eventfd", "eventfd_read",
-           "eventfd_write", "close", "poll", "syscall", "nanosleep", "sched_yield", "clock_gettime")
+           "eventfd_write", "close", "free", "poll", "syscall", "nanosleep", "sched_yield", "clock_gettime")
 # -Wno-unused-value: an atomic whose old value nobody wants is an expression here. No canaries: stacks are copied.
 HASHES = "explore.c"
 """Spends its time in hashes of the state, which are twice as fast with all that this CPU has; it runs nowhere else."""

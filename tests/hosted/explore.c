@@ -214,6 +214,8 @@ static bool few; /* words of the segment change in this scenario: those that are
 
 void mc_few(void) { few = true; }
 
+bool (*mc_gone)(const volatile void *p);
+
 /* Words that only one thread ever touches need no interleaving. */
 static bool shared(const volatile void *p)
 {
@@ -221,6 +223,8 @@ static bool shared(const volatile void *p)
 
     if (!begun)
         return false;
+    if (mc_gone && mc_gone(p))
+        host_fail("memory is touched that is gone");
     if (shares_sets && in_sets(b))
         return true;
     if (!few && b >= (u8 *)&w.seg && b < (u8 *)(&w.seg + 1))
@@ -624,6 +628,7 @@ static void start(const struct scenario *which)
     nnames = nshares = 0;
     few = false;
     mc_forget = NULL;
+    mc_gone = NULL;
     shares_sets = begun = false;
     g.mt = 0;
     g.tsc_per_us = 1;

@@ -39,6 +39,7 @@ void mc_name(const volatile void *p, const char *name); /* for traces */
 void mc_share(const volatile void *p);                   /* threads of one process meet at this word, too */
 void mc_share_sets(void);                               /* and at everything that epoll keeps of its sets */
 extern void (*mc_forget)(void);                          /* of a scenario: sets counts to 0 that nothing depends on, before each step */
+extern bool (*mc_gone)(const volatile void *p);         /* of a scenario: this thread may not touch it any more */
 void mc_few(void);                                       /* others than these words do not change, though they are in the segment */
 void mc_part(void *p, u64 bytes);                       /* memory of the scenario that belongs to the state, too; multiples of 8 */
 void mc_mark(u32 what);                                 /* this execution has been here: the report counts it */

@@ -20,6 +20,11 @@ void loop_unwatch(void); /* the first */
 void loop_device(void);
 void loop_caller(void);
 void loop_python(void);
+/* Python, to which something happens at any moment; the first one goes on as loop_python(), the others end. */
+void loop_link_breaks(void);
+void loop_connection_ends(void);
+void loop_host_is_forgotten(void); /* the link is closed, and there is no other: the connection's memory goes, too */
+void loop_ends(void);              /* the loop's threads are joined */
 /* The other host: reads what arrives, says so, has doorbells rung that it is asked for; and sends what a scenario has it send. */
 void loop_far(void);
 
@@ -28,13 +33,17 @@ struct loop_script {
     u32 records;   /* that only Python understands */
     u32 second;    /* bytes for the second connection */
     bool silent;   /* reads nothing, so nothing is credited */
+    bool lost;     /* what was under way when the link breaks has not arrived */
 };
+extern const struct scenario scenes_loop_ends[];
 extern struct loop_script loop_script;
 extern u32 loop_watches; /* Python has the first one watched so often, though nobody has said anything */
 
 u32 loop_sent(void);     /* bytes that have gone to the other host */
 u32 loop_heard(void);    /* records that Python has got */
+u32 loop_news(void);     /* so often it was told of news by the queue pair that is used */
 bool loop_nudged(void);  /* its supervisor was asked to tell Python of news */
-void loop_settled(void); /* what holds when nothing moves any more */
+void loop_settled(void); /* what holds when nothing moves any more, */
+void loop_over(void);    /* and when nobody carries anything any more */
 
 #endif

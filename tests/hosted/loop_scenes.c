@@ -116,4 +116,4 @@ static const struct scenario scenes_loop[] = {
     {0},
 };
 
-const struct scenario *const scenes[] = {scenes_loop, NULL};
+const struct scenario *const scenes[] = {scenes_loop, scenes_loop_ends, NULL};

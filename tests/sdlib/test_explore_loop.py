@@ -18,9 +18,13 @@ import pytest
 from tests.hostedbuild import EXPLORER, HOSTED, LOOP, LOOP_UNDER_TEST, SRC, build
 from tests.sdlib.test_explore import Mutant, Result, explore
 
-DRIVERS = ("explore.c", "touched.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c", "loop.c", "loop_scenes.c")
-NAMES = re.findall(r'^    {"([a-z-]+)"', (HOSTED / "loop_scenes.c").read_text(), re.MULTILINE)
+SCENES = ("loop_scenes.c", "loop_scenes_ends.c")
+DRIVERS = ("explore.c", "touched.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c", "loop.c", "loop_system.c",
+           *SCENES)
+NAMES = [name for scenes in SCENES
+         for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 ASLEEP = "a lost wake-up"
+GONE = "memory is touched that is gone"
 
 MUTANTS = [
     Mutant("loop-nudge", ASLEEP, "verbs/called.c", "        sd_py_membarrier(); /* [W1] [W2] */\n",
@@ -45,6 +49,19 @@ MUTANTS = [
     Mutant("loop-python", ASLEEP, "verbs/threads.c", "    bool kick = t->dirty || t->full;",
            "    bool kick = t->dirty;"),
     Mutant("loop-watched", "", "verbs/threads.c", "    bool kick = t->dirty || t->full;", "    bool kick = t->full;"),
+    Mutant("loop-breaks", GONE, "verbs/carried.c", "        *at = q->next;", "        (void)at;"),
+    Mutant("loop-breaks", ASLEEP, "verbs/carried.c", "        q->carried[i]->place = 0;", "        (void)i;"),
+    Mutant("loop-breaks-news", "Python is not told", "verbs/carried.c", "    m->noted = 0;\n", ""),
+    Mutant("loop-forgets", ASLEEP, "verbs/carried.c", "        sd_threads_uncall(q->carried[i]);", "        (void)i;"),
+    Mutant("loop-connection-ends", ASLEEP, "verbs/carried.c",
+           "    sd_queue_unwatch(q, q->carried[at]);\n", ""),
+    Mutant("loop-ends", ASLEEP, "verbs/threads.c", "    t->stop = true;\n    sd_threads_wake_caller(t);",
+           "    t->stop = true;"),
+    Mutant("loop-ends", ASLEEP, "verbs/threads.c", "    eventfd_write(t->kick, 1);\n    pthread_cond",
+           "    pthread_cond"),
+    Mutant("loop-ends", ASLEEP, "verbs/threads.c", "        if (t->stop)\n            break;", "        (void)0;"),
+    Mutant("loop-ends", ASLEEP, "verbs/threads.c", "        sd_threads_uncall(t->called[0]);", "        t->count--;"),
+    Mutant("loop-ends", GONE, "verbs/threads.c", "        pthread_join(t->caller, NULL);", "        (void)t;"),
 ]
 
 

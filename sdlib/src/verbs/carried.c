@@ -101,6 +101,21 @@ void sd_queue_drop(struct sd_queue *q, uint32_t slot)
     memmove(q->carried + at, q->carried + at + 1, (--q->count - at) * sizeof *q->carried);
 }
 
+void sd_queue_leave(struct sd_queue *q)
+{
+    struct sd_queue **at = &q->device->queues;
+
+    while (*at && *at != q)
+        at = &(*at)->next;
+    if (*at)
+        *at = q->next;
+    for (u32 i = 0; i < q->count; i++) {
+        sd_threads_uncall(q->carried[i]);
+        q->carried[i]->queue = NULL;
+        q->carried[i]->place = 0;
+    }
+}
+
 void sd_queue_live(struct sd_queue *q)
 {
     q->live = true;

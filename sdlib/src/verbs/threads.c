@@ -204,6 +204,8 @@ static void *caller_thread(void *arg)
     enter(t);
     while (!t->stop) {
         run(d);
+        if (t->stop)
+            break; /* said while we ran, so its wake-up has come before we sleep */
         u32 n = whom(t, w);
         struct timespec until = {(time_t)(t->pay_at / 1000000000), (long)(t->pay_at % 1000000000)};
         bool forever = !t->pay_at;

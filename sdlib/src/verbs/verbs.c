@@ -190,16 +190,7 @@ int sd_queue_connect(struct sd_queue *q, const struct sd_route *r)
 
 void sd_queue_close(struct sd_queue *q)
 {
-    for (struct sd_queue **at = &q->device->queues; *at; at = &(*at)->next)
-        if (*at == q) {
-            *at = q->next;
-            break;
-        }
-    for (u32 i = 0; i < q->count; i++) {
-        sd_threads_uncall(q->carried[i]);
-        q->carried[i]->queue = NULL;
-        q->carried[i]->place = 0;
-    }
+    sd_queue_leave(q);
     if (q->qp)
         lib.ibv_destroy_qp_(q->qp);
     if (q->pool)

@@ -51,6 +51,7 @@ int sd_queue_receive(struct sd_queue *q, u32 index);
 int sd_queue_post(struct sd_queue *q, struct ibv_send_wr *wr, u32 slot, u32 size);
 struct sd_mirrored *sd_queue_find(const struct sd_queue *q, u32 slot);
 void sd_queue_unwatch(struct sd_queue *q, struct sd_mirrored *m);
+void sd_queue_leave(struct sd_queue *q); /* its memory may go: the loop knows it no more, nor carries anything by it */
 int sd_turn(struct sd_device *d, struct sd_loop_event *events, u32 most, bool *busy); /* once */
 
 /* say.c. False: Python has to do it. */
