@@ -36,8 +36,8 @@ _END_S: Final = 60.0
 class Pump:
     """One connection."""
 
-    def __init__(self, key: Key, held: Held) -> None:
-        """OSError: no memory for it."""
+    def __init__(self, key: Key, held: Held, why: int) -> None:
+        """OSError: no memory for it. `why`: enum sd_lost."""
         size = os.fstat(held.segment).st_size
         self.key, self._origin, self._side = key, held.origin, held.side
         self._ring_bytes = (size - abi.const.SD_SEG_HDR_BYTES) // 2
@@ -47,7 +47,7 @@ class Pump:
         self._begun = self._ended = self.over = False
         self.sock: socket.socket | None = None
         self.since = time.monotonic()
-        abi.lib.sd_pump_leave(self._copy, self._side)
+        abi.lib.sd_pump_leave(self._copy, self._side, why)
 
     def run(self) -> bool:
         """Send what the kernel takes. True: more later, when `sock` can be written."""
@@ -149,10 +149,10 @@ class Pumps:
         self._thread: threading.Thread | None = None
         self._wake = -1
 
-    def begin(self, key: Key, held: Held) -> int:
-        """Its monitor has given it up; 0 or an errno."""
+    def begin(self, key: Key, held: Held, why: int) -> int:
+        """Its monitor has given it up (`enum sd_lost`); 0 or an errno."""
         try:
-            self._pumps[key] = Pump(key, held)
+            self._pumps[key] = Pump(key, held, why)
         except OSError as error:
             return error.errno or errno.ENOMEM
         self.run(key)

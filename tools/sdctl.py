@@ -45,6 +45,7 @@ WHY: Final = {
     "moved-back": "it was on shared memory and has gone back to TCP",
     "peer-closed-its-side": "the other end has shut its sending side",
     "host-link-lost": "the link to the other host was lost, and it has gone back to TCP",
+    "host-link-unsteady": "the link to the other host breaks too often (sdss --hosts), and it has gone back to TCP",
     "unread-lost": "it was given to another program with bytes unread that could not go along, and was reset",
     "fault-inside": "a call of its program has ended in a mistake of the library: what it opens then stays on TCP",
     "unsupported-flag": "a flag of send or recv that rings cannot carry",

@@ -16,6 +16,9 @@
     back_s: 3                            # no RDMA for so long: connections go back to their own TCP
     lost_s: 30                           # for so long: those that cannot are reset
     unused_s: 60                         # one end has not come to its rings for so long: they are given up for now
+    hold_s: 1                            # a link that breaks again has to hold so long before connections use it, then
+    hold_most_s: 300                     # twice as long, ..., at most so long (hold_s 0: it is always used at once);
+    steady_s: 60                         # held for so long besides: its breaks are forgotten
 
 Without the file there are no other hosts.  Root or the monitor's user owns it, and nobody else may write to it.
 """
@@ -39,6 +42,7 @@ PORT: Final = 7471
 VERBS: Final = "verbs"
 FOR_TESTS: Final = "tcp-for-tests"
 LOOPS: Final = ("c", "python")
+_SECONDS: Final = ("dead_s", "lost_s", "back_s", "unused_s", "hold_s", "hold_most_s", "steady_s")
 DEPTH_MIN: Final = 8
 """Of a queue pair: records go beside bytes."""
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -94,6 +98,9 @@ class Config:
     lost_s: float = 30.0
     back_s: float = 3.0
     unused_s: float = 60.0
+    hold_s: float = 1.0
+    hold_most_s: float = 300.0
+    steady_s: float = 60.0
     spin_us: float | None = None
 
 
@@ -138,8 +145,7 @@ def _known(tree: Any, what: str, *keys: str) -> dict[str, Any]:
 
 
 def _config(tree: Any, folder: str) -> Config:
-    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "dead_s", "lost_s", "back_s",
-                  "unused_s", "spin_us")
+    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "spin_us", *_SECONDS)
     name = _name(tree["name"])
     peers = {str(key): _peer(str(key), value, folder) for key, value in (tree.get("peers") or {}).items()}
     if name in peers:
@@ -155,9 +161,9 @@ def _config(tree: Any, folder: str) -> Config:
     if transport not in (VERBS, FOR_TESTS):
         raise ValueError(f"no transport {transport!r}")
     listen = _endpoint(tree["listen"]) if tree.get("listen") else None
-    return Config(name, listen, peers, Device(**device), transport, float(tree.get("dead_s", 5.0)),
-                  float(tree.get("lost_s", 30.0)), float(tree.get("back_s", 3.0)),
-                  float(tree.get("unused_s", 60.0)), None if tree.get("spin_us") is None else float(tree["spin_us"]))
+    seconds = {key: float(tree[key]) for key in _SECONDS if key in tree}
+    spin_us = None if tree.get("spin_us") is None else float(tree["spin_us"])
+    return Config(name, listen, peers, Device(**device), transport, spin_us=spin_us, **seconds)
 
 
 def _name(text: Any) -> str:

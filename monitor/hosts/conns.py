@@ -54,8 +54,9 @@ class Conn:
     peer_gone: bool = False
     said_gone: bool = False
     lost: bool = False
-    left: bool = False
-    """It has gone back to TCP; until the other host has heard so, what that sends goes on arriving."""
+    left: int = 0
+    """It has gone back to TCP (`frames.Gone` says why); until the other host has heard so, what that sends goes on
+    arriving."""
     unused_since: float | None = field(default_factory=time.monotonic)
     """None: both programs have come to their rings."""
 
@@ -269,7 +270,7 @@ class Connections:
             self.free(conn)
             return
         if said.left:
-            self.leave(conn)
+            self.leave(conn, said.left)
             if not conn.left:
                 self.lose(conn)
             self.say_gone(conn)
@@ -300,18 +301,19 @@ class Connections:
             conn.contact.link.port.forget(mirror)
         mirror.copy.close()
 
-    def leave(self, conn: Conn) -> None:
+    def leave(self, conn: Conn, why: int = 0) -> None:
         """Back to its own TCP connection: its supervisor takes there what the other host has not got of the ring.
 
-        Not without a supervisor, nor while nobody knows whether the other program has heard that ours has switched.
+        `why`: as the other host has said. Not without a supervisor, nor while nobody knows whether the other program
+        has heard that ours has switched.
         """
         if conn.left or conn.lost or conn.waiting is not None or conn.client is None or not conn.mirror.copy.may_leave:
             return
-        conn.left = True
+        conn.left = why or (frames.LEFT_UNSTEADY if conn.contact.steady.hold_s else frames.LEFT_LOST)
         conn.mirror.stop()
         conn.contact.left += 1
         journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
-        self._local.ring(conn.client, conn.name, Bell.BACK)
+        self._local.ring(conn.client, conn.name, Bell.BACK, int(conn.left == frames.LEFT_UNSTEADY))
         self.say_gone(conn)
         if not conn.mirror.linked:
             self.free(conn)
@@ -355,7 +357,7 @@ class Connections:
         """We send nothing more for it. The other side answers with the same, and only then its memory may go."""
         if not conn.said_gone and conn.mirror.linked and conn.contact.link is not None:
             conn.said_gone = True
-            conn.contact.link.say(frames.Gone(conn.mirror.far_id, int(conn.left)))
+            conn.contact.link.say(frames.Gone(conn.mirror.far_id, conn.left))
 
     @staticmethod
     def status(conn: Conn) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from monitor.hosts.config import FOR_TESTS, Config, Peer
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.mirror import Mirror
+from monitor.hosts.steady import Steadiness
 
 HANDSHAKE_S: Final = 5.0
 RDMA_AGAIN_S: Final = 10.0
@@ -118,6 +119,7 @@ class Contact:
         """Conversations so far; calls in vain since the last; connections that have gone back to their own TCP;
         doorbells that were asked for once more."""
         self.dials = config.name < peer.name
+        self.steady = Steadiness(config.hold_s, config.hold_most_s, config.steady_s)
         self._config, self._selector = config, selector
         self._make_port, self._asked, self._down, self._stirred = make_port, asked, down, stirred
         self._wire: Wire | None = None
@@ -126,11 +128,21 @@ class Contact:
         self._heard = self._pinged = self._up_since = 0.0
 
     @property
-    def usable(self) -> bool:
-        """New connections may be paired."""
+    def there(self) -> bool:
+        """The link has the transport that it is for."""
         if self.link is None:
             return False
         return self.link.by_rdma or self._config.transport == FOR_TESTS
+
+    @property
+    def held_s(self) -> float:
+        """So much longer it has to hold, as it has broken too often."""
+        return self.steady.left_s(time.monotonic()) if self.there else self.steady.hold_s
+
+    @property
+    def usable(self) -> bool:
+        """Connections may be on it, and new ones paired."""
+        return self.there and not self.held_s
 
     # ------------------------------------------------------------------ beginning
 
@@ -163,7 +175,7 @@ class Contact:
 
     @property
     def without_s(self) -> float:
-        """How long what is on rings already has been without the transport that it is for."""
+        """How long what is on rings already has been without the transport that it is for, or a link to be trusted."""
         return 0.0 if self.usable else time.monotonic() - self._without_since
 
     def adopt(self, caller: Caller) -> None:
@@ -237,7 +249,7 @@ class Contact:
                 self._pinged = now
                 self.link.ping()
                 self.flush()
-            if self.usable:
+            if self.there:
                 self.failures = 0
             elif now - self._up_since > RDMA_AGAIN_S:
                 self.fail("no RDMA yet: once more")
@@ -246,10 +258,12 @@ class Contact:
     def fail(self, why: str) -> None:
         """The link is down."""
         usable = self.usable
+        if self.there:
+            self.steady.broke(time.monotonic())
         link, self.link = self.link, None
         if link is None:
             return
-        journal.warn("host-down", host=self.peer.name, why=why)
+        journal.warn("host-down", host=self.peer.name, why=why, breaks=self.steady.breaks, hold_s=self.steady.hold_s)
         self.unknown.clear()
         link.close()
         if self._wire is not None:

@@ -64,8 +64,15 @@ class Accept(NamedTuple):
     ring_bytes: int
 
 
+LEFT_LOST: Final = 1
+LEFT_UNSTEADY: Final = 2
+
+
 class Gone(NamedTuple):
-    """My end is over, or never came about, or (`left` 1) goes on by its own TCP; I send nothing more for it."""
+    """My end is over, or never came about, or goes on by its own TCP; I send nothing more for it.
+
+    `left`: of those that go on, why: there is no link (LEFT_LOST), or none that holds (LEFT_UNSTEADY).
+    """
 
     far_id: bytes
     left: int = 0

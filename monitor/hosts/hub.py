@@ -278,7 +278,7 @@ class Hub:
                     self._conns.leave(conn)
             for far_id in [one for one, since in contact.unknown.items() if now - since > self._config.back_s]:
                 del contact.unknown[far_id]
-                contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, 1)))  # type: ignore[misc]
+                contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, frames.LEFT_LOST)))  # type: ignore[misc]
             if contact.link is None and now - contact.down_since > self._config.lost_s:
                 for conn in self._conns.of(contact):
                     self._conns.give_up(conn)
@@ -304,6 +304,7 @@ class Hub:
         return {
             "name": contact.peer.name, "up": link is not None, "rdma": link is not None and link.by_rdma,
             "links": contact.links, "left": contact.left, "again": contact.again,
+            "breaks": contact.steady.breaks, "held_s": round(contact.held_s, 1),
             "queued": 0 if link is None else len(link.stream.out),
             "port": None if link is None or link.port is None else link.port.status(),
         }  # fmt: skip

@@ -134,7 +134,8 @@ enum sd_kin {
     X(detached, "detached") \
     X(unread_lost, "unread-lost") \
     X(fault_inside, "fault-inside") \
-    X(shared, "shared-before-switch")
+    X(shared, "shared-before-switch") \
+    X(unsteady, "host-link-unsteady")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,

@@ -166,8 +166,8 @@ enum sd_pump {
     SD_PUMP_OVER,    /* step: the connection is over; what was in the ring is thrown away */
 };
 
-/* The monitor gives the copy up: the program is asked to go on by TCP, and looks by itself where a doorbell would have woken it. */
-void sd_pump_leave(void *segment, uint32_t side);
+/* The monitor gives the copy up (`why`: enum sd_lost): the program is asked to go on by TCP, and looks by itself where a doorbell would have woken it. */
+void sd_pump_leave(void *segment, uint32_t side, uint32_t why);
 enum sd_pump sd_pump_begin(void *segment, uint32_t side, struct sd_mark *mark);
 /* The mark is sent: from now on the program may follow, once the ring is empty. */
 void sd_pump_go(void *segment);

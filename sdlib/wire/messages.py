@@ -71,7 +71,7 @@ class Bell(IntEnum):
 
     BYTE = 1  # send a doorbell
     BREAK = 2  # shut it down in both directions: the other host is lost
-    BACK = 4  # of a segment whose other end is on another host: what is in its ring goes by its own TCP connection
+    BACK = 4  # of a segment whose other end is on another host: its ring goes by TCP; `number` 1: an unsteady link
     RECALL = 3  # of a segment of this host: what the other end has not read is to go by TCP
 
 

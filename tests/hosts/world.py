@@ -31,8 +31,9 @@ MONITOR = ROOT / "monitor" / "__main__.py"
 LIMIT_S = 60.0 * PATIENCE
 VERBS = "SDRUN_HOSTS_VERBS" in os.environ
 """Set in the guest, by tests/vm/run.sh: there are RDMA devices."""
-PATIENT: dict[str, Any] = {"dead_s": 60, "back_s": 60, "lost_s": 600}
-"""Of hosts.yaml: a busy machine says nothing for seconds, and that is no failure. Tests of failures say otherwise."""
+PATIENT: dict[str, Any] = {"dead_s": 60, "back_s": 60, "lost_s": 600, "hold_s": 0}
+"""Of hosts.yaml: a busy machine says nothing for seconds, and that is no failure; a link that a test breaks is used
+again at once. Tests of failures, and of links that break often, say otherwise."""
 
 
 def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], limit_s: float = LIMIT_S) -> Any:

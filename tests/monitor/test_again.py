@@ -47,18 +47,20 @@ class Host:
     """A hub, and the supervisor of one program with one connection."""
 
     def __init__(self, name: str, listen: socket.socket, far: tuple[str, tuple[str, int]], number: int,
-                 back_s: float = BACK_S, lost_s: float = 30, device: Any = None) -> None:
+                 device: Any = None, **seconds: float) -> None:
         self.number = number
         self.selector = selectors.DefaultSelector()
         address = listen.getsockname()
         listen.close()
         other, there = far
         peer = Peer(other, there, (ipaddress.ip_network(f"10.0.0.{2 - number}/32"),), KEY)
-        config = Config(name, address, {other: peer}, transport=VERBS if device else FOR_TESTS, dead_s=60,
-                        back_s=back_s, lost_s=lost_s)
+        usual: dict[str, Any] = {"dead_s": 60.0, "back_s": BACK_S, "hold_s": 0.0}
+        transport = VERBS if device else FOR_TESTS
+        config = Config(name, address, {other: peer}, transport=transport, **usual | seconds)
         self.open: set[tuple[int, int]] = set()
         self.copies: list[Copy] = []
         self.told: list[Bell] = []
+        self.unsteady = 0
         self.offers = 0
         self.due = False
         self.hub = Hub(config, self.selector, self, device() if device else None)
@@ -76,6 +78,7 @@ class Host:
 
     def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool:
         self.told.append(what)
+        self.unsteady += what == Bell.BACK and number == 1
         if what == Bell.BACK and offer_id > 1:
             self.due = True  # given up before the other end had it: the library offers once more
         return True

@@ -9,9 +9,10 @@ from typing import Any
 from sdlib.wire.messages import Query
 from tools import sdctl
 
-_COUNTS = ("unread", "credits", "writes", "sends", "received", "links", "left", "again", "retries", "rnr")
-HEADING = ["Host", "Link", "Conns", "Queue", "Unread", "Credits", "Writes", "Sends", "Received", "Links", "Left",
-           "Again", "Retries", "RNR"]
+_COUNTS = ("unread", "credits", "writes", "sends", "received", "links", "breaks", "held_s", "left", "again", "retries",
+           "rnr")
+HEADING = ["Host", "Link", "Conns", "Queue", "Unread", "Credits", "Writes", "Sends", "Received", "Links", "Breaks",
+           "Held", "Left", "Again", "Retries", "RNR"]
 
 
 def look(socket_path: str | None = None) -> list[dict[str, Any]]:
@@ -33,7 +34,8 @@ def _host(peer: dict[str, Any], hosts: dict[str, Any], counters: dict[str, int])
         "connections": len(own), "under_way": port.get("under_way", 0), "depth": port.get("depth", 0),
         "unread": sum(one["unread"] for one in own), "credits": sum(one["credits"] for one in own),
         "writes": port.get("writes", 0), "sends": port.get("sends", 0), "received": port.get("received", 0),
-        "links": peer["links"], "left": peer["left"], "again": peer["again"],
+        "links": peer["links"], "breaks": peer["breaks"], "held_s": peer["held_s"],
+        "left": peer["left"], "again": peer["again"],
         "retries": sum(count for name, count in counters.items() if "rnr" not in name),
         "rnr": sum(count for name, count in counters.items() if "rnr" in name),
     }  # fmt: skip

@@ -174,7 +174,8 @@ def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
     for line in document.get("hosts", ()):
         yield (f"host {printable(line['host'])}: {line['link']}, {line['connections']} connections, "
                f"queue {line['under_way']}/{line['depth']}, unread {number(line['unread'])}B, "
-               f"credits {number(line['credits'])}B, again {line['again']}, retries {line['retries']}, "
+               f"credits {number(line['credits'])}B, breaks {line['breaks']}, held {line['held_s']:.0f} s, "
+               f"again {line['again']}, retries {line['retries']}, "
                f"RNR {line['rnr']}")
     for line in document["supervisors"]:
         calls = waited(line["notifications"], line["notification_mean_s"], line["notification_longest_s"])

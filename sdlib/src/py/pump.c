@@ -17,11 +17,11 @@
 static struct sd_dir *out_of(void *segment, u32 side) { return &((struct sd_seg *)segment)->dir[side & 1]; }
 static struct sd_dir *into(void *segment, u32 side) { return &((struct sd_seg *)segment)->dir[!(side & 1)]; }
 
-void sd_pump_leave(void *segment, uint32_t side)
+void sd_pump_leave(void *segment, uint32_t side, uint32_t why)
 {
     struct sd_seg *seg = segment;
 
-    store_rel(&seg->lost, 1);
+    store_rel(&seg->lost, why);
     store_rel(&seg->direct, 0); /* nudges are ours from here on */
     cas_u32(&out_of(segment, side)->go_back, 0, SD_GO_BACK_CALL);
     atomic_fetch_or(&into(segment, side)->prod_hint, SD_HINT_LEAVING); /* [S4] */

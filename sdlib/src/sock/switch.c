@@ -273,8 +273,8 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     if (b->opt_saved & SD_SAVED_CORK)
         sd_set_int(fd, SOL_TCP, TCP_CORK, 1);
     sd_back_finish(s, to);
-    if (sd_is_far(s))
-        reason = load_rlx(&s->seg->pumped) ? SD_REASON_link_lost : reason;
+    if (sd_is_far(s) && load_acq(&s->seg->pumped))
+        reason = load_rlx(&s->seg->lost) == SD_LOST_UNSTEADY ? SD_REASON_unsteady : SD_REASON_link_lost;
     reason = sd_back_why(s, reason);
     if (reason < SD_REASON_COUNT)
         g.proc->moved_back[reason]++;
