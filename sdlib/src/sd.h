@@ -182,6 +182,14 @@ static inline void sd_note(u32 which)
         sd_noted(bit);
 }
 
+/* -EINTR, or 0. Of its own each time: the kernel writes what is left into the time that it is given, so a loop that gives it twice no longer sleeps. */
+static inline long sd_sleep_ns(i64 ns)
+{
+    struct timespec64 ts = {0, ns};
+
+    return SYS5(__NR_ppoll, 0, 0, &ts, 0, 8);
+}
+
 long sd_hypercall(u32 op, u64 a, u64 b);
 long sd_hypercall_fd(u32 op, u64 a, u64 b); /* for those that answer with a descriptor */
 void *sd_alloc(u64 bytes);  /* zeroed, never returned to the system; NULL on failure. Size classes of 64 bytes and powers of two */

@@ -323,14 +323,12 @@ void sd_nap_disturb(struct sock *s)
 
 void sd_nap_await(struct sock *s)
 {
-    struct timespec64 ts = {0, AWAIT_NS};
-
     for (u32 i = 0; i < AWAITS; i++) {
         if (load_acq(&s->napping) && s->seg)
             sd_nap_disturb(s);
         else if (!sd_task_runs(load_acq(&s->napper)))
             return; /* it sleeps there, or has never come so far */
-        SYS5(__NR_ppoll, 0, 0, &ts, 0, 8);
+        sd_sleep_ns(AWAIT_NS);
     }
 }
 

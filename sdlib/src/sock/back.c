@@ -46,14 +46,12 @@ static bool is_marked(struct sock *s, int fd)
  * send. What is unread stays in the ring: edges would tell of it once more. */
 void sd_async_soon(struct sock *s, int fd, bool on)
 {
-    struct timespec64 ms = {0, 1000000};
-
     if (!on || g.no_supervisor || !sd_attached(s) || !sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e))
         return;
     sd_far_leave(s);
     for (u32 i = 0; i < FAR_PATIENCE_MS && !is_marked(s, fd) && !sd_ended(fd); i++) {
         sd_far_await(s, fd, SD_MODE_RING);
-        SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+        sd_sleep_ns(1000000);
     }
 }
 

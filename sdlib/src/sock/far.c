@@ -8,12 +8,7 @@
 #define SETTLE_NS 10000000000ull /* a link that is down comes back, or its monitor says that it is lost */
 #define RINGING_NS 2000000000ull /* who rings is in there for microseconds */
 
-void sd_far_nap(void)
-{
-    struct timespec64 ts = {0, NAP_NS};
-
-    SYS5(__NR_ppoll, 0, 0, &ts, 0, 8);
-}
+void sd_far_nap(void) { sd_sleep_ns(NAP_NS); }
 
 /* The bell word of our direction is the monitor's here: 1 while it has not heard the last nudge [B1]. Where its loop sleeps on that word itself (`direct`),
  * waking it takes one call. It takes `direct` back before it looks for the last time at a word that it waits for no more. */

@@ -15,12 +15,7 @@
 #define PATIENCE_MS 200
 #define FAR_PATIENCE_MS 5000
 
-static void nap(void)
-{
-    struct timespec64 ms = {0, 1000000};
-
-    SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
-}
+static void nap(void) { sd_sleep_ns(1000000); }
 
 /* Doorbells that stand before the program's next byte on TCP. */
 static void eat_bells(struct sock *s, int fd)

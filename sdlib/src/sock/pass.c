@@ -151,15 +151,13 @@ static bool would_miss(const struct sock *s)
 
 void sd_off_the_ring(struct sock *s, int fd, u32 reason)
 {
-    struct timespec64 ms = {0, 1000000};
-
     if (!sd_recall(s, fd)) {
         sd_back_ask(&s->e);
         sd_membarrier(); /* whoever sends from here on sees it */
         if (!sd_ended(fd))
             sd_ring_bell(s, fd);
         for (u32 i = 0; i < WAIT_MS && !is_back(s, fd) && !is_final(s, fd); i++) {
-            SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+            sd_sleep_ns(1000000);
             if (sd_recall(s, fd)) /* it has switched as we asked */
                 break;
         }

@@ -17,12 +17,7 @@
 #define TAKEN_MS (5 * SD_RECALL_MS)
 #define FULL_MS 2000
 
-static void nap(void)
-{
-    struct timespec64 ms = {0, 1000000};
-
-    SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
-}
+static void nap(void) { sd_sleep_ns(1000000); }
 
 /* ------------------------------------------------------------------ consumer */
 

@@ -37,7 +37,6 @@ bool sd_arm_room(struct sock *s, u64 need)
 /* Armed. 0: look again; LOOK: something has come; -EINTR or -EAGAIN (SO_SNDTIMEO) for the program. */
 static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
 {
-    struct timespec64 ms = {0, 1000000};
     long r;
 
     if (deadline == (u64)-1 && !sd_no_bells(s)) {
@@ -57,7 +56,7 @@ static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
     COUNT(calls_kernel);
     if (sd_now_ns() >= deadline)
         return -EAGAIN;
-    r = SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+    r = sd_sleep_ns(1000000);
     return r == -EINTR ? r : 0;
 }
 

@@ -40,14 +40,12 @@ void sd_token_finish(struct sock *s, u32 dir, u64 to)
 
 static void doze(u32 *rounds)
 {
-    struct timespec64 ms = {0, 1000000};
-
     if (++*rounds < SPINS)
         cpu_relax();
     else if (*rounds < 2 * SPINS)
         SYS0(__NR_sched_yield);
     else
-        SYS5(__NR_ppoll, 0, 0, &ms, 0, 8);
+        sd_sleep_ns(1000000);
 }
 
 /* A system call of p, in its level l, for the region m, is not in progress and will come to nothing if it is made. */
