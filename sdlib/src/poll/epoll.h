@@ -54,7 +54,7 @@
 #define TIMER_NS 1000000ull
 #define NAPS 4
 #define ANONYMOUS 64          /* sleeps without a name after one that had to end its own */
-#define REGS_SEEN 256         /* bound of a walk over s->regs that runs without the lock */
+#define REGS_SEEN (1u << 20)  /* bound of a walk over s->regs that runs without the lock, and may be led astray: more than any socket has */
 
 enum { PEND_TOUCH = 1, PEND_SYNC = 2, PEND_DROP = 4 };
 

@@ -91,6 +91,30 @@ def peek_in_time(stage: Stage) -> None:
     a.recv(x, 100)
 
 
+@behaviour("epoll_ctl of a descriptor that 300 others lie before in the set")
+def many_descriptors_of_one(stage: Stage) -> None:
+    """All of them are one connection's."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    ep = a.epoll()
+    fds = [x, *(a.sys("dup", x).value for _ in range(300))]
+    for fd in fds:
+        a.ctl(ep, "add", fd, IN | ET)
+    a.ctl(ep, "add", x, IN)
+    a.ctl(ep, "del", x)
+    a.ctl(ep, "mod", fds[1], OUT | ET)
+    b.send(y, b"one")
+    a.wait(ep, 400)
+    a.ctl(ep, "mod", fds[2], IN)
+    a.ctl(ep, "add", x, IN)
+    a.wait(ep, 400, timeout=8000)
+    a.recv(x, 10)
+    a.wait(ep, 400)
+    b.send(y, b"two")
+    settle()
+    a.wait(ep, 400)
+
+
 @behaviour("poll of idle connections that several processes use: nobody wakes up", carried=False)
 def idle_together(stage: Stage) -> None:
     a = stage.a
