@@ -78,6 +78,9 @@ struct sd_tcb {
     struct sd_owed owed[SD_STACK_LEVELS];
     u64 foreign_counted[SD_FOREIGN_COUNTED]; /* cookies of sockets among whose users a foreign one is counted, as it has moved them; 0: none */
     struct sock *_Atomic home[SD_STACK_LEVELS]; /* and those on whose words it wakes somebody up: poll/nap.c [N2] */
+    u64 rouse_at;         /* gate/rouse.c: where the call that it sleeps in has its buffer, or its list */
+    u32 rouse;            /* SD_ROUSE_*, and above it a number of this sleep */
+    u8 bell;              /* looked at by who sleeps for one */
 };
 
 _Static_assert(offsetof(struct sd_tcb, level) == 8, "sdtrace/shrink.py reads it");
@@ -180,6 +183,28 @@ static inline void sd_note(u32 which)
 
     if (bit && sd_tracing(SD_TRACE_CALLS))
         sd_noted(bit);
+}
+
+/* gate/rouse.c: a sleep that another thread of the program may end, as if there were news. Begun before the last look. */
+enum { SD_ROUSE_NOT, SD_ROUSE_MAY, SD_ROUSE_CALLED, SD_ROUSE_HEARD, SD_ROUSE_STATES };
+struct sd_rouse {
+    u64 at;    /* of a sleep that a handler has interrupted, */
+    u32 state; /* which goes on as that then */
+    bool begun;
+};
+struct sd_rouse sd_rouse_begin_shared(const void *at);
+void sd_rouse_end_shared(const struct sd_rouse *r);
+void sd_rouse(void); /* all that sleep for room, in poll or for readiness: they look again */
+
+static inline struct sd_rouse sd_rouse_begin(const void *at)
+{
+    return likely(!g.mt) ? (struct sd_rouse){.begun = false} : sd_rouse_begin_shared(at);
+}
+
+static inline void sd_rouse_end(const struct sd_rouse *r)
+{
+    if (unlikely(r->begun))
+        sd_rouse_end_shared(r);
 }
 
 /* -EINTR, or 0. Of its own each time: the kernel writes what is left into the time that it is given, so a loop that gives it twice no longer sleeps. */

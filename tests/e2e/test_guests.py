@@ -230,6 +230,14 @@ def test_a_thread_closes_what_another_sleeps_on(how: str, runner: Runner, guests
             assert report.raw["counters"]["naps"] > 500, str(report)
 
 
+@pytest.mark.parametrize("handler", ["none", "plain", "restart"])
+def test_a_thread_makes_room_that_others_sleep_for(handler: str, runner: Runner, guests: Guests) -> None:
+    """They are woken by a signal, and no call of the program's may end by it."""
+    program = runner.run(guests("more_room"), handler)
+    assert program.stdout == b"ok\n"
+    runner.check(program, at_least=2, of_bytes=100_000)
+
+
 @pytest.mark.parametrize("how", ["epoll", "poll", "threads"])
 def test_sleeping_on_many_rings(how: str, runner: Runner) -> None:
     """On a word for each process at the other ends, a fifth of a second after their last news by TCP.

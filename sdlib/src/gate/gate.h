@@ -32,6 +32,8 @@ void sd_trapped(struct ucontext *uc);
 bool sd_raise_lets_in(u32 how, u64 *set, u64 *old);
 void sd_show_frame(struct ucontext *uc, const struct sd_frame *f); /* as if the call of that frame were about to be made */
 u64 sd_shown_end(struct ucontext *uc); /* the handler has come back: the context to restore */
+extern u8 sd_sys_ret[]; /* behind the instruction of sd_sys */
+bool sd_roused(const struct siginfo_sys *si, struct ucontext *uc); /* gate/rouse.c: it was for our own sleep */
 
 /* A pointer that the kernel would not refuse at first sight. */
 static inline bool sd_plausible(const void *p) { return (u64)p >= 4096 && !((u64)p >> 47); }

@@ -21,7 +21,6 @@
  */
 #include "gate/gate.h"
 
-extern u8 sd_sys_ret[]; /* behind the instruction of sd_sys */
 void sd_signal_return(void);
 void sd_signal_back(void);
 struct sd_shown;

@@ -175,7 +175,8 @@ void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc)
     (void)sig;
     u64 ret = uc->reg[UC_RIP];
     if (si->code != SYS_USER_DISPATCH || si->call_addr != ret) {
-        hand_on(si, uc);
+        if (!sd_roused(si, uc))
+            hand_on(si, uc);
         return;
     }
     if (ret == (u64)sd_signal_returned) {

@@ -360,7 +360,9 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     struct timespec64 ts;
     bool timer;
     u32 pid = g.pid;
+    struct sd_rouse rouse = sd_rouse_begin(p->k);
     if (arm_all(p, &timer)) {
+        sd_rouse_end(&rouse);
         disarm_all(p, pid);
         return is_stale(p) ? 0 : ask_now(p);
     }
@@ -379,6 +381,7 @@ static long park(struct sd_pollset *p, u64 left, const struct sd_mask *m, bool *
     nap_over(p, sd_self()->tid);
     long r = SYS5(__NR_ppoll, p->k, p->n, sd_ns_ts(left, &ts), m->set, 8);
     sd_self()->wakeable = 0;
+    sd_rouse_end(&rouse);
     disarm_all(p, pid);
     if (dozing)
         unsnooze(p);

@@ -275,6 +275,20 @@ SD_CALL(sd_shutdown)
     return r;
 }
 
+/* Whoever waits for room on the ring is woken, as the kernel wakes who waits in there. */
+static void set_tx_limit(struct sock *s, int fd)
+{
+    u64 before = s->e.tx_bytes;
+
+    sd_tx_limit(s, fd);
+    if (s->e.tx_bytes <= before || !load_rlx(&s->e.tx->tx_armed)) /* [W2], with the limit in the place of head */
+        return;
+    if (s->regs)
+        sd_ep_touched(s);
+    if (g.mt)
+        sd_rouse();
+}
+
 /* The options that we have changed for the doorbells' sake while tx is on the ring: the program keeps its own values. */
 static u32 saved_bit(u32 level, u32 name)
 {
@@ -320,7 +334,8 @@ SD_CALL(sd_setsockopt)
     } else if (sd_attached(s) && ((level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_SNDBUFFORCE)) ||
                                   (level == SOL_TCP && name == TCP_NOTSENT_LOWAT))) {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
-        sd_tx_limit(s, (int)f->rdi);
+        if (r == 0)
+            set_tx_limit(s, (int)f->rdi);
     } else if (level == SOL_TCP && name == TCP_ULP) {
         r = SYS5(__NR_setsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
         if (r == 0)

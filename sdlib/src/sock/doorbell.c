@@ -150,7 +150,7 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
 {
     struct pollfd p = {fd, POLLIN, 0};
     struct timespec64 ms = {0, 1000000};
-    u8 byte;
+    struct sd_tcb *t = sd_self();
     long r;
 
     COUNT_OF(s, parks);
@@ -164,9 +164,9 @@ long sd_park(struct sock *s, int fd, u64 sleeper)
         r = SYS5(__NR_ppoll, &p, 1, &ms, 0, 8);
         return r < 0 ? r : 1;
     }
-    sd_self()->wakeable = SD_WAKE_AS(1);
-    r = SYS6(__NR_recvfrom, fd, &byte, 1, MSG_PEEK, 0, 0);
-    sd_self()->wakeable = 0;
+    t->wakeable = SD_WAKE_AS(1);
+    r = SYS6(__NR_recvfrom, fd, &t->bell, 1, MSG_PEEK, 0, 0);
+    t->wakeable = 0;
     return r;
 }
 

@@ -88,10 +88,12 @@ long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
         u64 to = send_timeout_ns(fd);
         *deadline = to ? sd_now_ns() + to : (u64)-1;
     }
+    struct sd_rouse rouse = sd_rouse_begin(&sd_self()->bell);
     u32 armed = sd_owe_armed(s, 0);
     u64 sleeper = sd_sleeper_enter(s, SD_NEEDS_ROOM);
     sd_membarrier();
     r = room_now(s, need) ? 0 : sleep_for_room(s, fd, *deadline, sleeper);
+    sd_rouse_end(&rouse);
     sd_sleeper_leave(s, sleeper);
     sd_owed_armed(s, armed);
     if (r == LOOK)

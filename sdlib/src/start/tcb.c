@@ -78,6 +78,7 @@ struct sd_tcb *sd_tcb_new(u64 rsp)
         t->foreign_counted[i] = 0;
     t->level = 0;
     t->flags = 0;
+    t->rouse = 0;
     t->clone_flags = 0;
     /* A vfork child may vanish without a word (exec, kill): its block is free as soon as its number is. */
     t->foreign = t->exiting = SYS0(__NR_getpid) != (long)g.pid;
@@ -123,11 +124,16 @@ void sd_tcbs_after_fork(struct sd_tcb *self)
         t->part = NULL; /* the parent's */
         t->channel = NULL;
         t->marks = 0;
-        for (u32 l = 0; l < SD_STACK_LEVELS && t != self; l++)
+        if (t == self)
+            continue;
+        t->rouse = 0;
+        for (u32 l = 0; l < SD_STACK_LEVELS; l++)
             store_rlx(&t->use[l], NULL);
     }
     self->tid = (u32)SYS0(__NR_gettid);
     self->foreign = 0;
+    if (self->rouse % SD_ROUSE_STATES == SD_ROUSE_CALLED)
+        self->rouse += SD_ROUSE_HEARD - SD_ROUSE_CALLED; /* the signal goes to our parent */
 }
 
 void sd_tcbs_unmap(void)

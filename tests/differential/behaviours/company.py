@@ -4,11 +4,24 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from tests.differential.behaviours.transmit import fill
-from tests.differential.linux import DONTWAIT, ET, IN, OUT, PEEK, SO_RCVTIMEO, SOL_SOCKET, WAITALL
+from tests.differential.linux import (
+    DONTWAIT,
+    ET,
+    IN,
+    OUT,
+    PEEK,
+    SO_RCVTIMEO,
+    SO_SNDBUF,
+    SOL_SOCKET,
+    TCP_NOTSENT_LOWAT,
+    WAITALL,
+)
 from tests.differential.side import Call, Side, settle
 from tests.differential.worlds import Stage, behaviour
 
@@ -89,6 +102,56 @@ def peek_in_time(stage: Stage) -> None:
         waits.end()
     a.recv(x, 100)
     a.recv(x, 100)
+
+
+MORE: Final = b"m" * 20_000
+
+
+def fill_up(stage: Stage, x: int) -> int:
+    """Until the receiver's kernel, too, has dealt with all of it and there is still no room."""
+    total, before, more = fill(stage, x), len(stage.a.log), 1
+    while more:
+        time.sleep(0.1)
+        more = fill(stage, x)
+        total += more
+    del stage.a.log[before:]
+    return total
+
+
+def waits_for_room(side: Side, x: int) -> tuple[Callable[[], Call], ...]:
+    """Ways to sleep until a connection that is full has room."""
+    level, edge = side.epoll(), side.epoll()
+    for ep, events in ((level, OUT), (edge, OUT | ET)):
+        side.ctl(ep, "add", x, events)
+    side.wait(edge)
+    later = side.start
+    return (lambda: later.send(x, MORE), lambda: later.writev(x, [MORE[:9_000], MORE[9_000:]]),
+            lambda: later.poll([(x, OUT)], 8000), lambda: later.select(write=[x], seconds=8),
+            lambda: later.wait(level, timeout=8000), lambda: later.wait(edge, timeout=8000))
+
+
+@behaviour("setsockopt SO_SNDBUF while another thread sleeps for room",
+           "setsockopt TCP_NOTSENT_LOWAT while another thread sleeps for room",
+           only=("before", "after"))
+def more_room(stage: Stage) -> None:
+    """In "tight" worlds no more fits into the ring."""
+    a, b = stage.a, stage.b
+    thread = a.thread("t")
+    options = ((SOL_SOCKET, SO_SNDBUF, 4096, 300_000), (6, TCP_NOTSENT_LOWAT, 8192, 200_000))
+    for option in options:
+        for number in range(6):
+            x, y = stage.connection()
+            a.setsockopt(x, *option[:3])
+            a.sent += (total := fill_up(stage, x))
+            waits = waits_for_room(thread, x)[number]().asleep()
+            a.setsockopt(x, *option[:2], option[3])
+            waits.end()
+            taken = waits.value if number < 2 else 0
+            a.poll([(x, OUT)])
+            a.sent += taken
+            b.recv_all_quietly(y, total + taken)
+            for side, fd in ((a, x), (b, y)):
+                side.close(fd)
 
 
 @behaviour("epoll_ctl of a descriptor that 300 others lie before in the set")
