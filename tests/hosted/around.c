@@ -64,11 +64,5 @@ void sd_sock_put(struct sock *s)
         sd_sock_reap(s);
 }
 
-void sd_sock_let_go(struct sock *s)
-{
-    if (atomic_fetch_sub(&s->held, 1) == 1 && load_acq(&s->dead) == 1)
-        sd_sock_reap(s);
-}
-
 u32 sd_fd_top(void) { return FD_OF(SIDES); }
 u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out) { return (void)user_set, (void)size, (void)out, 0; }

@@ -209,7 +209,7 @@ static void b_closes(void)
 static void b_has_nothing(void) { expect(1, ""); }
 static void a_sends_1(void) { put(0, "a", 0); }
 
-/* As epoll_wait does it (ep_hot.c), asleep under a name that never comes again [W4]; 0: without one. */
+/* As epoll_wait does it (ep_cool.c), asleep under a name that never comes again [W4]; 0: without one. */
 static void sleep_named(u64 name)
 {
     struct sock *s = &w.sock[1];

@@ -135,7 +135,7 @@ static void sleeper_would_see_it(void)
         host_fail("a sleeper would sleep on");
 }
 
-/* [B3] Who sleeps for an edge knows of the bytes that are there, takes none, and hears of each that comes. As epoll_wait does it (ep_hot.c); of the kernel's edges
+/* [B3] Who sleeps for an edge knows of the bytes that are there, takes none, and hears of each that comes. As epoll_wait does it (ep_cool.c); of the kernel's edges
  * it is enough that whatever arrives is one. */
 static bool edge(long seen) { return w.net.dir[0].arrived > (u32)seen; }
 

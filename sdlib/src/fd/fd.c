@@ -144,12 +144,7 @@ static bool in_use(const struct sock *s)
 }
 
 /* [F3] For who waits for several at once. Hold it, then look whether the table still leads to it | table entry := 0, dead := 1, membarrier, look whether it is held. Let go, then
- * look whether it is dead | as before. One of both sees the other. What is held in vain may be another socket by then: so the count is never set, not even at a birth. */
-void sd_sock_let_go(struct sock *s)
-{
-    if (atomic_fetch_sub(&s->held, 1) == 1 && unlikely(load_acq(&s->dead) == 1))
-        sd_sock_reap(s);
-}
+ * look whether it is dead | as before. One of both sees the other. What is held in vain may be another socket by then: so the count is never set, not even at a birth. sd_sock_let_go() */
 
 /* The table does not lead to s any more. Frees it unless some thread is inside: that one does it then. */
 NOINLINE void sd_sock_reap(struct sock *s)

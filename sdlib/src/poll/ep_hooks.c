@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * ep_hooks.c - what fd/ and sock/ tell of sockets that lie in epoll sets (poll.h).
+ * ep_hooks.c - what fd/ and sock/ tell of sockets that lie in epoll sets, and what poll and other sets ask of one (poll.h).
  */
 #include "poll/epoll.h"
 
@@ -111,4 +111,36 @@ void sd_ep_fd_closed(struct sock *s, int fd)
             r->live = other; /* registered under a number that is gone, and still reported: as Linux does it */
     }
     ep_structure_unlock(&old);
+}
+
+/* ------------------------------------------------- an epoll in another's set */
+
+bool sd_ep_peek(void *p)
+{
+    struct ep *ep = p;
+    struct sd_tcb *t = sd_self();
+    struct reg *r;
+    bool ready = false;
+    ep_rise(ep, t);
+    if (!ep_enter(ep, t))
+        return false;
+    r = ep->hot;
+    for (u32 i = 0; i < ep->nhot && !ready; i++, r = r->hot_next)
+        ready = reg_due(r);
+    ep_leave(ep, t);
+    return ready;
+}
+
+bool sd_ep_park(void *p)
+{
+    struct ep *ep = p;
+    struct sd_tcb *t = sd_self();
+    bool timer, ready;
+    ep_used(ep);
+    if (!ep_enter(ep, t))
+        return false;
+    ep->watched = true; /* from now on: the kernel's readiness has to be the truth while nobody is in here */
+    ready = ep_cool(ep, COOL_ALL, &timer);
+    ep_leave(ep, t);
+    return ready;
 }

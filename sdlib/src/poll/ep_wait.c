@@ -7,170 +7,7 @@
 
 #define ASK_EVERY 16
 #define LOOK_AT 8
-#define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
-#define COLD 32               /* registrations that may have to be heated for a nap anyhow */
-#define GHOSTS 16             /* dealt with after one report */
 #define MAX_EVENTS (0x7fffffff / (int)sizeof(struct epoll_event))
-
-struct epwait {
-    struct ep *ep;
-    struct sd_tcb *t;
-    struct epoll_event *e;
-    int max, epfd;
-    u64 round;
-    u64 began, rung; /* tsc: of spinning and sleeping; of the doorbell that has ended it */
-    struct sd_deadline d;
-    struct sd_mask m;
-    bool precise; /* epoll_pwait2: nanoseconds */
-    bool called;
-    bool spinning;
-    bool owed;    /* the kernel is to be asked, unless we come to sleep there */
-    bool parked;  /* counted in ep->parked */
-    struct sd_turn *turn; /* TURNS of them: of the kernel's events */
-};
-
-/* --------------------------------------------------- what the kernel reports */
-
-/* A kernel event of an entry that is not translated: a one-shot or an edge of a socket on TCP ([E6]). */
-static u32 plain_report(struct reg *r, u32 kev)
-{
-    if (r->want & EPOLLONESHOT) {
-        r->off = true;
-        r->kmask = r->want & PRIVATE_BITS; /* what the kernel has made of it by itself */
-    }
-    u32 out = kev & ((r->want & ~PRIVATE_BITS) | ALWAYS);
-    if (r->renewed && !r->fresh && !r->tx_full && !(kev & ~(u32)(POLLOUT | POLLWRNORM)))
-        out = 0;
-    if (out)
-        r->fresh = false;
-    r->renewed = false;
-    r->tx_full = !(kev & (POLLOUT | POLLWRNORM));
-    return out;
-}
-
-/* One event of the kernel on a registration that is translated. What the program is told, 0: nothing. */
-static u32 translate_one(struct ep *ep, struct reg *r, u32 kev, bool locked)
-{
-    if (locked && !r->off && on_ring(r->s)) {
-        reg_disarm(r);
-        hot_add(ep, r);
-    }
-    if ((r->want & EPOLLEXCLUSIVE) && (kev & POLLIN) && load_rlx(&r->s->b->rx_mode) == SD_MODE_RING)
-        kev |= POLLRDHUP; /* which could not be asked for: it may stand behind a doorbell */
-    u32 out = reg_report(r, sd_bits_fold(kev));
-    /* [E6] An edge does not come again by itself; nor is one of those that wait exclusively woken for what another one has taken since. */
-    bool over = out || r->kicked || reg_edges(r->want) || ((r->want & EPOLLEXCLUSIVE) && !sd_bell_due(&r->s->e));
-    r->useless = over ? 0 : r->useless + 1;
-    if (locked && (r->kicked || (!out && (r->off || r->useless == 2))))
-        reg_sync(r, false); /* or a level that nobody wants would keep us busy for ever */
-    return out;
-}
-
-/* Event n of the kernel; r: ours, which is to be told of, before it is. Its list is in order: what is known of none goes with the one in front. */
-static void note_turn(struct epwait *w, int n, struct reg *r)
-{
-    u64 now = 0, before = n ? w->turn[n - 1].place : 0, place = r ? reg_queue(r, true, &now) : 0;
-    w->turn[n] = (struct sd_turn){r, place > before ? place : before};
-}
-
-/* The kernel has told of something that is not on a ring: sd_nap_pays(). Races between threads only cost accuracy. */
-static void note_other(struct ep *ep, const struct reg *r)
-{
-    ep->others = sd_tsc();
-    ep->other = r;
-}
-
-/* k events of the kernel -> what the program is told, in place. */
-static int translate(struct epwait *w, struct epoll_event *e, int k)
-{
-    struct ep *ep = w->ep;
-    struct sd_tcb *t = w->t;
-    struct reg *ghosts[GHOSTS];
-    bool locked = ep_enter(ep, t);
-    u64 now = 0;
-    int n = 0, dead = 0;
-    if (locked && k > 0)
-        store_rlx(&ep->named, 0); /* what it was for is looked at below: ep_warm_up() */
-    for (int i = 0; i < k; i++) {
-        u32 kev = e[i].events, out;
-        u64 data = e[i].data;
-        struct reg *r = reg_of_tag(ep, data);
-        if (!r) {
-            if (!is_tag(ep, data)) {
-                if (n < TURNS)
-                    note_turn(w, n, NULL);
-                ep_put(&e[n++], kev, data);
-                note_other(ep, NULL);
-            }
-            continue; /* a tag without registration: deleted by another thread meanwhile */
-        }
-        if (r->ghost) {
-            if (dead < GHOSTS)
-                ghosts[dead++] = r; /* the others are reported again */
-            continue;
-        }
-        if (unlikely(!locked))
-            push_pending(r, PEND_TOUCH); /* [E5] its bell may be the one that somebody else sleeps for */
-        if (!w->rung && translated(r->s))
-            w->rung = load_rlx(&r->s->e.rx->rung_at);
-        bool ordered = locked && translated(r->s) && ep_in_company(ep);
-        if (n < TURNS)
-            note_turn(w, n, ordered ? r : NULL); /* of each, since scan() puts those of rings in between */
-        out = translated(r->s) ? translate_one(ep, r, kev, locked) : plain_report(r, kev);
-        if (ordered && !out)
-            r->queued = false;
-        if (out) {
-            if (!on_ring(r->s))
-                note_other(ep, r);
-            if (ordered)
-                reg_reported(r, now = now ? now + 1 : sd_tsc());
-            r->stamp = w->round;
-            r->naps = 0;
-            ep_put(&e[n++], out, r->data);
-        }
-    }
-    if (locked && k > 0)
-        ep_warm_up(ep, 1);
-    if (locked || ep_enter(ep, t)) /* [E3] else we have left notes */
-        ep_leave(ep, t);
-    while (dead--)
-        reg_end(ghosts[dead], t);
-    return n;
-}
-
-/* ------------------------------------------------- an epoll in another's set */
-
-bool sd_ep_peek(void *p)
-{
-    struct ep *ep = p;
-    struct sd_tcb *t = sd_self();
-    struct reg *r;
-    bool ready = false;
-    ep_rise(ep, t);
-    if (!ep_enter(ep, t))
-        return false;
-    r = ep->hot;
-    for (u32 i = 0; i < ep->nhot && !ready; i++, r = r->hot_next)
-        ready = reg_due(r);
-    ep_leave(ep, t);
-    return ready;
-}
-
-bool sd_ep_park(void *p)
-{
-    struct ep *ep = p;
-    struct sd_tcb *t = sd_self();
-    bool timer, ready;
-    ep_used(ep);
-    if (!ep_enter(ep, t))
-        return false;
-    ep->watched = true; /* from now on: the kernel's readiness has to be the truth while nobody is in here */
-    ready = ep_cool(ep, COOL_ALL, &timer);
-    ep_leave(ep, t);
-    return ready;
-}
-
-/* ----------------------------------------------------------------- waiting */
 
 /* Returns what the kernel has, translated; *raw its own count or -errno. */
 static int ask_kernel(struct epwait *w, int have, u64 ns, long *raw)
@@ -192,7 +29,7 @@ static int ask_kernel(struct epwait *w, int have, u64 ns, long *raw)
         atomic_fetch_sub(&w->ep->parked, 1); /* awake: what it finds is looked at by itself */
     w->parked = false;
     w->ep->checked_tsc = sd_tsc();
-    return *raw > 0 ? translate(w, e, (int)*raw) : 0;
+    return *raw > 0 ? ep_told(w, e, (int)*raw) : 0;
 }
 
 /* Without the lock: all registrations are looked at and nothing but their own state changes. */
@@ -281,50 +118,6 @@ static void spun_in_vain(struct epwait *w)
     ep_leave(ep, w->t);
 }
 
-/* May the set be napped on as far as r goes? */
-static bool nap_allows(struct reg *r, bool across)
-{
-    return !r->dead && !(r->want & EPOLLEXCLUSIVE) && !(reg_awaited(r) & POLLOUT) && sd_nap_possible(r->s, across);
-}
-
-/* Those that are cold wait for doorbells, which a napper does not hear, so they are to be hot. Not where that are most: cost follows the hot ones. */
-static bool nap_heats(struct ep *ep)
-{
-    struct reg *r = ep->hot;
-    bool across = sd_rung_soon(&ep->learn, true);
-    bool may = ep->nhot && ep->nhot <= SD_NAP_SET && ep->tagged <= 2 * ep->nhot + COLD;
-    for (u32 i = 0; may && i < ep->nhot; i++, r = r->hot_next)
-        may = nap_allows(r, across);
-    for (u32 i = 0; may && i < ep->cap; i++) {
-        r = ep->tab[i];
-        if (!r || r->dead || r->ghost || r->off || r->hot || !translated(r->s))
-            continue;
-        may = on_ring(r->s);
-        if (may) {
-            reg_disarm(r);
-            hot_add(ep, r);
-            may = nap_allows(r, across);
-        }
-    }
-    return may;
-}
-
-/* All connections on the ring that are in the set, if only data is waited for and every one of them may be napped on. They are hot then, and held. */
-static u32 to_nap_on(struct epwait *w, struct sock **set)
-{
-    struct ep *ep = w->ep;
-    bool may = ep->cap <= SD_NAP_SET && !ep_slept_on(ep) && load_rlx(&ep->waits) == 1 && nap_heats(ep);
-    struct reg *r = ep->hot;
-    u32 n = 0;
-    for (; may && n < ep->nhot; r = r->hot_next)
-        set[n++] = r->s;
-    if (!may && !ep_has_due(ep))
-        sd_nap_cannot();
-    for (u32 i = 0; may && i < n; i++)
-        atomic_fetch_add(&set[i]->held, 1);
-    return may ? n : 0;
-}
-
 /* What the kernel has told of has moved to its ring since. */
 static bool has_moved(const struct ep *ep)
 {
@@ -346,7 +139,7 @@ static long nap(struct epwait *w, u64 left)
         return 0;
     if (has_moved(ep))
         ep->others = 0;
-    u32 n = sd_nap_pays(left, &ep->others) ? to_nap_on(w, set) : 0;
+    u32 n = sd_nap_pays(left, &ep->others) ? ep_to_nap_on(ep, set) : 0;
     ep_leave(ep, w->t);
     if (!n)
         return 0;

@@ -147,7 +147,6 @@ u32 reg_other_half(const struct reg *r, u32 lacking); /* bits that are true, too
 /* ep_hot.c; ep->owner is held, except where it says otherwise */
 void hot_add(struct ep *ep, struct reg *r);
 void hot_del(struct ep *ep, struct reg *r);
-void reg_heat(struct ep *ep, struct reg *r); /* looked at from now on, or armed at once: [E1] */
 void reg_disarm(struct reg *r);
 void ep_inherit(struct ep *ep);              /* without the lock; see ep_used() */
 void push_pending(struct reg *r, u32 why); /* without the lock */
@@ -156,17 +155,42 @@ void ep_warm_up(struct ep *ep, u32 naps);
 void ep_rise(struct ep *ep, struct sd_tcb *t); /* without the lock: a sleep is over [E5] */
 void ep_anonymous(struct ep *ep);              /* [E5] */
 bool reg_due(struct reg *r);
-u32 reg_awaited(struct reg *r);            /* what has to be armed to sleep on it */
 u32 reg_report(struct reg *r, u32 kev);    /* without the lock too */
 struct sd_turn {
     struct reg *r; /* NULL: of no registration of ours */
     u64 place;     /* when its turn came */
 };
 int ep_scan(struct ep *ep, struct epoll_event *e, int max, u64 round, bool age, struct sd_turn *turn); /* turn: NULL, or has room */
+void ep_settle(struct reg *r, u32 why, struct sd_tcb *t); /* without the lock: note it, and do it now if possible */
+
+/* ep_cool.c; ep->owner is held */
 enum cool { COOL_IDLE, COOL_ALL, COOL_SLEEP }; /* those that were idle for long; all; all, and one thread is about to sleep on them */
 bool ep_cool(struct ep *ep, enum cool how, bool *timer);
 void ep_chill_all(struct ep *ep);          /* [E1] on the way out of a wait while others sleep */
-void ep_settle(struct reg *r, u32 why, struct sd_tcb *t); /* without the lock: note it, and do it now if possible */
+void reg_heat(struct ep *ep, struct reg *r); /* looked at from now on, or armed at once: [E1] */
+/* All connections on the ring that are in the set, if only data is waited for and every one of them may be napped on. They are hot then, and held. */
+u32 ep_to_nap_on(struct ep *ep, struct sock **set);
+
+/* One wait in a set: ep_wait.c */
+#define TURNS 32              /* of the kernel and of rings together, that are told in the order in which they came */
+struct epwait {
+    struct ep *ep;
+    struct sd_tcb *t;
+    struct epoll_event *e;
+    int max, epfd;
+    u64 round;
+    u64 began, rung; /* tsc: of spinning and sleeping; of the doorbell that has ended it */
+    struct sd_deadline d;
+    struct sd_mask m;
+    bool precise; /* epoll_pwait2: nanoseconds */
+    bool called;
+    bool spinning;
+    bool owed;    /* the kernel is to be asked, unless we come to sleep there */
+    bool parked;  /* counted in ep->parked */
+    struct sd_turn *turn; /* TURNS of them: of the kernel's events */
+};
+/* ep_told.c. k events of the kernel -> what the program is told, in place. */
+int ep_told(struct epwait *w, struct epoll_event *e, int k);
 
 /* ep_order.c; ep->owner is held */
 void reg_ask_dates(const struct reg *r);

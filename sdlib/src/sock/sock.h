@@ -31,8 +31,13 @@ void sd_fd_install(int fd, struct sock *s);/* one more descriptor */
 void sd_fd_forget(u64 fd);                 /* the same without freeing anything: no system call */
 void sd_fd_remove(u64 fd);                 /* the descriptor goes; the last one frees the socket */
 void sd_sock_put(struct sock *s);          /* end of sd_sock_enter */
-void sd_sock_let_go(struct sock *s);       /* end of `held`, for who sleeps on more than one */
 void sd_sock_reap(struct sock *s);         /* nothing leads to it any more: frees it, unless a thread is inside */
+/* End of `held`, for who sleeps on more than one. */
+static inline __attribute__((always_inline)) void sd_sock_let_go(struct sock *s)
+{
+    if (atomic_fetch_sub(&s->held, 1) == 1 && unlikely(load_acq(&s->dead) == 1))
+        sd_sock_reap(s);
+}
 struct sock *sd_sock_enter(u64 fd);        /* like sd_sock_of, and the socket cannot be unmapped until sd_sock_put */
 struct sd_block *sd_block_new(u32 *id);
 void sd_block_drop(struct sock *s);
