@@ -256,6 +256,7 @@ struct sock {
     _Atomic u32 napping; /* [N3] threads of several that nap for a call which holds the file (poll/nap.c) */
     _Atomic u32 napper;  /* that has gone from there to sleep in the kernel, 0: none has */
     _Atomic u32 held;   /* [F3] threads that are in poll or select for it, and for others */
+    _Atomic u32 kept;   /* [F4] 1 + a duplicate of its last descriptor, which was closed while others waited in a call on it */
 };
 
 struct sock *sd_sock_of(u64 fd);  /* NULL if the descriptor is not one of ours; fd as it stands in the register, whose upper half the kernel ignores */
@@ -267,6 +268,9 @@ static inline bool sd_is_still(const struct sock *s, int fd) /* fd, which has le
     return *(const volatile u32 *)&sd_fdent[fd] == s->ent;
 #endif
 }
+NOINLINE int sd_fd_moved(const struct sock *s, int fd);
+/* [F4] The descriptor that a call goes on with that has waited. */
+static inline int sd_fd_after_wait(const struct sock *s, int fd) { return likely(sd_is_still(s, fd)) ? fd : sd_fd_moved(s, fd); }
 bool sd_attached(const struct sock *s); /* the segment is mapped: ring and kernel together decide readiness */
 struct sock *sd_sock_enter_numbered(u32 ent); /* attached, and alive: it cannot be unmapped until sd_sock_put_numbered; one at a time. NULL: none */
 void sd_sock_put_numbered(struct sock *s);

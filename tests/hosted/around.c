@@ -42,6 +42,9 @@ void sd_sock_reap(struct sock *s)
         s->b = NULL;
 }
 
+/* [F4] needs a kernel that has a file for each number: tests/e2e/test_closed_under.py. */
+int sd_fd_moved(const struct sock *s, int fd) { return (void)s, fd; }
+
 struct sock *sd_sock_enter(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);

@@ -223,6 +223,7 @@ void sd_socks_after_fork_child(void)
 {
     u32 parent = g.proc->pid;
 
+    sd_fds_kept_after_fork();
     if (!g.area[0] || !claim_proc(g.area[0], parent, NULL)) {
         if (g.area[0])
             store_rlx(&g.area[0]->slotless, 1);

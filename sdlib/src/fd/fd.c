@@ -137,9 +137,8 @@ static void sock_release(struct sock *s)
 static bool in_use(const struct sock *s)
 {
     for (struct sd_tcb *t = sd_tcbs(); t; t = t->next)
-        for (u32 l = 0; l < SD_STACK_LEVELS; l++)
-            if (load_acq(&t->use[l]) == s || load_acq(&t->home[l]) == s)
-                return true;
+        if (sd_is_inside(t, s))
+            return true;
     return false;
 }
 
@@ -157,6 +156,8 @@ NOINLINE void sd_sock_reap(struct sock *s)
             return;
     }
     if (cas_own(&s->dead, 1, 2, !g.mt)) {
+        if (unlikely(load_rlx(&s->kept)))
+            sd_last_call_over(s); /* [F4] */
         sd_block_drop(s);
         sock_release(s);
     }
@@ -223,6 +224,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     store_rlx(&s->dead, 0);
     store_rlx(&s->napping, 0);
     store_rlx(&s->napper, 0);
+    store_rlx(&s->kept, 0);
     s->id = id;
     s->b = b;
     s->ent = index_of(s) + 1;
@@ -271,6 +273,14 @@ void sd_fd_forget(u64 reg)
     }
 }
 
+void sd_sock_unref(struct sock *s)
+{
+    if (add_own(&s->refs, -1u, !g.mt) != 1)
+        return;
+    cas_own(&s->dead, 0, 1, !g.mt); /* [F1] */
+    sd_sock_reap(s);
+}
+
 void sd_fd_remove(u64 reg)
 {
     struct sock *s = sd_sock_of(reg);
@@ -280,10 +290,15 @@ void sd_fd_remove(u64 reg)
         return;
     *(volatile u8 *)&sd_fdkind[fd] = 0;
     *(volatile u32 *)&sd_fdent[fd] = 0;
-    if (!s || add_own(&s->refs, -1u, !g.mt) != 1)
-        return;
-    cas_own(&s->dead, 0, 1, !g.mt); /* [F1] */
-    sd_sock_reap(s);
+    if (s)
+        sd_sock_unref(s);
+}
+
+/* [F4] The parent's; here nobody is inside. */
+void sd_fds_kept_after_fork(void)
+{
+    for (u32 i = 0; sd_fds_kept() && i < nsocks; i++)
+        sd_fd_kept_end(sock_at(i));
 }
 
 void *sd_epoll_of(u64 reg)

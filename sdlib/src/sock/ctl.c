@@ -53,6 +53,22 @@ static void farewell(struct sock *s, int fd)
     }
 }
 
+/* [F4] The connection ends when the last call on it does. */
+static NOINLINE void close_beside_threads(struct sock *s, int fd)
+{
+    sd_fd_forget((u64)fd);
+    bool inside = sd_others_inside(s);
+    if (!inside || load_rlx(&s->refs) > 1 || !sd_fd_keep(s, fd))
+        farewell(s, fd);
+    sd_sock_unref(s);
+}
+
+void sd_last_call_over(struct sock *s)
+{
+    farewell(s, (int)load_rlx(&s->kept) - 1);
+    sd_fd_kept_end(s);
+}
+
 static void forget(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);
@@ -61,6 +77,10 @@ static void forget(u64 fd)
         if (unlikely(load_acq(&s->napping)))
             sd_nap_await(s);
         sd_ep_fd_closed(s, (int)fd);
+        if (unlikely(g.mt)) {
+            close_beside_threads(s, (int)fd);
+            return;
+        }
         farewell(s, (int)fd);
         sd_fd_remove(fd);
     } else if (sd_epoll_of(fd)) {

@@ -109,6 +109,7 @@ static long from_file(struct sock *s, int fd, int in, i64 *off, u64 count, bool 
             sd_uncork(s, fd);
             if ((r = sd_feed_no_room(s, fd, nb, &deadline)))
                 break;
+            fd = sd_fd_after_wait(s, fd);
             continue;
         }
         if (r <= 0 && r != -ERANGE)

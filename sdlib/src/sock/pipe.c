@@ -106,6 +106,7 @@ static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 fl
         if (!room) {
             if ((r = sd_feed_no_room(s, fd, full_nb, &deadline)))
                 break;
+            fd = sd_fd_after_wait(s, fd);
             continue;
         }
         struct iovec v = {bounce, min_u64(min_u64((u64)room, sizeof bounce), count - sent)};

@@ -47,7 +47,7 @@ static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
         if (r >= 0)
             return LOOK;
         if (r != -EAGAIN) {
-            sd_latch_end(s, fd, (u32)-r);
+            sd_latch_end(s, sd_fd_after_wait(s, fd), (u32)-r);
             return 0;
         }
     }
@@ -97,6 +97,6 @@ long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need)
     sd_sleeper_leave(s, sleeper);
     sd_owed_armed(s, armed);
     if (r == LOOK)
-        sd_look_at_kernel(s, fd);
+        sd_look_at_kernel(s, sd_fd_after_wait(s, fd)); /* [F4] */
     return r < 0 ? r : 0;
 }

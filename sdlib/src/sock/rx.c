@@ -171,6 +171,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
         sd_spin_parked(&sd_learn_process, began, t0, load_rlx(&s->e.rx->rung_at));
     if (r == -EAGAIN || r == -EINTR)
         return r; /* SO_RCVTIMEO, a handler without SA_RESTART */
+    fd = sd_fd_after_wait(s, fd);
     if (r < 0) { /* the error is consumed: keep it */
         sd_latch_end(s, fd, (u32)-r);
         return 1;
@@ -307,6 +308,7 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
         long waited = wait_rx(s, fd, w);
         if (waited < 0)
             return sd_rx_result(w, waited);
+        fd = sd_fd_after_wait(s, fd);
     }
     if (calls == g.proc->ctr[SD_CTR_calls_kernel])
         COUNT(calls_library);
@@ -338,7 +340,7 @@ static long receive(struct sock *s, int fd, struct rx *w)
             r = w->peek ? sd_switching_peek(s, fd, w) : sd_switching_rx(s, fd, w);
             COUNT(calls_kernel);
         }
-    } while (r == -ERANGE);
+    } while (r == -ERANGE && (fd = sd_fd_after_wait(s, fd)) >= 0);
     return r;
 }
 

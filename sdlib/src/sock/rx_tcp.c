@@ -217,6 +217,7 @@ static long wait_tcp(struct sock *s, int fd, const struct rx *w)
 
     sd_owed_armed(s, armed);
     sd_sleeper_leave(s, sleeper);
+    fd = sd_fd_after_wait(s, fd);
     if (r == 0 && sd_is_far(s))
         sd_far_settle(s); /* [H1] */
     if (r == 0 && sd_rx_poll_switch(s, fd))
@@ -253,6 +254,7 @@ long sd_switching_rx(struct sock *s, int fd, struct rx *w)
         w->nb |= kept;
         r = wait_tcp(s, fd, w);
         w->nb = nb;
+        fd = sd_fd_after_wait(s, fd);
         if (kept && r == -EAGAIN) { /* the end of the stream would come before it */
             r = sd_rx_kept(s, w);
             if (!r)
@@ -323,5 +325,6 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w)
         r = wait_tcp(s, fd, w);
         if (r <= 0)
             return r;
+        fd = sd_fd_after_wait(s, fd);
     }
 }

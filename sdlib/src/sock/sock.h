@@ -30,6 +30,15 @@ struct sock *sd_sock_new(u32 role);        /* with a fresh block, or NULL (kerne
 void sd_fd_install(int fd, struct sock *s);/* one more descriptor */
 void sd_fd_forget(u64 fd);                 /* the same without freeing anything: no system call */
 void sd_fd_remove(u64 fd);                 /* the descriptor goes; the last one frees the socket */
+void sd_sock_unref(struct sock *s);        /* the second half of that */
+/* [F4] fd/kept.c */
+bool sd_is_inside(const struct sd_tcb *t, const struct sock *s);
+bool sd_others_inside(const struct sock *s); /* the table does not lead to it by the descriptor that goes */
+bool sd_fd_keep(struct sock *s, int fd);
+void sd_fd_kept_end(struct sock *s);
+u32 sd_fds_kept(void);
+void sd_fds_kept_after_fork(void);
+void sd_last_call_over(struct sock *s); /* ctl.c */
 void sd_sock_put(struct sock *s);          /* end of sd_sock_enter */
 void sd_sock_reap(struct sock *s);         /* nothing leads to it any more: frees it, unless a thread is inside */
 /* End of `held`, for who sleeps on more than one. */

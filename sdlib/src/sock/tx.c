@@ -333,6 +333,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         long w = sd_wait_room(s, fd, &deadline, need);
         if (w < 0)
             return sent ? (long)sent : w;
+        fd = sd_fd_after_wait(s, fd);
     }
     if (calls == g.proc->ctr[SD_CTR_calls_kernel])
         COUNT(calls_library);
@@ -406,7 +407,7 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
             r = ring_tx(s, fd, m->iov, m->iovlen, flags, nb, &done);
         else
             r = unlikely(done) ? kernel_rest(s, fd, m, flags, &done) : kernel_tx(s, fd, m, flags);
-    } while (r == -ERANGE);
+    } while (r == -ERANGE && (fd = sd_fd_after_wait(s, fd)) >= 0);
     if (r > 0)
         sd_sized(s, 0, (u64)r);
     return r;

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kept.c - a descriptor is closed while another thread waits in a call on it.
+ *
+ * [F4] The kernel's calls hold the file: they go on with it, and the connection ends when the last of them is over. Ours consist of several, and the number
+ * may be another file's by the next one: who waits would take a byte of that, or ring in it. So whoever closes takes the entry out of the table,
+ * then waits until every other thread inside sleeps in the kernel, or has left. If some sleep, and it was the last descriptor, a duplicate of it is kept.
+ * Who has slept asks which descriptor to go on with (sd_fd_after_wait), before it uses any. Whoever leaves last closes the duplicate (sd_sock_reap).
+ *
+ * A thread that has left its call by siglongjmp still counts as inside (fd.c). It does not sleep on a stack of ours.
+ */
+#include "sock/sock.h"
+
+#define LOOKS 400 /* then a thread that still runs is taken for one that has left by siglongjmp */
+#define LOOK_NS 500000
+
+static _Atomic u32 kept; /* how many sockets have one; for a forked child */
+
+bool sd_is_inside(const struct sd_tcb *t, const struct sock *s)
+{
+    for (u32 l = 0; l < SD_STACK_LEVELS; l++)
+        if (load_acq(&t->use[l]) == s || load_acq(&t->home[l]) == s)
+            return true;
+    return false;
+}
+
+static u64 hex(const char *at)
+{
+    u64 v = 0;
+
+    for (;; at++) {
+        u32 c = (u8)*at | 0x20;
+        if (c - '0' < 10)
+            v = v << 4 | (c - '0');
+        else if (c - 'a' < 6)
+            v = v << 4 | (c - 'a' + 10);
+        else
+            return v;
+    }
+}
+
+enum where { RUNS, ELSEWHERE, IN_A_CALL_OF_OURS };
+
+/* By /proc/TID/syscall: "running", or "number six-arguments stack-pointer program-counter". */
+static enum where where_is(const struct sd_tcb *t)
+{
+    char path[40] = "/proc/", line[256], *last = line;
+    u32 at = 6 + sd_decimal(path + 6, t->tid), spaces = 0;
+    long fd, n;
+    u64 sp;
+
+    for (const char *c = "/syscall"; *c; c++)
+        path[at++] = *c;
+    fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return fd == -ENOENT && t->exiting ? ELSEWHERE : IN_A_CALL_OF_OURS; /* nothing is known */
+    n = SYS3(__NR_read, fd, line, sizeof line - 1);
+    SYS1(__NR_close, fd);
+    if (n <= 0)
+        return ELSEWHERE; /* it has ended meanwhile */
+    line[n] = 0;
+    if (line[0] == 'r')
+        return RUNS;
+    for (char *c = line; *c; c++)
+        if (*c == ' ' && ++spaces == 7)
+            last = c + 3; /* "0x" */
+    sp = spaces >= 7 ? hex(last) : 0;
+    return (sp >= t->lo && sp < t->hi) || (sp >= t->alt_lo && sp < t->alt_hi) ? IN_A_CALL_OF_OURS : ELSEWHERE;
+}
+
+/* The table does not lead to s by the descriptor any more. Do others sleep inside? */
+NOINLINE bool sd_others_inside(const struct sock *s)
+{
+    const struct sd_tcb *me = sd_self();
+    bool inside = false;
+
+    sd_membarrier_threads(); /* [F1] */
+    for (u32 i = 0; i < LOOKS; i++) {
+        bool runs = inside = false;
+        for (const struct sd_tcb *t = sd_tcbs(); t; t = t->next) {
+            enum where w = t != me && sd_is_inside(t, s) ? where_is(t) : ELSEWHERE;
+            runs |= w == RUNS;
+            inside |= w == IN_A_CALL_OF_OURS;
+        }
+        if (!runs)
+            break;
+        sd_sleep_ns(LOOK_NS);
+    }
+    return inside;
+}
+
+/* Out of the way of the program's own numbers, if its limit allows that. */
+bool sd_fd_keep(struct sock *s, int fd)
+{
+    for (u32 from = 1u << 16; from; from >>= 1) {
+        long r = SYS3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, from);
+        if (r < 0)
+            continue;
+        atomic_fetch_add(&kept, 1);
+        store_rel(&s->kept, (u32)r + 1);
+        return true;
+    }
+    return false;
+}
+
+NOINLINE int sd_fd_moved(const struct sock *s, int fd)
+{
+    u32 k = load_acq(&s->kept);
+
+    for (u32 other = 0; !k && other < sd_fd_top(); other++)
+        if (sd_sock_of(other) == s)
+            return (int)other;
+    return k ? (int)k - 1 : fd;
+}
+
+void sd_fd_kept_end(struct sock *s)
+{
+    u32 k = atomic_exchange(&s->kept, 0);
+
+    if (!k)
+        return;
+    SYS1(__NR_close, k - 1);
+    atomic_fetch_sub(&kept, 1);
+}
+
+u32 sd_fds_kept(void) { return load_rlx(&kept); }
