@@ -248,6 +248,17 @@ static bool kernel_has_news(struct sock *s, int fd)
     return load_rlx(&s->b->latched) & LATCH_FIN;
 }
 
+bool sd_rx_another_ms(int fd, struct rx *w)
+{
+    struct pollfd end = {fd, POLLRDHUP, 0};
+    struct timespec64 ms = {0, 1000000}, left;
+
+    w->since = w->since ? w->since : sd_tsc();
+    if (time_left(fd, w, &left) && !left.sec && left.nsec < ms.nsec)
+        ms = left;
+    return ms.nsec && SYS5(__NR_ppoll, &end, 1, &ms, 0, 8) == 0;
+}
+
 static long ring_rx(struct sock *s, int fd, struct rx *w)
 {
     struct sd_block *b = s->b;

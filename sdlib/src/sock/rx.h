@@ -43,5 +43,7 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w);      /* all on the kerne
 long sd_switching_rx(struct sock *s, int fd, struct rx *w);  /* attached, the peer still sends on TCP */
 i64 sd_rx_bytes(struct sock *s, int fd);
 long sd_switching_peek(struct sock *s, int fd, struct rx *w);
+/* A wait that nothing ends at the right byte goes on. False: the stream's end has come, a handler, or SO_RCVTIMEO. */
+bool sd_rx_another_ms(int fd, struct rx *w);
 
 #endif

@@ -292,13 +292,12 @@ static void peek_on(struct sock *s, struct rx *w)
 /* The same for MSG_PEEK, which may have to show bytes of both. */
 long sd_switching_peek(struct sock *s, int fd, struct rx *w)
 {
-    struct pollfd end = {fd, POLLRDHUP, 0};
-    struct timespec64 ms = {0, 1000000};
     struct sd_hold h;
-    bool last, whole;
-    long r = 0;
+    bool last, whole, over = w->nb;
+    long r;
 
     for (;;) {
+        r = 0;
         w->got = 0;
         if (sd_rx_poll_switch(s, fd))
             return -ERANGE;
@@ -314,16 +313,11 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w)
         sd_leave(&h);
         if (!whole)
             continue;
-        if (w->got && (w->nb || w->got >= w->target || r < 0))
+        if (w->got && (over || w->got >= w->target || r < 0))
             return (long)w->got;
-        if (w->got) { /* MSG_WAITALL: nothing wakes us at the right byte */
-            r = SYS5(__NR_ppoll, &end, 1, &ms, 0, 8);
-            if (r == 0)
-                continue;
-            return (long)w->got;
-        }
-        r = wait_tcp(s, fd, w);
-        if (r <= 0)
+        if (w->got) /* MSG_WAITALL */
+            over = !sd_rx_another_ms(fd, w);
+        else if ((r = wait_tcp(s, fd, w)) <= 0)
             return r;
         fd = sd_fd_after_wait(s, fd);
     }
