@@ -79,6 +79,7 @@ static void exchange(const struct pair *p)
 }
 
 static sigjmp_buf out;
+static char said[128]; /* by that thread */
 
 static void jump(int number) { siglongjmp(out, number); }
 
@@ -96,10 +97,10 @@ static void *blocked(void *none)
     } else if (!strcmp(what, "receive")) {
         char got[64] = "";
         r = recv(old.near, got, sizeof got - 1, 0);
-        printf("received %zd: %s\n", r, got);
+        snprintf(said, sizeof said, "received %zd: %s", r, got);
     } else {
         r = send(old.near, buffer, !strcmp(what, "wait") ? 1 : MUCH / 8, 0);
-        printf("sent %zd%s\n", r, r < 0 ? strerror(errno) : "");
+        snprintf(said, sizeof said, "sent %zd%s", r, r < 0 ? strerror(errno) : "");
     }
     return none;
 }
@@ -188,6 +189,7 @@ int main(int argc, char **argv)
         drain(old.far, full);
         pthread_join(thread, NULL);
     }
+    puts(said);
     get(next.near, 'n', 5);
     exchange(&next);
     close(next.near);
