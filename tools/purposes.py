@@ -55,7 +55,7 @@ _LIBRARY: Rules = _rules(
 _KERNEL: Rules = _rules(
     (COPY, r"copy_(to|from)_(iter|user)|^_?copy_user|^rep_(movs|stos)|memcpy|copy_page_(to|from)_iter|datagram_iter"
            r"|check_(object_size|stack_object|heap_object)|virt_addr_valid|is_vmalloc_addr|skb_splice_from_iter"),
-    (WAKE, r"try_to_wake_up|ttwu_|wake_up|autoremove_wake|woken_wake|sock_def_(readable|write_space)|ep_poll_callback"
+    (WAKE, r"try_to_wake_up|ttwu_|wake_up|autoremove_wake|woken_wake|sock_def_readable|write_space|ep_poll_callback"
            r"|(^|_)schedule(_|$)|finish_task_switch|switch_mm|__switch_to|pick_(next|eevdf|task)|(en|de)queue_(task|entity)"
            r"|update_curr|sk_wait_data|sk_stream_wait|prepare_to_wait|finish_wait|futex|select_task_rq|do_sched_yield"
            r"|cpuidle|default_idle"),
