@@ -9,6 +9,7 @@
  *
  * A thread that has left its call by siglongjmp still counts as inside (fd.c). It does not sleep on a stack of ours.
  */
+#include "base/task.h"
 #include "sock/sock.h"
 
 #define LOOKS 400 /* then a thread that still runs is taken for one that has left by siglongjmp */
@@ -24,47 +25,21 @@ bool sd_is_inside(const struct sd_tcb *t, const struct sock *s)
     return false;
 }
 
-static u64 hex(const char *at)
-{
-    u64 v = 0;
-
-    for (;; at++) {
-        u32 c = (u8)*at | 0x20;
-        if (c - '0' < 10)
-            v = v << 4 | (c - '0');
-        else if (c - 'a' < 6)
-            v = v << 4 | (c - 'a' + 10);
-        else
-            return v;
-    }
-}
-
 enum where { RUNS, ELSEWHERE, IN_A_CALL_OF_OURS };
 
-/* By /proc/TID/syscall: "running", or "number six-arguments stack-pointer program-counter". */
 static enum where where_is(const struct sd_tcb *t)
 {
-    char path[40] = "/proc/", line[256], *last = line;
-    u32 at = 6 + sd_decimal(path + 6, t->tid), spaces = 0;
-    long fd, n;
-    u64 sp;
+    u64 word[SD_TASK_WORDS], sp;
 
-    for (const char *c = "/syscall"; *c; c++)
-        path[at++] = *c;
-    fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return fd == -ENOENT && t->exiting ? ELSEWHERE : IN_A_CALL_OF_OURS; /* nothing is known */
-    n = SYS3(__NR_read, fd, line, sizeof line - 1);
-    SYS1(__NR_close, fd);
-    if (n <= 0)
-        return ELSEWHERE; /* it has ended meanwhile */
-    line[n] = 0;
-    if (line[0] == 'r')
+    switch (sd_task_call(t->tid, word)) {
+    case SD_TASK_RUNS:
         return RUNS;
-    for (char *c = line; *c; c++)
-        if (*c == ' ' && ++spaces == 7)
-            last = c + 3; /* "0x" */
-    sp = spaces >= 7 ? hex(last) : 0;
+    case SD_TASK_UNKNOWN: /* it has ended, or there is no /proc */
+        return t->exiting ? ELSEWHERE : IN_A_CALL_OF_OURS;
+    case SD_TASK_SLEEPS:
+        break;
+    }
+    sp = word[SD_TASK_SP];
     return (sp >= t->lo && sp < t->hi) || (sp >= t->alt_lo && sp < t->alt_hi) ? IN_A_CALL_OF_OURS : ELSEWHERE;
 }
 

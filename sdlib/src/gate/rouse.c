@@ -16,13 +16,13 @@
  * A thread that has left by siglongjmp is at MAY still, but in no such call. Where a signal of the program's is pending as well it shall do to the call what it does natively: then the
  * handler has the call made anew, which the other signal ends, and who calls tries again.
  */
+#include "base/task.h"
 #include "gate/gate.h"
 
 #define TRIES 100 /* of a thread that does not come to run, or is not seen */
 #define PAUSE_NS 20000
 #define SI_TKILL (-6)
-#define RECV_BUFFER 2 /* words in /proc/TID/syscall, the number being the first */
-#define POLL_LIST 1
+#define RECV_BUFFER 1 /* which argument */
 
 static u32 state_of(const struct sd_tcb *t) { return __atomic_load_n(&t->rouse, __ATOMIC_SEQ_CST) % SD_ROUSE_STATES; }
 static u32 turn_of(const struct sd_tcb *t) { return __atomic_load_n(&t->rouse, __ATOMIC_SEQ_CST) / SD_ROUSE_STATES; }
@@ -101,49 +101,15 @@ bool sd_roused(const struct siginfo_sys *si, struct ucontext *uc)
 
 /* -------------------------------------------------------------- who wakes */
 
-/* The number at `at`, and where the next one begins. */
-static u64 number(const char **at, u32 base)
-{
-    u64 n = 0;
-
-    for (;; (*at)++) {
-        u32 digit = (u32)(u8)**at - '0';
-        if (base == 16 && digit >= 'a' - '0' && digit <= 'f' - '0')
-            digit -= 'a' - '0' - 10;
-        if (digit >= base)
-            break;
-        n = n * base + digit;
-    }
-    *at += **at == ' ';
-    *at += (*at)[0] == '0' && (*at)[1] == 'x' ? 2 : 0;
-    return n;
-}
-
-/* In the very call, and asleep: /proc says "running" of others. */
+/* In the very call, and asleep. */
 static bool sleeps_there(const struct sd_tcb *t)
 {
-    char path[40] = "/proc/", text[256];
-    u32 at = 6 + sd_decimal(path + 6, t->tid), word;
-    const char *p = text;
-    long fd, n;
-    u64 nr;
+    u64 word[SD_TASK_WORDS], nr;
 
-    for (const char *c = "/syscall"; *c; c++)
-        path[at++] = *c;
-    path[at] = 0;
-    fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
+    if (sd_task_call(t->tid, word) != SD_TASK_SLEEPS)
         return false;
-    n = SYS3(__NR_read, fd, text, sizeof text - 1);
-    SYS1(__NR_close, fd);
-    if (n <= 0)
-        return false;
-    text[n] = 0;
-    nr = number(&p, 10);
-    word = nr == __NR_recvfrom ? RECV_BUFFER : nr == __NR_ppoll ? POLL_LIST : 0;
-    for (u32 i = 1; i < word; i++)
-        number(&p, 16);
-    return word && number(&p, 16) == t->rouse_at;
+    nr = word[SD_TASK_NR];
+    return (nr == __NR_recvfrom && word[SD_TASK_ARG + RECV_BUFFER] == t->rouse_at) || (nr == __NR_ppoll && word[SD_TASK_ARG] == t->rouse_at);
 }
 
 static void rouse(struct sd_tcb *t)

@@ -2,6 +2,7 @@
  *
  * parts.c - participants (token.h): who they are, whether they live, on what they sleep.
  */
+#include "base/task.h"
 #include "sock/sock.h"
 
 static SD_FORKED u64 own_pidns; /* inode + 1; 0: not asked yet, 1: unknown */
@@ -121,20 +122,12 @@ struct sd_part *sd_part_at(u32 i)
 /* What /proc says of a thread, 0: nothing. */
 static char state_of(u32 tid)
 {
-    char path[32] = "/proc/", buf[64];
-    u32 at = 6 + sd_decimal(path + 6, tid);
-    long fd, n;
+    char text[64];
+    long n = (long)sd_task_read(tid, "stat", text, sizeof text);
 
-    for (const char *c = "/stat"; *c; c++)
-        path[at++] = *c;
-    fd = SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return 0;
-    n = SYS3(__NR_read, fd, buf, sizeof buf);
-    SYS1(__NR_close, fd);
-    for (long i = min_u64(n > 0 ? (u64)n : 0, sizeof buf) - 2; i > 0; i--) /* "pid (name) S ...": the name may hold anything but ends at the last ) */
-        if (buf[i] == ')' && i + 2 < n)
-            return (char)buf[i + 2];
+    for (long i = n - 3; i > 0; i--) /* "pid (name) S ...": the name may hold anything but ends at the last ) */
+        if (text[i] == ')')
+            return text[i + 2];
     return 0;
 }
 
