@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import difflib
+import socket
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,9 +14,29 @@ import tests.differential.behaviours  # noqa: F401  registers them
 from tests.differential.runs import Runs
 from tests.differential.worlds import BEHAVIOURS, WORLDS
 
+SO_TIMESTAMP = 29  # Python has no name for it
 CASES = [pytest.param(world.name, name, id=f"{name}-{world.name}")
          for world in WORLDS for name, each in BEHAVIOURS.items()
          if (world.name in each.only if each.only else world.name != "uring")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stamped() -> Iterator[None]:
+    """The kernel begins to stamp packets some time after the first socket has asked for it, and ends with the last: one
+    asks all the while, or what `timestamps` is told natively depends on the moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+        deadline = time.monotonic() + 20
+        while not told(sock) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield
+
+
+def told(sock: socket.socket) -> bool:
+    """Of when its own packet came."""
+    sock.sendto(b"x", sock.getsockname())
+    return bool(sock.recvmsg(1, 64)[1])
 
 
 @pytest.mark.parametrize(("world", "name"), CASES)
