@@ -256,12 +256,12 @@ def measure(variants: Sequence[str] = VARIANTS, options: Sequence[str] = ()) -> 
                 continue
             several = sorted(counts[name], key=lambda count: count.total)
             result[f"{name}, with threads" if variant == "threads" else name] = several[len(several) // 2]
-    sort_out(result.values())
     return result
 
 
 def save(counts: dict[str, Count], path: Path) -> None:
     """Write the baseline."""
+    sort_out(counts.values())  # only here: it takes addr2line seconds, and no comparison needs it
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     calls = {name: {"total": count.total, "system_calls": count.system_calls,
                     "purposes": dict(count.purposes.most_common()),

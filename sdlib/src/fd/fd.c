@@ -273,13 +273,15 @@ void sd_fd_forget(u64 reg)
     }
 }
 
-void sd_sock_unref(struct sock *s)
+static inline void unref(struct sock *s)
 {
     if (add_own(&s->refs, -1u, !g.mt) != 1)
         return;
     cas_own(&s->dead, 0, 1, !g.mt); /* [F1] */
     sd_sock_reap(s);
 }
+
+void sd_sock_unref(struct sock *s) { unref(s); }
 
 void sd_fd_remove(u64 reg)
 {
@@ -291,7 +293,7 @@ void sd_fd_remove(u64 reg)
     *(volatile u8 *)&sd_fdkind[fd] = 0;
     *(volatile u32 *)&sd_fdent[fd] = 0;
     if (s)
-        sd_sock_unref(s);
+        unref(s);
 }
 
 /* [F4] The parent's; here nobody is inside. */

@@ -18,14 +18,11 @@ i32 sd_sockopt_int(int fd, int name)
     return SYS5(__NR_getsockopt, fd, SOL_SOCKET, name, &v, &len) < 0 ? -1 : v;
 }
 
-/* What the last close leaves to the peer: hints, and no unread doorbell (the kernel would turn that into a reset). */
-static void farewell(struct sock *s, int fd)
+static NOINLINE void say_farewell(struct sock *s, int fd)
 {
     i32 linger[2] = {0, 0};
     u32 len = sizeof linger;
 
-    if (!sd_attached(s) || load_rlx(&s->refs) > 1 || load_rlx(&s->b->users) > 1)
-        return;
     sd_recall_over(s);
     SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
     if (load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
@@ -51,6 +48,13 @@ static void farewell(struct sock *s, int fd)
         sd_hint_say(&s->e, SD_HINT_ABORT);
         SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
     }
+}
+
+/* What the last close leaves to the peer: hints, and no unread doorbell (the kernel would turn that into a reset). */
+static inline void farewell(struct sock *s, int fd)
+{
+    if (sd_attached(s) && load_rlx(&s->refs) <= 1 && load_rlx(&s->b->users) <= 1)
+        say_farewell(s, fd);
 }
 
 /* [F4] The connection ends when the last call on it does. */

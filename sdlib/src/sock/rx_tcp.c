@@ -171,7 +171,7 @@ static long take_tcp(struct sock *s, int fd, struct rx *w, struct sd_hold *h)
     n = tcp_bytes(s, fd, &last);
     if (!n)
         return 0;
-    if (!h->word || !h->part) { /* without a word the rest of it means nothing */
+    if (!sd_hold_marked(h)) {
         r = sd_kernel_rx(fd, w, flags, n);
         w->asked = min_u64(w->asked, n);
         return r;

@@ -150,6 +150,9 @@ struct sd_hold {
     u32 level, dir, as;
 };
 
+/* Others may call off what we do, by a mark of ours. All but the word means something only beside it. */
+static inline bool sd_hold_marked(const struct sd_hold *h) { return h->word && h->part; }
+
 /* Others may come in: the price of tokens has to be paid. */
 static inline bool sd_shared(const struct sock *s) { return g.mt || load_rlx(&s->b->users) > 1; }
 
@@ -224,7 +227,7 @@ static inline bool sd_commit_index(struct sd_hold *h, _Atomic u64 *index, u64 fr
 
 static inline bool sd_still_inside(const struct sd_hold *h)
 {
-    return !h->word || !h->part || load_acq(&h->part->mark[h->level]) == h->mark;
+    return !sd_hold_marked(h) || load_acq(&h->part->mark[h->level]) == h->mark;
 }
 
 /* sock/rx.c, tx.c, room.c */

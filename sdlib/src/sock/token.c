@@ -291,7 +291,7 @@ bool sd_commit_shared(struct sd_hold *h, _Atomic u64 *index, u64 from, u64 to)
 /* C1 and C2 of the switch and of the way back; the caller finishes. */
 bool sd_commit_rare(struct sd_hold *h, u64 to)
 {
-    return !h->word || !h->part || sd_mark_commit(&h->part->mark[h->level], &h->part->to[h->level], h->mark, to);
+    return !sd_hold_marked(h) || sd_mark_commit(&h->part->mark[h->level], &h->part->to[h->level], h->mark, to);
 }
 
 /* One receive or send that whoever throws us out can turn into nothing. -EINTR: it was. */
@@ -301,7 +301,7 @@ long sd_revocable(struct sd_hold *h, long nr, int fd, u8 *buf, u64 len, u32 flag
     struct sd_part_io *io;
     long r;
 
-    if (!h->word || !h->part)
+    if (!sd_hold_marked(h))
         return SYS6(nr == __NR_recvmsg ? __NR_recvfrom : __NR_sendto, fd, buf, len, flags, 0, 0);
     io = &h->part->io[h->level];
     io->base = (u64)buf;
