@@ -156,7 +156,15 @@ static inline bool sd_back_reached(const struct sd_end *e)
     return head == load_rlx(&e->rx->sw_back_at) && head == load_rlx(&e->rx->tail);
 }
 
-/* TCP bytes to throw away (doorbells) before the program's go on; only after sd_back_reached(). */
+/* The same of so many unread bytes: behind them comes what the peer has sent by TCP. */
+static inline bool sd_back_behind(const struct sd_end *e, u64 unread)
+{
+    u64 to = load_rlx(&e->rx->head) + unread;
+
+    return load_acq(&e->rx->sw_back) && to == load_rlx(&e->rx->sw_back_at) && to == load_rlx(&e->rx->tail); /* [S2] */
+}
+
+/* TCP bytes to throw away (doorbells) before the program's go on; only after one of these. */
 u64 sd_back_left(const struct sd_end *e, u64 tcp_pos);
 
 /* ---- end of life */

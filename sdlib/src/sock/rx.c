@@ -259,6 +259,28 @@ bool sd_rx_another_ms(int fd, struct rx *w)
     return ms.nsec && SYS5(__NR_ppoll, &end, 1, &ms, 0, 8) == 0;
 }
 
+/* MSG_PEEK, and the ring ends here: what stands behind it by TCP is shown with it. */
+static NOINLINE long peek_on(struct sock *s, int fd, struct rx *w)
+{
+    u64 lacks = w->nb || w->got >= w->target ? 0 : w->target - w->got;
+    bool over = !lacks;
+    struct timespec64 left;
+    long r;
+
+    for (;;) {
+        r = sd_peek_behind(s, fd, w, 0);
+        if (r == -ERANGE) {
+            w->got = 0;
+            return r;
+        }
+        if (over || (u64)r >= lacks)
+            return (long)(w->got += (u64)r);
+        /* Others may take what is in front of it, and the kernel's own clock starts anew. */
+        over = sd_shared(s) || (w->since && time_left(fd, w, &left)) ? !sd_rx_another_ms(fd, w) : sd_peek_behind(s, fd, w, lacks) < (long)lacks;
+        fd = sd_fd_after_wait(s, fd);
+    }
+}
+
 static long ring_rx(struct sock *s, int fd, struct rx *w)
 {
     struct sd_block *b = s->b;
@@ -286,9 +308,11 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
         w->got += (u64)r;
         if (r > 0 && !w->peek && sd_room_wanted(&s->e))
             sd_ring_bell(s, fd);
-        if (w->got >= w->target && (likely(!sd_back_published(&s->e)) || w->peek || w->got == w->len))
+        if (w->got >= w->target && (likely(!sd_back_published(&s->e)) || w->got == w->len))
             break;
-        if (w->peek && w->got && (sd_back_published(&s->e) || w->got == s->e.bytes))
+        if (w->peek && w->got && sd_back_published(&s->e))
+            return peek_on(s, fd, w);
+        if (w->peek && w->got == s->e.bytes)
             break; /* no more can come behind it while it is not consumed */
         if (unlikely(sd_back_published(&s->e))) {
             if (sd_back_reached(&s->e)) {
@@ -326,14 +350,6 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
     return (long)w->got;
 }
 
-/* The next byte of TCP is urgent, or stands behind one that is: where something was read already no call goes on there. */
-static bool at_mark(int fd)
-{
-    i32 at = 0;
-
-    return SYS3(__NR_ioctl, fd, SIOCATMARK, &at) == 0 && at;
-}
-
 static long receive(struct sock *s, int fd, struct rx *w)
 {
     struct sd_block *b = s->b;
@@ -346,7 +362,7 @@ static long receive(struct sock *s, int fd, struct rx *w)
             sd_recall_wait(s, fd);
             r = -ERANGE;
         } else if (!sd_attached(s) || load_rlx(&b->rx_mode) == SD_MODE_BACK) {
-            r = unlikely(w->got) && at_mark(fd) ? (long)w->got : sd_plain_rx(s, fd, w);
+            r = unlikely(w->got) && sd_at_mark(fd) ? (long)w->got : sd_plain_rx(s, fd, w);
         } else {
             r = w->peek ? sd_switching_peek(s, fd, w) : sd_switching_rx(s, fd, w);
             COUNT(calls_kernel);

@@ -43,7 +43,10 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w);      /* all on the kerne
 long sd_switching_rx(struct sock *s, int fd, struct rx *w);  /* attached, the peer still sends on TCP */
 i64 sd_rx_bytes(struct sock *s, int fd);
 long sd_switching_peek(struct sock *s, int fd, struct rx *w);
+/* MSG_PEEK, and all of the ring was looked at: how many bytes follow by TCP; -ERANGE: the ring's are others since. `most` of them are waited for, 0: none. */
+long sd_peek_behind(struct sock *s, int fd, const struct rx *w, u64 most);
 /* A wait that nothing ends at the right byte goes on. False: the stream's end has come, a handler, or SO_RCVTIMEO. */
 bool sd_rx_another_ms(int fd, struct rx *w);
+bool sd_at_mark(int fd); /* the next byte of TCP is urgent, or stands behind one that is: where something was read already no call goes on there */
 
 #endif

@@ -289,7 +289,58 @@ static void peek_on(struct sock *s, struct rx *w)
     }
 }
 
-/* The same for MSG_PEEK, which may have to show bytes of both. */
+bool sd_at_mark(int fd)
+{
+    i32 at = 0;
+
+    return SYS3(__NR_ioctl, fd, SIOCATMARK, &at) == 0 && at;
+}
+
+/* Doorbells that stand in front of them are looked at as well. The kernel's answer without them. */
+static long peek_bytes(int fd, const struct rx *w, u64 bells, u64 most, u32 flags)
+{
+    u8 bell[SD_STRAY_BELLS];
+    struct iovec v[1 + MAX_IOV]; /* the program's own may not be touched */
+    struct msghdr m = {.iov = v, .iovlen = 1};
+    u64 skip = w->got;
+    long r;
+
+    v[0] = (struct iovec){bell, bells};
+    for (u64 i = 0; i < w->n && most && m.iovlen < 1 + MAX_IOV; i++) {
+        u64 from = min_u64(skip, w->iov[i].len), n = min_u64(w->iov[i].len - from, most);
+        skip -= from;
+        most -= n;
+        if (n)
+            v[m.iovlen++] = (struct iovec){w->iov[i].base + from, n};
+    }
+    r = SYS3(__NR_recvmsg, fd, &m, flags);
+    return r < 0 ? r : r > (long)bells ? r - (long)bells : 0;
+}
+
+long sd_peek_behind(struct sock *s, int fd, const struct rx *w, u64 most)
+{
+    u32 flags = most ? w->flags : (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT;
+    struct sd_hold h;
+    bool whole, same;
+    long r;
+
+    do {
+        r = 0;
+        sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+        same = load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_rx_avail(&s->e) == (i64)w->got;
+        if (same && sd_back_behind(&s->e, w->got) && !sd_is_far(s)) {
+            i64 pos = sd_rx_pos(s, fd);
+            u64 bells = pos < 0 ? SD_STRAY_BELLS + 1 : sd_back_left(&s->e, (u64)pos);
+            if (bells <= SD_STRAY_BELLS && (bells || !sd_at_mark(fd)))
+                r = peek_bytes(fd, w, bells, most ? most : w->len - w->got, flags);
+        }
+        whole = sd_still_inside(&h);
+        sd_leave(&h);
+    } while (!whole);
+    return !same ? -ERANGE : r > 0 ? r : 0;
+}
+
+/* sd_switching_rx() for MSG_PEEK, which may have to show bytes of both. */
 long sd_switching_peek(struct sock *s, int fd, struct rx *w)
 {
     struct sd_hold h;
@@ -304,7 +355,8 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w)
         sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
         u64 n = tcp_bytes(s, fd, &last);
         if (n) {
-            r = sd_kernel_rx(fd, w, (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT, n);
+            u32 flags = (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT;
+            r = w->msg && w->msg->controllen ? sd_kernel_rx(fd, w, flags, n) : peek_bytes(fd, w, 0, min_u64(n, w->len), flags);
             w->got = r > 0 ? (u64)r : 0;
             if (last && w->got == n)
                 peek_on(s, w);
@@ -313,7 +365,9 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w)
         sd_leave(&h);
         if (!whole)
             continue;
-        if (w->got && (over || w->got >= w->target || r < 0))
+        if (r == -EFAULT)
+            return r;
+        if (w->got && (over || w->got >= w->target))
             return (long)w->got;
         if (w->got) /* MSG_WAITALL */
             over = !sd_rx_another_ms(fd, w);

@@ -114,6 +114,7 @@ static inline u32 sd_back_why(const struct sock *s, u32 other)
 {
     return load_rlx(&s->e.tx->go_back) == SD_GO_BACK_POLICY ? SD_REASON_policy : other;
 }
+#define SD_STRAY_BELLS 64 /* in front of the first byte behind the way back: more of them than were thrown out in the middle of ringing */
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
 bool sd_has_error(int fd);

@@ -292,17 +292,14 @@ void sd_tx_back(struct sock *s, int fd, u32 reason)
     sd_ep_changed(s);
 }
 
-/* More of them than were thrown out in the middle of ringing: no honest peer. */
-#define STRAY_BELLS 64
-
 /* Inside. Shared memory is faster than TCP: a bell may still be on its way, and must not reach the program. False: so it is. */
 static bool back_rx(struct sock *s, int fd, struct sd_hold *h)
 {
-    u8 bells[STRAY_BELLS];
+    u8 bells[SD_STRAY_BELLS];
     i64 pos = sd_rx_pos(s, fd);
     u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
 
-    if ((left > STRAY_BELLS && !sd_is_far(s)) || (pos < 0 && sd_is_far(s))) {
+    if ((left > SD_STRAY_BELLS && !sd_is_far(s)) || (pos < 0 && sd_is_far(s))) {
         sd_drop(s, fd);
         return false;
     }

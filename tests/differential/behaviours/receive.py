@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from tests.differential.linux import (
     CMSG_CLOEXEC,
     DONTWAIT,
@@ -10,6 +12,8 @@ from tests.differential.linux import (
     OOB,
     PEEK,
     SHUT_WR,
+    SO_OOBINLINE,
+    SO_RCVTIMEO,
     SO_TIMESTAMP,
     SOL_SOCKET,
     TRUNC,
@@ -53,6 +57,62 @@ def before_and_after(stage: Stage) -> None:
             settle()
             way(x, 100)
             a.recv(x, 100, DONTWAIT)
+
+
+@behaviour("recv MSG_PEEK of what was sent before and after the sender has set SO_TIMESTAMP", carried=False)
+def peek_before_and_after(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for company in (None, a.thread, a.fork):
+        if company:
+            company("c")
+        x, y = stage.connection()
+        b.send(y, b"before")
+        b.setsockopt(y, SOL_SOCKET, SO_TIMESTAMP, 1)
+        for flags in (0, DONTWAIT):
+            a.recv(x, 100, PEEK | flags)
+        b.send(y, b"after")
+        settle()
+        for size in (100, 3, 6, 7, 11, 12):
+            a.recv(x, size, PEEK)
+        a.recv(x, 11, PEEK | WAITALL)
+        a.recv(x, 8, PEEK | TRUNC)
+        a.recvmsg(x, [4, 1, 3, 100], PEEK)
+        a.recvmsg(x, [1] * 40, PEEK)
+        waits = a.start.recv(x, 13, PEEK | WAITALL).asleep()
+        b.send(y, b"!")
+        settle()
+        b.send(y, b"?")
+        waits.end()
+        a.recv(x, 2)
+        a.recv(x, 100, PEEK)
+        b.send(y, b"30 bytes, one to each buffer..")
+        settle()
+        a.recvmsg(x, [1] * 50, PEEK)
+        a.recvmsg(x, [1] * 41, PEEK | WAITALL)
+        a.setsockopt(x, SOL_SOCKET, SO_RCVTIMEO, struct.pack("=qq", 0, 200_000))
+        a.recv(x, 100, PEEK | WAITALL)
+        a.setsockopt(x, SOL_SOCKET, SO_RCVTIMEO, struct.pack("=qq", 0, 0))
+        waits = a.start.recv(x, 100, PEEK | WAITALL).asleep()
+        b.shutdown(y, SHUT_WR)
+        waits.end()
+        a.recv(x, 100)
+        a.recv(x, 100, PEEK)
+
+
+@behaviour("recv MSG_PEEK of what was sent before urgent data", carried=False)
+def peek_before_urgent(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    a.setsockopt(x, SOL_SOCKET, SO_OOBINLINE, 1)
+    b.send(y, b"before")
+    b.send(y, b"!", OOB)
+    b.send(y, b"after")
+    settle()
+    for size in (3, 6, 100):
+        a.recv(x, size, PEEK)
+    a.recv(x, 100)
+    a.recv(x, 100, PEEK)
+    a.recv(x, 100)
 
 
 @behaviour("recv", "send")
