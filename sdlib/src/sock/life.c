@@ -135,7 +135,7 @@ static void announce(struct sock *s)
 {
     struct sd_block *b = s->b;
 
-    sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state. And before tx_shut: ctl.c */
+    sd_fence(); /* [A1] ATTACHED is set before rx_plain is read; a reader raises rx_plain before it reads the state. And before tx_shut: shutdown.c */
     if (unlikely(b->tx_shut)) /* or what the peer sends to who hears nothing any more would be put on the ring, and read */
         sd_hint_shut(&s->e, load_rlx(&b->rx_shut));
     if (unlikely(b->exclusive))

@@ -38,7 +38,7 @@ bool sd_fd_keep(struct sock *s, int fd);
 void sd_fd_kept_end(struct sock *s);
 u32 sd_fds_kept(void);
 void sd_fds_kept_after_fork(void);
-void sd_last_call_over(struct sock *s); /* ctl.c */
+void sd_last_call_over(struct sock *s); /* close.c */
 void sd_sock_put(struct sock *s);          /* end of sd_sock_enter */
 void sd_sock_reap(struct sock *s);         /* nothing leads to it any more: frees it, unless a thread is inside */
 /* End of `held`, for who sleeps on more than one. */
@@ -237,6 +237,8 @@ long sd_rx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 long sd_rx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags, bool later, bool *told);
 long sd_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags);
 long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags);
+long sd_kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags); /* tx_tcp.c; -ERANGE: it is not the kernel's any more */
+long sd_kernel_rest(struct sock *s, int fd, struct msghdr *m, u32 flags, u64 *done);
 long sd_broken_pipe(u32 flags);            /* SIGPIPE unless MSG_NOSIGNAL; -EPIPE */
 long sd_after_reset(struct sock *s, u32 flags);
 long sd_after_shutdown(int fd, u32 flags);
@@ -292,7 +294,7 @@ long sd_pass_send(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_send_many(struct sd_frame *f, struct sd_tcb *t);
 long sd_pass_recv_many(struct sd_frame *f, struct sd_tcb *t);
-i32 sd_sockopt_int(int fd, int name);      /* sock/ctl.c */
+i32 sd_sockopt_int(int fd, int name);      /* sock/sockopt.c */
 
 /* sock/adopt.c: a connection that came in a message from another program. */
 void sd_adopt_given(int fd, bool held); /* held: by the message, too, which stays */
@@ -322,7 +324,7 @@ bool sd_recall_resend(struct sock *s, int fd, struct sd_hold *h, u64 tcp_pos);
 
 /* sock/option.c */
 bool sd_option_keeps(int fd);                /* it has one with which it stays on TCP */
-void sd_inq_set(struct sock *s, int fd);     /* sock/calls.c */
+void sd_inq_set(struct sock *s, int fd);     /* sock/sockopt.c */
 void sd_option_set(struct sock *s, int fd, u64 level, u64 name);
 
 /* sock/back.c */

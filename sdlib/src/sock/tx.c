@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * tx.c - sending: to the kernel, through the switch, into the ring.
+ * tx.c - sending: into the ring, or by the kernel (tx_tcp.c), through the switch.
  */
 #include "poll/poll.h"
 #include "ring/cork.h"
@@ -8,69 +8,6 @@
 #include "ring/vec.h"
 #include "sock/far.h"
 #include "sock/sock.h"
-
-/* Another thread reads the stream's position. It may be stopped while it does: the token throws it out, and then its mode is void. */
-static NOINLINE void await_switch(struct sock *s, u32 mode)
-{
-    struct sd_hold h;
-
-    sd_take(s, SD_DIR_TX, SD_MARK_OP, &h);
-    cas_u32(&s->b->tx_mode, mode, SD_MODE_TCP);
-    sd_leave(&h);
-}
-
-/* Before a kernel send of a socket that others use: the direction must not switch while it is under way. False: it is no TCP any more. */
-bool sd_tx_plain_enter(struct sock *s)
-{
-    struct sd_block *b = s->b;
-    bool shared = sd_shared(s);
-    u32 mode;
-
-    sd_owe_plain(s, shared ? SD_OWES_TX : 0); /* [K1] */
-    if (!shared)
-        return load_rlx(&b->tx_mode) != SD_MODE_RETIRE && load_rlx(&b->tx_mode) != SD_MODE_RING;
-    mode = load_acq(&b->tx_mode);
-    if (mode == SD_MODE_TCP || mode == SD_MODE_BACK)
-        return true;
-    sd_owed_plain(s, SD_OWES_TX);
-    if ((mode & 0xff) == SD_MODE_SWITCH)
-        await_switch(s, mode);
-    return false;
-}
-
-void sd_tx_plain_leave(struct sock *s, long r)
-{
-    struct sd_block *b = s->b;
-
-    sd_owed_plain(s, SD_OWES_TX);
-    COUNT(calls_kernel);
-    if (r > 0) {
-        b->bytes_tcp += (u64)r;
-        b->established = 1;
-    }
-}
-
-static long kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
-{
-    long r;
-
-    if (unlikely(flags & MSG_FASTOPEN) && load_rlx(&g.cfg->perform))
-        return -EOPNOTSUPP; /* as where the kernel is told not to: connections are made by connect only (birth.c) */
-    if (!sd_tx_plain_enter(s))
-        return -ERANGE;
-    if (m->iovlen == 1 && !m->controllen)
-        r = SYS6(__NR_sendto, fd, m->iov->base, m->iov->len, flags, m->name, m->namelen);
-    else
-        r = SYS3(__NR_sendmsg, fd, m, flags);
-    if (unlikely(flags & MSG_FASTOPEN) && (r >= 0 || r == -EINPROGRESS))
-        s->b->role = 1;
-    sd_tx_plain_leave(s, r);
-    if (unlikely(s->regs) && (r == -EAGAIN || (r > 0 && (u64)r < sd_iov_bytes(m->iov, m->iovlen))))
-        sd_ep_full(s); /* which the kernel knows, but not of what a set has told already when the connection moves ([E6] of poll/epoll.h) */
-    if (sd_tracing(SD_TRACE_BYTES) && r > 0)
-        sd_saw_tcp(s, fd, 0, m->iov, 0, (u64)r);
-    return r;
-}
 
 /* As far as we know already, or else by the peer's word, which is looked at again. True of a broken ring: a send finds out. */
 static bool room_for(struct sock *s, u64 need)
@@ -270,6 +207,36 @@ long sd_after_reset(struct sock *s, u32 flags)
     return err ? -(long)err : sd_broken_pipe(flags);
 }
 
+/* The peer has gone, or somebody has asked: what is left of the message goes by TCP (-ERANGE), unless there is an error to tell. */
+static NOINLINE long leave_ring(struct sock *s, int fd, u32 flags, bool nb, u64 sent)
+{
+    if (sent && (nb || (load_rlx(&s->b->latched) & POLLERR)))
+        return (long)sent;
+    if (load_rlx(&s->b->latched) & POLLERR)
+        return sd_after_reset(s, flags);
+    sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
+    return -ERANGE;
+}
+
+/* What a send that does not wait says of a full ring. 0: there is room by now, or nobody who will ever make any. */
+static NOINLINE long no_room(struct sock *s, int fd, u64 need, u64 sent)
+{
+    if (sent) {
+        sd_ep_full(s); /* who waits for room now must be woken though nobody was told EAGAIN */
+        return (long)sent;
+    }
+    if (sd_arm_room(s, need))
+        return 0;
+    if (sd_rx_poll_switch(s, fd)) { /* the doorbell comes from there */
+        sd_look_at_kernel(s, fd); /* a dead peer never makes room */
+        COUNT(calls_kernel);
+        if (sd_tx_over(s) && !sd_far_busy(s))
+            return 0;
+    }
+    sd_ep_full(s);
+    return -EAGAIN;
+}
+
 /* Blocking: how much of the message the ring has taken before the direction went back is in *done, and the rest goes by TCP. */
 static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags, bool nb, u64 *done)
 {
@@ -281,13 +248,8 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
         if (s->b->tx_shut)
             return sent ? (long)sent : sd_after_shutdown(fd, flags);
         if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_go_back(s) || (peer_left(s, fd) && !sd_far_busy(s))) {
-            if (sent && (nb || (load_rlx(&s->b->latched) & POLLERR)))
-                return (long)sent;
-            if (load_rlx(&s->b->latched) & POLLERR)
-                return sd_after_reset(s, flags);
             *done = sent;
-            sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
-            return -ERANGE;
+            return leave_ring(s, fd, flags, nb, sent);
         }
         u64 need = room_needed(s, want - sent, nb);
         u64 leave = nb ? spare(s, want - sent) : 0;
@@ -315,20 +277,10 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
             return sent && nb ? (long)sent : -ERANGE;
         }
         if (nb) {
-            if (sent) {
-                sd_ep_full(s); /* who waits for room now must be woken though nobody was told EAGAIN */
-                return (long)sent;
-            }
-            if (sd_arm_room(s, need))
-                continue;
-            if (sd_rx_poll_switch(s, fd)) { /* the doorbell comes from there */
-                sd_look_at_kernel(s, fd); /* a dead peer never makes room */
-                COUNT(calls_kernel);
-                if (sd_tx_over(s) && !sd_far_busy(s))
-                    continue;
-            }
-            sd_ep_full(s);
-            return -EAGAIN;
+            long full = no_room(s, fd, need, sent);
+            if (full)
+                return full;
+            continue;
         }
         long w = sd_wait_room(s, fd, &deadline, need);
         if (w < 0)
@@ -341,34 +293,6 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
 }
 
 #define KERNEL_ONLY (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
-
-/* The rest of a message that a ring has taken the first *done bytes of. It has begun, so nothing is an error of it any more. */
-static NOINLINE long kernel_rest(struct sock *s, int fd, struct msghdr *m, u32 flags, u64 *done)
-{
-    struct msghdr rest = {.iov = m->iov, .iovlen = m->iovlen};
-    u64 skip = *done, asked;
-    struct iovec first;
-    long r;
-
-    while (rest.iovlen && skip >= rest.iov->len) {
-        skip -= rest.iov->len;
-        rest.iov++;
-        rest.iovlen--;
-    }
-    if (!rest.iovlen)
-        return (long)*done;
-    if (skip) {
-        first = (struct iovec){rest.iov->base + skip, rest.iov->len - skip};
-        rest.iov = &first;
-        rest.iovlen = 1;
-    }
-    asked = sd_iov_bytes(rest.iov, rest.iovlen);
-    r = kernel_tx(s, fd, &rest, flags | MSG_NOSIGNAL);
-    if (r == -ERANGE)
-        return r;
-    *done += r > 0 ? (u64)r : 0;
-    return r == (long)asked ? -ERANGE : (long)*done; /* perhaps there is more */
-}
 
 /* The mark has a place in TCP's stream, so the rest of this direction is TCP's, and what counts unread bytes has to know of it. */
 static NOINLINE void urgent(struct sock *s, int fd)
@@ -406,7 +330,7 @@ long sd_tx_msg(struct sock *s, int fd, struct msghdr *m, u32 flags)
         if (load_rlx(&b->tx_mode) == SD_MODE_RING || (!kernel && sd_attached(s) && sd_try_switch_tx(s, fd)))
             r = ring_tx(s, fd, m->iov, m->iovlen, flags, nb, &done);
         else
-            r = unlikely(done) ? kernel_rest(s, fd, m, flags, &done) : kernel_tx(s, fd, m, flags);
+            r = unlikely(done) ? sd_kernel_rest(s, fd, m, flags, &done) : sd_kernel_tx(s, fd, m, flags);
     } while (r == -ERANGE && (fd = sd_fd_after_wait(s, fd)) >= 0);
     if (r > 0)
         sd_sized(s, 0, (u64)r);

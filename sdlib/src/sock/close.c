@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * close.c - calls that end a descriptor of a socket or give it another one, and what the last close leaves to the peer.
+ */
+#include "poll/poll.h"
+#include "ring/dates.h"
+#include "sock/far.h"
+#include "sock/sock.h"
+
+static NOINLINE void say_farewell(struct sock *s, int fd)
+{
+    i32 linger[2] = {0, 0};
+    u32 len = sizeof linger;
+
+    sd_recall_over(s);
+    SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_LINGER, linger, &len);
+    if (load_acq(&s->e.rx->tail) != load_rlx(&s->e.rx->head) && load_rlx(&s->b->rx_mode) == SD_MODE_RING) {
+        linger[0] = 1; /* bytes that nobody will read: TCP answers a close with a reset, at once */
+        linger[1] = 0;
+        SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+    }
+    sd_hint_say(&s->e, SD_HINT_CLOSED | (linger[0] && !linger[1] ? SD_HINT_ABORT : 0));
+    sd_tx_dated(&s->e, load_rlx(&s->e.tx->tail));
+    sd_nap_end(s); /* the end comes by the kernel, which a napper does not hear */
+    if (sd_is_far(s))
+        sd_far_nudge(s);
+    sd_rx_poll_switch(s, fd); /* what is unread by TCP may be a doorbell only */
+    if (load_rlx(&s->b->rx_mode) == SD_MODE_RING && sd_back_reached(&s->e))
+        sd_rx_back(s, fd); /* which stands in front of the way back then */
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING)
+        return;
+    if (!(load_rlx(&s->b->latched) & LATCH_FIN))
+        sd_look_at_kernel(s, fd);
+    if (sd_rx_avail(&s->e) > 0) { /* unread bytes: TCP resets; the kernel does not see them and would say FIN */
+        linger[0] = 1;
+        linger[1] = 0;
+        sd_hint_say(&s->e, SD_HINT_ABORT);
+        SYS5(__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+    }
+}
+
+/* What the last close leaves to the peer: hints, and no unread doorbell (the kernel would turn that into a reset). */
+static inline void farewell(struct sock *s, int fd)
+{
+    if (sd_attached(s) && load_rlx(&s->refs) <= 1 && load_rlx(&s->b->users) <= 1)
+        say_farewell(s, fd);
+}
+
+/* [F4] The connection ends when the last call on it does. */
+static NOINLINE void close_beside_threads(struct sock *s, int fd)
+{
+    sd_fd_forget((u64)fd);
+    bool inside = sd_others_inside(s);
+    if (!inside || load_rlx(&s->refs) > 1 || !sd_fd_keep(s, fd))
+        farewell(s, fd);
+    sd_sock_unref(s);
+}
+
+void sd_last_call_over(struct sock *s)
+{
+    farewell(s, (int)load_rlx(&s->kept) - 1);
+    sd_fd_kept_end(s);
+}
+
+static void forget(u64 fd)
+{
+    struct sock *s = sd_sock_of(fd);
+
+    if (s) {
+        if (unlikely(load_acq(&s->napping)))
+            sd_nap_await(s);
+        sd_ep_fd_closed(s, (int)fd);
+        if (unlikely(g.mt)) {
+            close_beside_threads(s, (int)fd);
+            return;
+        }
+        farewell(s, (int)fd);
+        sd_fd_remove(fd);
+    } else if (sd_epoll_of(fd)) {
+        sd_epoll_forget(fd);
+    }
+}
+
+SD_CALL(sd_close)
+{
+    if (!t->foreign)
+        forget(f->rdi);
+    return SYS1(__NR_close, f->rdi);
+}
+
+SD_CALL(sd_close_range)
+{
+    u64 hi = min_u64((u32)f->rsi, sd_fd_top());
+
+    if (!t->foreign && !((u32)f->rdx & ~2u) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_UNSHARE is 2, CLOEXEC 4 */
+        for (u64 fd = (u32)f->rdi; fd <= hi && fd < 65536; fd++)
+            forget(fd);
+    return SD_PASS;
+}
+
+static long dup_of(struct sd_tcb *t, u64 old, long fd)
+{
+    struct sock *s = sd_sock_of(old);
+    void *ep = sd_epoll_of(old);
+
+    if (t->foreign)
+        sd_foreign_dup(t, old, fd);
+    if (fd < 0 || t->foreign)
+        return fd;
+    if ((u32)fd != (u32)old) {
+        if (sd_sock_of((u64)fd))
+            sd_fd_remove((u64)fd);
+        if (s && (u32)fd >= ARRAY_LEN(sd_fdent))
+            sd_out_of_reach(s, (int)old);
+        else if (s)
+            sd_fd_install((int)fd, s);
+        else if (ep)
+            sd_epoll_dup(old, (u64)fd);
+    }
+    return fd;
+}
+
+SD_CALL(sd_dup)
+{
+    return dup_of(t, f->rdi, SYS1(__NR_dup, f->rdi));
+}
+
+static bool dup_matters(const struct sd_tcb *t, const struct sd_frame *f)
+{
+    return sd_sock_of(f->rdi) || sd_sock_of(f->rsi) || sd_epoll_of(f->rdi) || sd_epoll_of(f->rsi) || t->foreign_dups;
+}
+
+SD_CALL(sd_dup2)
+{
+    if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
+        return SD_PASS;
+    if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
+        forget(f->rsi);
+    return dup_of(t, f->rdi, SYS2(__NR_dup2, f->rdi, f->rsi));
+}
+
+SD_CALL(sd_dup3)
+{
+    if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
+        return SD_PASS;
+    if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
+        forget(f->rsi);
+    return dup_of(t, f->rdi, SYS3(__NR_dup3, f->rdi, f->rsi, f->rdx));
+}
+
+SD_CALL(sd_fcntl)
+{
+    struct sock *s;
+    u32 command = (u32)f->rsi;
+    long r;
+
+    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
+        return dup_of(t, f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx));
+    if (command != F_SETFL || !(s = sd_sock_enter(f->rdi)))
+        return SD_PASS;
+    sd_async_soon(s, (int)f->rdi, f->rdx & O_ASYNC);
+    r = SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx);
+    if (r == 0) {
+        store_rlx(&s->b->nonblock, f->rdx & O_NONBLOCK ? 1 : 0);
+        sd_async_set(s, (int)f->rdi, f->rdx & O_ASYNC);
+    }
+    sd_sock_put(s);
+    return r;
+}
