@@ -34,7 +34,7 @@ static void token_biased(void)
     *(u64 *)&w.block[1].token[SD_DIR_RX] = sd_tok_next(0, SD_TOK_BIASED, 1, 0);
 }
 
-/* The short way of the shared (fast.c): the first participant is the owner, and what it needs is planned. */
+/* The short way of the shared (fast_shared.c): the first participant is the owner, and what it needs is planned. */
 static void two_senders(void)
 {
     shared_by_threads(0, SD_DIR_TX);

@@ -132,7 +132,7 @@ sd_leave_c:                                  /* also from fault.c: rbx, rbp and 
     .cfi_endproc
 
 /* ---- messages on the ring ----
- * rcx = P. read, write, sendto and recvfrom of sock/fast.c, sd_fast_* or sd_shared_*; whatever is unusual comes back as SD_SLOW with nothing done, and starts over at
+ * rcx = P. read, write, sendto and recvfrom: sd_fast_* of sock/fast.c or sd_shared_* of sock/fast_shared.c; whatever is unusual comes back as SD_SLOW with nothing done, and starts over at
  * sd_entry. Flags travel in ax (lahf, seto): pushfq and popfq cost more than the rest. Level and frame as in sd_entry, so that a handler
  * which comes in between is nested, and one that never returns is noticed. */
 #define SD_SLOW -4096
