@@ -23,12 +23,12 @@ struct loop_state {
     u32 sleepers, woken;
     u64 slept_on[SLEPT_ON];
     u32 ended, unmapped; /* loop threads, by bits; the copy is Python's no more */
-    /* loop.c: the device, */
+    /* loop_wire.c: the device, */
     u32 told, armed; /* the completion channel */
     u32 put, taken;
     struct arriving wire[WIRE];
     u32 pair, numbered; /* the queue pair that both ends use, and what has arrived by it */
-    /* Python and the other host */
+    /* loop.c, and the other host */
     u32 nudged, heard, news, watches, came;
     u32 sent, seen, bells, rung; /* bytes: arrived over there, read there; doorbells asked for by us, sent by them */
     u64 credit;                  /* what we have said last of our program's reading */
@@ -36,6 +36,11 @@ struct loop_state {
 };
 
 extern struct loop_state l;
+extern struct sd_queue queue[2]; /* the second one comes after the first one */
+
+int wire_poll(struct ibv_cq *c, int most, struct ibv_wc *wc);
+int wire_post(struct ibv_qp *q, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
+void wire_brings(struct arriving a);
 
 void loop_threads_begin(void); /* none has been started */
 void loop_thread(u32 n, struct sd_device *d); /* of two */

@@ -22,7 +22,8 @@ import pytest
 from tests.hostedbuild import EXPLORER, HOSTED, SRC, build
 
 SCENES = sorted(path.name for path in HOSTED.glob("scenes_*.c"))
-DRIVERS = ("explore.c", "touched.c", "scene.c", "all_scenes.c", *SCENES, "kernel.c", "kernel_epoll.c", "around.c")
+EXPLORING = ("explore.c", "tso.c", "states.c", "touched.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c")
+DRIVERS = (*EXPLORING, "all_scenes.c", *SCENES)
 NAMES = [name for scenes in SCENES
          for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 

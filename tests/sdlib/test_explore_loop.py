@@ -16,11 +16,10 @@ from types import MappingProxyType
 import pytest
 
 from tests.hostedbuild import EXPLORER, HOSTED, LOOP, LOOP_UNDER_TEST, SRC, build
-from tests.sdlib.test_explore import Mutant, Result, explore
+from tests.sdlib.test_explore import EXPLORING, Mutant, Result, explore
 
 SCENES = ("loop_scenes.c", "loop_scenes_ends.c")
-DRIVERS = ("explore.c", "touched.c", "scene.c", "kernel.c", "kernel_epoll.c", "around.c", "loop.c", "loop_system.c",
-           *SCENES)
+DRIVERS = (*EXPLORING, "loop.c", "loop_system.c", "loop_wire.c", *SCENES)
 NAMES = [name for scenes in SCENES
          for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 ASLEEP = "a lost wake-up"
