@@ -13,67 +13,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
+from sdtrace.attempts import Attempts
 from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.image import Image
 from sdtrace.inject import is_given_back, library_present
 from sdtrace.keepsake import Keepsake
 from sdtrace.offers import Broker
 from sdtrace.processes import Processes
-from sdtrace.ptrace import RemoteError
 from sdtrace.release import Release
 from sdtrace.seized import Seized
 
-PATIENCE_S: Final = 10.0
-WHY: Final = {"ptrace-refused": "a debugger or strace has one of its processes; end that first"}
 
-
-class Detachment:
+class Detachment(Attempts):
     """One request."""
 
-    whole: Final = True
+    whole = True
 
     def __init__(self, image: Image, keepsake: Keepsake, processes: Processes, broker: Broker, areas: list[Area],
                  filters: int, answer: Callable[[str], None]) -> None:
         """`answer` is told why it failed, or "" when it is done."""
+        super().__init__(answer)
         self._image, self._keepsake, self._processes = image, keepsake, processes
-        self._broker, self._areas, self._filters, self._answer = broker, areas, filters, answer
-        self._begin = time.monotonic()
-        self.done = False
-        self.failed = False
+        self._broker, self._areas, self._filters = broker, areas, filters
         for area in areas:
             area.view.cfg.accel, area.view.cfg.reason = 0, abi.const.SD_REASON_detached
         warn(broker)
 
-    def tick(self) -> None:
-        """Try, if it is time; `done` or `failed` afterwards, or neither yet."""
-        now = time.monotonic() - self._begin
-        if now < WARNED_S:
-            return
-        try:
-            self._try()
-        except (RemoteError, OSError) as error:
-            transient = isinstance(error, RemoteError) and error.transient
-            if not transient or now > PATIENCE_S:
-                self._fail(WHY.get(str(error), str(error)))
-            return
-        except Exception as error:
-            self._fail(f"internal error: {error!r}")
-            raise
-        self.done = True
-        self._answer("")
-
-    def _fail(self, why: str) -> None:
-        self.failed = True
-        self._answer(why)
-
-    def _try(self) -> None:
+    def attempt(self) -> str | None:
+        """See Attempts."""
+        if self.tried_s < WARNED_S:
+            return None
         with contextlib.ExitStack() as stack:
             stopped: dict[int, Seized] = {}
             while new := [pid for pid in self._tree() if pid not in stopped]:
@@ -85,6 +59,7 @@ class Detachment:
             for seized, release, plan in plans:
                 release.run(plan)
                 seized.commit()
+        return ""
 
     def _tree(self) -> set[int]:
         """Living processes that have the library."""

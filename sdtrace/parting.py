@@ -13,14 +13,14 @@ mark is on its record (processes.py), and children inherit it.  The filter holds
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Collection
 from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
 from sdtrace.areas import Area
-from sdtrace.detach import PATIENCE_S, WHY, below, everybody
+from sdtrace.attempts import Attempts
+from sdtrace.detach import below, everybody
 from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.halted import Halted
 from sdtrace.held import Key
@@ -38,22 +38,18 @@ from sdtrace.shrink import is_quiet
 _REASON: Final = abi.const.SD_REASON_detached
 
 
-class Parting:
+class Parting(Attempts):
     """One request."""
-
-    whole: Final = False
 
     def __init__(self, image: Image, keepsake: Keepsake, processes: Processes, broker: Broker, areas: list[Area],
                  filters: int, pid: int, *, children: bool, taken: Callable[[int], None],
                  answer: Callable[[str], None]) -> None:
         """`taken` notes the inode of a socket that shall not be offered; `answer` is told why it failed, or ""."""
+        super().__init__(answer)
         self._image, self._keepsake, self._processes = image, keepsake, processes
         self._broker, self._areas, self._filters = broker, areas, filters
-        self._pid, self._children, self._taken, self._answer = pid, children, taken, answer
-        self._begin = time.monotonic()
+        self._pid, self._children, self._taken = pid, children, taken
         self._marked: list[Process] = []
-        self.done = False
-        self.failed = False
 
     def remain(self) -> bool:
         """Would anybody go on? Else the whole tree is meant (detach.py)."""
@@ -71,33 +67,21 @@ class Parting:
                     self._processes.give_back(process)
                     self._marked.append(process)
 
-    def tick(self) -> None:
-        """Try, if it is time; `done` or `failed` afterwards, or neither yet."""
-        now = time.monotonic() - self._begin
-        try:
-            self._mark()
-            keys = self._keys(self._members())
-            unsettled = [key for key in keys if warn(self._broker, key)]
-            if unsettled and now < WARNED_S:
-                return
-            self._try(keys)
-        except (RemoteError, OSError) as error:
-            transient = isinstance(error, RemoteError) and error.transient
-            if not transient or now > PATIENCE_S:
-                self.give_up(WHY.get(str(error), str(error)))
-            return
-        except Exception as error:
-            self.give_up(f"internal error: {error!r}")
-            raise
-        self.done = True
-        self._answer("")
+    def attempt(self) -> str | None:
+        """See Attempts."""
+        self._mark()
+        keys = self._keys(self._members())
+        unsettled = [key for key in keys if warn(self._broker, key)]
+        if unsettled and self.tried_s < WARNED_S:
+            return None
+        self._try(keys)
+        return ""
 
     def give_up(self, why: str) -> None:
         """They stay as they are."""
-        self.failed = True
         for process in self._marked:
             process.given_back = False
-        self._answer(why)
+        super().give_up(why)
 
     def _keys(self, members: Collection[int]) -> dict[Key, int]:
         """Their connections that are offered or attached, with the inodes of their sockets."""

@@ -14,14 +14,14 @@ import contextlib
 import os
 import socket
 import syslog
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from sdtrace import cli, procfs
 from sdtrace.attach import why_not
-from sdtrace.detach import PATIENCE_S, below
+from sdtrace.attempts import PATIENCE_S, Attempts
+from sdtrace.detach import below
 from sdtrace.detaching import supervisor_of
 from sdtrace.image import Image
 from sdtrace.inject import is_given_back, library_present
@@ -33,41 +33,31 @@ from sdtrace.requests import ATTACH, ATTACH_ALONE, DONE
 _TIMEOUT_S: Final = 30.0
 
 
-class Rejoining:
+class Rejoining(Attempts):
     """One request."""
-
-    whole: Final = False
 
     def __init__(self, image: Image, processes: Processes, filters: int, pid: int, *, children: bool,
                  again: Callable[[Process, procfs.Status], None], answer: Callable[[str], None]) -> None:
         """`again` gives one of them the library; RemoteError, AttachError. `answer` is told why it failed, or DONE and
         what of it stays as it is."""
+        super().__init__(answer)
         self._image, self._processes, self._filters = image, processes, filters
-        self._pid, self._children, self._again, self._answer = pid, children, again, answer
-        self._begin = time.monotonic()
+        self._pid, self._children, self._again = pid, children, again
         self._told: dict[int, str] = {}
-        self.done = False
-        self.failed = False
 
-    def tick(self) -> None:
-        """Try; `done` or `failed` afterwards, or neither yet."""
-        waiting = False
-        while not waiting and (new := [pid for pid in self._members() if pid not in self._told]):
+    def attempt(self) -> str | None:
+        """See Attempts."""
+        while new := [pid for pid in self._members() if pid not in self._told]:
             for pid in new:
                 why = self._one(pid)
                 if why is None:
-                    waiting = True
-                    break  # whoever it has started comes after it
+                    return None  # whoever it has started comes after it
                 self._told[pid] = why
-        if waiting:
-            return
         if self._told[self._pid]:
-            self.failed = True
-            self._answer(self._told[self._pid])
-            return
-        self.done = True
+            self.give_up(self._told[self._pid])
+            return None
         left = (f"not its child {pid}: {why}" for pid, why in self._told.items() if why and procfs.running(pid))
-        self._answer(DONE + "; ".join(left))
+        return DONE + "; ".join(left)
 
     def _members(self) -> Iterator[int]:
         yield self._pid
@@ -85,7 +75,7 @@ class Rejoining:
                 return ""
             self._again(process, status)
         except RemoteError as error:
-            late = time.monotonic() - self._begin > PATIENCE_S
+            late = self.tried_s > PATIENCE_S
             return why_not(error) if late or not error.transient else None
         except AttachError as error:
             return str(error)

@@ -24,22 +24,21 @@ import ctypes
 import gc
 import os
 import select
-import socket
 import sys
 import syslog
 import time
-from functools import lru_cache, partial
+from functools import partial
 
-import policies
-from policies import Policy, Settings
+from policies import Policy
 from policies.model import Proto
 from sdlib import abi
-from sdlib.records import replace
 from sdtrace import cli, notify, opening, procfs, snapshot, strangers
 from sdtrace.accounts import Accounts
 from sdtrace.answers import Answers
-from sdtrace.control import VERDICT_URING_ALLOWED, Control, KeeperGone
+from sdtrace.asked import Asked
+from sdtrace.control import Control, KeeperGone
 from sdtrace.enforce import Enforcer
+from sdtrace.governing import Governing
 from sdtrace.halted import release_lingering
 from sdtrace.hypercalls import Hypercalls
 from sdtrace.image import Image, ImageError
@@ -52,7 +51,6 @@ from sdtrace.lineage import Lineage
 from sdtrace.notify import Intake, Listener, Notification
 from sdtrace.offers import RETRY_S, Broker, Origin
 from sdtrace.processes import Process, Processes
-from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, STOP, Requests, answer
 from sdtrace.shrink import LOOK_S, Shrinker
 from sdtrace.snapshot import Source
 from sdtrace.strangers import Strangers
@@ -65,11 +63,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from sdtrace.detach import Detachment
     from sdtrace.held import Held, Key
     from sdtrace.learning import Learner
-    from sdtrace.parting import Parting
-    from sdtrace.rejoining import Rejoining
     from sdtrace.trace.drain import Drain
 
 _LINGERING_POLL_S: Final = 0.01
@@ -88,50 +83,44 @@ class Supervisor:
         """`image` is text when there is none: why every process stays on the kernel."""
         self._control = control
         self._options = options
-        self._policy = policy
+        self._governing = Governing(options, policy)
         self._keepsake = keepsake
         self._epoll = select.epoll()
         self._listeners: dict[int, Listener] = {}
         self._intake = Intake(keepsake, self._epoll.fileno(), control, served=options.receives)
         self._vault = Vault(control)
-        self._broker = Broker(self._watch, self._unwatch, self._settings, self._reload, self._vault)
+        self._broker = Broker(self._watch, self._unwatch, self._governing.settings, self._reload, self._vault)
         reporting_pid = options.root_pid if options.told_at_the_end else 0
         self._drain = _drain(options)
-        self._hypercalls = Hypercalls(self._broker, self._settings, accelerate=not options.no_accel,
+        self._hypercalls = Hypercalls(self._broker, self._governing.settings, accelerate=not options.no_accel,
                                       reporting_pid=reporting_pid, leaving=self._leaving, drain=self._drain,
                                       vault=self._vault)
         self._processes = Processes(self._watch, self._unwatch)
         self._filters = procfs.status(os.getpid()).filters + 1
-        self._filtered = opening.filtered(options, policy)
-        strict = bool(self._filtered)
+        strict = bool(self._governing.filtered)
         self._routed = False
         """Strict only since a reload."""
         self._learner = _learner() if options.learn else None
         self._workers = Workers(keepsake)
         self._enforcer = Enforcer(self._workers, self._learner)
-        self._lineage = Lineage(self._processes, self._settings, options.root_pid, self._filters, _LAUNCHER)
+        self._lineage = Lineage(self._processes, self._governing.settings, options.root_pid, self._filters, _LAUNCHER)
         self.accounts = Accounts(options, self._processes, self._broker, self._hypercalls, self._enforcer,
                                  self._learner, self._guard, self._ended, self._vault)
-        command = policies.effective(policy, options.command, options.sets, rules=options.rules)
-        self._uring_allowed = command.io_uring == "allow"  # the filter is the whole tree's
-        if options.successor is not None:
-            self._uring_allowed = bool(options.successor & VERDICT_URING_ALLOWED)
-        self._settings_of = lru_cache(maxsize=1024)(self._find_settings)
         self._source = Source(options.root_pid, options.command, strict, self._processes, self._broker,
                               self._hypercalls.areas)
         self._image = image
-        self._shrinker = Shrinker(self._broker.held, self._settings, image)
+        self._shrinker = Shrinker(self._broker.held, self._governing.settings, image)
         self._broker.recall = self._recall
         self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
         self._inspection = Inspection(self._snapshot)
-        self._requests = Requests()
-        self._detachment: Detachment | Parting | Rejoining | None = None
         self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
         if not isinstance(image, str):
             self._hypercalls.has_library = partial(has_library, image=image)
-        self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._settings,
+        self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._governing.settings,
                                   self._filters, self._drain, self._vault)
+        self._asked = Asked(image, keepsake, self._processes, self._broker, self._hypercalls.areas, self._filters,
+                            self._strangers, self._injector, lambda: self.strict)
         self._answers = Answers(self._hypercalls, self._processes, self._injector, self._workers, self._enforcer,
                                 self._lineage, self._learner, _LAUNCHER, self._guard, self._leaving,
                                 strict=strict, forgetful=strict and options.successor is not None)
@@ -139,12 +128,12 @@ class Supervisor:
     @property
     def given_back(self) -> bool:
         """The programs live on without us."""
-        return self._detachment is not None and self._detachment.whole
+        return self._asked.given_back
 
     @property
     def filtered(self) -> frozenset[Proto]:
         """Protocols whose calls the filter holds."""
-        return self._filtered
+        return self._governing.filtered
 
     @property
     def strict(self) -> bool:
@@ -159,8 +148,8 @@ class Supervisor:
 
         options = self._options
         ask_back(options, self._filters)
-        variant = Variant(not self._uring_allowed, options.told_at_the_end, opening.strictest(self._filtered))
-        attacher = Attacher(self._image, variant, self._keepsake, self._settings, self._control.give,
+        variant = Variant(not self._governing.uring_allowed, options.told_at_the_end, opening.strictest(self.filtered))
+        attacher = Attacher(self._image, variant, self._keepsake, self._governing.settings, self._control.give,
                             trace=self._drain.what if self._drain is not None else 0)
         self._broker.prepare()
         return Family(attacher, self._processes, self._filters).take_over(
@@ -222,63 +211,18 @@ class Supervisor:
     def _open_doors(self) -> None:
         self._inspection.open()
         self._watch(self._inspection.fileno())
-        self._requests.open()
-        if self._requests.fileno() >= 0:
-            self._watch(self._requests.fileno())
+        self._asked.open(self._watch)
 
     def _given_back(self) -> bool:
         """Is everything the programs' own again?"""
-        if self._detachment is None:
+        if not self._asked.busy:
             return False
-        self._guard(self._detachment.tick)
-        done, whole = self._detachment.done, self._detachment.whole
-        if self._detachment.failed or (done and not whole):
-            self._detachment = None
-            if whole:
-                self._hypercalls.reconfigure()
-        return done and whole
-
-    def _asked(self) -> None:
-        request = self._requests.take()
-        if request is None:
-            return
-        client, word, number = request
-        if word in (DETACH, DETACH_ALONE):
-            self._asked_to_detach(client, number, children=word == DETACH)
-        elif word in (ATTACH, ATTACH_ALONE):
-            self._asked_to_attach(client, number, children=word == ATTACH)
-        elif word == LIBRARY:
-            answer(client, self._injector.at_once(number))
-        elif word == STOP:
-            answer(client, strangers.have_it_stop(number, client))
-        else:
-            self._strangers.request(number, partial(answer, client))
-
-    def _asked_to_detach(self, client: socket.socket, pid: int, *, children: bool) -> None:
-        from sdtrace.detach import Detachment
-        from sdtrace.parting import Parting
-
-        if self.strict:
-            answer(client, "a policy denies something to its programs, which would be without it then")
-        elif self._detachment is not None or isinstance(self._image, str):
-            answer(client, "somebody else has asked" if self._detachment is not None else str(self._image))
-        else:
-            what = self._image, self._keepsake, self._processes, self._broker, self._hypercalls.areas, self._filters
-            part = Parting(*what, pid, children=children, taken=self._strangers.note, answer=partial(answer, client))
-            self._detachment = part if part.remain() else Detachment(*what, partial(answer, client))
-
-    def _asked_to_attach(self, client: socket.socket, pid: int, *, children: bool) -> None:
-        from sdtrace.rejoining import Rejoining
-
-        if self._detachment is not None or isinstance(self._image, str):
-            answer(client, "somebody else has asked" if self._detachment is not None else str(self._image))
-        else:
-            self._detachment = Rejoining(self._image, self._processes, self._filters, pid, children=children,
-                                         again=self._injector.again, answer=partial(answer, client))
+        self._guard(self._asked.tick)
+        return self._asked.settle(self._hypercalls.reconfigure)
 
     def _patience(self, *, lingering: bool) -> float:
         """How long to wait for an event, in seconds."""
-        if self._detachment is not None:
+        if self._asked.busy:
             return _DETACHING_POLL_S
         if lingering:
             return _LINGERING_POLL_S
@@ -291,43 +235,25 @@ class Supervisor:
         return RETRY_S if waiting else LOOK_S if idle else _ORPHAN_POLL_S
 
     def _reload(self) -> None:
-        """Policy files have changed. What was given on the command line holds as ever; a mistake changes nothing."""
-        try:
-            policy = policies.load(self._options.policy)
-            denied = policies.denied_somewhere(policy, self._options.sets, self._options.rules)
-            before, self._policy = self._policy, policy
-            self._settings_of.cache_clear()
-            try:
-                self._hypercalls.reconfigure()
-            except policies.PolicyError:
-                self._policy = before
-                self._settings_of.cache_clear()
-                raise
-        except policies.PolicyError as error:
-            syslog.syslog(syslog.LOG_ERR, f"policies not reloaded: {error}")
+        """Policy files have changed."""
+        late = self._governing.reload(self._hypercalls.reconfigure)
+        if late is None:
             return
-        self._restrict(denied)
+        if "tcp" in late and not self._routed:
+            self._restrict()
         moved = self._broker.rejudge(self._goes_back)
         syslog.syslog(syslog.LOG_INFO, f"policies reloaded; connections on their way back to TCP: {moved}")
 
-    def _restrict(self, denied: frozenset[Proto]) -> None:
-        """Where the filter was chosen for a policy that denied less: calls come to us by the library's own will."""
-        late = denied - self._filtered
-        if not late:
-            return
-        if "udp" in late:
-            syslog.syslog(syslog.LOG_WARNING, "denials about UDP begin with the next start: none was possible then")
-        if "tcp" in late and self._uring_allowed:
-            syslog.syslog(syslog.LOG_WARNING, "denials reach no io_uring, which was allowed when this began")
-        if "tcp" in late and not self._routed:
-            self._answers.strict = self._routed = self._source.strict = True
-            _out_of_reach()
-            self._control.verdict(0, denied={"tcp"})  # the keeper's, should we die
-            self._hypercalls.begin_performing()
-            syslog.syslog(syslog.LOG_INFO, "denials begin; a program that attacks its own library gets around them")
+    def _restrict(self) -> None:
+        """The filter was chosen for a policy that denied nothing: calls come to us by the library's own will."""
+        self._answers.strict = self._routed = self._source.strict = True
+        _out_of_reach()
+        self._control.verdict(0, denied={"tcp"})  # the keeper's, should we die
+        self._hypercalls.begin_performing()
+        syslog.syslog(syslog.LOG_INFO, "denials begin; a program that attacks its own library gets around them")
 
     def _goes_back(self, origin: Origin) -> bool:
-        return not self._settings(origin.exe, origin.uid).accelerate or self._hypercalls.stays(origin)
+        return not self._governing.settings(origin.exe, origin.uid).accelerate or self._hypercalls.stays(origin)
 
     def _hung_up(self, fd: int) -> None:
         """The last task under it is gone. The others are of processes that were attached beside it."""
@@ -343,8 +269,8 @@ class Supervisor:
             self._guard(self._broker.events)
         elif fd == self._inspection.fileno():
             self._guard(self._inspection.events)
-        elif fd == self._requests.fileno():
-            self._guard(self._asked)
+        elif fd == self._asked.fileno():
+            self._guard(self._asked.take)
 
     def _recall(self, key: Key, held: Held) -> int:
         from sdtrace.recall import Recaller
@@ -394,15 +320,6 @@ class Supervisor:
             return False
         return True
 
-    def _settings(self, exe: str, uid: int) -> Settings:
-        return self._settings_of(exe, uid)
-
-    def _find_settings(self, exe: str, uid: int) -> Settings:
-        settings = policies.effective(self._policy, exe, self._options.sets, uid, self._options.rules)
-        if self._uring_allowed:  # submissions pass by the library, on whatever socket: none may leave TCP
-            return replace(settings, accelerate=False)
-        return settings
-
     # ---------------------------------------------------------------- looking
 
     def _snapshot(self) -> dict[str, Any]:
@@ -415,7 +332,7 @@ class Supervisor:
         if self._drain is not None:
             self._drain.finish()
         self._inspection.close()
-        self._requests.close()
+        self._asked.close()
         self._broker.close(over=not (self._listeners or self.given_back))
 
 
