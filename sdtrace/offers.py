@@ -8,20 +8,19 @@ waited for at the first offer.  While there has been none, offers are refused, w
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import syslog
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from policies import Settings
 from sdlib import abi
 from sdlib.wire.events import Asked, Lost, MonitorUnavailable, Paired, Pending, Refused, Reload, Ring
 from sdtrace import far
 from sdtrace.areas import Area
-from sdtrace.held import Held, Key, Origin, as_paper, forbidden, reason_of
+from sdtrace.errands import Errands
+from sdtrace.held import Held, Key, Origin, forbidden, reason_of
 from sdtrace.holdings import Holdings
 from sdtrace.meter import Meter
 from sdtrace.opener import Opener
@@ -31,7 +30,7 @@ from sdtrace.vault import Vault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
     from sdlib.wire.client import MonitorClient
 
@@ -66,10 +65,7 @@ class Broker:
         self._far = far.Far()
         self._gone_at = time.monotonic()
         self._swept = 0.0
-        self.recall: Callable[[Key, Held], int] = lambda _key, _held: errno.ENOSYS
-        """See sdtrace/recall.py; set where the image is known."""
-        self.summary: Callable[[], dict[str, Any]] = dict
-        """The tree's counters, for the monitor's metrics: see sdtrace/snapshot.py."""
+        self.errands = Errands(self._own, self._far, self._take_back)
         self.asked = Meter()  # how long the monitor's answers took
 
     # --------------------------------------------------------------- monitor
@@ -230,10 +226,11 @@ class Broker:
 
     def events(self) -> None:
         """Take in what the monitor says about earlier offers, and what it wants to know."""
-        if self._client is None:
+        client = self._client
+        if client is None:
             return
         lost = "it hung up"
-        for event in self._client.events():
+        for event in client.events():
             if isinstance(event, Paired):
                 self._paired(event)
             elif isinstance(event, Lost):
@@ -242,31 +239,14 @@ class Broker:
             elif isinstance(event, Reload):
                 self._reload()
             elif isinstance(event, Asked):
-                self._tell(event)
+                self.errands.tell(client, event, self._homeless)
             elif isinstance(event, Ring):
-                self._ring(event)
+                self.errands.ring(client, event)
         if self._client is not None and not self._client.alive:
             self._drop_client(lost)
         elif self._client is not None and self._stuck and self._stuck.all_answered():
             self._stuck.clear()
             self._offer_homeless(self._client)
-
-    def _ring(self, event: Ring) -> None:
-        from sdlib.wire.messages import Bell
-
-        key = self._own.named.get(event.offer_id)
-        held = None if key is None else self._own.all.get(key)
-        if key is None or held is None:
-            result = errno.ENOENT
-        elif event.what == Bell.RECALL:
-            result = self.recall(key, held)
-        elif held.far and event.what == Bell.BACK and self._take_back(key, held):
-            result = 0
-        else:
-            result = self._far.act(key, held, event.what, event.number) if held.far else errno.EINVAL
-        if self._client is not None:
-            rung = held is not None and event.what == Bell.BYTE and not result
-            self._client.rang(event.offer_id, result, held.origin.place if held is not None and rung else (0, 0, 0))
 
     def _take_back(self, key: Key, held: Held) -> bool:
         """Rings to which its program has not come: as if the connection had never been paired."""
@@ -276,23 +256,8 @@ class Broker:
         return True
 
     def nudge(self, key: Key, *, leave: bool = False) -> int:
-        """The program found the monitor asleep, or needs the other end's supervisor. 0 or -errno.
-
-        `leave`: it cannot use a ring to another host any more, and both ends go back to TCP.
-        """
-        held = self._own.all.get(key)
-        if held is not None and leave and held.far:
-            self._far.leave(key, held)
-            if self._client is not None:
-                self._client.nudge(held.name)  # it sees that we have taken the ring, and tells the other host
-            return 0
-        if held is not None and held.left:
-            self._far.nudge(key)
-            return 0
-        if held is None or not held.paired or self._client is None:
-            return -errno.ENOENT
-        self._client.nudge(held.name)
-        return 0
+        """See Errands.nudge()."""
+        return self.errands.nudge(self._client, key, leave=leave)
 
     def _paired(self, event: Paired) -> None:
         key = self._open.pop(event.offer_id, None)
@@ -395,25 +360,6 @@ class Broker:
             else:
                 self.keep_off(key, abi.const.SD_REASON_policy)
         return moved
-
-    # --------------------------------------------------------------- questions
-
-    def _tell(self, event: Asked) -> None:
-        """Answer sdctl, or whoever reads the monitor's metrics."""
-        from sdlib.wire import papers
-        from sdlib.wire.messages import Query
-
-        if event.what == Query.COUNTERS:
-            paper = self.summary()
-        else:
-            paper = as_paper(itertools.chain(self._own.all.items(), self._homeless.items()))
-        with suppress(OSError):
-            memfd = papers.write(paper)
-            try:
-                if self._client is not None:
-                    self._client.tell(event.ask_id, memfd)
-            finally:
-                os.close(memfd)
 
     def close(self, *, over: bool) -> None:
         """Hang up. `over`: nobody has any connection any more, which another host has to be told, too."""

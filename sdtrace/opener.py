@@ -33,7 +33,8 @@ class _Attempt:
         self._thread.start()
 
     def _open(self, timeout_s: float, had_one: bool) -> None:
-        from sdlib.wire.client import HOST_AWAY_S, HOST_RESTARTS_S, MonitorClient  # a program waits for our start
+        from sdlib.wire.client import MonitorClient  # a program waits for our start
+        from sdlib.wire.reach import HOST_AWAY_S, HOST_RESTARTS_S
 
         away_s = HOST_RESTARTS_S if had_one else HOST_AWAY_S
         try:

@@ -110,8 +110,8 @@ class Supervisor:
                               self._hypercalls.areas)
         self._image = image
         self._shrinker = Shrinker(self._broker.held, self._governing.settings, image)
-        self._broker.recall = self._recall
-        self._broker.summary = lambda: snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
+        self._broker.errands.recall = self._recall
+        self._broker.errands.summary = self._summary
         self._inspection = Inspection(self._snapshot)
         self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
@@ -326,6 +326,9 @@ class Supervisor:
         """For those who look at us. Also sweeps: they may keep the loop from ever being idle."""
         self.accounts.sweep()
         return snapshot.build(self._source, self.accounts.ledger, self.accounts.errors)
+
+    def _summary(self) -> dict[str, Any]:
+        return snapshot.summary(self._source, self.accounts.ledger, self.accounts.errors)
 
     def close(self) -> None:
         """Let the monitor know that we leave, and those who look at us."""

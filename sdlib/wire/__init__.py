@@ -7,6 +7,7 @@
     paths      where a monitor's socket lives
     spawn      starting a per-user monitor
     events     what the client returns
+    reach      which monitor, and the greeting
     client     `MonitorClient`, what the supervisor uses
 """
 

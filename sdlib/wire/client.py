@@ -14,14 +14,12 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from sdlib import abi
-from sdlib.wire import messages, paths, segment, spawn
-from sdlib.wire.channel import FAILURES, Channel, Inbox
+from sdlib.wire import messages, segment
+from sdlib.wire.channel import FAILURES, Inbox
 from sdlib.wire.events import (
     Answer,
     Answered,
@@ -36,6 +34,7 @@ from sdlib.wire.events import (
     Reload,
     Ring,
 )
+from sdlib.wire.reach import HOST_AWAY_S, Reached, left, reach
 from sdlib.wire.states import OfferState, offer_step
 
 TYPE_CHECKING = False
@@ -44,16 +43,7 @@ if TYPE_CHECKING:
 
 OPEN_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.005
-HOST_AWAY_S: Final = 0.5
-"""How long to look for the host's monitor where there is nothing but its directory: it may be restarting."""
-HOST_RESTARTS_S: Final = 3.0
-"""The same for who has had it: systemd's 100 ms, and the start of Python on a busy host."""
-_LOOK_S: Final = 0.02
 _SEND_LIMIT_S: Final = 1.0
-
-
-class _Retry(Exception):
-    """Nobody serves at this path at this moment; a new monitor may."""
 
 
 def _as_event(
@@ -74,21 +64,19 @@ def _as_event(
 class MonitorClient:
     """One conversation with a monitor."""
 
-    def __init__(self, sock: socket.socket, path: str) -> None:
-        """Takes over a connected socket; use `open`, which also greets."""
-        self.path = path
-        self.pid = 0
+    def __init__(self, reached: Reached) -> None:
+        """Takes over a conversation that has begun; use `open`."""
+        self.path, self.pid = reached.path, reached.pid
         self.alive = True
-        self.max_offers = 0
-        self.max_ring_bytes = 0
-        self._sock = sock
-        self._channel = Channel(sock)
+        self.max_offers, self.max_ring_bytes = reached.max_offers, reached.max_ring_bytes
+        self._channel = reached.channel
+        self._sock = reached.channel.sock
         self._offers: dict[int, tuple[OfferState, int]] = {}  # offer id -> state, ring bytes asked for
         # Events that arrive while offer() waits must make fileno() readable too, hence a second descriptor
         # behind one epoll: the caller needs no rule about when to call events().
         self._inbox = Inbox()
         self._epoll = select.epoll()
-        self._epoll.register(sock, select.EPOLLIN)
+        self._epoll.register(self._sock, select.EPOLLIN)
         self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
 
     # ------------------------------------------------------------------ opening
@@ -108,98 +96,7 @@ class MonitorClient:
         Retries for up to `timeout_s` seconds, because a monitor may leave when idle at this very moment. Raises
         MonitorUnavailable: none there (and `spawn` is False), other version, somebody else's, cannot be started.
         """
-        deadline = time.monotonic() + timeout_s
-        chosen = path or env.get(paths.ENV_SOCKET)
-        client = cls._of_the_host(deadline, host_away_s) if chosen is None else None
-        if client is not None:
-            return client
-        try:
-            return cls._connect_or_spawn(paths.checked(chosen or paths.user_socket(env, os.geteuid())), spawn, deadline)
-        except paths.UnsafePath as error:
-            raise MonitorUnavailable(str(error)) from None
-
-    @classmethod
-    def _of_the_host(cls, deadline: float, away_s: float) -> MonitorClient | None:
-        """The host's monitor; None: there is none, or one of another version, so the user's own has to do.
-
-        Its directory says that there is one, even while it is restarted (the unit preserves it then). Whoever went
-        to the user's own in such a moment would stay there, and meet nobody who came before or after.
-        """
-        patience = min(deadline, time.monotonic() + away_s)
-        while os.path.isdir(os.path.dirname(paths.SYSTEM_SOCKET)):
-            try:
-                return cls._connect(paths.SYSTEM_SOCKET, deadline)
-            except MonitorUnavailable:
-                return None
-            except _Retry:
-                if time.monotonic() >= patience:
-                    return None
-            time.sleep(_LOOK_S)
-        return None
-
-    @classmethod
-    def _connect_or_spawn(cls, path: str, may_spawn: bool, deadline: float) -> MonitorClient:
-        """Connect; start a monitor if none answers; and so on until the deadline."""
-        while True:
-            try:
-                return cls._connect(path, deadline)
-            except _Retry as error:
-                left = deadline - time.monotonic()
-                if not may_spawn or left <= 0:
-                    raise MonitorUnavailable(f"no monitor at {path}: {error}") from None
-            try:
-                spawn.spawn_monitor(path, left)
-            except spawn.SpawnFailed as error:
-                raise MonitorUnavailable(str(error)) from None
-            time.sleep(_RETRY_S)
-
-    @classmethod
-    def _connect(cls, path: str, deadline: float) -> MonitorClient:
-        """One attempt; raises _Retry when nobody serves there, MonitorUnavailable when asking again is no use."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            sock.settimeout(_left(deadline))
-            sock.connect(path)
-        except (FileNotFoundError, ConnectionError) as error:
-            sock.close()
-            raise _Retry(error.strerror) from None
-        except OSError as error:
-            sock.close()
-            raise MonitorUnavailable(f"{path}: {error.strerror or error}") from None
-        client = cls(sock, path)
-        try:
-            client._check_owner()
-            client._greet(deadline)
-        except BaseException:
-            client.close()
-            raise
-        return client
-
-    def _check_owner(self) -> None:
-        """Only root's or the user's own process is believed to be a monitor."""
-        self.pid, uid = self._channel.owner()
-        if uid not in (0, os.geteuid()):
-            raise MonitorUnavailable(f"{self.path}: served by uid {uid}, which is neither root nor you")
-
-    def _greet(self, deadline: float) -> None:
-        """HELLO, WELCOME."""
-        with suppress(OSError):  # a monitor that is full or leaving has said REJECT and hung up: hear it
-            self._channel.send(messages.Hello(messages.PROTOCOL_VERSION, abi.const.SD_ABI_VERSION))
-        try:
-            self._sock.settimeout(_left(deadline))
-            answer, _ = self._channel.receive()
-        except (ConnectionError, EOFError) as error:
-            raise _Retry(str(error)) from None  # it left as we came
-        except TimeoutError:
-            raise MonitorUnavailable(f"the monitor at {self.path} does not answer") from None
-        except (OSError, messages.ProtocolError) as error:
-            raise MonitorUnavailable(f"{self.path}: {error}") from None
-        if isinstance(answer, messages.Reject):
-            if answer.code == messages.Code.CLOSING:
-                raise _Retry(answer.text)
-            raise MonitorUnavailable(f"the monitor at {self.path} refuses us: {answer.text}")
-        assert isinstance(answer, messages.Welcome)  # the table of states lets nothing else through
-        self.max_offers, self.max_ring_bytes = answer.max_offers, answer.max_ring_bytes
+        return cls(reach(path, spawn, time.monotonic() + timeout_s, host_away_s, env))
 
     # -------------------------------------------------------------------- using
 
@@ -329,7 +226,7 @@ class MonitorClient:
     def _await(self, offer_id: int, deadline: float) -> Answer:
         """Receive until the answer to `offer_id` or the deadline; all else is queued for events()."""
         while True:
-            self._sock.settimeout(_left(deadline))
+            self._sock.settimeout(left(deadline))
             try:
                 answer = self._take(*self._channel.receive())
             except TimeoutError:
@@ -405,8 +302,3 @@ class MonitorClient:
         waiting = tuple(key for key, (state, _) in self._offers.items() if state is not OfferState.LEAVING)
         self._offers.clear()
         self._inbox.push(Lost(waiting, reason))
-
-
-def _left(deadline: float) -> float:
-    """Seconds until `deadline`, but never 0, which would mean non-blocking to a Python socket."""
-    return max(deadline - time.monotonic(), 0.001)

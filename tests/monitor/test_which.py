@@ -13,7 +13,7 @@ import pytest
 
 from monitor.cli import listen
 from sdlib.wire import MonitorClient, MonitorUnavailable, paths
-from sdlib.wire.client import HOST_RESTARTS_S
+from sdlib.wire.reach import HOST_RESTARTS_S
 from tests.monitor.support import MonitorProcess
 
 

@@ -14,7 +14,8 @@ FORBIDDEN = {
     "argparse", "ast", "asyncio", "concurrent.futures", "dataclasses", "datetime", "fnmatch", "glob", "hashlib",
     "inspect", "ipaddress", "json", "jsonschema", "locale", "logging", "multiprocessing", "pathlib", "random", "re",
     "shutil", "subprocess", "tempfile", "traceback", "typing", "urllib", "uuid", "yaml",
-    "sdlib.wire.client", "sdlib.wire.messages", "sdtrace.giveback", "sdtrace.recall", "sdtrace.refill", "sdtrace.trace",
+    "sdlib.wire.client", "sdlib.wire.messages", "sdlib.wire.reach", "sdtrace.giveback",
+    "sdtrace.recall", "sdtrace.refill", "sdtrace.trace",
 }  # fmt: skip
 
 START = """
