@@ -40,14 +40,14 @@ _LIBRARY: Rules = _rules(
     (SYSTEM_CALL, r"^sd_sys"),
     (COPY, r"^(copy_small|copy_large|copy|put|put_past|sd_copy_\w+|sd_[rt]x_copy|sd_\w+_scatter|goes_down):"),
     (COUNTERS, r"^(count_fast|sd_size_class):|bytes_shm_|messages_[rt]x"),
-    (WAKE, r"^(sent_to_sleeper|taken_from_waiter|sd_(data|room)_wanted|sd_wake_\w+|sd_ring_bell|sd_bell_\w+"
+    (WAKE, r"^(sd_sent_to_sleeper|sd_taken_from_waiter|sd_(data|room)_wanted|sd_wake_\w+|sd_ring_bell|sd_bell_\w+"
            r"|sd_send_bell|sd_nap\w*|sd_park\w*|sd_spin\w*|spin_rx|wait_rx|sleep_\w+|sd_yield\w*|sd_gives_way|rx_empty"
            r"|sd_rx_news\w*|sd_tsc):|[rt]x_armed|tx_fence"),
     (LOCKING, r"^(sd_cas_local|sd_take|sd_leave|sd_commit_\w+|sd_mark_\w+|sd_tok_\w+|sd_self|sd_sock_(enter|put|of)"
               r"|enter|done|stack_pointer):|sd_fast_sock|tx_in|atomic_signal_fence|enter\("),
     (PROTOCOL, r"^(load_pair|sd_cork_\w+|sd_back_\w+|sd_peer_\w+|sd_tick|sd_shared|tx_with_date|sd_tx_dated?\w*"
                r"|sd_rx_want_dates|plausible):|go_back|_mode|latched|sw_back|prod_hint|tx_shut|dated"),
-    (BUFFERS, r"^(planned|plan_again|tx_planned|sd_[rt]x_\w+):|head|tail|\bat\b|\bn\b|s->[be];|s->e\.[rt]x;"
+    (BUFFERS, r"^(planned|sd_plan_again|tx_planned|sd_[rt]x_\w+):|head|tail|\bat\b|\bn\b|s->[be];|s->e\.[rt]x;"
               r"|min_u64|LARGE"),
 )
 

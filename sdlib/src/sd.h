@@ -225,7 +225,7 @@ u64 sd_now_ns(void);        /* CLOCK_MONOTONIC */
 
 /* ------------------------------------------------- descriptors and sockets */
 
-struct reg; /* an epoll registration (poll/epoll.c) */
+struct reg; /* an epoll registration (poll/epoll.h) */
 
 /* This process's view of one socket of ours. Never unmapped, so a stale pointer is harmless; `gen` tells reuse. */
 struct sock {
@@ -307,7 +307,7 @@ extern _Atomic u64 sd_restarting; /* a bit for each signal whose handler lets ca
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
 bool sd_spin_pays(const struct sock *s);
 
-/* poll/epoll.c, called by sock/ */
+/* poll/ep_*.c, called by sock/ */
 void sd_ep_changed(struct sock *s);          /* attached, switched or went back: registrations with the kernel follow */
 void sd_ep_fd_closed(struct sock *s, int fd); /* before the last close(2) of fd */
 

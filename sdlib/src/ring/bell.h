@@ -92,7 +92,7 @@ static inline bool sd_rx_news_of(const struct sd_end *e, u64 n)
 }
 
 /* ---- the waiter for room. A sleeper counts itself. Who was told EAGAIN and waits in some poll later cannot: `waiting` is shared by all who use
- * this end, counts once, and whoever sees room takes it back (but not from others that may sleep: sock/tx.c). */
+ * this end, counts once, and whoever sees room takes it back (but not from others that may sleep: sd_posted() in sock/sock.h). */
 
 static inline void sd_room_arm(const struct sd_end *e)
 {
