@@ -216,7 +216,6 @@ static void start(const struct scenario *which)
 int main(int argc, char **argv)
 {
     host_touched();
-    states_init();
     for (const struct scenario *const *t = scenes; *t; t++)
         for (const struct scenario *s = *t; s->name; s++)
             if (argc < 2 || !strcmp(argv[1], s->name)) {

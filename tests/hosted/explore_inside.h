@@ -61,7 +61,6 @@ void changed_by(u32 who);              /* the others may have something to look 
 
 /* states.c */
 extern u64 states_seen;
-void states_init(void);
 void states_clear(void);
 bool is_new(void);                     /* this state; from now on it is not */
 void save(struct frame *f);

@@ -11,10 +11,14 @@
 #include <xxhash.h>
 #include "explore_inside.h"
 
-int madvise(void *, size_t, int); /* its header and the library's own list of such numbers exclude each other */
+/* Their header and the library's own list of such numbers exclude each other. */
+void *mmap(void *, size_t, int, int, int, long);
+int munmap(void *, size_t);
+int madvise(void *, size_t, int);
 #define MADV_HUGEPAGE 14
 
-#define TABLE_BITS 25
+#define TABLE_BITS 15
+#define TABLE_BITS_MOST 25
 
 struct part {
     void *p;
@@ -114,38 +118,61 @@ void restore(const struct frame *f)
     copy_back(from, parts, moving_parts(parts)); /* of the extents that they have now */
 }
 
-static u64 *table;
+static u64 *table; /* of hashes; 0: free */
+static u32 bits;   /* its size: it grows, since clearing memory is most of what a small scenario would cost */
 u64 states_seen;
+
+static void new_table(u32 size_bits)
+{
+    u64 bytes = sizeof *table << size_bits;
+
+    table = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (table == (u64 *)-1)
+        abort();
+    madvise(table, bytes, MADV_HUGEPAGE); /* each look is at another place of it */
+    bits = size_bits;
+}
+
+/* False: it is there. */
+static bool note(u64 h)
+{
+    u64 mask = (1ull << bits) - 1, i = h & mask;
+
+    for (; table[i]; i = (i + 1) & mask)
+        if (table[i] == h)
+            return false;
+    table[i] = h;
+    return true;
+}
+
+static void grow(void)
+{
+    u64 *old = table, n = 1ull << bits;
+
+    if (bits == TABLE_BITS_MOST)
+        host_fail("more states than this machine can remember");
+    new_table(bits + 2);
+    for (u64 i = 0; i < n; i++)
+        if (old[i])
+            note(old[i]);
+    munmap(old, n * sizeof *old);
+}
 
 bool is_new(void)
 {
-    u64 h = hash_state(), mask = (1ull << TABLE_BITS) - 1;
-
-    for (u64 i = h;; i++) {
-        if (table[i & mask] == h)
-            return false;
-        if (!table[i & mask]) {
-            table[i & mask] = h;
-            if (++states_seen > mask / 2)
-                host_fail("more states than this machine can remember");
-            return true;
-        }
-    }
-}
-
-void states_init(void)
-{
-    table = calloc(1ull << TABLE_BITS, sizeof *table);
-    if (!table)
-        exit(2);
-    madvise((void *)(((u64)table + 4095) & ~4095ull), (sizeof *table << TABLE_BITS) - 4096, MADV_HUGEPAGE); /* each look is at another place of it */
+    if (!note(hash_state()))
+        return false;
+    if (++states_seen > (1ull << bits) / 2)
+        grow();
+    return true;
 }
 
 /* Before a scenario is set up, which may add parts of its own. */
 void states_clear(void)
 {
-    if (states_seen) /* by the scenario before; the first finds it empty */
-        memset(table, 0, sizeof *table << TABLE_BITS);
+    if (table)
+        munmap(table, sizeof *table << bits);
+    new_table(TABLE_BITS);
     states_seen = 0;
     memset(__start_hosted_state, 0, (u64)(__stop_hosted_state - __start_hosted_state));
     memset(hosted_pool, 0, sizeof hosted_pool);
