@@ -15,7 +15,8 @@ HEAD = """\
 # Policy reference
 
 Every key of a policy file. Generated from `policies/schema.json` by `tools/reference.py`: change it there.
-What the whole means, and who wins: [policy.md](policy.md).
+What the whole means, and who wins: [policy.md](policy.md). Where no file says anything, not even a ready-made one:
+{built_in}.
 
 | key | value | |
 |---|---|---|
@@ -38,11 +39,21 @@ def keys(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterat
             yield from keys(schema, _resolved(schema, member["items"]), f"{path}{name}[].")
 
 
+def built_in() -> str:
+    """What holds without any file."""
+    s = policies.effective(policies.Policy(packaged=False), "", [])
+    upgrade = s.upgrade if isinstance(s.upgrade, str) else f"{{{s.upgrade[0]}: {s.upgrade[1]}}}"
+    limits = f"ring: {s.ring_bytes >> 10}KiB, total: {s.total_bytes >> 30}GiB, connections: {s.connections}, "
+    limits += f"spin_us: {s.spin_us}, idle_s: {s.idle_s}"
+    return (f"`default: {s.action}`, `upgrade: {upgrade}`, `limits: {{{limits}}}`, `io_uring: {s.io_uring}`, "
+            f"`strict: {str(s.strict).lower()}`")
+
+
 def text() -> str:
     """The page."""
     schema = json.loads((Path(policies.__file__).parent / "schema.json").read_text())
     rows = (f"| `{path}` | {value} | {title} |".replace("  |", " |") for path, value, title in keys(schema, schema))
-    return HEAD + "\n".join(rows) + "\n"
+    return HEAD.replace("{built_in}", built_in()) + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
