@@ -37,12 +37,13 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 21
+#define SD_ABI_VERSION 22
 
-/* Fixed address of the library in every process: clear of PIE (0x55..), Go and JVM heaps, and below all that mmap gives to ordinary programs (0x7eff.. at the
- * lowest). The sanitizers of gcc and LLVM have shadows nearly everywhere, and end a program in which something is mapped there before they start, as after
- * an exec that connections survive: this lies in what all of them take for the program's own (ThreadSanitizer: from 0x7e80.. on). */
-#define SD_LIB_BASE 0x7e8000000000
+/* Fixed address of the library in every process: a third of a terabyte below the lowest place of a PIE (0x555555554000, above which its heap grows), clear of
+ * Go and JVM heaps, and of what mmap gives out, downwards from 0x7fff.., or upwards from 0x2aaa.. where stacks are not limited: a program would have to map 42
+ * terabytes (MariaDB reserves eight). The sanitizers of gcc and LLVM have shadows nearly everywhere, and end a program in which something is mapped there before
+ * they start, as after an exec that connections survive: this lies in what all of them take for the program's own (ThreadSanitizer: 0x5500.. to 0x5680..). */
+#define SD_LIB_BASE 0x551000000000
 #define SD_LIB_WINDOW 24 /* 16 MiB hold all of it */
 
 /* The reserved system call of the library; the filter always sends it to the supervisor. Args in rdi rsi rdx r10 r8 r9. */

@@ -34,8 +34,8 @@ PREPARED = {
         "seccomp filter of its own"),
     "gs": ("assert number(158, 0x1001, id(libc)) == 0", "gs register"),
     "our address": (
-        "assert libc.mmap(ctypes.c_void_p(0x7e8000000000), ctypes.c_size_t(4096), 3, 0x100022, -1, ctypes.c_long(0))"
-        " == 0x7e8000000000", "something else is mapped"),
+        "assert libc.mmap(ctypes.c_void_p(0x551000000000), ctypes.c_size_t(4096), 3, 0x100022, -1, ctypes.c_long(0))"
+        " == 0x551000000000", "something else is mapped"),
     "descriptors": (
         "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); last = 0\n"
         "while last < 19: last = os.dup(0)", "no free descriptor"),

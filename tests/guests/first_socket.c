@@ -36,7 +36,9 @@ static void make_hard(const char *how)
     if (!strcmp(how, "gs-in-use"))
         CHECK(syscall(SYS_arch_prctl, 0x1001 /* ARCH_SET_GS */, 0x1000) == 0);
     if (!strcmp(how, "address-taken"))
-        CHECK(mmap((void *)0x7e8000000000, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | 0x100000, -1, 0) != MAP_FAILED);
+        CHECK(mmap((void *)0x551000000000, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | 0x100000, -1, 0) != MAP_FAILED);
+    if (!strcmp(how, "reserves")) /* as MariaDB, for its buffer pool: what mmap gives out is far below where it is else */
+        CHECK(mmap(NULL, 8ul << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) != MAP_FAILED);
     if (!strcmp(how, "own-seccomp-filter"))
         one_more_filter();
     if (!strcmp(how, "ignores-sigtrap"))

@@ -289,7 +289,7 @@ static void way_gate(void)
     FILE *maps = fopen("/proc/self/maps", "r");
     CHECK(maps);
     while (fgets(line, sizeof line, maps))
-        if (sscanf(line, "%lx-%lx %7s", &from, &to, rights) == 3 && from >= 0x7e8000000000 && from < 0x7e8001000000 &&
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, rights) == 3 && from >= 0x551000000000 && from < 0x551001000000 &&
             rights[2] == 'x')
             for (unsigned char *p = (unsigned char *)from; p + 2 < (unsigned char *)to && !gate; p++)
                 if (p[0] == 0x0f && p[1] == 0x05)

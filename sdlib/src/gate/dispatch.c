@@ -9,7 +9,7 @@
 _Static_assert(offsetof(struct sd_tcb, top) == 0 && offsetof(struct sd_tcb, level) == 8, "enter.S");
 _Static_assert(offsetof(struct sd_tcb, alt_lo) == 32 && offsetof(struct sd_tcb, alt_hi) == 40, "enter.S");
 _Static_assert(offsetof(struct sd_tcb, frame) == 64, "enter.S");
-_Static_assert(offsetof(struct ucontext, reg) + 8 * UC_RIP == 168 && SD_LIB_BASE >> SD_LIB_WINDOW == 0x7e8000 && SD_LIB_WINDOW == 24, "gate.S");
+_Static_assert(offsetof(struct ucontext, reg) + 8 * UC_RIP == 168 && SD_LIB_BASE >> SD_LIB_WINDOW == 0x551000 && SD_LIB_WINDOW == 24, "gate.S");
 _Static_assert(sizeof(struct sd_frame) == 15 * 8 && offsetof(struct sd_frame, next) == 14 * 8, "enter.S");
 
 #define CLASS_F SD_KIND_OURS

@@ -33,7 +33,7 @@
 #define UC_RIP_AT 168         /* of the context, struct ucontext */
 #define SHOWN_BYTES 352       /* struct sd_shown; a multiple of 16 */
 #define ROOM32_BYTES 832       /* struct sd_room32; a multiple of 16 */
-#define SD_LIB_HIGH 0x7e8000  /* SD_LIB_BASE >> SD_LIB_WINDOW */
+#define SD_LIB_HIGH 0x551000  /* SD_LIB_BASE >> SD_LIB_WINDOW */
 #define OWN_ALT_BYTES 65536   /* SD_OWN_ALT */
 #define TCB_OWN_ALT 216       /* asserted in sd.h, as the others */
 #define CHILD_BELOW 152       /* int80_child.c: BELOW; its 16 registers are the upper part */
