@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import shutil
 import signal
 import struct
@@ -38,6 +37,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdlib.wire.ready import readable
 from sdtrace import ptrace
 from tools import purposes
 from tools.groups import Leader
@@ -199,7 +199,7 @@ def guest(variant: str, options: Sequence[str] = (), patience_s: float = 30) -> 
     program = Leader(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert program.stdin and program.stdout
     try:
-        if not select.select([program.stdout], [], [], patience_s)[0]:
+        if not readable(program.stdout, patience_s):
             raise CountError(f"fastpath did not start within {patience_s:g} s")
         names = program.stdout.readline().decode().split()
         if not names:

@@ -7,7 +7,6 @@ import argparse
 import ipaddress
 import json
 import os
-import select
 import sys
 import time
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from policies.model import Dir
 from policies.rules import pattern
 from sdlib.wire import Answered, MonitorClient, MonitorUnavailable, Part, papers
 from sdlib.wire.messages import Code, Query
+from sdlib.wire.ready import readable
 from tools.observe import view
 from tools.observe.sockets import Address
 from tools.observe.view import Row
@@ -97,7 +97,7 @@ def _collect(client: MonitorClient, what: Query) -> Reply:
     parts = []
     deadline = time.monotonic() + LIMIT_S
     while (left := deadline - time.monotonic()) > 0:
-        select.select([client.fileno()], [], [], left)
+        readable(client.fileno(), left)
         for event in client.events():
             if isinstance(event, Part):
                 parts.append((event.pid, event.uid, papers.read(event.memfd)))

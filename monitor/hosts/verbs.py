@@ -37,6 +37,7 @@ from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
 from sdlib import abi
+from sdlib.wire.ready import readable
 
 SIGNAL_EVERY: Final = 16
 SPARE: Final = 4
@@ -100,9 +101,7 @@ class Device:
         self.cq.req_notify(False)
 
     def _drain_events(self) -> None:
-        import select
-
-        while select.select([self._fd], [], [], 0)[0]:
+        while readable(self._fd, 0):
             self.channel.get_cq_event(self.cq)
             self.events += 1
 

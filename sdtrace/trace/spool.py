@@ -14,7 +14,6 @@ there at the end of the other. On the socket:
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from sdlib.wire.ready import readable
 
 _BUFFER: Final = 1 << 16
 _PIECE: Final = 1 << 20
@@ -72,7 +73,7 @@ class SpoolSink:
         with suppress(OSError):
             self._socket.recv(64)  # an answer that came too late the last time
         self._say(b"?")
-        if select.select([self._socket], [], [], _SETTLE_S)[0]:
+        if readable(self._socket, _SETTLE_S):
             with suppress(OSError):
                 self._socket.recv(64)
 

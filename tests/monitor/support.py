@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import resource
 import signal
 import socket
 import subprocess
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlib import abi
-from sdlib.wire import Lost, MonitorClient, Paired, fds, messages
+from sdlib.wire import Lost, MonitorClient, Paired, fds, messages, ready
 
 MAIN = Path(__file__).resolve().parents[2] / "monitor" / "__main__.py"
 THIS = (sys.executable, "-I", MAIN)
@@ -146,9 +146,24 @@ class Raw:
         self.sock.close()
 
 
+@contextlib.contextmanager
+def descriptors_open(most: int) -> Iterator[None]:
+    """Those below `most` are taken, so that new ones have higher numbers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(most + 512, hard)), hard))
+    taken = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+    try:
+        while taken[-1] < most - 1:
+            taken.append(os.dup(taken[0]))
+        yield
+    finally:
+        fds.close_all(tuple(taken))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def readable(client: MonitorClient, limit_s: float = 5.0) -> bool:
     """Whether the client's descriptor announces an event within the limit."""
-    return bool(select.select([client.fileno()], [], [], limit_s)[0])
+    return ready.readable(client.fileno(), limit_s)
 
 
 def events_of(client: MonitorClient, count: int = 1) -> list[Paired | Lost]:

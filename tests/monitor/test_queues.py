@@ -6,13 +6,13 @@ And what a device may do: bring a request twice, or none; refuse one.
 
 from __future__ import annotations
 
-import select
-
 import pytest
 
 from monitor.hosts.frames import BadPeer
+from sdlib.wire.ready import readable
 from tests.monitor.pair import RING
 from tests.monitor.queues import CPair, PyPair, QueuePair, ready
+from tests.monitor.support import descriptors_open
 from tests.monitor.test_mirror import (
     anybody_killed,
     in_any_order,
@@ -86,7 +86,7 @@ def test_a_completion_wakes_who_has_armed(kind: type[QueuePair]) -> None:
         a, b = made.sides
 
         def awake() -> bool:
-            return bool(select.select([b.device], [], [], 0)[0])
+            return readable(b.device, 0)
 
         a.write(10)
         a.pump()
@@ -104,6 +104,12 @@ def test_a_completion_wakes_who_has_armed(kind: type[QueuePair]) -> None:
         made.settle()
     finally:
         made.close()
+
+
+def test_a_completion_wakes_whatever_the_number_of_its_descriptor(kind: type[QueuePair]) -> None:
+    """select(2) refuses those above 1023."""
+    with descriptors_open(1100):
+        test_a_completion_wakes_who_has_armed(kind)
 
 
 def test_more_than_the_ring_holds_is_a_lie(kind: type[QueuePair]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import subprocess
 
 import pytest
 
+from sdlib.wire.ready import readable
 from tools.groups import Leader
 
 
@@ -26,7 +26,7 @@ def orphans(ends: bool) -> tuple[Leader, int]:
 
 
 def is_over(alive: int, within: float = 10) -> bool:
-    return bool(select.select([alive], [], [], within)[0]) and os.read(alive, 1) == b""
+    return readable(alive, within) and os.read(alive, 1) == b""
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 import sys
 import termios
 import time
@@ -16,6 +15,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.live import Live
 
+from sdlib.wire.ready import readable
 from tools.observe import view
 from tools.observe.filters import FilterError, Test, compile_filter
 from tools.observe.samples import Interval
@@ -64,8 +64,7 @@ class Keys:
         if self._fd < 0:
             time.sleep(seconds)
             return ""
-        ready, _, _ = select.select([self._fd], [], [], seconds)
-        return os.read(self._fd, 1).decode(errors="replace") if ready else ""
+        return os.read(self._fd, 1).decode(errors="replace") if readable(self._fd, seconds) else ""
 
 
 class Top:
