@@ -17,7 +17,6 @@ A client that goes (or is dropped) takes its open offers with it and nothing els
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import selectors
@@ -32,7 +31,7 @@ from monitor.answers import Answers
 from monitor.networks import Networks, Pair
 from monitor.outbox import Outbox
 from monitor.pairing import Pairing
-from monitor.session import TEXTS, Client, Limits, Name
+from monitor.session import OUT_OF, TEXTS, Client, Limits, Name
 from sdlib import abi
 from sdlib.wire import fds, messages
 from sdlib.wire.messages import Code, ProtocolError, Query
@@ -216,7 +215,7 @@ class Server:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                if error.errno in OUT_OF:
                     self._pause_accepting(error)
                 return
             sock.setblocking(False)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -35,6 +36,9 @@ TEXTS: Final[dict[Code, str]] = {
     Code.MEMORY: "ring memory is used up",
     Code.RESOURCES: "the monitor is out of memory or descriptors",
 }
+
+OUT_OF: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""Why nobody can be accepted, though somebody waits."""
 
 
 class Limits(NamedTuple):

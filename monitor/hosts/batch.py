@@ -25,6 +25,11 @@ class Batch:
         """Messages wait for room in the queue pair."""
         return bool(self._full)
 
+    @property
+    def queued(self) -> int:
+        """So many bytes do, at most."""
+        return len(self._full) * MESSAGE_BYTES
+
     def add(self, record: Record) -> None:
         """Behind those before it."""
         data = frames.encode(record)

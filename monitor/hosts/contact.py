@@ -74,9 +74,11 @@ class Caller:
 
     def __init__(
         self, sock: socket.socket, selector: selectors.BaseSelector, handshake: Handshake,
-        known: Callable[[Caller], None], gone: Callable[[Caller], None],
+        known: Callable[[Caller], None], gone: Callable[[Caller], None], address: str = "",
     ) -> None:  # fmt: skip
+        """`address`: of who has called us."""
         self.since = time.monotonic()
+        self.address = address
         self.handshake = handshake
         self.out = bytearray(handshake.begin())
         self._known, self._gone = known, gone

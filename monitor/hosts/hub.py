@@ -11,10 +11,12 @@ from __future__ import annotations
 import selectors
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
+from monitor import journal
 from monitor.endpoint import Shape
 from monitor.hosts import frames
 from monitor.hosts.auth import Handshake
@@ -30,6 +32,7 @@ from monitor.hosts.pairs import Candidates
 from monitor.hosts.seek import Seeking
 from monitor.hosts.vigil import Threads, Vigil, spin_s
 from monitor.match import Offer
+from monitor.session import OUT_OF
 from sdlib.wire.messages import Nudge, Rang
 
 DEAF_S: Final = 0.002
@@ -87,6 +90,8 @@ class Hub:
         self._credit_at: float | None = None
         self._looks = self._looked_at = 0
         self._ready: set[str] = set()
+        self._looks_away = False
+        """We are out of descriptors, and accept nobody."""
         self.contacts = {
             name: Contact(config, peer, selector, self._port, self._asked, self._down, self._stirred)
             for name, peer in config.peers.items()
@@ -100,17 +105,31 @@ class Hub:
     def _listen(self, address: tuple[str, int]) -> socket.socket:
         listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
+        self._look_at(listener)
         return listener
 
+    def _look_at(self, listener: socket.socket) -> None:
+        self._looks_away = False
+        self._selector.register(listener, selectors.EVENT_READ, lambda _mask: self._accept(listener))
+
     def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            sock, _ = listener.accept()
-            if len(self._callers) >= _CALLERS_MAX:
-                sock.close()
-                return
-            handshake = Handshake(self._config.name, self._key_of, None)
-            self._callers.add(Caller(sock, self._selector, handshake, self._known, self._callers.discard))
+        try:
+            sock, address = listener.accept()
+        except OSError as error:
+            if error.errno in OUT_OF:  # who waits would wake us for ever: until the next tick
+                journal.warn("cannot-accept", error=error.strerror, callers=len(self._callers))
+                self._selector.unregister(listener)
+                self._looks_away = True
+            return
+        if len(self._callers) >= _CALLERS_MAX:
+            self._make_room()
+        handshake = Handshake(self._config.name, self._key_of, None)
+        self._callers.add(Caller(sock, self._selector, handshake, self._known, self._callers.discard, address[0]))
+
+    def _make_room(self) -> None:
+        """Among callers: who has most of them loses its oldest. Another host has few, and an address of its own."""
+        many = Counter(caller.address for caller in self._callers)
+        min(self._callers, key=lambda one: (-many[one.address], one.since)).fail("too many callers")
 
     def _key_of(self, name: str) -> bytes | None:
         peer = self._config.peers.get(name)
@@ -167,8 +186,14 @@ class Hub:
         self._conns.client_gone(client)
 
     def hold(self, client: int, name: int, memfd: int, ring_bytes: int, side: int) -> bool:
-        """A supervisor has a copy that an earlier monitor made. False: of a host that we do not know. OSError."""
-        copy = Copy(memfd, ring_bytes, side & 1)
+        """A supervisor has a copy that an earlier monitor made. False: of a host that we do not know, say."""
+        if self._conns.knows(client, name):
+            return False
+        try:
+            copy = Copy(memfd, ring_bytes, side & 1)
+        except OSError as error:
+            journal.warn("no-copy", why=error.strerror)
+            return False
         copy.held()
         far_id = copy.far_id()
         contact = next((one for one in self.contacts.values() if self._seeking.tag(one) == far_id[:8]), None)
@@ -271,6 +296,8 @@ class Hub:
 
     def _tick(self, now: float) -> None:
         self._ticked = now
+        if self._looks_away and self._listener is not None:
+            self._look_at(self._listener)
         for contact in self.contacts.values():
             contact.tick(now)
             if contact.without_s > self._config.back_s:

@@ -23,6 +23,9 @@ from monitor.hosts.mirror import Broken, Mirror, Transport
 
 OUT_MAX: Final = 1 << 20
 """Bytes that may wait to be written to the TCP connection before no more are made."""
+ANSWERS_MAX: Final = 16 * OUT_MAX
+"""So many of records, and _ANSWERS_EACH for each connection, only who asks and reads nothing comes to."""
+_ANSWERS_EACH: Final = 1024
 
 
 class Port(Protocol):
@@ -34,6 +37,7 @@ class Port(Protocol):
     def transport(self) -> Transport: ...
     def region(self, mirror: Mirror) -> tuple[int, int]: ...
     def flush(self) -> bool: ...
+    def queued(self) -> int: ...
     def forget(self, mirror: Mirror) -> None: ...
     def status(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
@@ -83,12 +87,18 @@ class Link:
         """What is said first."""
         if self.port is not None:
             self.stream.send(self.port.describe())
-        for mirror in self._mirrors.values():
+        for mirror in list(self._mirrors.values()):
             self.introduce(mirror, reply=0)
 
     def introduce(self, mirror: Mirror, reply: int) -> None:
-        """Say that we hold it."""
-        address, rkey = (0, 0) if self.port is None else self.port.region(mirror)
+        """Say that we hold it; or, if its ring cannot be registered, that it goes back to TCP."""
+        try:
+            address, rkey = (0, 0) if self.port is None else self.port.region(mirror)
+        except OSError:
+            gone = frames.Gone(mirror.far_id, frames.LEFT_LOST)
+            self._say(gone)
+            self._asked(gone)
+            return
         self._say(mirror.resume(reply, address, rkey))
 
     def _say(self, record: Record) -> None:
@@ -126,6 +136,13 @@ class Link:
                 raise BadPeer("a frame with something behind its record")
             else:
                 self._heed(record)
+                self._are_read()
+
+    def _are_read(self) -> None:
+        """Our answers."""
+        waiting = len(self.stream.out) + (0 if self.port is None else self.port.queued())
+        if waiting > ANSWERS_MAX + _ANSWERS_EACH * len(self._mirrors):
+            raise BadPeer("asks, and reads no answer")
 
     def _only_ping(self, body: bytes) -> None:
         if not isinstance(self._one(body)[0], frames.Ping):
@@ -174,6 +191,7 @@ class Link:
                 raise BadPeer("a record that does not belong into a SEND")
             record, start = found
             self._heed(record)
+        self._are_read()
 
     def _put_aside(self, event: tuple[int, int] | bytes) -> None:
         if len(self._aside) >= 65536:

@@ -169,7 +169,11 @@ class QueuePair:
         address = copy.address + copy.ring_at(False)
         if mirror.slot not in self._regions:
             into = self._register(address, copy.ring_bytes, remote=True)
-            out = self._register(copy.address + copy.ring_at(True), copy.ring_bytes, remote=False)
+            try:
+                out = self._register(copy.address + copy.ring_at(True), copy.ring_bytes, remote=False)
+            except OSError:
+                abi.lib.sd_region_close(into)
+                raise
             self._regions[mirror.slot] = (into, out)
             mirror.state.lkey = out.lkey
             _checked(abi.lib.sd_queue_carry(self._queue, mirror.state), "carrying")
@@ -197,6 +201,10 @@ class QueuePair:
         """Bytes of our program's ring into the other copy. OSError."""
         self.flush()
         _checked(abi.lib.sd_queue_write(self._queue, mirror.state, at, base, size), "posting")
+
+    def queued(self) -> int:
+        """Bytes of records that wait for room."""
+        return self._batch.queued
 
     def send(self, record: Record) -> None:
         """A record, behind the writes before it; with others that are said at the same time."""

@@ -17,9 +17,10 @@ from monitor.hosts import frames
 from monitor.hosts.conns import Conn, Connections, Local
 from monitor.hosts.contact import Contact
 from monitor.hosts.copy import Copy
+from monitor.hosts.frames import BadPeer
 from monitor.hosts.pairs import Candidate, Candidates
 from monitor.match import Offer, side_of
-from sdlib import abi
+from sdlib.wire.segment import ring_size_ok
 
 
 class Seeking:
@@ -56,6 +57,8 @@ class Seeking:
         candidate = self._candidate(contact, said)
         if candidate is None or contact.link is None:
             return
+        if not ring_size_ok(said.ring_bytes):
+            raise BadPeer(f"a ring of {said.ring_bytes} bytes")
         if not candidate.fits(said):
             journal.warn("no-one-connection", host=contact.peer.name, ours=candidate.shape, theirs=said[3:])
             return
@@ -98,8 +101,7 @@ class Seeking:
         name = (-1, -1) if candidate is None else (candidate.offer.client, candidate.offer.offer_id)
         if (candidate is None or self._name < contact.peer.name or self._conns.knows(*name)
                 or said.far_id[:8] != self.tag(contact) or said.far_id in contact.by_id
-                or not abi.const.SD_RING_MIN <= said.ring_bytes <= candidate.offer.ring_bytes
-                or said.ring_bytes & (said.ring_bytes - 1)):
+                or not ring_size_ok(said.ring_bytes) or said.ring_bytes > candidate.offer.ring_bytes):
             contact.link.say(frames.Gone(said.far_id))
             return
         conn = self._make(contact, said.far_id, candidate, said.ring_bytes)

@@ -203,11 +203,14 @@ class QueuePair:
         copy, v = mirror.copy, self._v
         if mirror.slot not in self._regions:
             ring, local = copy.ring_bytes, v.enums.IBV_ACCESS_LOCAL_WRITE
+            into = None
             try:
                 into = v.mr.MR(self._pd, ring, local | v.enums.IBV_ACCESS_REMOTE_WRITE,
                                address=copy.address + copy.ring_at(False))
                 out = v.mr.MR(self._pd, ring, local, address=copy.address + copy.ring_at(True))
             except Exception as error:
+                if into is not None:
+                    into.close()
                 raise VerbsError(f"registering a ring: {error}") from None
             self._regions[mirror.slot] = (into, out)
         return copy.address + copy.ring_at(False), int(self._regions[mirror.slot][0].rkey)
@@ -239,6 +242,10 @@ class QueuePair:
         request.set_wr_rdma(mirror.far_rkey, mirror.far_address + (at & (copy.ring_bytes - 1)))
         self._post(request)
         self.writes += 1
+
+    def queued(self) -> int:
+        """Bytes of records that wait for room."""
+        return self._batch.queued
 
     def send(self, record: Record) -> None:
         """A record, behind the writes before it; with others that are said at the same time."""

@@ -88,6 +88,9 @@ class Pipe:
     def flush(self) -> bool:
         return False
 
+    def queued(self) -> int:
+        return 0
+
     def forget(self, mirror: Mirror) -> None: ...
 
     def status(self) -> dict[str, Any]:
