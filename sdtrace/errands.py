@@ -32,13 +32,15 @@ class Errands:
         self.summary: Callable[[], dict[str, Any]] = dict
         """The tree's counters, for the monitor's metrics: see sdtrace/snapshot.py."""
 
-    def ring(self, client: MonitorClient, event: Ring) -> None:
-        """Do what the monitor says to a connection, and tell it how that went."""
+    def ring(self, client: MonitorClient, event: Ring, open_: Key | None) -> None:
+        """Do what the monitor says to a connection, and tell it how that went. `open_`: the offer that it speaks of."""
         from sdlib.wire.messages import Bell
 
         key = self._own.named.get(event.offer_id)
         held = None if key is None else self._own.all.get(key)
-        if key is None or held is None:
+        if event.what == Bell.UNSTEADY and open_ is not None:
+            result = open_.hold_up(unsteady=event.number != 0)
+        elif key is None or held is None:
             result = errno.ENOENT
         elif event.what == Bell.RECALL:
             result = self.recall(key, held)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Iterable
@@ -41,6 +42,17 @@ class Key:
         if self.current:
             self.area.view.block[self.block].reason = reason
             self.area.exchange_state(self.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PINNED)
+
+    def hold_up(self, *, unsteady: bool) -> int:
+        """An open offer waits for a link between hosts that breaks too often, or does so no longer. 0 or an errno."""
+        if not self.current:
+            return errno.ENOENT
+        block = self.area.view.block[self.block]
+        if unsteady:
+            block.reason = abi.const.SD_REASON_unsteady
+        elif block.reason == abi.const.SD_REASON_unsteady:
+            block.reason = 0
+        return 0
 
 
 @dataclass

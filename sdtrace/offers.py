@@ -241,7 +241,7 @@ class Broker:
             elif isinstance(event, Asked):
                 self.errands.tell(client, event, self._homeless)
             elif isinstance(event, Ring):
-                self.errands.ring(client, event)
+                self.errands.ring(client, event, self._open.get(event.offer_id))
         if self._client is not None and not self._client.alive:
             self._drop_client(lost)
         elif self._client is not None and self._stuck and self._stuck.all_answered():
@@ -265,6 +265,7 @@ class Broker:
         if key is None or held is None:
             os.close(event.memfd)
             return
+        key.hold_up(unsteady=False)
         if not key.current:
             self._return(held, event.memfd)
         elif forbidden(held.origin, event.far):

@@ -68,7 +68,8 @@ class Totals:
                 own[f"conns_{ring}"] = 1
             else:
                 own["conns_tcp"] = 1
-                pinned = block.state == abi.const.SD_BLOCK_PINNED or block.reason == abi.const.SD_REASON_shared
+                said = block.reason in (abi.const.SD_REASON_shared, abi.const.SD_REASON_unsteady)
+                pinned = block.state == abi.const.SD_BLOCK_PINNED or said
                 reason = abi.REASONS[block.reason] if pinned and block.reason < len(abi.REASONS) else None
                 own[_TCP + (reason or _BLOCK_REASONS.get(block.state, "none"))] = 1
         self.counters.update(own)

@@ -279,9 +279,7 @@ class Hub:
     def _serve(self, contact: Contact, link: Link, mirrors: list[Mirror], idle: bool) -> bool:
         if contact.usable and contact.peer.name not in self._ready:
             self._ready.add(contact.peer.name)
-            for candidate in self._candidates.of(contact.peer.name):
-                candidate.answered = False
-                link.say(candidate.seek())
+            self._seeking.usable(contact, link)
         busy = False
 
         def pump(link: Link) -> None:

@@ -25,6 +25,8 @@ class Candidate:
     shape: Shape
     peer: str
     answered: bool = False
+    held_up: bool = False
+    """Its client was told that the link has to hold first."""
 
     def seek(self) -> Seek:
         """How to ask for its other end."""

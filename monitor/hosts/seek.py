@@ -18,8 +18,10 @@ from monitor.hosts.conns import Conn, Connections, Local
 from monitor.hosts.contact import Contact
 from monitor.hosts.copy import Copy
 from monitor.hosts.frames import BadPeer
+from monitor.hosts.link import Link
 from monitor.hosts.pairs import Candidate, Candidates
 from monitor.match import Offer, side_of
+from sdlib.wire.messages import Bell
 from sdlib.wire.segment import ring_size_ok
 
 
@@ -41,7 +43,19 @@ class Seeking:
                 self._candidates.add(candidate)
                 if contact.usable:
                     contact.guard(lambda link, one=candidate: link.say(one.seek()))  # type: ignore[misc]
+                elif contact.steady.hold_s:
+                    candidate.held_up = True
+                    self._local.ring(offer.client, offer.offer_id, Bell.UNSTEADY, 1)
                 return
+
+    def usable(self, contact: Contact, link: Link) -> None:
+        """Its link may be used from here on: seek what waits."""
+        for candidate in self._candidates.of(contact.peer.name):
+            candidate.answered = False
+            if candidate.held_up:
+                candidate.held_up = False
+                self._local.ring(candidate.offer.client, candidate.offer.offer_id, Bell.UNSTEADY, 0)
+            link.say(candidate.seek())
 
     def _candidate(self, contact: Contact, said: frames.Seek | frames.Accept) -> Candidate | None:
         """Our end of what the other host speaks of, if it may."""

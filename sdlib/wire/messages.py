@@ -73,6 +73,7 @@ class Bell(IntEnum):
     BREAK = 2  # shut it down in both directions: the other host is lost
     BACK = 4  # of a segment whose other end is on another host: its ring goes by TCP; `number` 1: an unsteady link
     RECALL = 3  # of a segment of this host: what the other end has not read is to go by TCP
+    UNSTEADY = 5  # of an open offer: the link to its other end's host breaks too often; `number` 0: no longer
 
 
 class Code(IntEnum):

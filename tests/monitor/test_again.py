@@ -78,7 +78,7 @@ class Host:
 
     def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool:
         self.told.append(what)
-        self.unsteady += what == Bell.BACK and number == 1
+        self.unsteady += what in (Bell.BACK, Bell.UNSTEADY) and number == 1
         if what == Bell.BACK and offer_id > 1:
             self.due = True  # given up before the other end had it: the library offers once more
         return True

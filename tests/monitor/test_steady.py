@@ -92,6 +92,25 @@ def test_connections_leave_a_link_that_does_not_hold(hosts: tuple[Host, Host]) -
     carries(hosts)
 
 
+def test_who_waits_for_it_hears_why(hosts: tuple[Host, Host]) -> None:
+    """A new connection: that the link is to hold first, and once it has, that this is the reason no longer."""
+    a, b = hosts
+    until(hosts, lambda: all(host.contact.usable for host in hosts))
+    breaks(hosts)
+    a.offer()
+    assert Bell.UNSTEADY not in a.told, "the first one costs nothing"
+    until(hosts, lambda: all(host.contact.usable for host in hosts))
+    breaks(hosts)
+    a.offer()
+    assert a.told == [Bell.UNSTEADY] and a.unsteady == 1
+    until(hosts, lambda: a.contact.usable and len(a.told) > 1)
+    assert a.told == [Bell.UNSTEADY] * 2 and a.unsteady == 1
+    a.offer()
+    b.offer()
+    until(hosts, lambda: is_linked(hosts))
+    assert a.told.count(Bell.UNSTEADY) == 2 and Bell.UNSTEADY not in b.told
+
+
 def test_who_holds_a_link_for_unsteady_has_the_last_word(hosts: tuple[Host, Host]) -> None:
     """One host has seen its breaks, and the other one has just been started: nothing is paired until both trust it."""
     for doubtful in hosts:
