@@ -23,8 +23,7 @@ struct sd_config {
     uint32_t root_pid;  /* pid, in its own namespace, of the process that has to say SD_HC_LEAVE; 0: none has to */
     SD_ATOMIC uint32_t perform; /* 1: a policy has begun to deny something: SD_HC_PERFORM. Never 0 again */
     uint32_t without;   /* SD_WITHOUT_*: techniques switched off, to measure what each is worth */
-    uint32_t patient;   /* 1: upgrade_n is what comes with us: it may be more behind many strangers (sock/strangers.c) */
-    uint32_t pad[5];
+    uint32_t pad[6];
 };
 
 enum sd_without {
@@ -156,8 +155,7 @@ struct sd_area {
     SD_ATOMIC uint32_t procs_top;/* one above the highest that was ever used: what is behind takes no memory */
     SD_ATOMIC uint32_t passing;  /* 1: connections are sent in messages (sock/pass.c), which a next program may receive */
     SD_ATOMIC uint32_t slotless; /* 1: a process has found no free `proc`; without one it is not known what it does */
-    SD_ATOMIC int32_t strangers; /* of area 0: how often peers have not come lately (sock/strangers.c) */
-    uint32_t pad[2];
+    uint32_t pad[3];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];

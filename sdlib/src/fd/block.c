@@ -176,8 +176,6 @@ void sd_block_drop(struct sock *s)
         sd_saw_end(s, SD_TRACE_END_CLOSED);
     if (b->established)
         fold(b);
-    if (st == SD_BLOCK_OFFERED)
-        sd_peer_stayed_away();
     if (st == SD_BLOCK_OFFERED || st == SD_BLOCK_PAIRED)
         sd_hypercall(SD_HC_WITHDRAW, sd_sock_name(s), 1);
     b->established = 0;

@@ -96,16 +96,6 @@ static inline i32 sd_peek_offset(int fd)
     return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEEK_OFF, &v, &len) == 0 ? v : -1;
 }
 
-/* sock/strangers.c */
-void sd_peer_came(void);
-void sd_peer_stayed_away(void);
-bool sd_waits_longer(struct sock *s, int fd, u32 ops);
-/* Of a connection that has done as many operations as the policy wants: not to be offered yet all the same. */
-static inline bool sd_too_young(struct sock *s, int fd, u32 ops)
-{
-    return unlikely(load_rlx(&g.area[0]->strangers) > 0) && g.cfg->patient && sd_waits_longer(s, fd, ops);
-}
-
 /* sock/life.c */
 void sd_tick(struct sock *s, int fd);      /* one operation: offer, attach when it is time */
 /* Eager: just accepted, offered at once, but attached by who uses it first: programs that accept for others pass it on as it is (pass.c). */
