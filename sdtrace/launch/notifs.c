@@ -25,13 +25,14 @@ static bool harmless(int nr)
            nr == SYS_socket || nr == SYS_pidfd_getfd;
 }
 
-/* Fail open, if nothing is denied. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
-static void let_through(const struct seccomp_notif *n)
+/* Fail open, if nothing is denied. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. `unseen`: no supervisor has said that it
+ * may go through, nor will. */
+static void go_through(const struct seccomp_notif *n, bool unseen)
 {
     struct seccomp_notif_resp r = {.id = n->id};
     if (n->data.nr == SD_HC_NR)
         r.error = -ENOSYS;
-    else if (strict() && g.state == ALONE && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
+    else if (strict() && unseen && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
         r.error = -EACCES;
     else
         r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
@@ -40,6 +41,8 @@ static void let_through(const struct seccomp_notif *n)
         if (errno != ENOENT && errno != EINPROGRESS)
             fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
 }
+
+static void let_through(const struct seccomp_notif *n) { go_through(n, g.state == ALONE); }
 
 /* More than it has room for wait where they are. */
 bool has_room(void) { return g.keepsake->received - g.keepsake->begun < KEEPSAKE_TAKEN; }
@@ -121,15 +124,21 @@ void answer_outstanding(void)
     }
 }
 
-/* The thread may wait in the call of the landing, for an answer whatever tracers say once it has been received: any ends that, and it goes on to the loop. */
+static void interrupt(const struct seccomp_notif *n)
+{
+    struct seccomp_notif_resp r = {.id = n->id, .error = -EINTR};
+    for (int i = 0; i < g.nlisteners; i++)
+        ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, &r);
+}
+
+/* The thread may wait for an answer whatever tracers say once its call has been received: in the call of the landing, of which any answer ends that, and it goes on to
+ * the loop; or in its own, before it has got other registers or since it has them back, which it then makes as if nobody had come. */
 void rescue(void)
 {
     struct keepsake *k = g.keepsake;
-    for (int i = 0; k->rescue_tid && i < KEEPSAKE_TAKEN; i++) {
-        struct seccomp_notif_resp r = {.id = k->taken[i].id, .error = -EINTR};
-        for (int n = 0; r.id && k->taken[i].pid == k->rescue_tid && n < g.nlisteners; n++)
-            ioctl(g.listeners[n], SECCOMP_IOCTL_NOTIF_SEND, &r);
-    }
+    for (int i = 0; k->rescue_tid && i < KEEPSAKE_TAKEN; i++)
+        if (k->taken[i].id && k->taken[i].pid == k->rescue_tid)
+            k->taken[i].data.nr == SD_HC_NR ? interrupt(&k->taken[i]) : go_through(&k->taken[i], true);
     g.nlisteners += keeper_rescue(k, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
 }
 
