@@ -94,24 +94,27 @@ class Asked:
         else:
             self._strangers.request(number, partial(answer, client))
 
+    def _free(self, client: socket.socket) -> Image | None:
+        """The image, where a request can be begun with. None: `client` has been told why not."""
+        if self._trying is None and not isinstance(self._image, str):
+            return self._image
+        answer(client, "somebody else has asked" if self._trying is not None else str(self._image))
+        return None
+
     def _detach(self, client: socket.socket, pid: int, *, children: bool) -> None:
         from sdtrace.detach import Detachment  # what few need is not to delay the start
         from sdtrace.parting import Parting
 
         if self._is_strict():
             answer(client, "a policy denies something to its programs, which would be without it then")
-        elif self._trying is not None or isinstance(self._image, str):
-            answer(client, "somebody else has asked" if self._trying is not None else str(self._image))
-        else:
-            what = self._image, self._keepsake, self._processes, self._broker, self._areas, self._filters
+        elif image := self._free(client):
+            what = image, self._keepsake, self._processes, self._broker, self._areas, self._filters
             part = Parting(*what, pid, children=children, taken=self._strangers.note, answer=partial(answer, client))
             self._trying = part if part.remain() else Detachment(*what, partial(answer, client))
 
     def _attach(self, client: socket.socket, pid: int, *, children: bool) -> None:
         from sdtrace.rejoining import Rejoining
 
-        if self._trying is not None or isinstance(self._image, str):
-            answer(client, "somebody else has asked" if self._trying is not None else str(self._image))
-        else:
-            self._trying = Rejoining(self._image, self._processes, self._filters, pid, children=children,
+        if image := self._free(client):
+            self._trying = Rejoining(image, self._processes, self._filters, pid, children=children,
                                      again=self._injector.again, answer=partial(answer, client))

@@ -25,8 +25,15 @@ static bool harmless(int nr)
            nr == SYS_socket || nr == SYS_pidfd_getfd;
 }
 
-/* Fail open, if nothing is denied. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. `unseen`: no supervisor has said that it
- * may go through, nor will. */
+/* The numbers are random, so only one listener knows this one. ENOENT means that the task is gone or its call was interrupted: nothing is left to answer. */
+static void reply(struct seccomp_notif_resp *r)
+{
+    for (int i = 0; i < g.nlisteners && ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, r) < 0; i++)
+        if (errno != ENOENT && errno != EINPROGRESS)
+            fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
+}
+
+/* Fail open, if nothing is denied. `unseen`: no supervisor has said that it may go through, nor will. */
 static void go_through(const struct seccomp_notif *n, bool unseen)
 {
     struct seccomp_notif_resp r = {.id = n->id};
@@ -36,10 +43,7 @@ static void go_through(const struct seccomp_notif *n, bool unseen)
         r.error = -EACCES;
     else
         r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-    /* The numbers are random, so only one listener knows this one. */
-    for (int i = 0; i < g.nlisteners && ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; i++)
-        if (errno != ENOENT && errno != EINPROGRESS)
-            fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
+    reply(&r);
 }
 
 static void let_through(const struct seccomp_notif *n) { go_through(n, g.state == ALONE); }
@@ -119,16 +123,15 @@ void answer_outstanding(void)
             r.error = -EACCES;
         else
             r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-        for (int k = 0; r.id && k < g.nlisteners && ioctl(g.listeners[k], SECCOMP_IOCTL_NOTIF_SEND, &r) < 0; k++)
-            ;
+        if (r.id)
+            reply(&r);
     }
 }
 
 static void interrupt(const struct seccomp_notif *n)
 {
     struct seccomp_notif_resp r = {.id = n->id, .error = -EINTR};
-    for (int i = 0; i < g.nlisteners; i++)
-        ioctl(g.listeners[i], SECCOMP_IOCTL_NOTIF_SEND, &r);
+    reply(&r);
 }
 
 /* The thread may wait for an answer whatever tracers say once its call has been received: in the call of the landing, of which any answer ends that, and it goes on to
