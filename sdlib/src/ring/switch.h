@@ -145,24 +145,19 @@ static inline bool sd_bells_over(const struct sd_end *e)
     return (load_acq(&e->rx->prod_hint) & SD_HINT_LEAVING) || sd_back_published(e); /* [S4]; the second: not every peer is honest */
 }
 
-/* The ring is read up to the way back. */
-static inline bool sd_back_reached(const struct sd_end *e)
+/* Behind so many unread bytes comes what the peer has sent by TCP. */
+static inline bool sd_back_behind(const struct sd_end *e, u64 unread)
 {
-    u64 head;
+    u64 to;
 
     if (likely(!load_acq(&e->rx->sw_back))) /* [S2] */
         return false;
-    head = load_rlx(&e->rx->head);
-    return head == load_rlx(&e->rx->sw_back_at) && head == load_rlx(&e->rx->tail);
+    to = load_rlx(&e->rx->head) + unread;
+    return to == load_rlx(&e->rx->sw_back_at) && to == load_rlx(&e->rx->tail);
 }
 
-/* The same of so many unread bytes: behind them comes what the peer has sent by TCP. */
-static inline bool sd_back_behind(const struct sd_end *e, u64 unread)
-{
-    u64 to = load_rlx(&e->rx->head) + unread;
-
-    return load_acq(&e->rx->sw_back) && to == load_rlx(&e->rx->sw_back_at) && to == load_rlx(&e->rx->tail); /* [S2] */
-}
+/* The ring is read up to the way back. */
+static inline bool sd_back_reached(const struct sd_end *e) { return sd_back_behind(e, 0); }
 
 /* TCP bytes to throw away (doorbells) before the program's go on; only after one of these. */
 u64 sd_back_left(const struct sd_end *e, u64 tcp_pos);

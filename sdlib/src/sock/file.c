@@ -130,7 +130,7 @@ long sd_feed_plain(struct sock *s, const struct sd_frame *f)
     if (!sd_tx_plain_enter(s))
         return -ERANGE;
     r = SYS6((u32)f->rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
-    sd_tx_plain_leave(s, r);
+    sd_plain_leave(s, SD_OWES_TX, r);
     return r;
 }
 

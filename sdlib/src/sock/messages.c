@@ -183,7 +183,7 @@ static long recv_plain(struct sock *s, const struct sd_frame *f)
             bytes += v[i].len;
             sd_sized(s, 1, v[i].len);
         }
-    sd_rx_plain_leave(s, (long)bytes);
+    sd_plain_leave(s, SD_OWES_RX, (long)bytes);
     return r;
 }
 

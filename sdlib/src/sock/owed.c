@@ -73,6 +73,18 @@ void sd_owed_plain(struct sock *s, u32 which)
     note(NULL, 0, 0);
 }
 
+void sd_plain_leave(struct sock *s, u32 which, long r)
+{
+    struct sd_block *b = s->b;
+
+    sd_owed_plain(s, which);
+    COUNT(calls_kernel);
+    if (r > 0) {
+        b->bytes_tcp += (u64)r;
+        b->established = 1;
+    }
+}
+
 u32 sd_owe_armed(struct sock *s, u32 want)
 {
     u32 armed, pid;

@@ -183,7 +183,7 @@ static long splice_in(struct sock *s, struct sd_frame *f)
     if (!sd_rx_plain_enter(s))
         return -ERANGE;
     r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
-    sd_rx_plain_leave(s, r);
+    sd_plain_leave(s, SD_OWES_RX, r);
     return r;
 }
 

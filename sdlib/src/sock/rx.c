@@ -260,7 +260,7 @@ bool sd_rx_another_ms(int fd, struct rx *w)
 }
 
 /* MSG_PEEK, and the ring ends here: what stands behind it by TCP is shown with it. */
-static NOINLINE long peek_on(struct sock *s, int fd, struct rx *w)
+static NOINLINE long peek_beyond(struct sock *s, int fd, struct rx *w)
 {
     u64 lacks = w->nb || w->got >= w->target ? 0 : w->target - w->got;
     bool over = !lacks;
@@ -311,7 +311,7 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
         if (w->got >= w->target && (likely(!sd_back_published(&s->e)) || w->got == w->len))
             break;
         if (w->peek && w->got && sd_back_published(&s->e))
-            return peek_on(s, fd, w);
+            return peek_beyond(s, fd, w);
         if (w->peek && w->got == s->e.bytes)
             break; /* no more can come behind it while it is not consumed */
         if (unlikely(sd_back_published(&s->e))) {

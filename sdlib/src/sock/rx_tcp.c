@@ -63,18 +63,6 @@ bool sd_rx_plain_enter(struct sock *s)
     return false;
 }
 
-void sd_rx_plain_leave(struct sock *s, long r)
-{
-    struct sd_block *b = s->b;
-
-    sd_owed_plain(s, SD_OWES_RX);
-    COUNT(calls_kernel);
-    if (r > 0) {
-        b->bytes_tcp += (u64)r;
-        b->established = 1;
-    }
-}
-
 /* The program has sent no byte by TCP since the switch: what the peer's kernel calls unread are doorbells. The kernel counts what it was given by what it
  * has sent, too, and that also of a connection that is closed. */
 static bool only_bells(const struct sock *s, int fd)
@@ -97,7 +85,7 @@ long sd_plain_rx(struct sock *s, int fd, struct rx *w)
     if (!sd_rx_plain_enter(s))
         return -ERANGE;
     r = sd_kernel_rx(fd, w, w->flags | (w->got >= w->target && w->got ? MSG_DONTWAIT : 0), (u64)-1 >> 1);
-    sd_rx_plain_leave(s, w->peek ? 0 : r);
+    sd_plain_leave(s, SD_OWES_RX, w->peek ? 0 : r);
     if (sd_tracing(SD_TRACE_BYTES) && r > 0 && !w->peek)
         sd_saw_tcp(s, fd, 1, w->drop ? NULL : w->iov, w->got, (u64)r);
     if (unlikely(r == -ECONNRESET) && sd_attached(s) && !load_rlx(&s->b->rx_shut) && only_bells(s, fd) && (!sd_is_far(s) || sd_far_settle(s)))

@@ -246,9 +246,8 @@ bool sd_arm_room(struct sock *s, u64 need);          /* true: there is room alre
 long sd_wait_room(struct sock *s, int fd, u64 *deadline, u64 need); /* 0, -EINTR, -EAGAIN */
 /* Around calls that let the kernel send or receive on its own; false: look again, it is not on the kernel any more. r: what came of it. */
 bool sd_tx_plain_enter(struct sock *s);
-void sd_tx_plain_leave(struct sock *s, long r);
 bool sd_rx_plain_enter(struct sock *s);
-void sd_rx_plain_leave(struct sock *s, long r);
+void sd_plain_leave(struct sock *s, u32 which, long r); /* SD_OWES_TX, SD_OWES_RX */
 /* sock/owed.c */
 #define SD_OWES_RX 1u /* rx_plain of the block */
 #define SD_OWES_TX 2u

@@ -34,18 +34,6 @@ bool sd_tx_plain_enter(struct sock *s)
     return false;
 }
 
-void sd_tx_plain_leave(struct sock *s, long r)
-{
-    struct sd_block *b = s->b;
-
-    sd_owed_plain(s, SD_OWES_TX);
-    COUNT(calls_kernel);
-    if (r > 0) {
-        b->bytes_tcp += (u64)r;
-        b->established = 1;
-    }
-}
-
 long sd_kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
     long r;
@@ -60,7 +48,7 @@ long sd_kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
         r = SYS3(__NR_sendmsg, fd, m, flags);
     if (unlikely(flags & MSG_FASTOPEN) && (r >= 0 || r == -EINPROGRESS))
         s->b->role = 1;
-    sd_tx_plain_leave(s, r);
+    sd_plain_leave(s, SD_OWES_TX, r);
     if (unlikely(s->regs) && (r == -EAGAIN || (r > 0 && (u64)r < sd_iov_bytes(m->iov, m->iovlen))))
         sd_ep_full(s); /* which the kernel knows, but not of what a set has told already when the connection moves ([E6] of poll/epoll.h) */
     if (sd_tracing(SD_TRACE_BYTES) && r > 0)
