@@ -18,7 +18,7 @@ from monitor.outbox import Outbox
 from monitor.session import TEXTS, Client, Limits
 from sdlib.wire import messages
 from sdlib.wire.messages import Bell, Code, ProtocolError
-from sdlib.wire.segment import check_memfd, ring_size_ok, segment_bytes
+from sdlib.wire.segment import check_memfd, counted_bytes, counts_as, ring_size_ok, segment_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # most monitors know no other host
@@ -119,7 +119,7 @@ class Pairing:
     def _pair(self, client: Client, offer: Offer, partner: Offer) -> None:
         """Make the segment and hand it to both ends; the one that waits in this moment gets it first."""
         ring_bytes = min(offer.ring_bytes, partner.ring_bytes)
-        if code := self.ledger.refuses(segment_bytes(ring_bytes), {offer.uid, partner.uid}):
+        if code := self.ledger.refuses(counted_bytes(ring_bytes), {offer.uid, partner.uid}):
             self._refuse(client, offer.offer_id, code)
             self._refuse_earlier(partner, code)
             return
@@ -131,7 +131,7 @@ class Pairing:
             return
         inode = os.fstat(memfd).st_ino
         for end in (offer, partner):
-            self.ledger.hold(end.client, end.offer_id, end.uid, inode, segment_bytes(ring_bytes))
+            self.ledger.hold(end.client, end.offer_id, end.uid, inode, counted_bytes(ring_bytes))
         self.counts["paired"] += 1
         try:
             other = self._clients.get(partner.client)
@@ -191,7 +191,7 @@ class Pairing:
         if wrong or self.ledger.held_by(client.number) >= self._limits.offers_per_client:
             raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
         inode = os.fstat(memfd).st_ino
-        self.ledger.hold(client.number, message.offer_id, client.uid, inode, segment_bytes(ring_bytes))
+        self.ledger.hold(client.number, message.offer_id, client.uid, inode, counts_as(memfd, far=message.far))
         name = (client.number, message.offer_id)
         if message.far and (self.hosts is None or not self.hosts.hold(*name, memfd, ring_bytes, message.side)):
             self.ring(client.number, message.offer_id, Bell.BACK)

@@ -43,7 +43,7 @@ BUILT_IN: Final[Values] = MappingProxyType(
         "action": "accelerate",
         "reason": "",
         "upgrade": ("after_ops", 8),
-        "ring": 256 * 1024,
+        "ring": 4 << 20,
         "total": 4 << 30,
         "connections": 10_000,
         "spin_us": 50,

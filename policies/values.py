@@ -22,7 +22,7 @@ IDLE_MAX_S: Final = 86400
 SPIN_MAX_US: Final = 100_000
 COUNT_MAX: Final = (1 << 63) - 1
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-RING_RIGHT: Final = "a power of two from 4KiB to 64MiB, such as 256KiB"
+RING_RIGHT: Final = "a power of two from 4KiB to 64MiB, such as 4MiB"
 TOTAL_RIGHT: Final = "a size such as 256MiB that holds the two rings of one connection at least"
 UPGRADE_RIGHT: Final = "eager, never, after_ops:N or after_bytes:N with N from 1"
 

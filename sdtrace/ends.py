@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-_TCP_INFO, _RECEIVED_AT = 11, 128
+_TCP_INFO, _RECEIVED_AT, _SND_WND = 11, 128, 228
+_BUF_LOCK, _LOCKED_SND = 72, 1
 _ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE = 1, 4, 5, 7
 _HEARING: Final = frozenset({_ESTABLISHED, FIN_WAIT1, FIN_WAIT2})
 
@@ -89,6 +90,18 @@ def read_so_far(sock: socket.socket) -> int:
     unread = queued(sock, termios.FIONREAD)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
     return int(received) - unread
+
+
+def room(sock: socket.socket) -> int:
+    """Bytes that its kernel takes now though its peer reads nothing. As in sdlib/src/sock/life.c, `sd_tx_limit`."""
+    buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    try:
+        chosen = sock.getsockopt(socket.SOL_SOCKET, _BUF_LOCK) & _LOCKED_SND
+    except OSError:  # before Linux 5.14 nobody is told
+        chosen = 1
+    info = sock.getsockopt(socket.SOL_TCP, _TCP_INFO, _SND_WND + 4)
+    window = struct.unpack_from("=I", info, _SND_WND)[0] if len(info) == _SND_WND + 4 else 0
+    return int(window) + (buffer // 2 if chosen else buffer - buffer // 16) - queued(sock, termios.TIOCOUTQ)
 
 
 def queued(sock: socket.socket, what: int) -> int:

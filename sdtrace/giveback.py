@@ -21,13 +21,12 @@ import errno
 import mmap
 import os
 import socket
-import termios
 import time
 from collections.abc import Collection, Mapping
 
 from sdlib import abi
 from sdtrace import procfs
-from sdtrace.ends import End, NotNow, is_over, queued, read_so_far
+from sdtrace.ends import End, NotNow, is_over, read_so_far, room
 from sdtrace.held import Held, Key
 from sdtrace.leftover import put_back
 from sdtrace.offers import Broker
@@ -116,8 +115,7 @@ def _check(end: End) -> None:
         raise NotNow(end.key, "it is about to change its way")
     if int(block.tx_mode) == _C.SD_MODE_RING:
         unread = (int(end.tx.tail) - int(end.tx.head)) % (1 << 64)
-        room = end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2 - queued(end.sock, termios.TIOCOUTQ)
-        if unread > min(end.ring_bytes, room):
+        if unread > min(end.ring_bytes, room(end.sock)):
             raise NotNow(end.key, "its peer has too much to read")
 
 

@@ -6,18 +6,22 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 from collections.abc import Iterable
+from contextlib import suppress
 
 from policies import Settings
 from sdlib import abi
 from sdlib.records import dataclass, field
 from sdlib.wire import Refused
-from sdlib.wire.segment import segment_bytes
+from sdlib.wire.segment import counted_bytes
 from sdtrace.areas import Area
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+_RING_IN_LITTLE: Final = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,14 @@ def forbidden(origin: Origin, far: bool) -> bool:
     return ("rdma" if far else "shm") not in origin.carriers
 
 
+def ring_wanted(key: Key, origin: Origin) -> int:
+    """Bytes of one direction. A program whose address space is limited shall not miss what large rings would take."""
+    with suppress(OSError, ValueError):  # it has ended, or is another user's
+        if resource.prlimit(origin.tid, resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            return min(key.area.ring_bytes, _RING_IN_LITTLE)
+    return key.area.ring_bytes
+
+
 @dataclass
 class Held:
     """A connection that was offered. `segment` -1: not paired yet, or no descriptor was left to keep a copy."""
@@ -90,6 +102,8 @@ class Held:
     origin: Origin
     segment: int = -1
     bytes: int = 0
+    """Memory that it counts as: what it is likely to use, or what it was seen to use if that is more."""
+    at_least: int = 0
     attached: bool = False
     paired: bool = False
     side: int = 0
@@ -116,7 +130,7 @@ class Quotas:
     def exceeded(self, exe: str, uid: int, settings: Settings, ring_bytes: int) -> bool:
         """Would one more connection be too many for the program?"""
         use = self.used.get((exe, uid), Use())
-        more = use.bytes + segment_bytes(ring_bytes) > settings.total_bytes
+        more = use.bytes + counted_bytes(ring_bytes) > settings.total_bytes
         return more or use.connections + 1 > settings.connections
 
     def add(self, held: Held) -> None:
@@ -124,6 +138,13 @@ class Quotas:
         use = self.used.setdefault((held.origin.exe, held.origin.uid), Use())
         use.bytes += held.bytes
         use.connections += 1
+
+    def measured(self, held: Held, memory: int) -> None:
+        """How much a paired one was seen to use."""
+        memory = max(memory, held.at_least)
+        if memory != held.bytes:
+            self.used[held.origin.exe, held.origin.uid].bytes += memory - held.bytes
+            held.bytes = memory
 
     def remove(self, held: Held) -> None:
         """It is over."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from policies import Settings
 from sdlib.wire import Paired
+from sdlib.wire.segment import counts_as
 from sdtrace.held import Held, Key, Origin, Quotas
 from sdtrace.vault import Vault
 
@@ -36,7 +37,7 @@ class Holdings:
         """It is paired; owns the descriptor."""
         held.segment, held.paired = pair.memfd, True
         held.side, held.far = pair.side, pair.far
-        held.bytes = os.fstat(pair.memfd).st_size
+        held.bytes = held.at_least = counts_as(pair.memfd, far=pair.far)
         key.area.set_side(key.block, pair.side, far=pair.far, tree=pair.tree)
         self.all[key] = held
         self.named[held.name] = key
@@ -47,6 +48,12 @@ class Holdings:
         """One of the supervisor before us."""
         self.all[key] = held
         self._quotas.add(held)
+
+    def measured(self, key: Key, memory: int) -> None:
+        """So many bytes of memory a pair's rings were seen to use."""
+        held = self.all.get(key)
+        if held is not None and held.paired:
+            self._quotas.measured(held, memory)
 
     def let_go(self, key: Key) -> Held:
         """It is over."""

@@ -20,7 +20,7 @@ from sdlib.wire.events import Asked, Lost, MonitorUnavailable, Paired, Pending, 
 from sdtrace import far
 from sdtrace.areas import Area
 from sdtrace.errands import Errands
-from sdtrace.held import Held, Key, Origin, forbidden, reason_of
+from sdtrace.held import Held, Key, Origin, forbidden, reason_of, ring_wanted
 from sdtrace.holdings import Holdings
 from sdtrace.meter import Meter
 from sdtrace.opener import Opener
@@ -187,7 +187,7 @@ class Broker:
         held = Held(next(self._ids), origin)
         begin = time.perf_counter()
         try:
-            answer = client.offer(sock, held.name, key.area.ring_bytes, OFFER_TIMEOUT_S)
+            answer = client.offer(sock, held.name, ring_wanted(key, origin), OFFER_TIMEOUT_S)
         except MonitorUnavailable as error:
             self.events()
             self._drop_client(str(error))
@@ -334,6 +334,10 @@ class Broker:
             self._let_go(key)
         for key in [key for key in self._homeless if not key.current]:
             del self._homeless[key]
+
+    def measured(self, key: Key, memory: int) -> None:
+        """So many bytes of memory its rings use."""
+        self._own.measured(key, memory)
 
     def held(self) -> list[tuple[Key, Held]]:
         """All connections that still are what they were."""

@@ -72,9 +72,9 @@ class Shrinker:
     """Looks after the segments of one supervisor."""
 
     def __init__(self, held: Callable[[], Iterable[tuple[Key, Held]]], settings: Callable[[str, int], Settings],
-                 image: Image | str) -> None:
-        """`held` lists the connections; without an image there are none."""
-        self._held = held
+                 image: Image | str, measured: Callable[[Key, int], None]) -> None:
+        """`held` lists the connections; without an image there are none. `measured`: told what each uses (bytes)."""
+        self._held, self._measured = held, measured
         self._settings = settings
         self._image = image
         self._seen: dict[Key, _Seen] = {}
@@ -99,10 +99,12 @@ class Shrinker:
         seen, self._seen = self._seen, {}
         ripe: dict[int, list[tuple[Key, Held]]] = {}
         for key, held in self._held():
-            idle_s = self._settings(held.origin.exe, held.origin.uid).idle_s
-            if held.far:  # an RDMA device has its pages by their addresses
+            if held.far or not held.attached or held.segment < 0:  # an RDMA device has its pages by their addresses
                 continue
-            if not idle_s or not held.attached or held.segment < 0 or resident(held.segment) <= KEEP_BYTES:
+            memory = resident(held.segment)
+            self._measured(key, memory)
+            idle_s = self._settings(held.origin.exe, held.origin.uid).idle_s
+            if not idle_s or memory <= KEEP_BYTES:
                 continue
             tail, empty = _producer(held.segment, int(key.area.view.block[key.block].side))
             before = seen.get(key)

@@ -109,7 +109,7 @@ class Supervisor:
         self._source = Source(options.root_pid, options.command, strict, self._processes, self._broker,
                               self._hypercalls.areas)
         self._image = image
-        self._shrinker = Shrinker(self._broker.held, self._governing.settings, image)
+        self._shrinker = Shrinker(self._broker.held, self._governing.settings, image, self._broker.measured)
         self._broker.errands.recall = self._recall
         self._broker.errands.summary = self._summary
         self._inspection = Inspection(self._snapshot)

@@ -12,13 +12,13 @@ kept again: a successor knows less then, but nothing wrong.
 
 from __future__ import annotations
 
-import os
 import syslog
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from sdlib import abi, compact
 from sdlib.records import asdict, dataclass, field
+from sdlib.wire.segment import counts_as
 from sdtrace import procfs
 from sdtrace.areas import Area
 from sdtrace.control import TEXT_BYTES, Control, Record
@@ -157,8 +157,9 @@ class Vault:
         if what["kind"] == "segment":
             key = Key(areas[what["area"]], what["block"], what["generation"])
             key.area.sockets[key.block] = (key.generation, what["socket"])
+            memory = counts_as(record.fd, far=what["far"])
             held = Held(len(left.segments) + 1, Origin(**_tuples(what["origin"])), record.fd, paired=True,
-                        bytes=os.fstat(record.fd).st_size, side=what["side"], far=what["far"])  # fmt: skip
+                        bytes=memory, at_least=memory, side=what["side"], far=what["far"])  # fmt: skip
             held.attached = key.area.block_state(key.block) == abi.const.SD_BLOCK_ATTACHED
             left.segments.append((key, held))
             return "segment", held.name

@@ -43,7 +43,7 @@ def built_in() -> str:
     """What holds without any file."""
     s = policies.effective(policies.Policy(packaged=False), "", [])
     upgrade = s.upgrade if isinstance(s.upgrade, str) else f"{{{s.upgrade[0]}: {s.upgrade[1]}}}"
-    limits = f"ring: {s.ring_bytes >> 10}KiB, total: {s.total_bytes >> 30}GiB, connections: {s.connections}, "
+    limits = f"ring: {s.ring_bytes >> 20}MiB, total: {s.total_bytes >> 30}GiB, connections: {s.connections}, "
     limits += f"spin_us: {s.spin_us}, idle_s: {s.idle_s}"
     return (f"`default: {s.action}`, `upgrade: {upgrade}`, `limits: {{{limits}}}`, `io_uring: {s.io_uring}`, "
             f"`strict: {str(s.strict).lower()}`")

@@ -8,6 +8,7 @@
         monitor: 10.1.0.2:7471
         addresses: [10.1.0.2/32]         # its programs': it may speak of connections that end on these, no others
         key_file: b.key                  # beside this file; at least 16 bytes, readable by its owner only
+    ring: 256KiB                         # of one direction of a connection at most: all of it is pinned memory
     spin_us: 1000                        # look so long for more before going to sleep; as the processors suggest
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
                                          # timeout, retries (as verbs number them); loop: c or python; library
@@ -35,6 +36,7 @@ from typing import Any, Final, TypeAlias
 import yaml
 
 from monitor.hosts.auth import KEY_MIN
+from policies import values
 
 ENV: Final = "SOCKSDIRECT_HOSTS"
 SYSTEM_FILE: Final = "/etc/socksdirect/hosts.yaml"
@@ -102,6 +104,8 @@ class Config:
     hold_most_s: float = 300.0
     steady_s: float = 60.0
     spin_us: float | None = None
+    ring: int = 256 * 1024
+    """Bytes, at most."""
 
 
 def path_of(env: Mapping[str, str], uid: int) -> str | None:
@@ -145,7 +149,7 @@ def _known(tree: Any, what: str, *keys: str) -> dict[str, Any]:
 
 
 def _config(tree: Any, folder: str) -> Config:
-    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "spin_us", *_SECONDS)
+    tree = _known(tree, "the file", "name", "listen", "peers", "device", "transport", "ring", "spin_us", *_SECONDS)
     name = _name(tree["name"])
     peers = {str(key): _peer(str(key), value, folder) for key, value in (tree.get("peers") or {}).items()}
     if name in peers:
@@ -163,7 +167,11 @@ def _config(tree: Any, folder: str) -> Config:
     listen = _endpoint(tree["listen"]) if tree.get("listen") else None
     seconds = {key: float(tree[key]) for key in _SECONDS if key in tree}
     spin_us = None if tree.get("spin_us") is None else float(tree["spin_us"])
-    return Config(name, listen, peers, Device(**device), transport, spin_us=spin_us, **seconds)
+    try:
+        ring = values.ring(str(tree.get("ring", Config.ring)))
+    except ValueError as right:
+        raise ValueError(f"ring is {right}") from None
+    return Config(name, listen, peers, Device(**device), transport, spin_us=spin_us, ring=ring, **seconds)
 
 
 def _name(text: Any) -> str:

@@ -85,7 +85,7 @@ class Hub:
         self._callers: set[Caller] = set()
         threads = device is not None and device.threads
         self._vigil = Threads() if threads else Vigil(device, spin_s(config.spin_us))
-        self._seeking = Seeking(config.name, local, self._candidates, self._conns, self._vigil.joined)
+        self._seeking = Seeking(config.name, config.ring, local, self._candidates, self._conns, self._vigil.joined)
         self._ticked = 0.0
         self._credit_at: float | None = None
         self._looks = self._looked_at = 0

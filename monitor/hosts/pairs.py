@@ -24,6 +24,8 @@ class Candidate:
     offer: Offer
     shape: Shape
     peer: str
+    ring_bytes: int
+    """At most."""
     answered: bool = False
     held_up: bool = False
     """Its client was told that the link has to hold first."""
@@ -31,7 +33,7 @@ class Candidate:
     def seek(self) -> Seek:
         """How to ask for its other end."""
         key = self.offer.key
-        return Seek(key.local, key.peer, self.offer.ring_bytes, self.shape.options, self.shape.send_scale,
+        return Seek(key.local, key.peer, self.ring_bytes, self.shape.options, self.shape.send_scale,
                     self.shape.receive_scale)
 
     def fits(self, said: Seek) -> bool:

@@ -26,10 +26,11 @@ from sdlib.wire.segment import ring_size_ok
 
 
 class Seeking:
-    """See above. `name`: our host's; `joined` is called when there is one more connection."""
+    """See above. `name`: our host's; `ring_most`: bytes; `joined` is called when there is one more connection."""
 
-    def __init__(self, name: str, local: Local, candidates: Candidates, conns: Connections,
+    def __init__(self, name: str, ring_most: int, local: Local, candidates: Candidates, conns: Connections,
                  joined: Callable[[], None]) -> None:
+        self._ring_most = ring_most
         self._name, self._local, self._candidates, self._conns = name, local, candidates, conns
         self._joined = joined
 
@@ -39,7 +40,7 @@ class Seeking:
             return
         for contact in contacts:
             if contact.peer.owns(offer.key.peer.ip):
-                candidate = Candidate(offer, shape, contact.peer.name)
+                candidate = Candidate(offer, shape, contact.peer.name, min(offer.ring_bytes, self._ring_most))
                 self._candidates.add(candidate)
                 if contact.usable:
                     contact.guard(lambda link, one=candidate: link.say(one.seek()))  # type: ignore[misc]
@@ -84,7 +85,7 @@ class Seeking:
         if self._conns.knows(candidate.offer.client, candidate.offer.offer_id):
             return  # the answer to its ACCEPT is on the way
         far_id = self.tag(contact) + os.urandom(8)
-        conn = self._make(contact, far_id, candidate, min(candidate.offer.ring_bytes, said.ring_bytes))
+        conn = self._make(contact, far_id, candidate, min(candidate.ring_bytes, said.ring_bytes))
         if conn is not None:
             key = candidate.offer.key
             contact.link.say(frames.Accept(far_id, key.local, key.peer, conn.mirror.copy.ring_bytes))
@@ -115,7 +116,7 @@ class Seeking:
         name = (-1, -1) if candidate is None else (candidate.offer.client, candidate.offer.offer_id)
         if (candidate is None or self._name < contact.peer.name or self._conns.knows(*name)
                 or said.far_id[:8] != self.tag(contact) or said.far_id in contact.by_id
-                or not ring_size_ok(said.ring_bytes) or said.ring_bytes > candidate.offer.ring_bytes):
+                or not ring_size_ok(said.ring_bytes) or said.ring_bytes > candidate.ring_bytes):
             contact.link.say(frames.Gone(said.far_id))
             return
         conn = self._make(contact, said.far_id, candidate, said.ring_bytes)

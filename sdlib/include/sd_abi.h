@@ -37,7 +37,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 22
+#define SD_ABI_VERSION 23
 
 /* Fixed address of the library in every process: a third of a terabyte below the lowest place of a PIE (0x555555554000, above which its heap grows), clear of
  * Go and JVM heaps, and of what mmap gives out, downwards from 0x7fff.., or upwards from 0x2aaa.. where stacks are not limited: a program would have to map 42

@@ -64,6 +64,8 @@ bool sd_py_fence_begin(struct sd_py_end *end);
 void sd_py_fence_say(struct sd_py_end *end);
 void sd_py_fence_end(struct sd_py_end *end);
 bool sd_py_room_wanted(struct sd_py_end *end);
+/* So many bytes of ours are unread at most. */
+void sd_py_tx_most(struct sd_py_end *end, uint64_t most);
 bool sd_py_bell_take(struct sd_py_end *end);
 void sd_py_bell_give_back(struct sd_py_end *end);
 bool sd_py_bell_due(struct sd_py_end *end);

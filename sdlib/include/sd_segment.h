@@ -50,7 +50,8 @@ struct sd_dir {
     /* line 4, producer. Count of producers parked for room. Same protocol as rx_armed. */
     SD_ATOMIC uint32_t tx_armed;
     SD_ATOMIC uint32_t prod_cpu;    /* 1 + CPU the producer last waited on */
-    uint32_t pad5[14];
+    SD_ATOMIC uint32_t tx_most;     /* so many bytes are unread at most, where that is less than the ring holds (sock/life.c); 0: it is not */
+    uint32_t pad5[13];
     /* line 5, both, by locked instructions: enum sd_bell. */
     SD_ATOMIC uint32_t bell;
     uint32_t pad6;

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_COUNTED_RING: Final = 64 * 1024
 _HEAD: Final = Struct("<QII")  # magic, version, ring_bytes: the first words of struct sd_seg
 
 
@@ -29,6 +30,20 @@ def ring_size_ok(ring_bytes: int) -> bool:
 def segment_bytes(ring_bytes: int) -> int:
     """Size of a segment's memfd: the header's page and a ring per direction."""
     return abi.const.SD_SEG_HDR_BYTES + 2 * ring_bytes
+
+
+def counted_bytes(ring_bytes: int) -> int:
+    """What a segment counts as at least: of large rings little is ever touched.
+
+    Most are empty again and again, and start over at the beginning then ([R3], sdlib/src/ring/ring.c).
+    """
+    return segment_bytes(min(ring_bytes, _COUNTED_RING))
+
+
+def counts_as(memfd: int, *, far: bool) -> int:
+    """Of a segment that is there; one between hosts is registered with a device, and all of it is memory."""
+    size = os.fstat(memfd).st_size
+    return size if far else counted_bytes((size - segment_bytes(0)) // 2)
 
 
 def initial_header(ring_bytes: int) -> bytes:

@@ -23,7 +23,7 @@ from policies.values import RING_MAX, RING_MIN, ring, upgrade
 from sdlib import abi
 from sdlib.records import replace
 
-BUILT_IN = Settings(True, ("after_ops", 8), 50, 256 * 1024, "deny", True)
+BUILT_IN = Settings(True, ("after_ops", 8), 50, 4 << 20, "deny", True)
 
 
 def plain(settings: Settings) -> Settings:

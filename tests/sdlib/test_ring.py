@@ -23,15 +23,15 @@ STARTS = [0, RING - 3, WRAP - 5, WRAP - RING - 1]
 ffi, lib = abi.ffi, abi.lib
 
 
-def ends(start_at: int = 0, room: int = 4096) -> tuple[End, End]:
-    segment = new_segment(RING, start_at)
+def ends(start_at: int = 0, room: int = 4096, ring_bytes: int = RING) -> tuple[End, End]:
+    segment = new_segment(ring_bytes, start_at)
     left, right = fake_wires(room)
     return End(segment, 0, left), End(segment, 1, right)
 
 
-def on_ring(start_at: int = 0) -> tuple[End, End]:
+def on_ring(start_at: int = 0, ring_bytes: int = RING) -> tuple[End, End]:
     """Both directions switched, nothing armed."""
-    pair = ends(start_at)
+    pair = ends(start_at, ring_bytes=ring_bytes)
     for end in pair:
         end.switch()
     for end in pair:
@@ -227,6 +227,32 @@ def test_room_rings_when_half_of_the_ring_is_free(pair: tuple[End, End]) -> None
     here.wake_up()
     assert here.send(pattern(RING)) == RING // 2
     assert here.words.dir[0].tx_armed == 0, "whoever sees room takes the count back"
+
+
+def test_room_rings_when_half_of_what_may_be_unread_is_free() -> None:
+    """A producer that may use less than its ring holds, as TCP's buffers would have held less."""
+    here, there = on_ring(ring_bytes=4 * RING)
+    limit = RING + RING // 2
+    lib.sd_py_tx_most(here.c, limit)
+    assert here.send(pattern(4 * RING)) == limit
+    assert here.fall_asleep(room=True)
+    there.recv(limit // 2 - 1)
+    assert here.wire.unread() == 0
+    there.recv(1)
+    assert here.wire.unread() == 1
+    here.wake_up()
+    lib.sd_py_tx_most(here.c, 100 * RING)
+    assert here.send(pattern(4 * RING)) == 4 * RING - limit // 2, "no more than there is"
+    lib.sd_py_tx_most(here.c, 0)
+    assert here.send(b"x") == 0
+
+
+def test_a_false_limit_costs_its_author_alone(pair: tuple[End, End]) -> None:
+    here, there = pair
+    for most in (0, 1, RING - 1, RING + 1, 0xFFFFFFFF):
+        here.words.dir[0].tx_most = most
+        data = pattern(RING, most % 251)
+        assert here.send(data) == RING and there.recv(RING) == data
 
 
 def test_a_bell_that_does_not_fit_is_given_back() -> None:

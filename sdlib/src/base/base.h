@@ -47,6 +47,7 @@ static inline u64 sd_mix(u64 x)
 static inline bool sd_in_library(u64 at) { return at >> SD_LIB_WINDOW == SD_LIB_BASE >> SD_LIB_WINDOW; }
 
 static inline u64 min_u64(u64 a, u64 b) { return a < b ? a : b; }
+static inline u64 max_u64(u64 a, u64 b) { return a > b ? a : b; }
 
 #ifdef SD_INTERPOSE /* tests/hosted: somebody comes in between us and every shared word */
 #include "interpose.h"

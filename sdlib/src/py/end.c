@@ -124,6 +124,7 @@ bool sd_py_fence_begin(struct sd_py_end *end) { return sd_fence_begin(&end->e); 
 void sd_py_fence_say(struct sd_py_end *end) { sd_fence_say(&end->e); }
 void sd_py_fence_end(struct sd_py_end *end) { sd_fence_end(&end->e); }
 bool sd_py_room_wanted(struct sd_py_end *end) { return sd_room_wanted(&end->e); }
+void sd_py_tx_most(struct sd_py_end *end, uint64_t most) { sd_tx_most(&end->e, most); }
 bool sd_py_bell_take(struct sd_py_end *end) { return sd_bell_take(&end->e); }
 void sd_py_bell_give_back(struct sd_py_end *end) { sd_bell_give_back(&end->e); }
 bool sd_py_bell_due(struct sd_py_end *end) { return sd_bell_due(&end->e); }

@@ -148,11 +148,11 @@ static inline u64 sd_tx_sleep(const struct sd_end *e)
     return sleep && load_acq(&e->tx->rx_armed) == 1 && load_acq(&e->tx->sleep) == sleep ? sleep : 0;
 }
 
-/* After a commit of the consumer: the peer waits for room and half of the ring is free, so that it is not woken for every byte. */
+/* After a commit of the consumer: the peer waits for room and half of what it may use is free, so that it is not woken for every byte. */
 static inline bool sd_room_wanted(const struct sd_end *e)
 {
     return unlikely(load_rlx(&e->rx->tx_armed)) && /* [W2] */
-           (load_rlx(&e->rx->tail) - load_rlx(&e->rx->head)) * 2 <= e->bytes;
+           (load_rlx(&e->rx->tail) - load_rlx(&e->rx->head)) * 2 <= sd_rx_most(e);
 }
 
 #define SD_BELL_TRIES 16 /* of a word that a hostile peer keeps changing */

@@ -153,6 +153,14 @@ i64 sd_tx_room(struct sd_end *e)
     return likely(used < e->tx_bytes) ? (i64)(e->tx_bytes - used) : sd_tx_look(e);
 }
 
+void sd_tx_most(struct sd_end *e, u64 most)
+{
+    most = most < e->bytes ? most : e->bytes;
+    e->tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
+    store_rlx(&e->tx->tx_most, e->tx_bytes < e->bytes ? (u32)e->tx_bytes : 0); /* before any arming [W2] */
+    sd_tx_unplan(e);
+}
+
 void sd_tx_begin(struct sd_end *e)
 {
     u64 tail = load_rlx(&e->tx->tail);

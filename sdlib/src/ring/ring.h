@@ -41,6 +41,14 @@ static inline void sd_rx_here(const struct sd_end *e, u64 n)
         store_rlx(&e->rx->cons_cpu, here);
 }
 
+/* So many bytes are unread at most, as the producer says. A false word costs nobody but its own wake-up; what is read never depends on it. */
+static inline u64 sd_rx_most(const struct sd_end *e)
+{
+    u32 most = load_rlx(&e->rx->tx_most);
+
+    return most && most < e->bytes ? most : e->bytes;
+}
+
 /* TCP calls a socket writable when a third of its buffer is free; we, a quarter. */
 static inline bool sd_tx_writable(const struct sd_end *e, u64 room)
 {
@@ -84,6 +92,8 @@ void sd_tx_begin(struct sd_end *e);
 #ifndef SD_SMALL
 #define SD_SMALL 256u
 #endif
+/* From here on so many bytes are unread at most, as far as the ring holds them; SD_RING_MIN at least. */
+void sd_tx_most(struct sd_end *e, u64 most);
 /* Lets n bytes of messages go behind the tail, of small ones less, as far as there is contiguous room. sd_tx_begin ends it. */
 void sd_tx_plan(struct sd_end *e, u64 n);
 /* The next message is to go the ordinary way, which looks. */

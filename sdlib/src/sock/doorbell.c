@@ -181,7 +181,7 @@ static bool room_for_others(const struct sock *s)
 {
     u64 used = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head); /* [W2] */
 
-    return load_rlx(&s->e.tx->tx_armed) && used <= s->e.bytes && sd_tx_writable(&s->e, s->e.bytes - used);
+    return load_rlx(&s->e.tx->tx_armed) && used <= s->e.tx_bytes && sd_tx_writable(&s->e, s->e.tx_bytes - used);
 }
 
 /* What a doorbell was for, and somebody may not have seen yet. Fewer bytes than SO_RCVLOWAT says are for those only who receive, and wait for no more. */

@@ -112,23 +112,27 @@ static void has_asked(u32 place, u64 now)
 
 #define BUF_LOCK_SND 1u /* SOCK_SNDBUF_LOCK: the program has set SO_SNDBUF */
 
-/* A program that has chosen how much the kernel may take before it says "full" gets no megabyte from us: as much as its own buffer and the
- * peer's window hold. The kernel counts its overhead, too, and says twice what was asked for. TCP_NOTSENT_LOWAT is about what the window does not hold. */
+/* TCP's buffers on one host, of a connection that has not carried much; over a device they begin smaller, and the ring has had so much there from the start. */
+#define TAKES_MIN (256u * 1024)
+
+/* No more is unread than TCP would take before a send waits: its own buffer, a part of which is overhead, and the peer's window. So nobody waits for room who would
+ * not natively, and all of it can go back there (recall.c, sdtrace/giveback.py). A program that has chosen how large that buffer is gets no more from us; the
+ * kernel says twice what was asked for. TCP_NOTSENT_LOWAT is about what the window does not hold. */
 void sd_tx_limit(struct sock *s, int fd)
 {
     struct tcp_info_window w = {0};
     bool chosen = sd_get_int(fd, SOL_SOCKET, SO_BUF_LOCK) & BUF_LOCK_SND;
-    u32 len = sizeof w, unsent = sd_get_int(fd, SOL_TCP, TCP_NOTSENT_LOWAT);
+    u32 len = sizeof w, unsent = sd_get_int(fd, SOL_TCP, TCP_NOTSENT_LOWAT), buffer = sd_get_int(fd, SOL_SOCKET, SO_SNDBUF);
     u64 most = s->e.bytes;
 
-    if (chosen || unsent)
-        SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &w, &len);
+    SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &w, &len);
     if (chosen)
-        most = min_u64(most, sd_get_int(fd, SOL_SOCKET, SO_SNDBUF) / 2 + (u64)w.snd_wnd);
+        most = buffer / 2 + (u64)w.snd_wnd;
+    else if (!sd_is_far(s) && most > TAKES_MIN)
+        most = max_u64(buffer - buffer / 16 + (u64)w.snd_wnd, TAKES_MIN);
     if (unsent)
         most = min_u64(most, (u64)unsent + w.snd_wnd);
-    s->e.tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
-    sd_tx_unplan(&s->e);
+    sd_tx_most(&s->e, most);
 }
 
 static void announce(struct sock *s)

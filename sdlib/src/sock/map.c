@@ -5,6 +5,24 @@
 #include "sock/far.h"
 #include "sock/sock.h"
 
+#define PROT_NONE 0
+#define MADV_DONTDUMP 16
+
+/* Of the rings little is ever touched. A program that locks all its future memory (mlockall) would have all of them touched at once: so they come without access,
+ * and the kernel touches nothing when a shared mapping gets it. For core dumps it would fill them. In the place of others they come at once: threads may look there. */
+static long map_shared(void *at, u64 bytes, long fd)
+{
+    long r = SYS6(__NR_mmap, at, bytes, at ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
+
+    if (r < 0 && r > -4096)
+        return r;
+    SYS3(__NR_madvise, r, bytes, MADV_DONTDUMP);
+    if (at || SYS3(__NR_mprotect, r, bytes, PROT_READ | PROT_WRITE) == 0)
+        return r;
+    SYS2(__NR_munmap, r, bytes);
+    return -ENOMEM;
+}
+
 bool sd_map_segment(struct sock *s, int fd)
 {
     struct sd_seg *seg;
@@ -28,7 +46,7 @@ bool sd_map_segment(struct sock *s, int fd)
         SYS2(__NR_munmap, s->seg, SD_SEG_HDR_BYTES + 2 * s->e.bytes);
         s->seg = NULL;
     }
-    at = SYS6(__NR_mmap, s->seg, st[6], PROT_READ | PROT_WRITE, MAP_SHARED | (s->seg ? MAP_FIXED : 0), sfd, 0); /* again.c */
+    at = map_shared(s->seg, st[6], sfd); /* again.c */
     SYS1(__NR_close, sfd);
     if (at < 0 && at > -4096) {
         s->seg = NULL; /* what was there may be gone, too */

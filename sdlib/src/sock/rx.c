@@ -312,7 +312,7 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
             break;
         if (w->peek && w->got && sd_back_published(&s->e))
             return peek_beyond(s, fd, w);
-        if (w->peek && w->got == s->e.bytes)
+        if (w->peek && w->got >= sd_rx_most(&s->e))
             break; /* no more can come behind it while it is not consumed */
         if (unlikely(sd_back_published(&s->e))) {
             if (sd_back_reached(&s->e)) {

@@ -134,7 +134,7 @@ void sd_look_at_kernel(struct sock *s, int fd); /* eats bells, latches FIN and e
 long sd_park(struct sock *s, int fd, u64 sleeper); /* between sd_sleeper_enter and _leave */
 void sd_latch_end(struct sock *s, int fd, u32 err); /* the kernel has said FIN (0) or an error, and will not say it again */
 
-static inline u64 sd_low_water(const struct sock *s) { return min_u64(s->b->rcvlowat, s->e.bytes / 2); } /* SO_RCVLOWAT, of poll */
+static inline u64 sd_low_water(const struct sock *s) { return min_u64(s->b->rcvlowat, sd_rx_most(&s->e) / 2); } /* SO_RCVLOWAT, of poll */
 
 /* What a call has kept for the next one, 0: nothing. */
 static inline u32 sd_kept_error(struct sock *s)

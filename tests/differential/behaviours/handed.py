@@ -70,6 +70,24 @@ def rights_child(stage: Stage) -> None:
     b.recv(y, 10)
 
 
+@behaviour("sendmsg SCM_RIGHTS with as much unread as TCP's buffers hold, to a program that was started elsewhere",
+           carried=False, only=("before", "after", "accepting"))
+def rights_much(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    ours, theirs = named(stage, thief)
+    x, y = stage.connection()
+    data = bytes(range(256)) * 9000
+    b.send(y, data)
+    a.send(x, data)
+    hand(a, ours, x)
+    a.close(x)
+    z = receive_fd(thief, theirs)
+    thief.recv_all(z, len(data))
+    b.recv_all(y, len(data))
+    exchange(stage, thief, z, y)
+
+
 @behaviour("sendmsg SCM_RIGHTS, both keep it")
 def rights_both(stage: Stage) -> None:
     a = stage.a

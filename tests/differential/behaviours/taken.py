@@ -56,6 +56,22 @@ def pidfd_getfd_unread(stage: Stage) -> None:
     b.recv(y, 10)
 
 
+@behaviour("pidfd_getfd with as much unread as TCP's buffers hold", carried=False,
+           only=("before", "after", "accepting"))
+def pidfd_getfd_much(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    thief = b.fork("thief")
+    data = bytes(range(256)) * 9000
+    b.send(y, data)
+    a.send(x, data)
+    got = take(thief, a, x)
+    thief.recv_all(got, 1_000_000)
+    a.recv_all(x, len(data) - 1_000_000)
+    b.recv_all(y, len(data))
+    exchange(stage, thief, got, y)
+
+
 @behaviour("pidfd_getfd of unread bytes whose sender has shut its reading side", carried=False)
 def pidfd_getfd_of_the_deaf(stage: Stage) -> None:
     a, b = stage.a, stage.b

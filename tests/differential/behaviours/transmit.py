@@ -127,6 +127,27 @@ def send_waits(stage: Stage) -> None:
     b.recv(y, 10, DONTWAIT)
 
 
+@behaviour("send of what TCP's buffers hold, by both ends before either receives",
+           only=("before", "after", "accepting"))
+def send_before_receiving(stage: Stage) -> None:
+    """Natively neither waits. Who asks for room before each part, as event loops do, is told of less."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    for data in (bytes(range(256)) * 8000, b"again, " * 300_000):
+        a.send(x, data)
+        b.send(y, data)
+        a.recv_all(x, len(data))
+        b.recv_all(y, len(data))
+    part = b"parts, " * 8000
+    for _ in range(30):
+        a.poll([(x, OUT)])
+        a.send(x, part, DONTWAIT)
+        b.poll([(y, OUT)])
+        b.send(y, part, DONTWAIT)
+    a.recv_all(x, 30 * len(part))
+    b.recv_all(y, 30 * len(part))
+
+
 @behaviour("send MSG_MORE", "sendmsg MSG_MORE", "splice SPLICE_F_MORE")
 def send_more(stage: Stage) -> None:
     a, b = stage.a, stage.b
