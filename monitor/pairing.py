@@ -191,7 +191,7 @@ class Pairing:
         if wrong or self.ledger.held_by(client.number) >= self._limits.offers_per_client:
             raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")
         inode = os.fstat(memfd).st_ino
-        self.ledger.hold(client.number, message.offer_id, client.uid, inode, counts_as(memfd, far=message.far))
+        self.ledger.hold(client.number, message.offer_id, client.uid, inode, counts_as(memfd, far=bool(message.far)))
         name = (client.number, message.offer_id)
         if message.far and (self.hosts is None or not self.hosts.hold(*name, memfd, ring_bytes, message.side)):
             self.ring(client.number, message.offer_id, Bell.BACK)

@@ -268,7 +268,7 @@ SWITCHES = {
     "never napping": "without=nap",
     "ring 16 KiB": "ring=16KiB",
     "ring 64 KiB": "ring=64KiB",
-    "ring 4 MiB": "ring=4MiB",
+    "ring 256 KiB": "ring=256KiB",
     "upgrade eager": "upgrade=eager",
     "upgrade never": "upgrade=never",
 }

@@ -6,10 +6,12 @@
 #include "sock/sock.h"
 
 #define PROT_NONE 0
+#define MADV_NOHUGEPAGE 15
 #define MADV_DONTDUMP 16
 
 /* Of the rings little is ever touched. A program that locks all its future memory (mlockall) would have all of them touched at once: so they come without access,
- * and the kernel touches nothing when a shared mapping gets it. For core dumps it would fill them. In the place of others they come at once: threads may look there. */
+ * and the kernel touches nothing when a shared mapping gets it. For core dumps it would fill them,
+ * and where it makes huge pages of shared memory, of one byte two megabytes. In the place of others they come at once: threads may look there. */
 static long map_shared(void *at, u64 bytes, long fd)
 {
     long r = SYS6(__NR_mmap, at, bytes, at ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
@@ -17,6 +19,7 @@ static long map_shared(void *at, u64 bytes, long fd)
     if (r < 0 && r > -4096)
         return r;
     SYS3(__NR_madvise, r, bytes, MADV_DONTDUMP);
+    SYS3(__NR_madvise, r, bytes, MADV_NOHUGEPAGE);
     if (at || SYS3(__NR_mprotect, r, bytes, PROT_READ | PROT_WRITE) == 0)
         return r;
     SYS2(__NR_munmap, r, bytes);
