@@ -146,6 +146,11 @@ class Settings:
     """The action was given for this program, not for all that the file does not name."""
 
     @property
+    def upgrade_comes_with_us(self) -> bool:
+        """Nobody has chosen it here: it is the built-in value, or that of a ready-made file."""
+        return self.source.get("upgrade", "").startswith(("built-in", "packaged "))
+
+    @property
     def passes_on(self) -> bool:
         """Is something denied to this program by name? That holds for all that it starts, too."""
         named = any(rule.action == "deny" and rule.where not in FOR_ALL for rule in self.rules)

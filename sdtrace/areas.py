@@ -107,6 +107,7 @@ class Area:
         self.ring_bytes = settings.ring_bytes
         kind, count = upgrade if isinstance(upgrade, tuple) else (upgrade, 0)
         config.upgrade, config.upgrade_n = _UPGRADES[kind], count
+        config.patient = int(settings.upgrade_comes_with_us)
         config.spin_us = settings.spin_us
         config.accel = int(accelerate and settings.accelerate)
         if not config.accel:

@@ -26,6 +26,9 @@ VERSION: Final = 1
 _TCP: Final = "tcp:"
 _BACK: Final = "back:"
 SIZES: Final = ("sent", "received")
+_SAID: Final = frozenset({abi.const.SD_REASON_shared, abi.const.SD_REASON_unsteady, abi.const.SD_REASON_short_lived,
+                          abi.const.SD_REASON_peer_plain})
+"""Reasons of connections that may yet move."""
 _BLOCK_REASONS: Final = {
     abi.const.SD_BLOCK_TCP: "few-operations",
     abi.const.SD_BLOCK_OFFERED: "peer-not-under-sdrun",
@@ -68,8 +71,7 @@ class Totals:
                 own[f"conns_{ring}"] = 1
             else:
                 own["conns_tcp"] = 1
-                said = block.reason in (abi.const.SD_REASON_shared, abi.const.SD_REASON_unsteady)
-                pinned = block.state == abi.const.SD_BLOCK_PINNED or said
+                pinned = block.state == abi.const.SD_BLOCK_PINNED or block.reason in _SAID
                 reason = abi.REASONS[block.reason] if pinned and block.reason < len(abi.REASONS) else None
                 own[_TCP + (reason or _BLOCK_REASONS.get(block.state, "none"))] = 1
         self.counters.update(own)

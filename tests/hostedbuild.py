@@ -15,7 +15,8 @@ SRC = ROOT / "sdlib/src"
 HOSTED = ROOT / "tests/hosted"
 UNDER_TEST = ("ring/bell.c", "ring/dates.c", "ring/ring.c", "ring/switch.c", "sock/again.c", "sock/back.c",
               "sock/cork.c",
-              "sock/doorbell.c", "sock/far.c", "sock/fast.c", "sock/fast_shared.c", "sock/life.c", "sock/switch.c",
+              "sock/doorbell.c", "sock/far.c", "sock/fast.c", "sock/fast_shared.c", "sock/life.c", "sock/lives.c",
+              "sock/switch.c",
               "sock/ready.c",
               "sock/recall.c", "sock/rx.c", "sock/rx_tcp.c", "sock/owed.c",
               "sock/parts.c", "sock/room.c",

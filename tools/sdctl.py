@@ -30,6 +30,7 @@ LIMIT_S: Final = 5.0
 WHY: Final = {
     "": "nothing keeps it there: it is waiting for its turn, or for the other end",
     "few-operations": "it has not done as many operations as the policy wants first (upgrade)",
+    "short-lived": "those before it on this port ended too soon to be worth it; it moves if it gets older",
     "no-accel": "started with --no-accel",
     "policy": "a rule of the policy keeps it on TCP",
     "peer-not-under-sdrun": "the other end is not under sdrun, or has not been offered (its policy, few operations)",

@@ -37,7 +37,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 23
+#define SD_ABI_VERSION 24
 
 /* Fixed address of the library in every process: a third of a terabyte below the lowest place of a PIE (0x555555554000, above which its heap grows), clear of
  * Go and JVM heaps, and of what mmap gives out, downwards from 0x7fff.., or upwards from 0x2aaa.. where stacks are not limited: a program would have to map 42
@@ -136,7 +136,8 @@ enum sd_kin {
     X(unread_lost, "unread-lost") \
     X(fault_inside, "fault-inside") \
     X(shared, "shared-before-switch") \
-    X(unsteady, "host-link-unsteady")
+    X(unsteady, "host-link-unsteady") \
+    X(short_lived, "short-lived")
 
 #ifndef SD_CFFI
 #define SD_X(name) SD_CTR_##name,

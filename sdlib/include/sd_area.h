@@ -23,7 +23,8 @@ struct sd_config {
     uint32_t root_pid;  /* pid, in its own namespace, of the process that has to say SD_HC_LEAVE; 0: none has to */
     SD_ATOMIC uint32_t perform; /* 1: a policy has begun to deny something: SD_HC_PERFORM. Never 0 again */
     uint32_t without;   /* SD_WITHOUT_*: techniques switched off, to measure what each is worth */
-    uint32_t pad[6];
+    uint32_t patient;   /* 1: upgrade_n is what comes with us: of connections that would be over soon it may be more (sock/lives.c) */
+    uint32_t pad[5];
 };
 
 enum sd_without {
@@ -143,6 +144,16 @@ struct sd_site {
     SD_ATOMIC uint32_t seen;    /* how often; some may be missed */
 };
 
+/* What has become of the connections of one kind (sock/lives.c), in parts of 255. Zeroes: nothing is known. */
+#define SD_AREA_LIVES 64
+#define SD_LIVES_FROM 3
+#define SD_LIVES_AGES 11
+struct sd_lives {
+    SD_ATOMIC uint32_t kind;                 /* its port as it stands in an address, and bit 16 of a listener, bit 17 of one that is connected to; 0 = free */
+    SD_ATOMIC uint8_t away;                  /* of those that were offered: whose peer had not come when they ended */
+    SD_ATOMIC uint8_t ends[SD_LIVES_AGES];   /* of those that did 2^(3+i) operations: that ended before they had done twice as many */
+};
+
 struct sd_area {
     uint64_t magic;
     uint32_t version;
@@ -162,6 +173,7 @@ struct sd_area {
     struct sd_part part[SD_AREA_PARTS]; /* of area 0 only: whoever shares a block shares area 0 */
     SD_ATOMIC uint64_t told[SD_TOLD];   /* of area 0: sleeps of peers that these processes have ended, sock/doorbell.c ([W4]) */
     struct sd_site site[SD_AREA_SITES]; /* of area 0 */
+    struct sd_lives lives[SD_AREA_LIVES]; /* of area 0 */
 };
 
 /* Block id: area index << 16 | block index. Handed over with the generation in the upper half of the u64. */
@@ -170,6 +182,7 @@ struct sd_area {
 _Static_assert(sizeof(struct sd_config) == 64, "config is one line");
 _Static_assert(sizeof(struct sd_proc) == 64 + 8 * SD_CTR_MAX + 16 * SD_REASON_MAX + 16 * SD_SIZES, "proc");
 _Static_assert(sizeof(struct sd_block) == 192, "block is three lines");
+_Static_assert(sizeof(struct sd_lives) == 16, "lives");
 _Static_assert(sizeof(struct sd_part) == 192, "participant is three lines");
 _Static_assert(SD_AREA_PARTS <= 4096 && SD_AREA_BLOCKS <= 4096 && SD_MAX_AREAS <= 16, "fields of token and mark");
 SD_LAYOUT(sd_block, tx_mode, 24);

@@ -96,6 +96,15 @@ def test_set_is_over_files_and_files_are_over_packaged(tmp_path: Path) -> None:
     assert policies.effective(policy, "/usr/sbin/nginx", ["default=accelerate"]).accelerate
 
 
+@pytest.mark.parametrize("exe", ["/bin/x", "/usr/sbin/nginx"])
+def test_an_upgrade_that_somebody_has_chosen_is_kept_to(tmp_path: Path, exe: str) -> None:
+    ours = policies.Policy()
+    theirs = layer(tmp_path, "p.yaml", "version: 1\napps: [{match: {program: '*'}, upgrade: {after_ops: 8}}]\n")
+    assert policies.effective(ours, exe, []).upgrade_comes_with_us
+    assert not policies.effective(ours, exe, ["upgrade=after_ops:8"]).upgrade_comes_with_us
+    assert not policies.effective(policies.Policy((theirs,)), exe, []).upgrade_comes_with_us
+
+
 def test_first_layer_and_first_app_win(tmp_path: Path) -> None:
     one = layer(tmp_path, "1.yaml", "version: 1\napps: [{match: {program: 'a*'}, limits: {spin_us: 1}}]\n")
     two = layer(

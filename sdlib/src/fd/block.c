@@ -171,6 +171,7 @@ void sd_block_drop(struct sock *s)
 
     if (load_acq(&b->users) != 1 && atomic_fetch_sub(&b->users, 1) != 1) /* who has it alone is the only one who could give it to others */
         return; /* another process goes on with it and counts it */
+    sd_lived(s, st);
     fold_bytes(b);
     if (sd_tracing(SD_TRACE_BYTES))
         sd_saw_end(s, SD_TRACE_END_CLOSED);
@@ -272,6 +273,8 @@ void sd_socks_exit(void)
             sd_recall_over(s);
         if (sd_tracing(SD_TRACE_BYTES) && s && s->b && load_rlx(&s->b->users) <= 1)
             sd_saw_end(s, SD_TRACE_END_CLOSED);
+        if (s && s->b && load_rlx(&s->b->users) <= 1)
+            sd_lived(s, load_rlx(&s->b->state));
         if (s && s->b && (load_rlx(&s->refs) == 1 || counted_once(s, fd)) && load_rlx(&s->b->users) > 1)
             atomic_fetch_sub(&s->b->users, 1);
     }

@@ -231,6 +231,8 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     s->seg = NULL;
     s->cookie = 0;
     s->kcheck = 0;
+    s->due = 0;
+    s->lives = 0;
     s->timed = 0;
     s->yielded = false;
     s->checked_tsc = 0;

@@ -38,7 +38,7 @@ static inline bool plain(struct sock *s)
     if (state != SD_BLOCK_TCP || !c->accel || !b->established || g.no_supervisor)
         return true;
     ops = load_rlx(&b->ops) + 1;
-    if (c->upgrade == SD_UPGRADE_AFTER_OPS ? ops >= c->upgrade_n : c->upgrade != SD_UPGRADE_NEVER)
+    if (c->upgrade == SD_UPGRADE_AFTER_OPS ? ops >= c->upgrade_n && ops >= s->due : c->upgrade != SD_UPGRADE_NEVER)
         return false;
     store_rlx(&b->ops, ops);
     return true;

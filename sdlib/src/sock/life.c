@@ -183,6 +183,7 @@ static void attach(struct sock *s, int fd)
             sd_ep_attaches(s);
             store_rel(&b->state, SD_BLOCK_ATTACHED);
             announce(s);
+            sd_peer_came(s);
             done = true;
         }
     }
@@ -192,8 +193,9 @@ static void attach(struct sock *s, int fd)
 }
 
 /* By this operation. */
-static bool is_wanted(struct sd_block *b)
+static bool is_wanted(struct sock *s, int fd)
 {
+    struct sd_block *b = s->b;
     const struct sd_config *c = g.cfg;
     u32 ops;
 
@@ -201,7 +203,7 @@ static bool is_wanted(struct sd_block *b)
         return false;
     ops = load_rlx(&b->ops) + 1;
     store_rlx(&b->ops, ops);
-    if (c->upgrade == SD_UPGRADE_AFTER_OPS ? ops < c->upgrade_n
+    if (c->upgrade == SD_UPGRADE_AFTER_OPS ? ops < c->upgrade_n || sd_too_young(s, fd, ops)
                                            : c->upgrade != SD_UPGRADE_EAGER && (c->upgrade != SD_UPGRADE_AFTER_BYTES || b->bytes_tcp < c->upgrade_n))
         return false;
     return is_time(b, ops);
@@ -234,7 +236,7 @@ void sd_tick(struct sock *s, int fd)
         sd_fast_on(s, fd);
         return;
     }
-    if (state == SD_BLOCK_PAIRED || (state == SD_BLOCK_TCP && is_wanted(b)))
+    if (state == SD_BLOCK_PAIRED || (state == SD_BLOCK_TCP && is_wanted(s, fd)))
         ask(s, fd, state);
 }
 

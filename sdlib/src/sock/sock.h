@@ -96,6 +96,16 @@ static inline i32 sd_peek_offset(int fd)
     return SYS5(__NR_getsockopt, fd, SOL_SOCKET, SO_PEEK_OFF, &v, &len) == 0 ? v : -1;
 }
 
+/* sock/lives.c */
+bool sd_wait_longer(struct sock *s, int fd, u32 ops);
+void sd_peer_came(struct sock *s);
+void sd_lived(struct sock *s, u32 state); /* it is over, in that state of its block */
+/* Of a connection that has done as many operations as the policy wants: not to be offered yet all the same. */
+static inline bool sd_too_young(struct sock *s, int fd, u32 ops)
+{
+    return g.cfg->patient && (ops < s->due || sd_wait_longer(s, fd, ops));
+}
+
 /* sock/life.c */
 void sd_tick(struct sock *s, int fd);      /* one operation: offer, attach when it is time */
 /* Eager: just accepted, offered at once, but attached by who uses it first: programs that accept for others pass it on as it is (pass.c). */
