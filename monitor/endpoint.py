@@ -31,6 +31,7 @@ SO_COOKIE: Final = 57  # asm-generic/socket.h; Python has no names for these thr
 SO_BINDTOIFINDEX: Final = 62
 SO_NETNS_COOKIE: Final = 71
 TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h
+_INTERNET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
 _U64: Final = Struct("=Q")
 _CLOSE_LIMIT_S: Final = 0.02
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -91,13 +92,14 @@ def discard(fd: int) -> None:
 
 def _read(sock: socket.socket) -> Endpoint:
     """The endpoint; raises Unsuitable, or OSError (the connection went away meanwhile)."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.proto != socket.IPPROTO_TCP:
-        raise Unsuitable(Code.DESCRIPTOR, f"domain {int(sock.family)}, protocol {sock.proto}: not TCP")
+    domain = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)  # its `family` makes an enum's member each time
+    if domain not in _INTERNET or sock.proto != socket.IPPROTO_TCP:
+        raise Unsuitable(Code.DESCRIPTOR, f"domain {domain}, protocol {sock.proto}: not TCP")
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 7)
     state = info[0]
     if state != TCP_ESTABLISHED:
         raise Unsuitable(Code.NOT_ESTABLISHED, f"TCP state {state}")
-    local, peer = _address(sock.family, sock.getsockname()), _address(sock.family, sock.getpeername())
+    local, peer = _address(domain, sock.getsockname()), _address(domain, sock.getpeername())
     bound = sock.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX)
     # connect() to a link-local address binds the socket by itself; that interface is in the key as the scope.
     if bound and not local.scope:

@@ -70,6 +70,11 @@ def event(name: str, level: int = logging.INFO, **fields: object) -> None:
     _logger.log(level, "%s", " ".join([name, *(f"{key}={_plain(value)}" for key, value in fields.items())]))
 
 
+def tells_details() -> bool:
+    """Whether anybody sees detail()."""
+    return _logger.isEnabledFor(logging.DEBUG)
+
+
 def detail(name: str, **fields: object) -> None:
     """A line that only --verbose shows."""
     event(name, logging.DEBUG, **fields)

@@ -122,7 +122,9 @@ class Matcher:
 
     def _partner(self, mirrored: Key) -> Offer | None:
         """The open offer of the other end: in the same namespace, else in one that may be paired with it."""
-        for netns in (mirrored.netns, *self._networks(mirrored.netns)):
+        if (found := self._open.get(mirrored)) is not None:
+            return found
+        for netns in self._networks(mirrored.netns):
             if (found := self._open.get(mirrored._replace(netns=netns))) is not None:
                 return found
         return None

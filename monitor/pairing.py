@@ -141,8 +141,9 @@ class Pairing:
                     self._outbox.say(to, messages.Paired(end.offer_id, side_of(end.key), ring_bytes, tree=tree), memfd)
         finally:
             os.close(memfd)
-        local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
-        journal.detail("paired", local=local, peer=peer, uid=offer.uid, ring=ring_bytes)
+        if journal.tells_details():
+            local, peer = endpoint.show(offer.key.local), endpoint.show(offer.key.peer)
+            journal.detail("paired", local=local, peer=peer, uid=offer.uid, ring=ring_bytes)
 
     # ----------------------------------------------------------- other hosts (hosts/hub.py)
 

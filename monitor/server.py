@@ -112,7 +112,9 @@ class Server:
         return self._stop
 
     def _wait(self, pause: float) -> list[tuple[selectors.SelectorKey, int]]:
-        with contextlib.nullcontext() if self._hosts is None else self._hosts.away():
+        if self._hosts is None:
+            return self.selector.select(pause)
+        with self._hosts.away():
             return self.selector.select(pause)
 
     def _on_hangup(self, _number: int, _frame: object) -> None:

@@ -17,7 +17,6 @@ else:
     from _collections import _tuplegetter
 
     _missing = object()
-    _set = object.__setattr__
 
     def _complete(cls, names, defaults, args, named):
         """The values of all members, for `args` and `named` as the caller gave them."""
@@ -49,10 +48,11 @@ else:
 
     def _init(self, *args, **named):
         names = self.__match_args__
-        if named or len(args) != len(names):
+        if not named and self._first <= len(args) < len(names):
+            args += self._rest[len(args) - self._first:]
+        elif named or len(args) != len(names):
             args = _complete(type(self), names, self._defaults, args, named)
-        for name, value in zip(names, args, strict=True):
-            _set(self, name, value)
+        self.__dict__.update(zip(names, args, strict=True))
 
     def _values(self):
         return tuple([getattr(self, name) for name in self.__match_args__])
@@ -94,6 +94,9 @@ else:
         if cls is None:
             return lambda cls: dataclass(cls, frozen=frozen)
         cls.__match_args__, cls._defaults, cls._hidden = _collect(cls)
+        plain = [name in cls._defaults and not isinstance(cls._defaults[name], field) for name in cls.__match_args__]
+        cls._first = len(plain) - [*plain[::-1], False].index(False)
+        cls._rest = tuple(cls._defaults[name] for name in cls.__match_args__[cls._first:])
         own = cls.__dict__
         own_hash = "__hash__" in own and not (own["__hash__"] is None and "__eq__" in own)
         members = {"__init__": _init, "__repr__": _repr, "__eq__": _eq}

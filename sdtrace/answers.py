@@ -75,8 +75,12 @@ class Answers:
             self._processes.find(procfs.status(notif.tid))
 
     def _answer(self, listener: Listener, notif: Notification) -> None:
-        if self._hypercalls.is_wakeup(notif) and (sender := self._processes.leader(notif.tid)) is not None:
+        sender = self._processes.leader(notif.tid) if notif.nr == abi.const.SD_HC_NR else None
+        if sender is not None and self._hypercalls.is_wakeup(notif):
             self._hypercalls.handle(listener, notif, sender)  # somebody on another host sleeps until this is done
+        elif sender is not None and not self.strict and procfs.alive(sender.pidfd) and listener.valid(notif):
+            self._injector.has_library(sender.program)  # it was there after the call was made: it is the one
+            self._hypercalls.handle(listener, notif, sender)
         else:
             self._identify(listener, notif)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _CARRY: Final = struct.Struct("=iI")
 _INVALID: Final = -errno.EINVAL
+_INTERNET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
 _CONNECTED: Final = 1  # sd_block.role
 
 
@@ -145,15 +146,16 @@ class Hypercalls:
             return _INVALID
         if key.area.block_state(key.block) not in (abi.const.SD_BLOCK_TCP, abi.const.SD_BLOCK_OFFERED):
             return _INVALID
-        sock = _take_socket(notif.tid, fd)
+        sock = _take_socket(notif.tid, fd, process)
         try:
-            key.area.sockets[key.block] = (key.generation, os.fstat(sock).st_ino)
-            origin = _origin(process, key, notif.tid, fd, sock)
-            if not self._alone(key, process, sock):
+            about = os.fstat(sock)
+            key.area.sockets[key.block] = (key.generation, about.st_ino)
+            origin = _origin(process, key, notif.tid, fd, sock) if stat.S_ISSOCK(about.st_mode) else None
+            if not self._alone(key, process, about.st_ino):
                 result, reason = abi.const.SD_OFFER_LATER, 0
             elif process.given_back:
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_detached
-            elif self.taken(os.fstat(sock).st_ino):
+            elif self.taken(about.st_ino):
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_passed
             elif origin is None:  # it has ended meanwhile: a library offers nothing else
                 result, reason = abi.const.SD_OFFER_REFUSED, abi.const.SD_REASON_not_switched
@@ -168,10 +170,10 @@ class Hypercalls:
         return result
 
     @staticmethod
-    def _alone(key: Key, process: Process, sock: int) -> bool:
+    def _alone(key: Key, process: Process, inode: int) -> bool:
         """A connection that came in a message may be held by somebody who could not see its ring."""
         given = int(key.area.view.block[key.block].given) & abi.const.SD_GIVEN_CAME
-        return not given or kin.alone(process.pid, os.fstat(sock).st_ino)
+        return not given or kin.alone(process.pid, inode)
 
     def stays(self, origin: Origin) -> bool:
         """Does a rule keep this connection on TCP? Who connected is the library's word: nobody else gains by a lie."""
@@ -307,22 +309,22 @@ class Hypercalls:
 
 
 def _origin(process: Process, key: Key, tid: int, fd: int, duplicate: int) -> Origin | None:
-    """Where an offered connection comes from; None when it is none."""
-    if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+    """Where an offered connection comes from; `duplicate` is a socket. None when it is none of TCP/IP."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, duplicate)  # else Python asks what it is, each time
+    try:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) not in _INTERNET:
+            return None
+        local, peer, cookie = sock.getsockname()[:2], sock.getpeername()[:2], cookie_of(sock)
+    except OSError:
         return None
-    with socket.socket(fileno=os.dup(duplicate)) as sock:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        try:
-            local, peer, cookie = sock.getsockname()[:2], sock.getpeername()[:2], cookie_of(sock)
-        except OSError:
-            return None
+    finally:
+        sock.detach()
     direction = "out" if key.area.view.block[key.block].role == _CONNECTED else "in"
     return Origin(tid, fd, cookie, direction, local, peer, process.program.exe, _uid(process))
 
 
 def _uid(process: Process) -> int:
-    return procfs.status(process.pid).uid
+    return procfs.uid(process.pid)
 
 
 def _give(listener: Listener, notif: Notification, fd: int) -> int | None:
@@ -334,8 +336,10 @@ def _give(listener: Listener, notif: Notification, fd: int) -> int | None:
     return None
 
 
-def _take_socket(tid: int, fd: int) -> int:
-    """A duplicate of the task's descriptor; OSError."""
+def _take_socket(tid: int, fd: int, process: Process | None = None) -> int:
+    """A duplicate of the task's descriptor, of the process if it is known; OSError."""
+    if process is not None and process.pid == tid:
+        return procfs.get_fd(process.pidfd, fd)
     pidfd = procfs.pidfd_open_thread(tid)
     try:
         return procfs.get_fd(pidfd, fd)

@@ -98,6 +98,11 @@ def status(tid: int) -> Status:
     )
 
 
+def uid(pid: int) -> int:
+    """Effective."""
+    return int(_field(_read(f"/proc/{pid}/status"), b"Uid", b"0 0").split()[1])
+
+
 def signalled(tid: int) -> bool:
     """Does a signal wait for the thread that it has not blocked?"""
     text = _read(f"/proc/{tid}/status")

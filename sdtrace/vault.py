@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from sdlib import abi, compact
-from sdlib.records import asdict, dataclass, field
+from sdlib.records import dataclass, field
 from sdlib.wire.segment import counts_as
 from sdtrace import procfs
 from sdtrace.areas import Area
@@ -69,7 +69,7 @@ class Vault:
         """A connection is paired."""
         self._keep(("segment", held.name), held.segment, area=key.area.inode, block=key.block,
                    generation=key.generation, socket=key.area.sockets.get(key.block, (0, -1))[1],
-                   side=held.side, far=held.far, origin=asdict(held.origin))
+                   side=held.side, far=held.far, origin=vars(held.origin))
 
     def drop_segment(self, held: Held) -> None:
         """It is over."""

@@ -71,6 +71,9 @@ class MonitorClient:
         self.max_offers, self.max_ring_bytes = reached.max_offers, reached.max_ring_bytes
         self._channel = reached.channel
         self._sock = reached.channel.sock
+        self._sock.setblocking(False)
+        self._arrived = select.poll()
+        self._arrived.register(self._sock, select.POLLIN)
         self._offers: dict[int, tuple[OfferState, int]] = {}  # offer id -> state, ring bytes asked for
         # Events that arrive while offer() waits must make fileno() readable too, hence a second descriptor
         # behind one epoll: the caller needs no rule about when to call events().
@@ -202,23 +205,22 @@ class MonitorClient:
 
     def _send_and_listen(self, message: messages.Message, fd: int = -1) -> None:
         """Send; while there is no room, read: the monitor reads nothing from a client that doesn't read its answers."""
-        self._sock.setblocking(False)
-        deadline = time.monotonic() + _SEND_LIMIT_S
-        ready = select.poll()
-        ready.register(self._sock, select.POLLIN | select.POLLOUT)
+        deadline = 0.0
         while True:
             try:
                 self._channel.send(message, fd)
                 return
             except BlockingIOError:
+                deadline = deadline or time.monotonic() + _SEND_LIMIT_S
                 if time.monotonic() >= deadline:
                     raise TimeoutError("it does not read") from None
             self._drain()
+            ready = select.poll()
+            ready.register(self._sock, select.POLLIN | select.POLLOUT)
             ready.poll(_RETRY_S * 1000)
 
     def _drain(self) -> None:
         """Take in all that has arrived; raises one of FAILURES."""
-        self._sock.setblocking(False)
         with suppress(BlockingIOError):
             while True:
                 self._enqueue(self._take(*self._channel.receive()))
@@ -226,11 +228,12 @@ class MonitorClient:
     def _await(self, offer_id: int, deadline: float) -> Answer:
         """Receive until the answer to `offer_id` or the deadline; all else is queued for events()."""
         while True:
-            self._sock.settimeout(left(deadline))
+            if not self._arrived.poll(left(deadline) * 1000):
+                return Pending(offer_id)
             try:
                 answer = self._take(*self._channel.receive())
-            except TimeoutError:
-                return Pending(offer_id)
+            except BlockingIOError:
+                continue
             if answer is not None and answer[0] == offer_id:
                 return answer[1]
             self._enqueue(answer)

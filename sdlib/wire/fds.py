@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 MAX_FDS: Final = 4  # more than any message has, so that "too many" can be seen; the kernel drops the rest
 _INT: Final = Struct("i")
+# Plain numbers: `&` of an enum's members is a call of Python.
+_TRUNC, _CTRUNC, _CLOEXEC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
+_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * _INT.size)
 
 
@@ -38,19 +41,19 @@ class Datagram(NamedTuple):
 
 def receive(sock: socket.socket) -> Datagram:
     """The next datagram; OSError as from recvmsg(2) (BlockingIOError when there is none)."""
-    data, control, got, _ = sock.recvmsg(MAX_BYTES + 1, _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC)
+    data, control, got, _ = sock.recvmsg(MAX_BYTES + 1, _CONTROL_BYTES, _CLOEXEC)
     fds: tuple[int, ...] = ()
     for level, kind, payload in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             whole = len(payload) - len(payload) % _INT.size
             fds += tuple(fd for (fd,) in _INT.iter_unpack(payload[:whole]))
-    return Datagram(data, fds, bool(got & socket.MSG_TRUNC), bool(got & socket.MSG_CTRUNC))
+    return Datagram(data, fds, bool(got & _TRUNC), bool(got & _CTRUNC))
 
 
 def send(sock: socket.socket, data: bytes, fd: int = -1) -> None:
     """Send one datagram, with `fd` if that is not negative; OSError as from sendmsg(2). Never raises SIGPIPE."""
     control = [] if fd < 0 else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(fd))]
-    sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    sock.sendmsg([data], control, _NOSIGNAL)
 
 
 def close_all(fds: tuple[int, ...]) -> None:
