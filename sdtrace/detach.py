@@ -21,7 +21,7 @@ from sdtrace.areas import Area
 from sdtrace.attempts import Attempts
 from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.image import Image
-from sdtrace.inject import is_given_back, library_present
+from sdtrace.inject import is_hooked
 from sdtrace.keepsake import Keepsake
 from sdtrace.offers import Broker
 from sdtrace.processes import Processes
@@ -63,14 +63,7 @@ class Detachment(Attempts):
 
     def _tree(self) -> set[int]:
         """Living processes that have the library."""
-        return {pid for pid in everybody(self._processes, self._areas, self._filters) if self._has_library(pid)}
-
-    def _has_library(self, pid: int) -> bool:
-        """Of one that was given back before: no more."""
-        try:
-            return library_present(pid, self._image) and not is_given_back(pid, self._image)
-        except OSError:
-            return False
+        return {pid for pid in everybody(self._processes, self._areas, self._filters) if is_hooked(pid, self._image)}
 
 
 def everybody(processes: Processes, areas: list[Area], filters: int) -> set[int]:

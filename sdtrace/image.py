@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PAGE: Final = 4096
 DIRECTORY: Final = os.path.join(os.path.dirname(sdlib.__file__), "_image")
+IMAGE_NAME: Final = "sdlib.img"
+_SLOT_BYTES: Final = 128
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _SYMBOLS: Final = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top",
            "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer",
@@ -45,7 +47,8 @@ class Image:
     base: int
     segments: tuple[Segment, ...]
     symbols: dict[str, int]
-    head: bytes
+    code: tuple[tuple[int, bytes], ...]
+    """The gate's first slot, which all are like, and what is behind the gate; where they are."""
 
     def thread_block(self, gs_base: int) -> int:
         """Where a thread's `struct sd_tcb` is, which gs names by its distance from `sd_nobody`; 0: it has none."""
@@ -54,7 +57,7 @@ class Image:
 
 def _sealed_copy(data: bytes) -> int:
     """A memfd that nobody can change, opened for reading: every program gets a duplicate of it."""
-    fd = os.memfd_create("sdlib.img", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create(IMAGE_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.write(fd, data)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -80,4 +83,10 @@ def load(abi_version: int, directory: str = DIRECTORY) -> Image:
     for segment in segments:
         if segment.vaddr % PAGE or segment.offset % PAGE or segment.offset + segment.filesz > len(data):
             raise ImageError(f"segment at {segment.vaddr:#x} does not fit the image; run `make build`")
-    return Image(_sealed_copy(data), int(description["base"]), segments, symbols, data[:64])
+    return Image(_sealed_copy(data), int(description["base"]), segments, symbols, _code(data, segments, symbols))
+
+
+def _code(data: bytes, segments: tuple[Segment, ...], symbols: dict[str, int]) -> tuple[tuple[int, bytes], ...]:
+    code = segments[0]
+    start, gate = code.vaddr - code.offset, symbols["sd_gate_end"]
+    return (start, data[:_SLOT_BYTES]), (gate, data[gate - start:code.offset + code.filesz])

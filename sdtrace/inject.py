@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from sdlib import abi
 from sdtrace import notify, procfs
-from sdtrace.image import PAGE, Image, Segment
+from sdtrace.image import IMAGE_NAME, PAGE, Image, Segment
 from sdtrace.keepsake import Keepsake
 from sdtrace.memory import read_memory, write_memory
 from sdtrace.notify import Listener, Notification
@@ -33,6 +33,8 @@ _MAP_ANONYMOUS: Final = 0x20
 _MAP_FIXED_NOREPLACE: Final = 0x100000
 _USER_CS_64: Final = 0x33
 _VFORK_PATIENCE_S: Final = 0.002
+_SYSCALL_AT: Final = slice(30, 34)
+"""In a slot of the gate (gate.S); no program begins like that, and where we attached no mapping has a name."""
 _UNHOOKED_AT: Final = abi.offsetof("struct sd_boot", "unhooked")
 
 
@@ -44,15 +46,31 @@ class Interrupted(RemoteError):
         super().__init__("interrupted by a signal", transient=True)
 
 
+class OtherLibrary(RemoteError):
+    """An image of another sdrun, which nothing that we know of ours is true of: this one has been replaced since."""
+
+    def __init__(self) -> None:
+        """In reports it is what it would be for a program that we have not seen before."""
+        super().__init__("address-taken")
+        self.args = ("it has the library of another version of sdrun",)
+
+
 def library_present(pid: int, image: Image) -> bool:
-    """Is our image mapped there? RemoteError when something else is."""
+    """Is our image mapped there? RemoteError when something else is.
+
+    All of its code is compared: what we know of places in it, and in its memory, has no version number.
+    """
     try:
-        found = read_memory(pid, image.base, len(image.head))
+        found = [read_memory(pid, at, len(code)) for at, code in image.code[:1]]
     except OSError:
         return False
-    if found != image.head:
-        raise RemoteError("address-taken")
-    return True
+    with contextlib.suppress(OSError):
+        found += [read_memory(pid, at, len(code)) for at, code in image.code[1:]]
+    if found == [code for _, code in image.code]:
+        return True
+    if found[0][_SYSCALL_AT] == image.code[0][1][_SYSCALL_AT] or procfs.is_mapped(pid, image.base, IMAGE_NAME):
+        raise OtherLibrary
+    raise RemoteError("address-taken")
 
 
 def is_given_back(pid: int, image: Image) -> bool:
@@ -69,6 +87,16 @@ def has_library(pid: int, image: Image) -> bool:
     """Is our image there, and in use? Of another sdrun, too, if it is the same."""
     try:
         return library_present(pid, image) and not is_given_back(pid, image)
+    except (OSError, RemoteError):
+        return False
+
+
+def is_hooked(pid: int, image: Image) -> bool:
+    """As has_library(). OtherLibrary: it has one that we cannot take out."""
+    try:
+        return library_present(pid, image) and not is_given_back(pid, image)
+    except OtherLibrary:
+        raise
     except (OSError, RemoteError):
         return False
 

@@ -25,7 +25,7 @@ from sdtrace.giveback import WARNED_S, give_back, warn
 from sdtrace.halted import Halted
 from sdtrace.held import Key
 from sdtrace.image import Image
-from sdtrace.inject import has_library
+from sdtrace.inject import is_hooked
 from sdtrace.keepsake import Keepsake
 from sdtrace.offers import Broker
 from sdtrace.processes import Process, Processes
@@ -97,7 +97,7 @@ class Parting(Attempts):
     def _try(self, keys: dict[Key, int]) -> None:
         with contextlib.ExitStack() as stack:
             parted: dict[int, Seized] = {}
-            while new := [pid for pid in self._members() - parted.keys() if has_library(pid, self._image)]:
+            while new := [pid for pid in self._members() - parted.keys() if is_hooked(pid, self._image)]:
                 for pid in new:
                     parted[pid] = stack.enter_context(Seized(pid, self._keepsake))
             if self._keys(parted).keys() - keys.keys():
@@ -106,7 +106,7 @@ class Parting(Attempts):
             plans = [(seized, release, release.plan())
                      for seized, release in ((each, Release(each, self._image)) for each in parted.values())]
             for halted in others:
-                if not all(is_quiet(self._image, halted.pid, registers) for registers in halted.registers()):
+                if not is_quiet(self._image, halted):
                     raise RemoteError(f"process {halted.pid} is in the middle of a call", transient=True)
             self._connections_back(keys, [*parted, *(halted.pid for halted in others)], others)
             for seized, release, plan in plans:
@@ -118,7 +118,7 @@ class Parting(Attempts):
 
     def _sharers(self, parted: Collection[int], inodes: set[int]) -> list[int]:
         rest = everybody(self._processes, self._areas, self._filters) - set(parted)
-        return [pid for pid in rest if _sockets([pid]) & inodes and has_library(pid, self._image)]
+        return [pid for pid in rest if _sockets([pid]) & inodes and is_hooked(pid, self._image)]
 
     def _connections_back(self, keys: dict[Key, int], pids: list[int], others: list[Halted]) -> None:
         for key, inode in keys.items():

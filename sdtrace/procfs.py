@@ -193,6 +193,13 @@ def memfds_mapped(pid: int) -> set[int]:
     return {int(line.split(None, 5)[4]) for line in _read(f"/proc/{pid}/maps").splitlines() if b"/memfd:" in line}
 
 
+def is_mapped(pid: int, address: int, memfd: str) -> bool:
+    """Does a mapping begin there, of a memfd of this name?"""
+    start = b"%x-" % address
+    lines = _read(f"/proc/{pid}/maps").splitlines()
+    return any(line.startswith(start) and b"/memfd:" + memfd.encode() in line for line in lines)
+
+
 def code(pid: int) -> list[tuple[int, int, str]]:
     """Executable mappings that are not writable: start, end, name; those of files first."""
     found = []

@@ -38,7 +38,7 @@ def standing_still(image: Image, area: Area, inode: int) -> Iterator[list[Halted
             for pid in new:
                 stopped[pid] = stack.enter_context(Halted(pid))
         for pid, halted in stopped.items():
-            if not all(is_quiet(image, pid, registers) for registers in halted.registers()):
+            if not is_quiet(image, halted):
                 raise RemoteError(f"process {pid} is in the middle of a call", transient=True)
         yield list(stopped.values())
 

@@ -29,6 +29,7 @@ from sdtrace import procfs
 from sdtrace.halted import Halted
 from sdtrace.held import Held, Key
 from sdtrace.image import Image
+from sdtrace.inject import library_present
 from sdtrace.memory import read_memory
 from sdtrace.ptrace import Registers, RemoteError, signed
 
@@ -126,7 +127,7 @@ class Shrinker:
             alone = [pair for pair in connections if int(pair[0].area.view.block[pair[0].block].users) == 1]
             if alone and not status.tracer and not isinstance(self._image, str):
                 with Halted(status.tgid) as halted:
-                    if all(is_quiet(self._image, status.tgid, registers) for registers in halted.registers()):
+                    if is_quiet(self._image, halted):
                         done = sum(punch(held.segment, int(key.area.view.block[key.block].side))
                                    for key, held in alone)
         except (OSError, RemoteError):
@@ -136,8 +137,13 @@ class Shrinker:
             self._not_before[tid] = now + _AGAIN_S
 
 
-def is_quiet(image: Image, pid: int, registers: Registers) -> bool:
-    """Is this thread in no operation of the library but waiting?"""
+def is_quiet(image: Image, halted: Halted) -> bool:
+    """Is no thread in an operation of the library but waiting? RemoteError: it has none that we know."""
+    return library_present(halted.pid, image) and all(
+        _is_quiet(image, halted.pid, registers) for registers in halted.registers())
+
+
+def _is_quiet(image: Image, pid: int, registers: Registers) -> bool:
     symbols, rip = image.symbols, int(registers.rip)
     block = image.thread_block(registers.gs_base)
     level = int.from_bytes(read_memory(pid, block + _LEVEL_AT, 4), "little") if block else 0
