@@ -68,6 +68,7 @@ class Keepsake:
 
     def forget_notification(self) -> None:
         """The one in `page` has been answered; RECV wants zeroes there anyway."""
+        self.page[0:_ID.size] = bytes(_ID.size)
         self.page[0:NOTIF_BYTES] = bytes(NOTIF_BYTES)
 
     @property
@@ -90,9 +91,14 @@ class Keepsake:
         _ID.pack_into(self.page, _RECEIVED_AT, self.received + 1)
 
     def begin_with(self, number: int) -> None:
-        """It is the one in work now, and its place is free. They are begun with in order."""
+        """It is the one in work now, and its place is free. They are begun with in order.
+
+        An id is written last and goes first: wherever we die, what has one is whole.
+        """
         at = _TAKEN_AT + number % TAKEN_MAX * NOTIF_BYTES
-        self.page[0:NOTIF_BYTES] = self.page[at:at + NOTIF_BYTES]
+        self.page[_ID.size:NOTIF_BYTES] = self.page[at + _ID.size:at + NOTIF_BYTES]
+        self.page[0:_ID.size] = self.page[at:at + _ID.size]
+        self.page[at:at + _ID.size] = bytes(_ID.size)
         self.page[at:at + NOTIF_BYTES] = bytes(NOTIF_BYTES)
         _ID.pack_into(self.page, _BEGUN_AT, number + 1)
 

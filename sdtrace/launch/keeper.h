@@ -44,6 +44,7 @@ void receive_for_supervisor(int listener);
 void receive_notification(int listener);
 void hand_over(void);       /* STARTING -> SERVING, as soon as there is both a listener and a supervisor */
 void rescue(void);
+void end_waits(const struct keepsake *k); /* of the thread that is rescued, which a tracer has interrupted */
 void refill_queue(void);
 void answer_outstanding(void);
 void go_alone(void);        /* nobody else answers any more */

@@ -33,20 +33,18 @@ static void reply(struct seccomp_notif_resp *r)
             fprintf(stderr, "sdrun: keeper: cannot answer a system call: %s\n", strerror(errno));
 }
 
-/* Fail open, if nothing is denied. `unseen`: no supervisor has said that it may go through, nor will. */
-static void go_through(const struct seccomp_notif *n, bool unseen)
+/* Fail open, if nothing is denied. */
+static void let_through(const struct seccomp_notif *n)
 {
     struct seccomp_notif_resp r = {.id = n->id};
     if (n->data.nr == SD_HC_NR)
         r.error = -ENOSYS;
-    else if (strict() && unseen && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
+    else if (strict() && g.state == ALONE && !(n->data.arch == AUDIT_ARCH_X86_64 && harmless(n->data.nr)))
         r.error = -EACCES;
     else
         r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
     reply(&r);
 }
-
-static void let_through(const struct seccomp_notif *n) { go_through(n, g.state == ALONE); }
 
 /* More than it has room for wait where they are. */
 bool has_room(void) { return g.keepsake->received - g.keepsake->begun < KEEPSAKE_TAKEN; }
@@ -128,21 +126,26 @@ void answer_outstanding(void)
     }
 }
 
-static void interrupt(const struct seccomp_notif *n)
+#define RESTART 513 /* ERESTARTNOINTR: the call is made anew. For a thread only that the code of signals looks at first, as it does where a tracer has interrupted it. */
+
+static void interrupt(const struct seccomp_notif *n, int error)
 {
-    struct seccomp_notif_resp r = {.id = n->id, .error = -EINTR};
+    struct seccomp_notif_resp r = {.id = n->id, .error = -error};
     reply(&r);
 }
 
-/* The thread may wait for an answer whatever tracers say once its call has been received: in the call of the landing, of which any answer ends that, and it goes on to
- * the loop; or in its own, before it has got other registers or since it has them back, which it then makes as if nobody had come. */
+/* It may wait for an answer whatever tracers say once its call has been received: in the call of the landing, of which any answer ends that, and it goes on to the loop; or
+ * in its own, before it has got other registers or since it has them back. That is for the successor to answer: a program that is born may be given connections. */
+void end_waits(const struct keepsake *k)
+{
+    for (int i = 0; i < KEEPSAKE_TAKEN; i++)
+        if (k->taken[i].id && k->taken[i].pid == k->rescue_tid)
+            interrupt(&k->taken[i], k->taken[i].data.nr == SD_HC_NR ? EINTR : RESTART);
+}
+
 void rescue(void)
 {
-    struct keepsake *k = g.keepsake;
-    for (int i = 0; k->rescue_tid && i < KEEPSAKE_TAKEN; i++)
-        if (k->taken[i].id && k->taken[i].pid == k->rescue_tid)
-            k->taken[i].data.nr == SD_HC_NR ? interrupt(&k->taken[i]) : go_through(&k->taken[i], true);
-    g.nlisteners += keeper_rescue(k, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
+    g.nlisteners += keeper_rescue(g.keepsake, g.listeners + g.nlisteners, LISTENERS_MAX - g.nlisteners);
 }
 
 /* Nobody else answers any more: also what the supervisor left behind, or never got. */

@@ -125,7 +125,9 @@ int keeper_rescue(struct keepsake *k, int *listeners, int max)
     pid_t tid = (pid_t)k->rescue_tid;
     int found = 0;
     if (!tid || ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) < 0)
-        return 0;
+        return 0; /* it has ended, or another tracer has it already */
+    ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+    end_waits(k);
     bool there = stop(tid);
     for (int ms = 0; there && k->in_start && !at_landing(k, tid) && ms < PATIENCE_MS; ms++) {
         ptrace(PTRACE_CONT, tid, 0, 0);

@@ -3,11 +3,24 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Program
+from tests.harness import ROOT, Program
+
+_KEEPER = ("keeper", "notifs", "rescue", "vault", "channel", "spawn", "obituary", "filter")
+
+
+def keeper_library(folder: Path) -> Path:
+    """The keeper's functions, to be called one by one (keeper_by_hand.c), built in `folder`."""
+    library, launch = folder / "keeper.so", ROOT / "sdtrace" / "launch"
+    sources = [Path(__file__).parent / "keeper_by_hand.c", *(launch / f"{part}.c" for part in _KEEPER)]
+    include = [f"-I{launch}", f"-I{ROOT / 'sdlib' / 'include'}"]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, *include, "-o", library, *sources], check=True)
+    return library
 
 
 def lines_of(program: Program) -> list[dict[str, Any]]:

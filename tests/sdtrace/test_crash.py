@@ -19,7 +19,7 @@ import pytest
 from sdtrace.keepsake import SIZE, Keepsake
 from tests.guestbuild import Guests
 from tests.harness import GUESTS, ROOT, SDRUN, Mode, Program, Runner, end_monitor
-from tests.sdtrace.support import supervisor_of
+from tests.sdtrace.support import keeper_library, supervisor_of
 
 
 @pytest.fixture
@@ -248,10 +248,7 @@ with remote.Stopped(pid, notif, keepsake) as stopped:
 @pytest.fixture(scope="module")
 def keeper_rescue(tmp_path_factory: pytest.TempPathFactory) -> ctypes._NamedFuncPointer:
     """The keeper's function, from its source."""
-    library = tmp_path_factory.mktemp("rescue") / "rescue.so"
-    launch = ROOT / "sdtrace" / "launch"
-    subprocess.run(["gcc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", library, launch / "rescue.c"], check=True)
-    return ctypes.CDLL(str(library)).keeper_rescue
+    return ctypes.CDLL(str(keeper_library(tmp_path_factory.mktemp("rescue")))).keeper_rescue
 
 
 def test_rescue_of_a_thread_in_a_remote_call(keeper_rescue: ctypes._NamedFuncPointer) -> None:
