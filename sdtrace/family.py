@@ -32,7 +32,7 @@ class Family:
             seen.update(new)  # those that are not ours yet may have more meanwhile
             for pid in new:
                 try:
-                    listeners += self._child(pid, len(listeners))
+                    listeners += self._child(pid, len(listeners) + len(self._attacher.dormant.taken))
                 except AttachError as error:
                     left[pid] = str(error)
         told = (f"not its child {pid}: {why}" for pid, why in left.items() if procfs.running(pid))
