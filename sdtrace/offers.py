@@ -216,6 +216,11 @@ class Broker:
         self._own.inherit(key, held)
 
     @property
+    def untold(self) -> bool:
+        """Does no monitor know yet what we have taken over from the supervisor before us?"""
+        return self._untold
+
+    @property
     def monitor_path(self) -> str | None:
         """Where the monitor in use listens."""
         return None if self._client is None else self._client.path

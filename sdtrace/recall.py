@@ -64,7 +64,7 @@ class Recaller:
         if isinstance(self._image, str) or held.segment < 0 or not key.current:
             return errno.EBUSY
         try:
-            with standing_still(self._image, key.area, os.fstat(sock.fileno()).st_ino) as stopped:
+            with standing_still(self._image, (key.area, os.fstat(sock.fileno()).st_ino)) as stopped:
                 if int(block.tx_mode) != abi.const.SD_MODE_RING:
                     return errno.EALREADY  # it has done so itself, or never was there
                 if resend(held.segment, held.side, sock, connected=block.role == _CONNECTED):

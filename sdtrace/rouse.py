@@ -30,11 +30,14 @@ _INTERRUPTED: Final = frozenset({ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ER
 
 
 @contextlib.contextmanager
-def standing_still(image: Image, area: Area, inode: int) -> Iterator[list[Halted]]:
-    """All processes that use the connection of this socket, stopped, outside of any operation; RemoteError."""
+def standing_still(image: Image, *sockets: tuple[Area, int]) -> Iterator[list[Halted]]:
+    """All processes that use the connections of these, stopped, outside of any operation; RemoteError.
+
+    `sockets`: the area that a connection is in, and its socket's inode.
+    """
     with contextlib.ExitStack() as stack:
         stopped: dict[int, Halted] = {}
-        while new := {pid for pid, _ in holders(area.inode, inode)} - stopped.keys():
+        while new := {pid for area, inode in sockets for pid, _ in holders(area.inode, inode)} - stopped.keys():
             for pid in new:
                 stopped[pid] = stack.enter_context(Halted(pid))
         for pid, halted in stopped.items():

@@ -35,6 +35,7 @@ from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
 from sdtrace.requests import LIBRARY, PASS, STOP
+from sdtrace.segments import holders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 RETRY_S: Final = 0.005
 _PATIENCE_S: Final = 2.0
+_TOLD_S: Final = 0.5
 _ANSWER_S: Final = 5.0
 _STOP_S: Final = 0.1
 _SLOW_S: Final = 0.1
@@ -107,14 +109,29 @@ def have_it_known(inode: int) -> int:
 
 
 def _everywhere(inode: int) -> str:
-    """Why one that has it could not; who does not answer is noted, and may have nothing to do with it."""
-    why = ""
-    for path in trees.find(os.environ, os.geteuid()):
-        try:
-            why = _ask(path, PASS, inode) or why
-        except OSError as error:
-            syslog.syslog(syslog.LOG_WARNING, f"a connection is taken, {path} does not say if it is its: {error}")
-    return why
+    """Why one that has it could not; who does not answer is noted, and may have nothing to do with it.
+
+    One that was killed has a successor in a moment, which takes its name away, and knows what it had. One whose tree is
+    over has taken it away by itself. So it is asked until there is nobody who has a name and does not answer.
+    """
+    answered: set[str] = set()
+    since, unanswered = time.monotonic(), False
+    while True:
+        why, died = "", False
+        for path in set(trees.find(os.environ, os.geteuid())) - answered:
+            try:
+                why = _ask(path, PASS, inode) or why
+            except _Ended as ended:
+                died, unanswered = True, unanswered or ended.asked
+                continue
+            except OSError as error:
+                syslog.syslog(syslog.LOG_WARNING, f"a connection is taken, {path} does not say if it is its: {error}")
+            answered.add(path)
+        if why or not died:
+            return why
+        if time.monotonic() > since + _PATIENCE_S:
+            return "a supervisor has ended before it had answered" if unanswered else ""
+        time.sleep(RETRY_S)
 
 
 def have_libraries(pids: list[int]) -> None:
@@ -144,6 +161,14 @@ def have_it_stop(tid: int, client: socket.socket) -> str:
     return "" if mine else "it does not wait here for who traces it"
 
 
+class _Ended(OSError):
+    """It is no more, or not there yet. `asked`: it has ended since it was asked."""
+
+    def __init__(self, *, asked: bool) -> None:
+        super().__init__("it has ended")
+        self.asked = asked
+
+
 def _ask(path: str, what: bytes, number: int, patience: float = _ANSWER_S) -> str:
     """Why a supervisor could not do it; "" when it could, or has nothing to do with it. OSError: it does not answer."""
     folder, name = os.path.split(path)
@@ -155,10 +180,15 @@ def _ask(path: str, what: bytes, number: int, patience: float = _ANSWER_S) -> st
         sock.settimeout(patience)
         try:
             sock.connect(f"{folder}/{trees.request_name(int(pid))}")
+        except (ConnectionError, FileNotFoundError) as error:
+            raise _Ended(asked=False) from error
+        said = b""
+        with contextlib.suppress(ConnectionError):
             sock.send(what + b" %d" % number)
-            return sock.recv(4096).decode(errors="replace").strip()
-        except (ConnectionError, FileNotFoundError, BrokenPipeError):
-            return ""  # it has ended, and holds nothing
+            said = sock.recv(4096)
+    if not said:
+        raise _Ended(asked=True)
+    return said.decode(errors="replace").strip()
 
 
 # ------------------------------------------------------------------ the one who has it
@@ -251,11 +281,27 @@ class Strangers:
             return
         if int(block.rx_mode) == int(block.tx_mode) == abi.const.SD_MODE_BACK or isinstance(self._image, str):
             return
+        if self._broker.untold and time.monotonic() < request.since + _TOLD_S:
+            raise RemoteError("the monitor does not know us yet", transient=True)  # and asks nobody for its other end
         if warn(self._broker, key) and time.monotonic() < request.since + WARNED_S:
             raise RemoteError("its other end may be about to switch", transient=True)
-        with standing_still(self._image, key.area, request.inode) as stopped:
+        keys = self._with_other_end(key)
+        with standing_still(self._image, *((each.area, each.area.sockets[each.block][1]) for each in keys)) as stopped:
             try:
-                give_back(self._broker, [halted.pid for halted in stopped], only=[key], reason=_REASON)
+                give_back(self._broker, [halted.pid for halted in stopped], only=keys, reason=_REASON)
             finally:  # also if only one direction has moved: who waits for room there is not rung for any more
-                for halted in stopped:
-                    rouse(self._image, key.area, halted)
+                for area in {each.area for each in keys}:
+                    for halted in stopped:
+                        rouse(self._image, area, halted)
+
+    def _with_other_end(self, key: Key) -> list[Key]:
+        """Both ends, where one process has them: while it stands still its other end sends nothing again either."""
+        ends = [(each, os.fstat(held.segment).st_ino) for each, held in self._broker.held() if held.segment >= 0]
+        rings = next((inode for each, inode in ends if each == key), 0)
+        other = next((each for each, inode in ends if inode == rings and each != key), None)
+        return [key, other] if other is not None and _users(key) & _users(other) else [key]
+
+
+def _users(key: Key) -> set[int]:
+    _, inode = key.area.sockets.get(key.block, (0, -1))
+    return {pid for pid, _ in holders(key.area.inode, inode)}

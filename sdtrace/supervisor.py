@@ -222,15 +222,15 @@ class Supervisor:
 
     def _patience(self, *, lingering: bool) -> float:
         """How long to wait for an event, in seconds."""
-        if self._asked.busy:
-            return _DETACHING_POLL_S
-        if lingering:
+        if lingering and not self._asked.busy:
             return _LINGERING_POLL_S
-        if self._strangers:
-            return strangers.RETRY_S
-        if self._workers:
+        if self._workers and not (self._asked.busy or self._strangers):
             return POLL_S
         waiting = self._broker.tick()
+        if self._asked.busy:
+            return _DETACHING_POLL_S
+        if self._strangers:
+            return strangers.RETRY_S
         idle = self._guard(self._shrinker.tick) and self._shrinker.waiting
         return RETRY_S if waiting else LOOK_S if idle else _ORPHAN_POLL_S
 

@@ -112,15 +112,12 @@ static bool still_waits(uint64_t id)
     return false;
 }
 
-/* Calls that threads of the dead one performed, of strict trees: nobody knows how far they had come. In others they only prepared one (strangers.py). */
+/* Calls that threads of the dead one performed, of strict trees: nobody knows how far they had come. In others they only prepared one, or asked for the library: to
+ * take a socket out of another program, whose bytes may be where the caller cannot see them (strangers.py). */
 void answer_outstanding(void)
 {
     for (int i = 0; i < KEEPSAKE_OUTSTANDING; i++) {
-        struct seccomp_notif_resp r = {.id = g.keepsake->outstanding[i]};
-        if (strict())
-            r.error = -EACCES;
-        else
-            r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+        struct seccomp_notif_resp r = {.id = g.keepsake->outstanding[i], .error = strict() ? -EACCES : -EPERM};
         if (r.id)
             reply(&r);
     }

@@ -1,7 +1,7 @@
 """A connection whose peer has sent its last bytes goes to another program, which reads what is left, and how it ends.
 
-    give WAY COUNT HOW   makes it, warm; the peer sends COUNT bytes, then HOW: close, shut, or back (to TCP, and
-                         seven bytes more); the other end goes to WAY
+    give WAY COUNT HOW   makes it, warm; the peer sends COUNT bytes, then HOW: close, shut, keep, stay (a child has
+                         it), or back (to TCP, and seven bytes more); the other end goes to WAY
     take WAY             receives it
     rob WAY              takes it out of the process by pidfd_getfd: WAY says which, and its descriptor
 """
@@ -49,7 +49,15 @@ def give(path: str, count: int, how: str) -> None:
         near.close()
     elif how == "shut":
         near.shutdown(socket.SHUT_WR)
-    else:
+    elif how == "stay":
+        until, ours = os.pipe()
+        if os.fork() == 0:
+            far.close()
+            os.close(ours)
+            os.read(until, 1)  # its end
+            os._exit(0)
+        near.close()
+    elif how != "keep":
         fcntl.fcntl(near, fcntl.F_SETFL, fcntl.fcntl(near, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO is the kernel's
         near.sendall(b"z" * 7)
         fcntl.fcntl(near, fcntl.F_SETFL, fcntl.fcntl(near, fcntl.F_GETFL) & ~os.O_ASYNC)
