@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from policies.model import WITHOUT
 from tests.guestbuild import Guests
-from tests.harness import Program, Runner, assert_shm, free_port
+from tests.harness import GUESTS, Program, Runner, assert_shm, free_port
 
 GIB = 1 << 30
 
@@ -49,6 +50,14 @@ def both_ways(shm: Runner, guest: Path, count: int) -> None:
     assert there["sent"][0] == here["sent"][0] == count
     for program in (client, server):
         assert_shm(program.report(), at_least=1, of_bytes=count)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calls_in_random_turn(seed: int, runner: Runner) -> None:
+    """What a send may leave unread changes meanwhile (SO_SNDBUF), and nobody waits for ever."""
+    program = runner.start(sys.executable, GUESTS / "mixed_calls.py", str(seed), str(3_000_000 + seed))
+    assert program.ok(120).stdout == b"whole\n"
+    runner.check(program, at_least=2, of_bytes=3_000_000)
 
 
 @pytest.mark.parametrize("kill_after", [1_000, 300_000, 60_000_000])
