@@ -57,24 +57,24 @@ static long park(struct sock *s, int fd, bool again, const struct rx *w, u64 sle
     return r; /* an error of the connection stays for sd_look_at_kernel() */
 }
 
-/* Something has come since the ring was looked at with `had` bytes in it. */
-static bool more(const struct sock *s, u64 had)
+/* Something has come since the ring was looked at. What others have taken meanwhile is none, and hides none. */
+static bool more(const struct sock *s, const struct rx *w)
 {
-    return sd_rx_news(&s->e, had);
+    return unlikely(w->peek && w->got) ? load_acq(&s->e.rx->tail) != w->seen : sd_rx_news(&s->e, 0); /* [R1] [W1] */
 }
 
-static bool let_others_run(struct sock *s, u64 had)
+static bool let_others_run(struct sock *s, const struct rx *w)
 {
     bool again, news;
     u32 tries = 0;
 
     if (s->yielded) { /* that was done in rx_empty() */
         s->yielded = false;
-        return more(s, had);
+        return more(s, w);
     }
     do {
         again = sd_yield(&tries);
-        news = more(s, had);
+        news = more(s, w);
     } while (!news && again);
     return news;
 }
@@ -91,12 +91,12 @@ static bool waits_for_ever(struct sock *s, int fd)
 }
 
 /* > 0: look again, 0: sleep, -EINTR. */
-static long nap(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
+static long nap(struct sock *s, int fd, u64 began, struct rx *w)
 {
     u64 others = 0;
     long r;
 
-    if (had || !sd_nap_pays(SD_FOREVER, &others) || !waits_for_ever(s, fd))
+    if ((w->peek && w->got) || !sd_nap_pays(SD_FOREVER, &others) || !waits_for_ever(s, fd))
         return 0;
     if (s->kcheck & 1)
         sd_look_at_kernel(s, fd); /* behind the doorbell of the last sleep */
@@ -104,7 +104,7 @@ static long nap(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
         return 0;
     w->napped = sd_nap_enter(&s, 1); /* [N3] until it sleeps in the kernel, or is over */
     r = sd_nap(&s, 1, !w->later, false, &sd_learn_process, began);
-    return r > 0 && !more(s, had) ? 0 : r; /* who closes may have ended it, and waits */
+    return r > 0 && !more(s, w) ? 0 : r; /* who closes may have ended it, and waits */
 }
 
 static void nap_over(struct sock *s, struct rx *w, u32 sleeper)
@@ -115,43 +115,43 @@ static void nap_over(struct sock *s, struct rx *w, u32 sleeper)
 }
 
 /* As nap(). To a peer that can only run on this CPU. */
-static long give_way(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
+static long give_way(struct sock *s, int fd, u64 began, struct rx *w)
 {
     if (!g.cfg->spin_us)
         return 0;
-    if (sd_yields_pay() && sd_yield_won(let_others_run(s, had)))
+    if (sd_yields_pay() && sd_yield_won(let_others_run(s, w)))
         return 1;
-    return nap(s, fd, had, began, w);
+    return nap(s, fd, began, w);
 }
 
 /* As nap(). */
-static long spin_rx(struct sock *s, int fd, u64 had, u64 began, struct rx *w)
+static long spin_rx(struct sock *s, int fd, u64 began, struct rx *w)
 {
     struct sd_spin sp;
     bool won = false;
 
     if (!sd_spin_pays(s) || sd_spin_held(&sd_learn_process))
-        return give_way(s, fd, had, began, w);
+        return give_way(s, fd, began, w);
     if (!sd_spin_begin(&sp, &sd_learn_process, SD_FOREVER, false))
         return 0;
     do
-        won = more(s, had);
+        won = more(s, w);
     while (!won && sd_spin_more(&sp));
     sd_spin_end(&sp, won);
     sd_spun(s, won);
-    return !won && sd_rung_soon(&sd_learn_process, false) ? nap(s, fd, had, began, w) : won;
+    return !won && sd_rung_soon(&sd_learn_process, false) ? nap(s, fd, began, w) : won;
 }
 
 /* The ring has not enough and the program waits: spin, then park in recv on the program's own descriptor. */
 static long wait_rx(struct sock *s, int fd, struct rx *w)
 {
-    u64 had = w->peek ? w->got : 0, began = sd_tsc(), t0 = began;
+    u64 began = sd_tsc(), t0 = began;
     bool again = w->since != 0;
     long r;
 
     if (!again)
         w->since = t0;
-    r = spin_rx(s, fd, had, began, w);
+    r = spin_rx(s, fd, began, w);
     if (r) {
         nap_over(s, w, 0);
         return r;
@@ -162,7 +162,7 @@ static long wait_rx(struct sock *s, int fd, struct rx *w)
     if ((armed & SD_ARM_BARRIER) || sleeper != SD_NOT_PARKED)
         sd_membarrier();
     nap_over(s, w, sd_self()->tid);
-    r = more(s, had) ? SD_NEWS : park(s, fd, again, w, sleeper);
+    r = more(s, w) ? SD_NEWS : park(s, fd, again, w, sleeper);
     sd_sleeper_leave(s, sleeper);
     sd_owed_armed(s, armed);
     if (r == SD_NEWS)
@@ -191,9 +191,13 @@ static i64 ring_count(struct sock *s, u64 most, u64 skip)
     return n > skip ? (i64)min_u64(n - skip, most) : 0;
 }
 
-static i64 ring_copy(struct sock *s, const struct rx *w)
+/* How far behind the head a peek goes on. Where others have taken what it has shown, that is at the head once something has come, as in tcp_recvmsg: what was
+ * shown counts all the same. */
+static u64 peek_from(struct sock *s, struct rx *w, u64 head)
 {
-    return sd_rx_scatter(&s->e, w->iov, w->n, w->got, w->peek ? w->got : 0);
+    if (w->seen - w->got != head && (!w->got || load_acq(&s->e.rx->tail) != w->seen))
+        w->seen = head;
+    return w->seen - head;
 }
 
 #define GONE (-3) /* beside SD_BROKEN and SD_FAULT: the ring is not to be read */
@@ -212,11 +216,17 @@ static i64 ring_take(struct sock *s, struct rx *w)
             return GONE;
         }
         u64 from = load_rlx(&s->e.rx->head);
-        got = unlikely(w->drop) ? ring_count(s, w->len - w->got, w->peek ? w->got : 0) : ring_copy(s, w);
+        u64 behind = unlikely(w->peek) ? peek_from(s, w, from) : 0;
+        if (unlikely(behind) && load_acq(&s->e.rx->tail) - from < behind) /* no honest peer takes any back */
+            got = SD_BROKEN;
+        else
+            got = unlikely(w->drop) ? ring_count(s, w->len - w->got, behind) : sd_rx_scatter(&s->e, w->iov, w->n, w->got, behind);
         bool keep = got <= 0 || w->peek;
         bool done = keep ? sd_still_inside(&h) : sd_commit_index(&h, &s->e.rx->head, from, from + (u64)got); /* [R2] */
         if (done && !keep)
             b->bytes_shm_rx += (u64)got;
+        if (done && unlikely(w->peek) && got > 0)
+            w->seen += (u64)got;
         sd_leave(&h);
         if (sd_tracing(SD_TRACE_BYTES) && done && !keep)
             sd_saw_ring(s, 1, from, w->drop ? NULL : w->iov, w->got, (u64)got);
@@ -292,16 +302,14 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
     for (;;) {
         i64 r = ring_take(s, w);
         if (unlikely(r < 0)) {
-            if (r == GONE)
+            if (r == GONE) {
+                w->got = w->peek ? 0 : w->got; /* what was shown comes by TCP now, once more */
                 return -ERANGE;
+            }
             if (r == SD_FAULT)
                 return sd_rx_result(w, -EFAULT);
             sd_drop(s, fd);
             return the_end(s, w);
-        }
-        if (unlikely(w->peek && !r && w->got) && sd_rx_avail(&s->e) < (i64)w->got) { /* another has taken what we have looked at */
-            w->got = 0;
-            continue;
         }
         if (unlikely(!r && sd_cork_pending(&s->e)) && sd_cork_over(s))
             continue;
@@ -312,14 +320,14 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
             break;
         if (w->peek && w->got && sd_back_published(&s->e))
             return peek_beyond(s, fd, w);
-        if (w->peek && w->got >= sd_rx_most(&s->e))
+        if (w->peek && (i64)(w->seen - load_rlx(&s->e.rx->head)) >= (i64)sd_rx_most(&s->e))
             break; /* no more can come behind it while it is not consumed */
         if (unlikely(sd_back_published(&s->e))) {
             if (sd_back_reached(&s->e)) {
                 if (sd_rx_back(s, fd))
                     return -ERANGE;
                 /* else its last bell is on the way, and wakes us */
-            } else if (!more(s, 0) && !sd_back_reached(&s->e)) { /* the ring was to end elsewhere: no honest peer */
+            } else if (!sd_rx_news(&s->e, 0) && !sd_back_reached(&s->e)) { /* the ring was to end elsewhere: no honest peer */
                 sd_drop(s, fd);
                 return the_end(s, w);
             } else {
@@ -329,14 +337,14 @@ static long ring_rx(struct sock *s, int fd, struct rx *w)
                 break;
         }
         if (load_rlx(&b->latched) & LATCH_FIN) {
-            if (more(s, w->peek ? w->got : 0))
+            if (more(s, w))
                 continue; /* stored before the FIN was sent */
             return the_end(s, w);
         }
         if (unlikely(load_rlx(&b->latched) & LATCH_KEPT) && (kept = sd_rx_kept(s, w)))
             return kept;
         if (w->nb) {
-            if (kernel_has_news(s, fd) || more(s, w->peek ? w->got : 0))
+            if (kernel_has_news(s, fd) || more(s, w))
                 continue;
             return sd_rx_result(w, -EAGAIN);
         }

@@ -20,6 +20,7 @@ struct rx {
     u64 n, len;
     u64 target;
     u64 got;
+    u64 seen;  /* MSG_PEEK: where the byte behind the last one that was shown stands, on the ring, or before it on TCP */
     u64 since; /* tsc at the first wait, for SO_RCVTIMEO */
     u32 flags;
     bool nb, peek, drop; /* drop: MSG_TRUNC, bytes are thrown away instead of copied */

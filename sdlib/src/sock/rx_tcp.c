@@ -328,31 +328,62 @@ long sd_peek_behind(struct sock *s, int fd, const struct rx *w, u64 most)
     return !same ? -ERANGE : r > 0 ? r : 0;
 }
 
+/* Inside. A peek shows `n` bytes from the first unread one on, and once more each time that it looks. Where others have taken some of what it has shown it goes on behind
+ * that, and as peek_from() in rx.c counts both. False: then nothing has come since. */
+static bool peek_begin(struct sock *s, int fd, struct rx *w, u64 n, bool last)
+{
+    i64 pos = w->got || w->target > 1 ? sd_rx_pos(s, fd) : -1;
+    u64 ring = last ? load_acq(&s->e.rx->tail) : 0;
+
+    if (pos < 0 || w->seen - w->got == (u64)pos)
+        w->got = 0;
+    else if (w->got && w->seen == (u64)pos + n + ring)
+        return false;
+    w->seen = (u64)pos;
+    return true;
+}
+
+/* Inside. The kernel's answer; 0: nothing to show. */
+static long peek_both(struct sock *s, int fd, struct rx *w)
+{
+    u32 flags = (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT;
+    bool last;
+    u64 n = tcp_bytes(s, fd, &last), before;
+    long r;
+
+    if (!n || !peek_begin(s, fd, w, n, last))
+        return 0;
+    before = w->got;
+    r = w->msg && w->msg->controllen && !before ? sd_kernel_rx(fd, w, flags, n) : peek_bytes(fd, w, 0, min_u64(n, w->len - before), flags);
+    w->got += r > 0 ? (u64)r : 0;
+    if (last && w->got - before == n)
+        peek_on(s, w);
+    w->seen += w->got - before;
+    return r;
+}
+
 /* sd_switching_rx() for MSG_PEEK, which may have to show bytes of both. */
 long sd_switching_peek(struct sock *s, int fd, struct rx *w)
 {
     struct sd_hold h;
-    bool last, whole, over = w->nb;
+    bool whole, over = w->nb;
+    struct rx before;
     long r;
 
     for (;;) {
-        r = 0;
-        w->got = 0;
-        if (sd_rx_poll_switch(s, fd))
+        before = *w;
+        if (sd_rx_poll_switch(s, fd)) {
+            w->seen -= load_acq(&s->e.rx->sw_ring) - 1; /* where the ring's first byte stands */
             return -ERANGE;
-        sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
-        u64 n = tcp_bytes(s, fd, &last);
-        if (n) {
-            u32 flags = (w->flags & ~(u32)MSG_WAITALL) | MSG_DONTWAIT;
-            r = w->msg && w->msg->controllen ? sd_kernel_rx(fd, w, flags, n) : peek_bytes(fd, w, 0, min_u64(n, w->len), flags);
-            w->got = r > 0 ? (u64)r : 0;
-            if (last && w->got == n)
-                peek_on(s, w);
         }
+        sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);
+        r = peek_both(s, fd, w);
         whole = sd_still_inside(&h);
         sd_leave(&h);
-        if (!whole)
+        if (!whole) {
+            *w = before;
             continue;
+        }
         if (r == -EFAULT)
             return r;
         if (w->got && (over || w->got >= w->target))

@@ -104,6 +104,25 @@ def peek_in_time(stage: Stage) -> None:
     a.recv(x, 100)
 
 
+@behaviour("recv MSG_PEEK and MSG_WAITALL of bytes that another thread or process takes meanwhile", carried=False)
+def peek_of_what_is_taken(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for company, name in ((a.thread, "t"), (a.fork, "c")):
+        x, y = stage.connection()
+        other = company(name)
+        for size, sent, taken, then in (
+            (2, b"a", 1, b"x"), (4, b"ab", 2, b"xy"), (3, b"ab", 1, b"x"), (9, b"abcd", 3, b"vwxyz"),
+        ):  # fmt: skip
+            b.send(y, sent)
+            settle()
+            waits = other.start.recv(x, size, PEEK | WAITALL).asleep()
+            a.recv(x, taken)
+            settle()
+            b.send(y, then)
+            waits.end()
+            a.recv(x, 100)
+
+
 MORE: Final = b"m" * 20_000
 
 

@@ -10,8 +10,20 @@ from collections.abc import Callable
 
 from tests.differential.behaviours.descriptors import exchange
 from tests.differential.behaviours.transmit import fill
-from tests.differential.linux import DONTWAIT, FIONREAD, IN, OUT, PEEK, RDHUP, SHUT_RD, SHUT_WR, SO_RCVLOWAT, SOL_SOCKET
-from tests.differential.side import Call, Side
+from tests.differential.linux import (
+    DONTWAIT,
+    FIONREAD,
+    IN,
+    OUT,
+    PEEK,
+    RDHUP,
+    SHUT_RD,
+    SHUT_WR,
+    SO_RCVLOWAT,
+    SOL_SOCKET,
+    WAITALL,
+)
+from tests.differential.side import Call, Side, settle
 from tests.differential.worlds import Stage, behaviour
 
 
@@ -109,6 +121,22 @@ def pidfd_getfd_asleep(stage: Stage) -> None:
         thief.send(got, b"I have it, too")
         b.recv(y, 100)
         a.close(x)
+
+
+@behaviour("pidfd_getfd while its owner sleeps in recv with MSG_PEEK and MSG_WAITALL behind some", carried=False)
+def pidfd_getfd_peeked(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    thief = b.fork("thief")
+    other = a.thread("t")
+    x, y = stage.connection()
+    b.send(y, b"a")
+    settle()
+    waits = other.start.recv(x, 2, PEEK | WAITALL).asleep()
+    got = take(thief, a, x)
+    settle()
+    b.send(y, b"x")
+    waits.end()
+    thief.recv_all(got, 2)
 
 
 @behaviour("pidfd_getfd while its owner sleeps for room", carried=False, only=("before", "tight"))
