@@ -41,15 +41,17 @@ class Far:
         if what == Bell.BREAK:
             return end(key, held)
         if what == Bell.BACK:
-            return self.leave(key, held, unsteady=number != 0)
+            from sdlib.wire.left import reason_of
+
+            return self.leave(key, held, reason_of(number))
         return errno.EINVAL
 
-    def leave(self, key: Key, held: Held, *, unsteady: bool = False) -> int:
-        """Back to the connection's own TCP, as the link is lost or breaks too often; 0 or an errno."""
+    def leave(self, key: Key, held: Held, why: int) -> int:
+        """Back to the connection's own TCP (`enum sd_reason`); 0 or an errno."""
         if not held.far or held.left or not held.paired or held.segment < 0:
             return 0
         held.left = True
-        return self._pumps.begin(key, held, abi.const.SD_LOST_UNSTEADY if unsteady else abi.const.SD_LOST_LINK)
+        return self._pumps.begin(key, held, why)
 
     def nudge(self, key: Key) -> None:
         """The program has put something into the ring of a connection that has left."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _RING_IN_LITTLE: Final = 256 * 1024
 
 
+OFFERED_FOR: Final = (abi.const.SD_REASON_unsteady, abi.const.SD_REASON_no_memory)
+"""Reasons (`enum sd_reason`) of connections that are offered, and which pair if they cease to be."""
+
+
 @dataclass(frozen=True)
 class Key:
     """A block, by area and place; `generation` tells its successors apart."""
@@ -47,15 +51,13 @@ class Key:
             self.area.view.block[self.block].reason = reason
             self.area.exchange_state(self.block, abi.const.SD_BLOCK_OFFERED, abi.const.SD_BLOCK_PINNED)
 
-    def hold_up(self, *, unsteady: bool) -> int:
-        """An open offer waits for a link between hosts that breaks too often, or does so no longer. 0 or an errno."""
+    def hold_up(self, reason: int) -> int:
+        """What keeps an open offer from being paired with another host (`OFFERED_FOR`); 0: nothing. 0 or an errno."""
         if not self.current:
             return errno.ENOENT
         block = self.area.view.block[self.block]
-        if unsteady:
-            block.reason = abi.const.SD_REASON_unsteady
-        elif block.reason == abi.const.SD_REASON_unsteady:
-            block.reason = 0
+        if reason in OFFERED_FOR or (not reason and block.reason in OFFERED_FOR):
+            block.reason = reason
         return 0
 
 

@@ -221,7 +221,7 @@ class Hypercalls:
 
     def _nudge(self, _listener: Listener, notif: Notification, process: Process) -> int:
         key = self._key(process, notif.args[1])
-        return _INVALID if key is None else self._broker.nudge(key, leave=notif.args[2] == 1)
+        return _INVALID if key is None else self._broker.nudge(key, notif.args[2])
 
     def _withdraw(self, _listener: Listener, notif: Notification, process: Process) -> int:
         key = self._key(process, notif.args[1])

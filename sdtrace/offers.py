@@ -145,7 +145,7 @@ class Broker:
         self._sweep()
         if self._client is None and time.monotonic() > self._gone_at + far.LEAVE_S:
             for key, held in self._own.all.items():
-                self._far.leave(key, held)
+                self._far.leave(key, held, abi.const.SD_REASON_no_monitor)
         return self._far.tick() or self._missed() or bool(self._stuck)
 
     def _missed(self) -> bool:
@@ -253,16 +253,25 @@ class Broker:
             self._stuck.clear()
             self._offer_homeless(self._client)
 
-    def _take_back(self, key: Key, held: Held) -> bool:
-        """Rings to which its program has not come: as if the connection had never been paired."""
-        if held.attached or not key.area.exchange_state(key.block, abi.const.SD_BLOCK_PAIRED, abi.const.SD_BLOCK_TCP):
+    def _take_back(self, key: Key, held: Held, left: int) -> bool:
+        """Rings to which its program has not come: as if the connection had never been paired.
+
+        But where rings cannot be registered (`Left`): the next ones could not be, either.
+        """
+        from sdlib.wire.left import Left
+
+        paired, there = abi.const.SD_BLOCK_PAIRED, left != Left.MEMORY
+        to = abi.const.SD_BLOCK_TCP if there else abi.const.SD_BLOCK_PINNED
+        if held.attached or not key.area.exchange_state(key.block, paired, to):
             return False
+        if not there:
+            key.area.view.block[key.block].reason = abi.const.SD_REASON_no_memory
         self._let_go(key)
         return True
 
-    def nudge(self, key: Key, *, leave: bool = False) -> int:
+    def nudge(self, key: Key, leave: int = 0) -> int:
         """See Errands.nudge()."""
-        return self.errands.nudge(self._client, key, leave=leave)
+        return self.errands.nudge(self._client, key, leave)
 
     def _paired(self, event: Paired) -> None:
         key = self._open.pop(event.offer_id, None)
@@ -270,7 +279,7 @@ class Broker:
         if key is None or held is None:
             os.close(event.memfd)
             return
-        key.hold_up(unsteady=False)
+        key.hold_up(0)
         if not key.current:
             self._return(held, event.memfd)
         elif forbidden(held.origin, event.far):

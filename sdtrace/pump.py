@@ -37,7 +37,7 @@ class Pump:
     """One connection."""
 
     def __init__(self, key: Key, held: Held, why: int) -> None:
-        """OSError: no memory for it. `why`: enum sd_lost."""
+        """OSError: no memory for it. `why`: enum sd_reason."""
         size = os.fstat(held.segment).st_size
         self.key, self._origin, self._side = key, held.origin, held.side
         self._ring_bytes = (size - abi.const.SD_SEG_HDR_BYTES) // 2
@@ -150,7 +150,7 @@ class Pumps:
         self._wake = -1
 
     def begin(self, key: Key, held: Held, why: int) -> int:
-        """Its monitor has given it up (`enum sd_lost`); 0 or an errno."""
+        """Its monitor has given it up (`enum sd_reason`); 0 or an errno."""
         try:
             self._pumps[key] = Pump(key, held, why)
         except OSError as error:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from sdlib import abi
 from sdlib.records import dataclass, field
 from sdtrace.areas import Area
+from sdtrace.held import OFFERED_FOR
 from sdtrace.processes import Program
 
 TYPE_CHECKING = False
@@ -26,8 +27,8 @@ VERSION: Final = 1
 _TCP: Final = "tcp:"
 _BACK: Final = "back:"
 SIZES: Final = ("sent", "received")
-_SAID: Final = frozenset({abi.const.SD_REASON_shared, abi.const.SD_REASON_unsteady, abi.const.SD_REASON_short_lived,
-                          abi.const.SD_REASON_peer_plain})
+_SAID: Final = frozenset({abi.const.SD_REASON_shared, abi.const.SD_REASON_short_lived, abi.const.SD_REASON_peer_plain,
+                          *OFFERED_FOR})
 """Reasons of connections that may yet move."""
 _BLOCK_REASONS: Final = {
     abi.const.SD_BLOCK_TCP: "few-operations",

@@ -21,7 +21,7 @@ UNDER_TEST = ("ring/bell.c", "ring/dates.c", "ring/ring.c", "ring/switch.c", "so
               "sock/recall.c", "sock/rx.c", "sock/rx_tcp.c", "sock/owed.c",
               "sock/parts.c", "sock/room.c",
               "sock/token.c", "sock/tx.c", "sock/tx_tcp.c", "poll/nap.c", "poll/poll.c", "poll/pollsleep.c",
-              "poll/wait.c",
+              "poll/wait.c", "py/pump.c",
               *(f"poll/ep_{part}.c" for part in ("carry", "cool", "ctl", "find", "hooks", "hot", "kernel", "lock",
                                                  "order", "table", "told", "wait")))
 """For the programs alone; those of the monitor's loop have it beside them."""

@@ -45,6 +45,13 @@ WHY: Final = {
     "not-switched-yet": "both ends are paired, and switch with their next operations",
     "moved-back": "it was on shared memory and has gone back to TCP",
     "peer-closed-its-side": "the other end has shut its sending side",
+    "survived-exec": "it has gone along through execve, to a program that could not take its ring",
+    "mapping-failed": "there was no memory for its ring, or, between hosts, none to register it (LimitMEMLOCK)",
+    "unsupported-call": "its program, or the other end's (its report says which), does what rings cannot carry",
+    "stream-position-unknown": "the kernel could not tell how far its stream was",
+    "stopped-while-sending": "a signal handler has sent in the middle of a message of its own thread",
+    "peer-broke-ring": "the other end has written into its ring what no honest one does, and it was reset",
+    "detached": "its program was given back (sdrun --detach)",
     "host-link-lost": "the link to the other host was lost, and it has gone back to TCP",
     "host-link-unsteady": "the link to the other host breaks too often (sdss --hosts), and it has gone back to TCP",
     "unread-lost": "it was given to another program with bytes unread that could not go along, and was reset",
@@ -54,7 +61,7 @@ WHY: Final = {
     "not-dumpable": "its program may not be traced",
     "already-traced": "its program is under a debugger",
     "socket-option": "a socket option that rings cannot honour",
-    "descriptor-passed": "its socket was passed to another process",
+    "descriptor-passed": "its socket, or the other end's, was passed to another program",
 }
 
 

@@ -23,6 +23,7 @@ from monitor.hosts.pairs import Candidate, Candidates
 from monitor.hosts.vigil import QUIET
 from monitor.match import Offer
 from sdlib import abi
+from sdlib.wire.left import Left, left_for
 from sdlib.wire.messages import Bell, Rang
 
 
@@ -55,7 +56,7 @@ class Conn:
     said_gone: bool = False
     lost: bool = False
     left: int = 0
-    """It has gone back to TCP (`frames.Gone` says why); until the other host has heard so, what that sends goes on
+    """It has gone back to TCP (`Left` says why); until the other host has heard so, what that sends goes on
     arriving."""
     unused_since: float | None = field(default_factory=time.monotonic)
     """None: both programs have come to their rings."""
@@ -267,6 +268,8 @@ class Connections:
             return
         self.stir(mirror.slot)
         if conn.waiting is not None:
+            if said.left and conn.client is not None:
+                self._local.ring(conn.client, conn.name, Bell.WHY, said.left)
             self.free(conn)
             return
         if said.left:
@@ -301,26 +304,41 @@ class Connections:
             conn.contact.link.port.forget(mirror)
         mirror.copy.close()
 
-    def leave(self, conn: Conn, why: int = 0) -> None:
+    def leave(self, conn: Conn, why: int) -> None:
         """Back to its own TCP connection: its supervisor takes there what the other host has not got of the ring.
 
-        `why`: as the other host has said. Not without a supervisor, nor while nobody knows whether the other program
-        has heard that ours has switched.
+        `why`: `Left`. Not without a supervisor, nor while nobody knows whether the other program has heard that ours
+        has switched.
         """
         if conn.left or conn.lost or conn.waiting is not None or conn.client is None or not conn.mirror.copy.may_leave:
             return
-        conn.left = why or (frames.LEFT_UNSTEADY if conn.contact.steady.hold_s else frames.LEFT_LOST)
+        conn.left = why
         conn.mirror.stop()
         conn.contact.left += 1
-        journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot)
-        self._local.ring(conn.client, conn.name, Bell.BACK, int(conn.left == frames.LEFT_UNSTEADY))
+        journal.event("connection-left", host=conn.contact.peer.name, slot=conn.mirror.slot, why=Left(why).name.lower())
+        self._local.ring(conn.client, conn.name, Bell.BACK, why)
         self.say_gone(conn)
         if not conn.mirror.linked:
             self.free(conn)
 
+    def _why_back(self, conn: Conn) -> int:
+        """A ring is out of our hands, or has no use: `Left`; 0: neither.
+
+        A program that has read the other one's mark knows no reason. Where the supervisor over there has sent that,
+        its monitor is about to say why (GONE); a program that goes back by itself has only its words to say so.
+        """
+        mirror = conn.mirror
+        pumped, theirs = mirror.copy.pumped_for, mirror.theirs
+        if pumped:
+            return left_for(pumped)
+        if mirror.copy.frozen:
+            by_itself = theirs is not None and theirs.hint & abi.const.SD_HINT_LEAVING
+            return Left.CALL if by_itself else 0 if mirror.linked else conn.contact.without_why
+        return Left.UNUSED if mirror.linked and self._is_unused(conn, time.monotonic()) else 0
+
     def give_up(self, conn: Conn) -> None:
         """The other host is not coming back: who can go on by TCP does so now, whatever `back_s` says."""
-        self.leave(conn)
+        self.leave(conn, conn.contact.without_why)
         if not conn.left and not conn.peer_gone:
             self.lose(conn)
 
@@ -339,8 +357,9 @@ class Connections:
         mirror = conn.mirror
         if mirror.slot not in self._conns or conn.left:
             return
-        if mirror.copy.taken or (mirror.linked and self._is_unused(conn, time.monotonic())):
-            self.leave(conn)
+        why = self._why_back(conn)
+        if why:
+            self.leave(conn, why)
             return
         if conn.waiting is not None and mirror.linked and not self.hand_over(conn):
             self._ends(conn)

@@ -20,6 +20,7 @@ from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link, Port
 from monitor.hosts.mirror import Mirror
 from monitor.hosts.steady import Steadiness
+from sdlib.wire.left import Left
 
 HANDSHAKE_S: Final = 5.0
 RDMA_AGAIN_S: Final = 10.0
@@ -121,6 +122,8 @@ class Contact:
         """Conversations so far; calls in vain since the last; connections that have gone back to their own TCP;
         doorbells that were asked for once more."""
         self.dials = config.name < peer.name
+        self._broke_without = False
+        """Since connections could be on it last it has been there, and broken."""
         self.steady = Steadiness(config.hold_s, config.hold_most_s, config.steady_s)
         self._config, self._selector = config, selector
         self._make_port, self._asked, self._down, self._stirred = make_port, asked, down, stirred
@@ -179,6 +182,11 @@ class Contact:
     def without_s(self) -> float:
         """How long what is on rings already has been without the transport that it is for, or a link to be trusted."""
         return 0.0 if self.usable else time.monotonic() - self._without_since
+
+    @property
+    def without_why(self) -> Left:
+        """What that is called."""
+        return Left.UNSTEADY if self.there or self._broke_without else Left.LINK
 
     def adopt(self, caller: Caller) -> None:
         """It has proved that it is our peer. An older conversation is one that it has given up."""
@@ -259,8 +267,8 @@ class Contact:
 
     def fail(self, why: str) -> None:
         """The link is down."""
-        usable = self.usable
-        if self.there:
+        usable, there = self.usable, self.there
+        if there:
             self.steady.broke(time.monotonic())
         link, self.link = self.link, None
         if link is None:
@@ -274,6 +282,7 @@ class Contact:
         self.down_since = time.monotonic()
         if usable:
             self._without_since = self.down_since
+        self._broke_without = not usable and (there or self._broke_without)
         self._dial_at = min(self._dial_at, self.down_since)
         self._down(self)
 

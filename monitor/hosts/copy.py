@@ -116,9 +116,14 @@ class Copy:
         abi.lib.sd_copy_told(self._at)
 
     @property
-    def taken(self) -> bool:
-        """The program, or its supervisor, has taken one of the rings out of our hands: it goes back to TCP."""
-        return bool(self._seg.frozen or self._seg.pumped)
+    def frozen(self) -> bool:
+        """The program has read the other one's mark: what that sends goes on by TCP."""
+        return bool(self._seg.frozen)
+
+    @property
+    def pumped_for(self) -> int:
+        """The supervisor takes the program's bytes to TCP: `enum sd_reason`; 0: it does not."""
+        return int(self._seg.lost or abi.const.SD_REASON_call) if self._seg.pumped else 0
 
     @property
     def attached(self) -> bool:

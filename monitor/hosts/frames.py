@@ -13,8 +13,9 @@ from struct import Struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from monitor.match import Address
+from sdlib.wire.left import REASONS
 
-VERSION: Final = 6
+VERSION: Final = 7
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"
@@ -64,14 +65,10 @@ class Accept(NamedTuple):
     ring_bytes: int
 
 
-LEFT_LOST: Final = 1
-LEFT_UNSTEADY: Final = 2
-
-
 class Gone(NamedTuple):
     """My end is over, or never came about, or goes on by its own TCP; I send nothing more for it.
 
-    `left`: of those that go on, why: there is no link (LEFT_LOST), or none that holds (LEFT_UNSTEADY).
+    `left`: of those that go on, why (`Left`).
     """
 
     far_id: bytes
@@ -204,4 +201,6 @@ def decode(data: bytes | bytearray | memoryview, start: int) -> tuple[Record, in
     record = cls(*values)
     if isinstance(record, Data) and not 0 < record.size <= DATA_MAX:
         raise BadPeer(f"DATA of {record.size} bytes")
+    if isinstance(record, Gone) and record.left and record.left not in REASONS:
+        raise BadPeer(f"goes back for a reason {record.left}")
     return record, end

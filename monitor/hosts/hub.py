@@ -33,6 +33,7 @@ from monitor.hosts.seek import Seeking
 from monitor.hosts.vigil import Threads, Vigil, spin_s
 from monitor.match import Offer
 from monitor.session import OUT_OF
+from sdlib.wire.left import Left
 from sdlib.wire.messages import Nudge, Rang
 
 DEAF_S: Final = 0.002
@@ -151,6 +152,8 @@ class Hub:
             conn.said_gone = False  # nobody knows whether it was heard
             if conn.waiting is not None or conn.left:
                 self._conns.free(conn)
+            elif conn.mirror.copy.frozen:
+                self._conns.stir(conn.mirror.slot)  # it waits for what the other host was about to say
 
     # ----------------------------------------------------------------------- pairing
 
@@ -300,10 +303,10 @@ class Hub:
             contact.tick(now)
             if contact.without_s > self._config.back_s:
                 for conn in self._conns.of(contact):
-                    self._conns.leave(conn)
+                    self._conns.leave(conn, contact.without_why)
             for far_id in [one for one, since in contact.unknown.items() if now - since > self._config.back_s]:
                 del contact.unknown[far_id]
-                contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, frames.LEFT_LOST)))  # type: ignore[misc]
+                contact.guard(lambda link, one=far_id: link.say(frames.Gone(one, Left.LINK)))  # type: ignore[misc]
             if contact.link is None and now - contact.down_since > self._config.lost_s:
                 for conn in self._conns.of(contact):
                     self._conns.give_up(conn)

@@ -20,6 +20,7 @@ from monitor.hosts import frames
 from monitor.hosts.auth import Sealer
 from monitor.hosts.frames import BadPeer, Data, Record, Resume, Words
 from monitor.hosts.mirror import Broken, Mirror, Transport
+from sdlib.wire.left import Left
 
 OUT_MAX: Final = 1 << 20
 """Bytes that may wait to be written to the TCP connection before no more are made."""
@@ -95,7 +96,7 @@ class Link:
         try:
             address, rkey = (0, 0) if self.port is None else self.port.region(mirror)
         except OSError:
-            gone = frames.Gone(mirror.far_id, frames.LEFT_LOST)
+            gone = frames.Gone(mirror.far_id, Left.MEMORY)
             self._say(gone)
             self._asked(gone)
             return

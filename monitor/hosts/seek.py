@@ -21,6 +21,7 @@ from monitor.hosts.frames import BadPeer
 from monitor.hosts.link import Link
 from monitor.hosts.pairs import Candidate, Candidates
 from monitor.match import Offer, side_of
+from sdlib.wire.left import Left
 from sdlib.wire.messages import Bell
 from sdlib.wire.segment import ring_size_ok
 
@@ -46,7 +47,7 @@ class Seeking:
                     contact.guard(lambda link, one=candidate: link.say(one.seek()))  # type: ignore[misc]
                 elif contact.steady.hold_s:
                     candidate.held_up = True
-                    self._local.ring(offer.client, offer.offer_id, Bell.UNSTEADY, 1)
+                    self._local.ring(offer.client, offer.offer_id, Bell.WHY, Left.UNSTEADY)
                 return
 
     def usable(self, contact: Contact, link: Link) -> None:
@@ -55,7 +56,7 @@ class Seeking:
             candidate.answered = False
             if candidate.held_up:
                 candidate.held_up = False
-                self._local.ring(candidate.offer.client, candidate.offer.offer_id, Bell.UNSTEADY, 0)
+                self._local.ring(candidate.offer.client, candidate.offer.offer_id, Bell.WHY, 0)
             link.say(candidate.seek())
 
     def _candidate(self, contact: Contact, said: frames.Seek | frames.Accept) -> Candidate | None:

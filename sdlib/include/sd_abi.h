@@ -37,7 +37,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 24
+#define SD_ABI_VERSION 25
 
 /* Fixed address of the library in every process: a third of a terabyte below the lowest place of a PIE (0x555555554000, above which its heap grows), clear of
  * Go and JVM heaps, and of what mmap gives out, downwards from 0x7fff.., or upwards from 0x2aaa.. where stacks are not limited: a program would have to map 42
@@ -62,7 +62,8 @@ enum sd_hypercall {
     SD_HC_WITHDRAW = 5,
     /* (status) -> 0. The process named by cfg.root_pid ends: the report is written before its parent can see that. */
     SD_HC_LEAVE = 6,
-    /* (block id) -> 0. The connection's other end is on another host, and the monitor, which mirrors its rings, sleeps: there is news. */
+    /* (block id, why) -> 0. The connection's other end is on another host, and the monitor, which mirrors its rings, sleeps: there is news. `why`, an enum
+     * sd_reason: nor can the program use such rings any more; both ends shall go back to TCP. */
     SD_HC_NUDGE = 7,
     /* (index) -> fd of the family's trace memory number `index`; -errno: what follows is not traced. */
     SD_HC_TRACE = 8,
@@ -117,15 +118,12 @@ enum sd_kin {
     X(no_monitor, "monitor-unreachable") \
     X(refused, "monitor-refused") \
     X(not_switched, "closed-before-switch") \
-    X(no_block, "out-of-socket-blocks") \
     X(no_memory, "mapping-failed") \
-    X(no_fd, "no-free-descriptor") \
     X(peer_fin, "peer-closed-its-side") \
     X(option, "socket-option") \
     X(flag, "unsupported-flag") \
     X(passed, "descriptor-passed") \
     X(exec, "survived-exec") \
-    X(busy, "in-use-by-other-thread") \
     X(hostile, "peer-broke-ring") \
     X(call, "unsupported-call") \
     X(position, "stream-position-unknown") \

@@ -107,7 +107,7 @@ struct sd_seg {
     /* Between hosts, of this host's copy; 0 on one host. The monitor is the only other one that has it mapped. */
     SD_ATOMIC uint32_t settle_ask;     /* library: the kernel says that the stream is over; how often that was asked ([H1], sock/far.h) */
     SD_ATOMIC uint32_t settled;        /* monitor: so many are answered: what the other end had written and read then stands here */
-    SD_ATOMIC uint32_t lost;           /* monitor, supervisor: what is not here yet does not come by the ring any more; enum sd_lost */
+    SD_ATOMIC uint32_t lost;           /* monitor, supervisor: enum sd_reason: why what is not here yet does not come by the ring any more; stored before go_back */
     SD_ATOMIC uint32_t ringing;        /* enum sd_ringing: these are about to send a doorbell on our socket ([H2]) */
     uint64_t far_id[2];                /* monitor: names the connection between the two hosts; told to the next monitor */
     SD_ATOMIC uint32_t bells_asked;    /* monitor: doorbells that it has asked the other host for, */
@@ -126,11 +126,6 @@ struct sd_seg {
     uint32_t pad;
     SD_ATOMIC uint64_t deaf_at;        /* here; stored before */
     struct sd_dir dir[2];
-};
-
-enum sd_lost {
-    SD_LOST_LINK = 1,
-    SD_LOST_UNSTEADY = 2, /* there is a link, which breaks too often */
 };
 
 /* A bit each, as a supervisor may be at one that its former monitor has asked for while the next one rings itself. */

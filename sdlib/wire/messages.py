@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-PROTOCOL_VERSION: Final = 6
+PROTOCOL_VERSION: Final = 7
 HELLO_MAGIC: Final = 0x524F54494E4F4D53  # "SMONITOR"
 TEXT_BYTES: Final = 104
 MAX_BYTES: Final = 128  # no message is longer
@@ -71,9 +71,9 @@ class Bell(IntEnum):
 
     BYTE = 1  # send a doorbell
     BREAK = 2  # shut it down in both directions: the other host is lost
-    BACK = 4  # of a segment whose other end is on another host: its ring goes by TCP; `number` 1: an unsteady link
+    BACK = 4  # of a segment whose other end is on another host: its ring goes by TCP; `number`: why (left.py)
     RECALL = 3  # of a segment of this host: what the other end has not read is to go by TCP
-    UNSTEADY = 5  # of an open offer: the link to its other end's host breaks too often; `number` 0: no longer
+    WHY = 5  # of an open offer: what keeps it from being paired with another host; `number` as of BACK; 0: nothing
 
 
 class Code(IntEnum):

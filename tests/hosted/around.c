@@ -3,6 +3,7 @@
  * around.c - the rest of the library, as far as sock/ and poll/ need it when nothing is injected.
  */
 #include "kernel.h"
+#include "sd_py.h"
 
 struct sd_config hosted_config = {.accel = 1, .upgrade = SD_UPGRADE_NEVER};
 static struct sd_proc proc;
@@ -16,6 +17,7 @@ void sd_rouse_end_shared(const struct sd_rouse *r) { (void)r; }
 
 void sd_membarrier(void) { host_membarrier(); }
 void sd_membarrier_threads(void) { host_membarrier(); }
+int sd_py_membarrier(void) { return host_membarrier(), 0; }
 u32 sd_cpu(void) { return 0; }
 bool hosted_supervised;
 long sd_hypercall_fd(u32 op, u64 a, u64 b) { return (void)op, (void)a, (void)b, -ENOSYS; }

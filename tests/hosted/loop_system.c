@@ -200,4 +200,3 @@ long __wrap_syscall(long nr, ...)
     return r < 0 ? -1 : r;
 }
 
-int sd_py_membarrier(void) { return host_membarrier(), 0; }

@@ -4,6 +4,7 @@
  */
 #include <string.h>
 #include "scene.h"
+#include "sd_py.h"
 
 /* ---------------------------------------------------- up again, on other rings */
 
@@ -147,7 +148,56 @@ static void each_byte_once(void)
         mc_mark(MARK_AGAIN);
 }
 
+/* ------------------------------------------------- a link that is lost: why our direction has gone back */
+
+/* Its supervisor says why before it asks; the program may go back by itself as soon as it is asked. */
+static void on_a_lost_link(void)
+{
+    on_rings();
+    hosted_supervised = true;
+    w.block[0].far = 1;
+    *(u32 *)&w.seg.told = *(u32 *)&w.seg.heard = 1;
+    *(u64 *)&w.seg.mark_from = 1; /* the mark has gone out already: it is longer than this ring */
+    *(u64 *)&w.seg.mark_at = *(u64 *)&w.seg.dir[0].tail;
+    w.net.dir[0].written = w.net.dir[0].arrived = sizeof(struct sd_mark);
+    mc_share(&w.seg.lost);
+    mc_share(&w.seg.pumped);
+    mc_name(&w.seg.lost, "lost");
+    mc_name(&w.seg.pumped, "pumped");
+    mc_part(g.proc->moved_back, sizeof g.proc->moved_back);
+}
+
+static void send_two(void)
+{
+    put(0, "a", 0);
+    put(0, "b", 0);
+}
+
+static void supervisor(void)
+{
+    struct sd_dir *out = &w.seg.dir[0];
+    struct sd_mark mark;
+
+    sd_pump_leave(&w.seg, 0, SD_REASON_unsteady);
+    if (sd_pump_begin(&w.seg, 0, &mark) != SD_PUMP_MARK)
+        return;
+    for (sd_pump_go(&w.seg); load_acq(&w.seg.pumped) != 0;) {
+        store_rel(&out->head, load_acq(&out->tail));
+        if (load_rlx(&w.block[0].tx_mode) != SD_MODE_RING || prog.eof[0])
+            return;
+        host_point("pumped");
+    }
+}
+
+static void it_says_why(void)
+{
+    for (u32 i = 0; i < SD_REASON_COUNT; i++)
+        if (g.proc->moved_back[i] > (i == SD_REASON_unsteady))
+            host_fail("a wrong reason");
+}
+
 const struct scenario scenes_again[] = {
+    {"back-far", on_a_lost_link, {send_two, supervisor}, it_says_why},
     {"attach-shared", paired, {one_receive, one_receive}, each_byte_once},
     {"again", lost_and_found, {back_and_up, two_receives}, each_byte_once},
     {0},

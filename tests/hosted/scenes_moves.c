@@ -19,7 +19,7 @@ static void a_sends_and_waits(void) { put(0, "ab", 0), get(0, 1); }
 /* Its socket goes to somebody who cannot see the ring; that one's receive finds on TCP what was unread. Or nobody has sent it there, and the ring has it. */
 static void b_recalls_and_gets_4(void)
 {
-    if (sd_recall(&w.sock[1], FD_OF(1)) && w.block[1].rx_mode != SD_MODE_BACK)
+    if (sd_recall(&w.sock[1], FD_OF(1), SD_REASON_passed) && w.block[1].rx_mode != SD_MODE_BACK)
         host_fail("called back, and not there");
     get(1, 4);
 }
@@ -27,7 +27,7 @@ static void b_recalls_and_gets_4(void)
 static void b_recalls_and_answers(void)
 {
     get(1, 1);
-    sd_recall(&w.sock[1], FD_OF(1));
+    sd_recall(&w.sock[1], FD_OF(1), SD_REASON_passed);
     get(1, 2);
     put(1, "x", 0);
 }
@@ -66,7 +66,7 @@ static void a_sends_or_is_reset(void)
 static void b_recalls_unread(void)
 {
     get(1, 1);
-    sd_recall(&w.sock[1], FD_OF(1));
+    sd_recall(&w.sock[1], FD_OF(1), SD_REASON_passed);
     if (w.reset)
         return;
     get(1, 5);
@@ -117,7 +117,7 @@ static void a_talks(void)
 /* pass.c, and the last close; what comes then are the other program's calls. */
 static void b_is_given(void)
 {
-    if (!sd_recall(&w.sock[1], FD_OF(1)) && *(u32 *)&w.block[1].rx_mode == SD_MODE_TCP && !sd_sw_published(&w.sock[1].e)) {
+    if (!sd_recall(&w.sock[1], FD_OF(1), SD_REASON_passed) && *(u32 *)&w.block[1].rx_mode == SD_MODE_TCP && !sd_sw_published(&w.sock[1].e)) {
         sd_back_ask(&w.sock[1].e);
         sd_membarrier();
     }

@@ -13,6 +13,7 @@ import termios
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,15 +135,23 @@ def test_strays_behind_the_switch(world: World, strays: bytes, fate: str) -> Non
         server.close()
 
 
-def other_name(program: Program) -> None:
-    """The program's copy of a segment gets the name of another connection, as from a monitor that lies."""
+def in_its_copy(program: Program, change: Callable[[Any], object]) -> None:
+    """Of the `struct sd_seg` of the only connection that the program has."""
     pid = supervisor_of(program, LIMIT_S)
     # The monitors have linked the two ends before the supervisor has its message.
     (path,) = wait_for(lambda: segments(pid), "it has the segment")
     copy = os.open(path, os.O_RDWR)
     with mmap.mmap(copy, abi.sizeof("struct sd_seg")) as memory:
-        abi.view("struct sd_seg", memory).far_id[0] ^= 1
+        change(abi.view("struct sd_seg", memory))
     os.close(copy)
+
+
+def other_name(program: Program) -> None:
+    """The program's copy of a segment gets the name of another connection, as from a monitor that lies."""
+    def change(copy: Any) -> None:
+        copy.far_id[0] ^= 1
+
+    in_its_copy(program, change)
 
 
 def segments(pid: int) -> list[str]:

@@ -28,6 +28,7 @@ from monitor.hosts.hub import Hub
 from monitor.hosts.link import Port
 from monitor.match import Address, Key, Offer
 from sdlib import abi
+from sdlib.wire.left import Left
 from sdlib.wire.messages import Bell, Nudge
 from sdlib.wire.segment import segment_bytes
 
@@ -60,6 +61,7 @@ class Host:
         self.open: set[tuple[int, int]] = set()
         self.copies: list[Copy] = []
         self.told: list[Bell] = []
+        self.said: list[tuple[Bell, int]] = []
         self.unsteady = 0
         self.offers = 0
         self.due = False
@@ -78,7 +80,8 @@ class Host:
 
     def ring(self, client: int, offer_id: int, what: Bell, number: int = 0) -> bool:
         self.told.append(what)
-        self.unsteady += what in (Bell.BACK, Bell.UNSTEADY) and number == 1
+        self.said.append((what, number))
+        self.unsteady += (what, number) in ((Bell.BACK, Left.UNSTEADY), (Bell.WHY, Left.UNSTEADY))
         if what == Bell.BACK and offer_id > 1:
             self.due = True  # given up before the other end had it: the library offers once more
         return True
@@ -101,7 +104,7 @@ class Host:
     def leave(self) -> None:
         """No RDMA for too long."""
         for conn in self.hub._conns.of(self.contact):
-            self.hub._conns.leave(conn)
+            self.hub._conns.leave(conn, Left.LINK)
 
     def turn(self) -> None:
         for key, mask in self.selector.select(0):

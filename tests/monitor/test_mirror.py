@@ -162,7 +162,7 @@ def test_what_program_or_supervisor_have_taken_is_theirs() -> None:
         assert a.copy.landed() == 100, "a tail behind the mark"
         assert b.read == a.wrote and a.copy.credited() == 150
         assert b.copy.credited() == 100, "a head that is the supervisor's"
-        assert a.copy.taken and b.copy.taken
+        assert a.copy.frozen and b.copy.pumped_for
 
 
 def test_both_know_that_the_other_has_heard_of_the_switch() -> None:

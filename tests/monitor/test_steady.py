@@ -98,17 +98,17 @@ def test_who_waits_for_it_hears_why(hosts: tuple[Host, Host]) -> None:
     until(hosts, lambda: all(host.contact.usable for host in hosts))
     breaks(hosts)
     a.offer()
-    assert Bell.UNSTEADY not in a.told, "the first one costs nothing"
+    assert Bell.WHY not in a.told, "the first one costs nothing"
     until(hosts, lambda: all(host.contact.usable for host in hosts))
     breaks(hosts)
     a.offer()
-    assert a.told == [Bell.UNSTEADY] and a.unsteady == 1
+    assert a.told == [Bell.WHY] and a.unsteady == 1
     until(hosts, lambda: a.contact.usable and len(a.told) > 1)
-    assert a.told == [Bell.UNSTEADY] * 2 and a.unsteady == 1
+    assert a.told == [Bell.WHY] * 2 and a.unsteady == 1
     a.offer()
     b.offer()
     until(hosts, lambda: is_linked(hosts))
-    assert a.told.count(Bell.UNSTEADY) == 2 and Bell.UNSTEADY not in b.told
+    assert a.told.count(Bell.WHY) == 2 and Bell.WHY not in b.told
 
 
 def test_who_holds_a_link_for_unsteady_has_the_last_word(hosts: tuple[Host, Host]) -> None:

@@ -29,8 +29,8 @@ NAMES = [name for scenes in SCENES
 
 
 SILENT = ("epoll-level-up", "epoll-edge-up", "epoll-two-oneshot-there", "epoll-replace-noted", "nap-and-close",
-          "polled-and-closed")
-"""Nobody sends, or what wakes is in the ring from the start, or a byte of the program, as before a reader has come."""
+          "polled-and-closed", "back-far")
+"""Nobody sends, or sleeps, or what wakes is there from the start, or a byte of the program before a reader has come."""
 
 
 class Mutant(NamedTuple):
@@ -157,6 +157,12 @@ MUTANTS = [
            "    if (kept && over) {"),
     Mutant("company-late", "a sleeper would sleep on", "ring/bell.h",
            "            return rings;", "            return was == SD_BELL_NONE;"),
+    Mutant("back-far", "a wrong reason", "sock/switch.c", "    if (lost)\n",
+           "    if (lost && load_acq(&s->seg->pumped))\n"),
+    Mutant("back-far", "a wrong reason", "py/pump.c",
+           "    cas_u32(&out_of(segment, side)->go_back, 0, SD_GO_BACK_CALL);\n",
+           "    store_rel(&seg->lost, 0);\n    cas_u32(&out_of(segment, side)->go_back, 0, SD_GO_BACK_CALL);\n"
+           "    store_rel(&seg->lost, why);\n"),
     Mutant("again", "", "sock/again.c", "        if (t != me && !apart(t, s))\n            return false;\n",
            "        if (t != me && !apart(t, s))\n            continue;\n"),
     Mutant("again", "", "sock/again.c", "    sd_membarrier_threads();\n", ""),

@@ -83,7 +83,7 @@ bool sd_copy_credit(void *segment, uint32_t side, uint64_t head)
 
 void sd_copy_settle(void *segment, uint32_t answer) { store_rel(&((struct sd_seg *)segment)->settled, answer); } /* [H1] */
 void sd_copy_told(void *segment) { store_rel(&((struct sd_seg *)segment)->told, 1); } /* [H3] */
-void sd_copy_lose(void *segment) { store_rel(&((struct sd_seg *)segment)->lost, SD_LOST_LINK); }
+void sd_copy_lose(void *segment) { store_rel(&((struct sd_seg *)segment)->lost, SD_REASON_link_lost); }
 bool sd_copy_bell_take(void *segment, uint32_t side) { return sd_bell_take_of(into(segment, side)); } /* [B1] [B2] [B3] */
 
 /* [B3] Who says that he has heard leaves it where it is. */

@@ -64,6 +64,8 @@ u32 sd_again_begin(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
 
+    if (sd_is_far(s) && load_rlx(&s->seg->lost) == SD_REASON_no_memory && !b->reason)
+        b->reason = SD_REASON_no_memory; /* nor would there be any for the next rings */
     if (!wants(s) || !may_begin() || !settle(s, fd))
         return SD_BLOCK_ATTACHED;
     store_rlx(&b->ops, 0);

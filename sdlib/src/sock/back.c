@@ -48,7 +48,7 @@ void sd_async_soon(struct sock *s, int fd, bool on)
 {
     if (!on || g.no_supervisor || !sd_attached(s) || !sd_is_far(s) || load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e))
         return;
-    sd_far_leave(s);
+    sd_far_leave(s, SD_REASON_option);
     for (u32 i = 0; i < FAR_PATIENCE_MS && !is_marked(s, fd) && !sd_ended(fd); i++) {
         sd_far_await(s, fd, SD_MODE_RING);
         sd_sleep_ns(1000000);

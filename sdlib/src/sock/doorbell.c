@@ -132,10 +132,13 @@ void sd_latch_end(struct sock *s, int fd, u32 err)
     bool answered = err == ECONNRESET && load_rlx(&b->rx_shut) && sd_back_published(&s->e);
     u32 said = err;
 
-    if (!own && sd_is_far(s) && !sd_far_settle(s)) /* [H1] */
+    if (!own && sd_is_far(s) && !sd_far_settle(s)) { /* [H1] */
+        if (!err && load_rlx(&b->tx_mode) != SD_MODE_BACK)
+            g.proc->moved_back[sd_far_why(s)]++;
         err = err ? err : ECONNRESET;
-    else if (!own && !answered)
+    } else if (!own && !answered) {
         err = sd_end_error(&s->e, err);
+    }
     if (!own)
         sd_cork_uncover(s->e.rx, s->e.bytes, s->e.bytes); /* nothing is held behind its end */
     if (err && !said) /* dead, though its kernel could not know of the bytes in the ring: ours shall know that it is over */
@@ -321,10 +324,8 @@ void sd_look_at_kernel(struct sock *s, int fd)
         eaten = look(s, fd, &h, over, &more);
     sd_leave(&h);
     wake_more(s, fd, more);
-    if (eaten && load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_back_asked(&s->e) && !sd_far_busy(s))
-        sd_tx_back(s, fd, SD_REASON_call); /* a peer that is about to stop using rings waits for this */
     if (eaten && s->regs)
         sd_ep_touched(s); /* an epoll that slept on this bell has to look at the ring instead */
     if (unlikely(sd_back_asked(&s->e)) && load_rlx(&s->b->tx_mode) == SD_MODE_RING && !sd_far_busy(s))
-        sd_tx_back(s, fd, load_rlx(&s->e.tx->go_back) == SD_GO_BACK_CALL ? SD_REASON_call : SD_REASON_passed); /* the bell may have been for this */
+        sd_tx_back(s, fd, SD_REASON_call); /* the bell may have been for this: a peer that is about to stop using rings waits for it */
 }

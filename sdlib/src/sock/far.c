@@ -23,7 +23,7 @@ void sd_far_nudge(struct sock *s)
     COUNT_OF(s, bells_tx);
 }
 
-void sd_far_leave(struct sock *s) { sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), 1); }
+void sd_far_leave(struct sock *s, u32 why) { sd_hypercall(SD_HC_NUDGE, sd_sock_name(s), why); }
 
 bool sd_far_settle(struct sock *s)
 {
@@ -38,6 +38,13 @@ bool sd_far_settle(struct sock *s)
         sd_far_nap();
     }
     return false;
+}
+
+u32 sd_far_why(const struct sock *s)
+{
+    u32 lost = load_acq(&s->seg->lost);
+
+    return lost && lost < SD_REASON_COUNT ? lost : SD_REASON_link_lost;
 }
 
 /* ----------------------------------------------------------------- our way back */
@@ -156,18 +163,18 @@ static long look_ahead(const struct sock *s, int fd, u8 *seen, u64 n)
     return r;
 }
 
-/* [H3] Up to `at` the bytes come by the ring; true: they have. */
-static bool ring_reaches(struct sock *s, u64 at)
+/* [H3] Up to `at` the bytes come by the ring; 0: they have, else why they do not. */
+static u32 ring_ends_before(struct sock *s, u64 at)
 {
     if ((i64)(at - load_rlx(&s->e.rx->head)) > (i64)s->e.bytes)
-        return false;
+        return SD_REASON_hostile;
     for (u64 until = sd_now_ns() + SETTLE_NS; (i64)(load_acq(&s->e.rx->tail) - at) < 0;) {
         if (load_acq(&s->seg->lost) || sd_now_ns() >= until)
-            return false;
+            return SD_REASON_link_lost;
         sd_far_nudge(s);
         sd_far_nap();
     }
-    return true;
+    return 0;
 }
 
 static u64 freeze(struct sock *s)
@@ -178,15 +185,16 @@ static u64 freeze(struct sock *s)
     return load_acq(&s->e.rx->tail);
 }
 
-/* The mark stays where it is: sd_rx_back() throws it away with the bytes that we have. */
-static bool heed(struct sock *s, int fd, u64 at)
+/* The mark stays where it is: sd_rx_back() throws it away with the bytes that we have. 0, or why the connection is of no use any more. */
+static u32 heed(struct sock *s, int fd, u64 at)
 {
     u64 head = load_rlx(&s->e.rx->head), tail, have;
     bool recall = load_rlx(&s->b->rx_mode) == SD_MODE_RETIRE && (i64)(head - at) >= 0;
+    u32 why = recall ? 0 : ring_ends_before(s, at);
     i64 pos;
 
-    if (!recall && !ring_reaches(s, at))
-        return false;
+    if (why)
+        return why;
     tail = freeze(s);
     if (recall) { /* [S5] what is unread comes by TCP, for somebody else to read */
         tail = head;
@@ -194,13 +202,15 @@ static bool heed(struct sock *s, int fd, u64 at)
     }
     have = tail - at;
     pos = sd_rx_pos(s, fd);
-    if (have > s->e.bytes || pos < 0)
-        return false;
+    if (have > s->e.bytes)
+        return SD_REASON_hostile;
+    if (pos < 0)
+        return SD_REASON_position;
     if (alone(s))
         cas_u32(&s->e.tx->go_back, 0, SD_GO_BACK_CALL); /* our direction follows, of which no supervisor hears */
     store_rlx(&s->e.rx->sw_back_at, tail);
     store_rel(&s->e.rx->sw_back, (u64)pos + sizeof(struct sd_mark) + have + 1); /* [S2] */
-    return true;
+    return 0;
 }
 
 static bool same(const u8 *a, const u8 *b, u64 n)
@@ -250,6 +260,7 @@ bool sd_far_greeted(struct sock *s, int fd)
 static void look_at_mark(struct sock *s, int fd, const u8 *seen, u64 n)
 {
     struct sd_mark m;
+    u32 why;
 
     if (!is_mark(s, SD_MARK_MAGIC, seen, n) || (n < sizeof m && is_over(fd))) {
         sd_drop(s, fd); /* no honest peer */
@@ -257,8 +268,8 @@ static void look_at_mark(struct sock *s, int fd, const u8 *seen, u64 n)
         sd_far_nap(); /* the rest comes */
     } else {
         sd_copy((u8 *)&m, seen, sizeof m);
-        if (!heed(s, fd, m.at))
-            sd_drop(s, fd);
+        if ((why = heed(s, fd, m.at)))
+            sd_break(s, fd, why);
     }
 }
 

@@ -57,11 +57,12 @@ static inline bool sd_must_go_back(const struct sock *s)
 
 void sd_far_nudge(struct sock *s);
 bool sd_far_greeted(struct sock *s, int fd); /* our position is the switch: whether the ring is the one of this connection */
-bool sd_far_settle(struct sock *s); /* false: what is missing never comes */
+bool sd_far_settle(struct sock *s); /* false: what is missing never comes, */
+u32 sd_far_why(const struct sock *s); /* for this reason */
 void sd_far_nap(void);
 /* Looks for the other end's mark; RETIRE ([S5]): while nobody reads the ring. False: there is nothing at all. */
 bool sd_far_await(struct sock *s, int fd, u32 mode);
-void sd_far_leave(struct sock *s); /* both directions, soon: their bytes in the rings are the supervisors' ([H4]) */
+void sd_far_leave(struct sock *s, u32 why); /* both directions, soon: their bytes in the rings are the supervisors' ([H4]) */
 void sd_far_deafen(const struct sock *s);                                   /* the program has shut both directions */
 void sd_far_overhear(struct sock *s, int fd);                         /* its reading side: what the kernel hides behind that end */
 bool sd_far_shut(struct sock *s);                                     /* true: the supervisor shuts our direction, behind what it takes there */

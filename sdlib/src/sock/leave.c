@@ -45,7 +45,7 @@ static void leave(struct sock *s, int fd)
     store_rel(&s->e.rx->go_back, SD_GO_BACK_CALL);
     if (rx == SD_MODE_RING)
         sd_ring_bell(s, fd); /* a peer that sleeps hears of it */
-    sd_far_leave(s);
+    sd_far_leave(s, SD_REASON_call);
     sd_tx_back(s, fd, SD_REASON_call);
     for (u32 i = 0; i < FAR_PATIENCE_MS && load_rlx(&s->b->rx_mode) == SD_MODE_RING && !sd_back_published(&s->e); i++) {
         sd_look_at_kernel(s, fd);

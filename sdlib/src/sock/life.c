@@ -265,13 +265,16 @@ static void end(struct sock *s, int fd, u32 reason)
     SYS2(__NR_shutdown, fd, SHUT_RDWR);
 }
 
-void sd_drop(struct sock *s, int fd)
+void sd_break(struct sock *s, int fd, u32 reason)
 {
     if (load_rlx(&s->b->latched) & POLLERR)
         return;
-    COUNT(hostile_drops);
-    end(s, fd, SD_REASON_hostile);
+    if (reason == SD_REASON_hostile)
+        COUNT(hostile_drops);
+    end(s, fd, reason);
 }
+
+void sd_drop(struct sock *s, int fd) { sd_break(s, fd, SD_REASON_hostile); }
 
 void sd_reset(struct sock *s, int fd, u32 reason)
 {

@@ -45,7 +45,7 @@ static void peek_from(struct sock *s, int fd)
     if (at < 0 || !sd_attached(s))
         return;
     sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, -1);
-    sd_recall(s, fd);
+    sd_recall(s, fd, SD_REASON_option);
     sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, at);
 }
 

@@ -151,14 +151,14 @@ static bool would_miss(const struct sock *s)
 
 void sd_off_the_ring(struct sock *s, int fd, u32 reason)
 {
-    if (!sd_recall(s, fd)) {
+    if (!sd_recall(s, fd, reason)) {
         sd_back_ask(&s->e);
         sd_membarrier(); /* whoever sends from here on sees it */
         if (!sd_ended(fd))
             sd_ring_bell(s, fd);
         for (u32 i = 0; i < WAIT_MS && !is_back(s, fd) && !is_final(s, fd); i++) {
             sd_sleep_ns(1000000);
-            if (sd_recall(s, fd)) /* it has switched as we asked */
+            if (sd_recall(s, fd, reason)) /* it has switched as we asked */
                 break;
         }
     }

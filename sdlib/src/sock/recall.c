@@ -111,7 +111,7 @@ static bool recall_unread(struct sock *s, int fd)
     return true;
 }
 
-bool sd_recall(struct sock *s, int fd)
+bool sd_recall(struct sock *s, int fd, u32 why)
 {
     sd_rx_poll_switch(s, fd); /* nobody may have read since the peer has switched */
     if (load_rlx(&s->b->rx_mode) == SD_MODE_TCP && sd_sw_published(&s->e) && !sd_back_published(&s->e) && !sd_is_far(s))
@@ -121,7 +121,7 @@ bool sd_recall(struct sock *s, int fd)
     if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_back_published(&s->e) || !receives_by(s, SD_MODE_RING, SD_MODE_RETIRE))
         return false;
     if (sd_is_far(s)) {
-        sd_far_leave(s); /* the other supervisor sends what we have not acknowledged */
+        sd_far_leave(s, why); /* the other supervisor sends what we have not acknowledged */
     } else {
         sd_recall_ask(&s->e);
         sd_membarrier(); /* whoever sends from here on sees it */

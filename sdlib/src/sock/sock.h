@@ -113,17 +113,13 @@ void sd_born(struct sock *s, int fd);
 bool sd_map_segment(struct sock *s, int fd);
 void sd_tx_limit(struct sock *s, int fd);  /* SO_SNDBUF may have changed */
 void sd_drop(struct sock *s, int fd);      /* the peer broke the ring: reset */
+void sd_break(struct sock *s, int fd, u32 reason); /* the same, for what nobody is to blame for */
 void sd_reset(struct sock *s, int fd, u32 reason); /* both ends are told: shutdown alone would look like the stream's end */
 
 /* sock/switch.c */
 bool sd_try_switch_tx(struct sock *s, int fd);
 bool sd_rx_poll_switch(struct sock *s, int fd); /* true: rx is on the ring now */
 void sd_tx_back(struct sock *s, int fd, u32 reason);
-/* Why a direction goes back to TCP: a policy's wish comes before what its bringer was told. */
-static inline u32 sd_back_why(const struct sock *s, u32 other)
-{
-    return load_rlx(&s->e.tx->go_back) == SD_GO_BACK_POLICY ? SD_REASON_policy : other;
-}
 #define SD_STRAY_BELLS 64 /* in front of the first byte behind the way back: more of them than were thrown out in the middle of ringing */
 bool sd_rx_back(struct sock *s, int fd);   /* ring drained up to sw_back: eats the last bell. False: that has not arrived yet */
 i64 sd_tx_pos(const struct sock *s, int fd); /* bytes written to the TCP stream so far, -1: unknown */
@@ -322,7 +318,7 @@ void sd_uncork_late(struct sock *s, int fd);
 bool sd_cork_over(struct sock *s);
 
 /* sock/recall.c */
-bool sd_recall(struct sock *s, int fd);      /* unread bytes to TCP. False: what is in the ring stays there */
+bool sd_recall(struct sock *s, int fd, u32 why);     /* unread bytes to TCP. False: what is in the ring stays there */
 bool sd_recall_wait(struct sock *s, int fd); /* rx_mode RETIRE: until it is over */
 void sd_recall_tx(struct sock *s, int fd, u32 reason);   /* what we send, too */
 void sd_off_the_ring(struct sock *s, int fd, u32 reason); /* both directions; what is unread comes by TCP, unless its sender is dead (pass.c) */

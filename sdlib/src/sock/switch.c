@@ -230,6 +230,19 @@ void sd_back_finish(struct sock *s, u64 tcp_pos)
     cas_u32(&s->b->tx_mode, SD_MODE_RETIRE, SD_MODE_BACK);
 }
 
+/* Whoever brings a direction back may know no more than that this was asked for. Who has asked knows why: a policy, our supervisor (which says so first), or a peer
+ * that wants its bytes once more, since its socket goes to somebody else. */
+static u32 why_back(const struct sock *s, u32 reason)
+{
+    u32 asked = load_rlx(&s->e.tx->go_back), lost = sd_is_far(s) ? load_acq(&s->seg->lost) : SD_REASON_none;
+
+    if (asked == SD_GO_BACK_POLICY)
+        return SD_REASON_policy;
+    if (lost)
+        return lost;
+    return reason == SD_REASON_call && asked > SD_GO_BACK_POLICY ? SD_REASON_passed : reason;
+}
+
 /* Inside, with the ring retired. */
 static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
 {
@@ -248,7 +261,7 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     if (sd_is_far(s)) {
         unsure = false; /* [H2] our monitor's bells end there */
         if (!sd_far_back(s, fd, h)) {
-            sd_drop(s, fd);
+            sd_break(s, fd, SD_REASON_link_lost);
             return;
         }
     } else if (ring) {
@@ -273,9 +286,7 @@ static void back_tx(struct sock *s, int fd, u32 reason, struct sd_hold *h)
     if (b->opt_saved & SD_SAVED_CORK)
         sd_set_int(fd, SOL_TCP, TCP_CORK, 1);
     sd_back_finish(s, to);
-    if (sd_is_far(s) && load_acq(&s->seg->pumped))
-        reason = load_rlx(&s->seg->lost) == SD_LOST_UNSTEADY ? SD_REASON_unsteady : SD_REASON_link_lost;
-    reason = sd_back_why(s, reason);
+    reason = why_back(s, reason);
     if (reason < SD_REASON_COUNT)
         g.proc->moved_back[reason]++;
 }
@@ -299,7 +310,11 @@ static bool back_rx(struct sock *s, int fd, struct sd_hold *h)
     i64 pos = sd_rx_pos(s, fd);
     u64 left = pos < 0 ? 0 : sd_back_left(&s->e, (u64)pos);
 
-    if ((left > SD_STRAY_BELLS && !sd_is_far(s)) || (pos < 0 && sd_is_far(s))) {
+    if (pos < 0 && sd_is_far(s)) {
+        sd_break(s, fd, SD_REASON_position);
+        return false;
+    }
+    if (left > SD_STRAY_BELLS && !sd_is_far(s)) {
         sd_drop(s, fd);
         return false;
     }
