@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -44,6 +45,41 @@ SANITIZED = ("-O1", "-g", "-DSPINS=4", "-fsanitize=address,undefined", "-fno-san
              "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
+FUNCTION = re.compile(r"^static [^\n;={}]*?\b(\w+)\([^;{}]*\)\s*(?:\{[^\n]*\}$|\{\n.*?^\})", re.MULTILINE | re.DOTALL)
+MACRO = re.compile(r"^#define (\w+)(?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
+
+
+def _definitions(text: str) -> dict[str, str]:
+    """Of a header: functions and macros."""
+    return {found[1]: found[0] for pattern in (FUNCTION, MACRO) for found in pattern.finditer(text)}
+
+
+def _users_of(mutated: Mapping[str, str]) -> re.Pattern[str] | None:
+    """What a file that has to be compiled anew has in it: names of what has changed in headers, or uses that there.
+
+    Functions of headers are inline, so nothing else comes of them. What is overlooked here leaves a mutant that nobody
+    finds, which is a failure, and never one that is found by mistake.
+    """
+    headers = [name for name in mutated if name.endswith(".h")]
+    if not headers:
+        return None
+    known = {path: path.read_text() for folder in (SRC, HOSTED) for path in folder.rglob("*.h")}
+    names = set()
+    for name in headers:
+        before = _definitions((SRC / name).read_text())
+        changed = {one for one, text in _definitions(mutated[name]).items() if before.get(one) != text}
+        assert changed and set(before) == set(_definitions(mutated[name])), f"{name}: something else has changed"
+        names |= changed
+    everything = [one for text in known.values() for one in _definitions(text).items()]
+    while more := {one for one, text in everything if one not in names and _any_of(names).search(text)}:
+        names |= more
+    return _any_of(names)
+
+
+def _any_of(names: set[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(sorted(names))})\b")
+
+
 def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], mutated: Mapping[str, str] | None = None,
           reuse: Path | None = None, under_test: tuple[str, ...] = UNDER_TEST) -> Path:
     """The program made of `drivers` (files of tests/hosted) and the code under test.
@@ -59,14 +95,14 @@ def build(folder: Path, drivers: tuple[str, ...], options: tuple[str, ...], muta
         shutil.copytree(HOSTED, hosted)
     for name, text in mutated.items():
         ((source if "/" in name else hosted) / name).write_text(text)
-    headers = any(name.endswith(".h") for name in mutated)
+    users = _users_of(mutated)
     includes = [f"-I{place}" for place in (ROOT / "sdlib/include", source, hosted)]
 
     def compile_one(name: str) -> Path:
         object_name = f"{name.replace('/', '_')}.o"
-        if reuse and not headers and name not in mutated:
-            return reuse / object_name
         path = (hosted if name in drivers else source) / name
+        if reuse and name not in mutated and not (users and users.search(path.read_text())):
+            return reuse / object_name
         here = ("-march=native",) if name == HASHES else ()
         subprocess.run(["gcc", *FLAGS, *options, *here, *includes, "-c", "-o", folder / object_name, path], check=True)
         if name.startswith("poll/ep_") or name == "sock/life.c":  # what they have of their own is restored, too
