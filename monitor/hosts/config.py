@@ -11,7 +11,8 @@
     ring: 256KiB                         # of one direction of a connection at most: all of it is pinned memory
     spin_us: 1000                        # look so long for more before going to sleep; as the processors suggest
     device: {name: mlx5_0, port: 1, gid_index: 3, mtu: 1024, inline: 128, depth: 256}    # found out if not given
-                                         # timeout, retries (as verbs number them); loop: c or python; library
+                                         # timeout, retries (as verbs number them); loop: c or python; library;
+                                         # traffic_class (DSCP and ECN of RoCE), service_level, pkey_index: 0
     transport: verbs                     # tcp-for-tests: without RDMA, by the monitors' own TCP connection; not for use
     dead_s: 5                            # silent for so long: the link is down
     back_s: 3                            # no RDMA for so long: connections go back to their own TCP
@@ -47,6 +48,8 @@ LOOPS: Final = ("c", "python")
 _SECONDS: Final = ("dead_s", "lost_s", "back_s", "unused_s", "hold_s", "hold_most_s", "steady_s")
 DEPTH_MIN: Final = 8
 """Of a queue pair: records go beside bytes."""
+_FIELDS: Final = {"traffic_class": 255, "service_level": 15, "pkey_index": 65535}
+"""Of packets' headers, as long as they are there."""
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -83,6 +86,9 @@ class Device:
     depth: int | None = None
     timeout: int | None = None
     retries: int | None = None
+    traffic_class: int = 0
+    service_level: int = 0
+    pkey_index: int = 0
     loop: str = "c"
     library: str = "libibverbs.so.1"
 
@@ -157,6 +163,8 @@ def _config(tree: Any, folder: str) -> Config:
     device = _known(tree.get("device") or {}, "device", *Device.__dataclass_fields__)
     if any(not isinstance(value, str if key in ("name", "loop", "library") else int) for key, value in device.items()):
         raise ValueError("device: a name, and numbers")
+    if any(not 0 <= device.get(key, 0) <= most for key, most in _FIELDS.items()):
+        raise ValueError(f"device: {', '.join(f'{key} up to {most}' for key, most in _FIELDS.items())}")
     if device.get("depth", DEPTH_MIN) < DEPTH_MIN:
         raise ValueError(f"device: a depth below {DEPTH_MIN}")
     if device.get("loop", "c") not in LOOPS:

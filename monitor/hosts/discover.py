@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which RDMA device, port and GID reach the other hosts, from /sys/class/infiniband; and the pyverbs that drives it.
 
-A GID is the right one if it is of type RoCE v2 and is the address that we listen on.  hosts.yaml overrides each value
-that is found.
+On Ethernet a GID is the right one if it is of type RoCE v2 and is the address that we listen on.  A port of InfiniBand
+is if its network interface (IPoIB) has that address, and its subnet manager has given it a LID; its first GID is used.
+hosts.yaml overrides each value that is found.
 """
 
 from __future__ import annotations
 
+import array
+import fcntl
 import importlib
 import importlib.machinery
 import importlib.util
 import ipaddress
 import os
 import re
+import socket
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +31,10 @@ _SYS: Final = Path(os.environ.get("SDRUN_INFINIBAND", "/sys/class/infiniband"))
 _DEBIAN: Final = "/usr/lib/python3/dist-packages"
 _MODULES: Final = ("device", "pd", "cq", "qp", "wr", "mr", "addr", "enums")
 _ROCE_V2: Final = "RoCE v2"
+_INFINIBAND: Final = "InfiniBand"
+_SIOCGIFCONF: Final = 0x8912
+_IFREQ: Final = struct.Struct("16s4x4s16x")
+_INTERFACES_MOST: Final = 1024
 _MTU: Final = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}
 DEPTH: Final = 256
 INLINE: Final = 128
@@ -45,6 +54,11 @@ class Found(NamedTuple):
     depth: int
     timeout: int
     retries: int
+    traffic_class: int = 0
+    service_level: int = 0
+    pkey_index: int = 0
+    lid: int = 0
+    """Of an InfiniBand port."""
 
 
 def find(config: Config) -> Found:
@@ -52,15 +66,43 @@ def find(config: Config) -> Found:
     wanted = config.device
     address = None if config.listen is None else ipaddress.ip_address(config.listen[0])
     for device, port, index, gid in _gids(wanted.name, wanted.port):
-        if index == wanted.gid_index or (wanted.gid_index is None and _is(gid, address)):
+        lid = _lid(device, port)
+        is_ours = index == 0 and _has(device, port, address) if lid else _is(gid, address)
+        if index == wanted.gid_index or (wanted.gid_index is None and is_ours):
             return Found(device, port, index, gid.packed, _mtu(device, port, wanted.mtu),
                          INLINE if wanted.inline is None else wanted.inline, wanted.depth or DEPTH,
-                         wanted.timeout or TIMEOUT, RETRIES if wanted.retries is None else wanted.retries)
-    raise OSError(f"no RDMA device has a RoCE v2 GID of {address or 'any address'}")
+                         wanted.timeout or TIMEOUT, RETRIES if wanted.retries is None else wanted.retries,
+                         wanted.traffic_class, wanted.service_level, wanted.pkey_index, lid)
+    raise OSError(f"no RDMA device has {address or 'any address'}, as a GID of RoCE v2, or by IPoIB")
 
 
 def _is(gid: ipaddress.IPv6Address, address: Any) -> bool:
     return address is not None and address in (gid, gid.ipv4_mapped)
+
+
+def _lid(device: str, port: int) -> int:
+    """Of a port of InfiniBand that has one; 0."""
+    folder = _SYS / device / "ports" / str(port)
+    return int(_text(folder / "lid") or "0", 16) if _text(folder / "link_layer") == _INFINIBAND else 0
+
+
+def _has(device: str, port: int, address: Any) -> bool:
+    """Whether a network interface of that port has the address."""
+    interfaces = (_SYS / device / "device/net").glob("*")
+    ours = {entry.name for entry in interfaces if int(_text(entry / "dev_port") or "0", 0) + 1 == port}
+    return bool(ours & _interfaces_with(address))
+
+
+def _interfaces_with(address: Any) -> set[str]:
+    if isinstance(address, ipaddress.IPv6Address):
+        rows = (line.split() for line in _text(Path("/proc/net/if_inet6")).splitlines())
+        return {row[5] for row in rows if bytes.fromhex(row[0]) == address.packed}
+    space = array.array("B", bytes(_INTERFACES_MOST * _IFREQ.size))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        asked = struct.pack("iP", len(space), space.buffer_info()[0])
+        size, _ = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, asked))
+    known = _IFREQ.iter_unpack(bytes(space[:size]))
+    return {name.split(b"\0")[0].split(b":")[0].decode() for name, ip in known if address and ip == address.packed}
 
 
 def _gids(name: str | None, number: int | None) -> Iterator[tuple[str, int, int, ipaddress.IPv6Address]]:
@@ -72,7 +114,8 @@ def _gids(name: str | None, number: int | None) -> Iterator[tuple[str, int, int,
                 continue
             for entry in sorted(port.glob("gids/*"), key=lambda path: int(path.name)):
                 gid = ipaddress.IPv6Address(_text(entry) or "::")
-                if int(gid) and _text(port / "gid_attrs/types" / entry.name) == _ROCE_V2:
+                roce = _text(port / "gid_attrs/types" / entry.name) == _ROCE_V2
+                if int(gid) and (roce or _lid(device.name, int(port.name))):
                     yield device.name, int(port.name), int(entry.name), gid
 
 

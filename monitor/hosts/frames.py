@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from monitor.match import Address
 from sdlib.wire.left import REASONS
 
-VERSION: Final = 7
+VERSION: Final = 8
 DATA_MAX: Final = 65536
 """Bytes of a ring in one DATA record."""
 _ADDRESS: Final = "16sH"
@@ -131,13 +131,14 @@ class Data(NamedTuple):
 
 
 class Port(NamedTuple):
-    """My queue pair."""
+    """My queue pair. `lid`: of its port, in a fabric of InfiniBand; 0: Ethernet."""
 
     number: int
     sequence: int
     mtu: int
     depth: int
     gid: bytes
+    lid: int = 0
 
 
 class Ready(NamedTuple):
@@ -160,7 +161,7 @@ _LAYOUTS: Final[dict[Type, tuple[type[Record], Struct]]] = {
     Type.RESUME: (Resume, Struct("<16sIIIQQI")),
     Type.WORDS: (Words, Struct("<IIIIIIIQQB")),
     Type.DATA: (Data, Struct("<IIQ")),
-    Type.PORT: (Port, Struct("<IIII16s")),
+    Type.PORT: (Port, Struct("<IIII16sH")),
     Type.SWITCH: (Switch, Struct("<")),
     Type.PING: (Ping, Struct("<")),
     Type.READY: (Ready, Struct("<")),

@@ -48,7 +48,7 @@ class Device:
         self.found = found
         path: abi.CData = abi.ffi.new("char[]", library.encode())
         name: abi.CData = abi.ffi.new("char[]", found.device.encode())
-        self._device = abi.lib.sd_device_open(path, name, found.port, _CQ_ENTRIES)
+        self._device = abi.lib.sd_device_open(path, name, found.port, found.pkey_index, _CQ_ENTRIES)
         if not self._device:
             number = abi.lib.sd_device_errno()
             raise VerbsError(number, f"{found.device}: {os.strerror(number)} (it takes libibverbs)")
@@ -144,7 +144,7 @@ class QueuePair:
     def describe(self) -> frames.Port:
         """For the other side."""
         found = self._device.found
-        return frames.Port(self.number, self._sequence, found.mtu, self.status()["depth"], found.gid)
+        return frames.Port(self.number, self._sequence, found.mtu, self.status()["depth"], found.gid, found.lid)
 
     def connect(self, far: frames.Port) -> None:
         """To the other side's. Raises BadPeer, OSError."""
@@ -155,7 +155,8 @@ class QueuePair:
         abi.ffi.memmove(route.gid, far.gid, 16)
         route.number, route.far_sequence, route.own_sequence = far.number, far.sequence & 0xFFFFFF, self._sequence
         route.mtu, route.gid_index = min(far.mtu, found.mtu), found.gid_index
-        route.timeout, route.retries = found.timeout, found.retries
+        route.timeout, route.retries, route.lid = found.timeout, found.retries, far.lid
+        route.traffic_class, route.service_level = found.traffic_class, found.service_level
         _checked(abi.lib.sd_queue_connect(self._queue, route), "queue pair")
         journal.detail("queue-pair", host=self._contact.peer.name, number=self.number, far=far.number)
 

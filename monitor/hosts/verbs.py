@@ -31,6 +31,7 @@ from typing import Any, Final
 from monitor import journal
 from monitor.hosts import frames
 from monitor.hosts.batch import MESSAGE_BYTES, Batch
+from monitor.hosts.config import DEPTH_MIN
 from monitor.hosts.contact import Contact
 from monitor.hosts.discover import Found, counters, pyverbs
 from monitor.hosts.frames import BadPeer, Record
@@ -71,6 +72,8 @@ class Device:
         self._fd = max(new)  # the context's descriptor of asynchronous events was opened before
         os.set_blocking(self._fd, False)
         self.ports: dict[int, QueuePair] = {}
+        self.entries = _CQ_ENTRIES
+        """Of the completion queue that no queue pair may fill yet: its overflow is the end of all of them."""
         self.polled = self.events = 0
 
     threads = False
@@ -136,7 +139,10 @@ class QueuePair:
         v, found = device.v, device.found
         self._device, self._contact, self._v = device, contact, v
         self._pd = v.pd.PD(device.context)
-        self._depth: int = found.depth
+        self._depth: int = min(found.depth, device.entries // 2)
+        if self._depth < min(found.depth, DEPTH_MIN):
+            raise VerbsError("the completion queue has no room for one more queue pair")
+        device.entries -= 2 * self._depth
         self._buffers = bytearray(2 * self._depth * MESSAGE_BYTES)
         self._view = memoryview(self._buffers)
         address = _address(self._buffers)
@@ -159,6 +165,7 @@ class QueuePair:
         self._sge = v.wr.SGE(0, 0, 0)
         self._receives = [self._receive(index) for index in range(self._depth)]
         attr = v.qp.QPAttr(port_num=found.port)
+        attr.pkey_index = found.pkey_index
         attr.qp_access_flags = access | v.enums.IBV_ACCESS_REMOTE_WRITE
         self._qp.to_init(attr)
         for request, _ in self._receives:
@@ -174,7 +181,7 @@ class QueuePair:
     def describe(self) -> frames.Port:
         """For the other side."""
         found = self._device.found
-        return frames.Port(self.number, self._sequence, found.mtu, self._depth, found.gid)
+        return frames.Port(self.number, self._sequence, found.mtu, self._depth, found.gid, found.lid)
 
     def connect(self, far: frames.Port) -> None:
         """To the other side's. Raises BadPeer, OSError."""
@@ -182,14 +189,16 @@ class QueuePair:
             raise BadPeer("a queue pair that cannot be")
         found, v = self._device.found, self._v
         try:
-            route = v.addr.GlobalRoute(dgid=v.addr.GID(_gid_text(far.gid)), sgid_index=found.gid_index, hop_limit=64)
+            route = v.addr.GlobalRoute(dgid=v.addr.GID(_gid_text(far.gid)), sgid_index=found.gid_index, hop_limit=64,
+                                       traffic_class=found.traffic_class)
             attr = v.qp.QPAttr(port_num=found.port)
             attr.dest_qp_num, attr.path_mtu = far.number, min(far.mtu, found.mtu)
             attr.rq_psn, attr.sq_psn = far.sequence & 0xFFFFFF, self._sequence
             attr.max_dest_rd_atomic = attr.max_rd_atomic = 1
             attr.min_rnr_timer, attr.rnr_retry = 1, 7
             attr.timeout, attr.retry_cnt = found.timeout, found.retries
-            attr.ah_attr = v.addr.AHAttr(port_num=found.port, is_global=1, gr=route, dlid=0)
+            attr.ah_attr = v.addr.AHAttr(port_num=found.port, is_global=1, gr=route, dlid=far.lid,
+                                       sl=found.service_level)
             self._qp.to_rts(attr)
         except Exception as error:
             raise VerbsError(f"queue pair: {error}") from None
@@ -320,6 +329,7 @@ class QueuePair:
     def close(self) -> None:
         """Nothing more arrives. What waits in the completion queue is of nobody then."""
         self._device.ports.pop(self.number, None)
+        self._device.entries += 2 * self._depth
         self._qp.close()
         for into, out in self._regions.values():
             into.close()

@@ -69,6 +69,9 @@ struct sd_region {
 struct sd_route {
     uint8_t gid[16];
     uint32_t number, far_sequence, own_sequence, mtu, gid_index, timeout, retries;
+    uint32_t lid;           /* theirs, in a fabric of InfiniBand; 0: Ethernet */
+    uint32_t traffic_class; /* of each packet: DSCP and ECN, */
+    uint32_t service_level; /* and InfiniBand's lane, or Ethernet's priority */
 };
 
 enum sd_loop_kind {
@@ -95,13 +98,14 @@ struct sd_queue_counts {
     uint32_t depth, inline_bytes; /* as the device allows */
 };
 
-/* `library`: libibverbs; all devices have the first one's. */
-struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t entries);
+/* `library`: libibverbs; all devices have the first one's. `entries`: of the completion queue of all queue pairs, as far as the device has so many. */
+struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t pkey_index, uint32_t entries);
 int sd_device_errno(void); /* of the last sd_device_open or sd_queue_open that returned NULL */
 int sd_device_fd(struct sd_device *device);
 int sd_device_arm(struct sd_device *device);
 void sd_device_close(struct sd_device *device);
 
+/* Its depth is less where the device, or what is left of the completion queue, allows no more; ENOSPC: too little is left. */
 struct sd_queue *sd_queue_open(struct sd_device *device, uint32_t depth, uint32_t inline_bytes);
 uint32_t sd_queue_number(struct sd_queue *queue);
 int sd_queue_connect(struct sd_queue *queue, const struct sd_route *route);

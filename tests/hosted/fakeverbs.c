@@ -38,6 +38,7 @@ struct qp {
     struct ibv_sge places[REQUESTS];
     uint32_t posted, carried, freed, ready, used; /* requests; receives */
     uint32_t depth, far;
+    struct { uint32_t lid, service_level, traffic_class, pkey_index; } route;
     enum ibv_qp_state state;
 };
 
@@ -336,8 +337,15 @@ int ibv_modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)
     q->state = attr->qp_state;
     if (mask & IBV_QP_DEST_QPN)
         q->far = attr->dest_qp_num;
+    if (mask & IBV_QP_PKEY_INDEX)
+        q->route.pkey_index = attr->pkey_index;
+    if (mask & IBV_QP_AV)
+        q->route.lid = attr->ah_attr.dlid, q->route.service_level = attr->ah_attr.sl, q->route.traffic_class = attr->ah_attr.grh.traffic_class;
     return 0;
 }
+
+/* What a queue pair was told of its way. */
+void fake_route(uint32_t number, uint32_t values[4]) { memcpy(values, &pair_at(number)->route, sizeof pair_at(number)->route); }
 
 int ibv_destroy_qp(struct ibv_qp *qp)
 {

@@ -143,7 +143,7 @@ static void open_all(const char *library, int other)
     struct told mine = {0}, theirs;
     struct sd_route route = {.mtu = 3, .timeout = 14, .retries = 6};
 
-    device = sd_device_open(library, "soft", 1, 8192);
+    device = sd_device_open(library, "soft", 1, 0, 8192);
     CHECK(device && sd_device_start(device, 0) == 0);
     queue = sd_queue_open(device, 64, 64);
     CHECK(queue);

@@ -51,7 +51,7 @@ static struct ibv_context *open_named(const char *name)
     return found;
 }
 
-struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t entries)
+struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t pkey_index, uint32_t entries)
 {
     struct sd_device *d = calloc(1, sizeof *d);
 
@@ -63,6 +63,7 @@ struct sd_device *sd_device_open(const char *library, const char *name, uint32_t
         goto no;
     failed = ENODEV;
     d->port = port;
+    d->pkey_index = pkey_index;
     if (!(d->context = open_named(name)))
         goto no;
     failed = EIO;
@@ -70,7 +71,7 @@ struct sd_device *sd_device_open(const char *library, const char *name, uint32_t
     if (lib.ibv_query_device_(d->context, &attr))
         goto no;
     d->most = (u32)attr.max_qp_wr;
-    entries = (u32)min_u64(entries, (u64)attr.max_cqe);
+    d->entries = entries = (u32)min_u64(entries, (u64)attr.max_cqe);
     if (!(d->channel = lib.ibv_create_comp_channel_(d->context)) ||
         !(d->cq = lib.ibv_create_cq_(d->context, (int)entries, NULL, d->channel, 0)))
         goto no;
@@ -109,6 +110,8 @@ int sd_device_arm(struct sd_device *d)
 
 /* ------------------------------------------------------------------ queue pairs */
 
+#define DEPTH_LEAST 8
+
 int sd_queue_receive(struct sd_queue *q, u32 index)
 {
     struct ibv_sge sge = {(uintptr_t)q->messages + (u64)index * SD_VERBS_MESSAGE, SD_VERBS_MESSAGE, q->pool->lkey};
@@ -131,7 +134,7 @@ static bool make(struct sd_queue *q, struct sd_device *d, u32 inline_bytes)
         .send_cq = d->cq, .recv_cq = d->cq, .qp_type = IBV_QPT_RC,
         .cap = {.max_send_wr = q->depth, .max_recv_wr = q->depth, .max_send_sge = 1, .max_recv_sge = 1, .max_inline_data = inline_bytes},
     };
-    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = (u8)d->port,
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = (u8)d->port, .pkey_index = (u16)d->pkey_index,
                                .qp_access_flags = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE};
     u64 bytes = 2ull * q->depth * SD_VERBS_MESSAGE;
 
@@ -147,6 +150,9 @@ static bool make(struct sd_queue *q, struct sd_device *d, u32 inline_bytes)
     return true;
 }
 
+/* A completion queue that overflows is the end of all queue pairs: each has room there for all that it may have under way. */
+static u32 takes(const struct sd_queue *q) { return 2 * q->depth; }
+
 struct sd_queue *sd_queue_open(struct sd_device *d, uint32_t depth, uint32_t inline_bytes)
 {
     struct sd_queue *q = calloc(1, sizeof *q);
@@ -155,7 +161,13 @@ struct sd_queue *sd_queue_open(struct sd_device *d, uint32_t depth, uint32_t inl
     if (!q)
         return NULL;
     q->device = d;
-    q->depth = (u32)min_u64(depth, d->most);
+    q->depth = (u32)min_u64(min_u64(depth, d->most), d->entries / 2);
+    failed = ENOSPC;
+    if (q->depth < min_u64(depth, DEPTH_LEAST)) {
+        free(q);
+        return NULL;
+    }
+    d->entries -= takes(q);
     q->next = d->queues;
     d->queues = q;
     errno = 0;
@@ -173,7 +185,8 @@ int sd_queue_connect(struct sd_queue *q, const struct sd_route *r)
     struct ibv_qp_attr attr = {
         .qp_state = IBV_QPS_RTR, .path_mtu = (enum ibv_mtu)r->mtu, .dest_qp_num = r->number, .rq_psn = r->far_sequence,
         .max_dest_rd_atomic = 1, .min_rnr_timer = 1,
-        .ah_attr = {.is_global = 1, .port_num = (u8)q->device->port, .grh = {.sgid_index = (u8)r->gid_index, .hop_limit = 64}},
+        .ah_attr = {.is_global = 1, .dlid = (u16)r->lid, .sl = (u8)r->service_level, .port_num = (u8)q->device->port,
+                    .grh = {.sgid_index = (u8)r->gid_index, .hop_limit = 64, .traffic_class = (u8)r->traffic_class}},
     };
 
     memcpy(attr.ah_attr.grh.dgid.raw, r->gid, 16);
@@ -191,6 +204,7 @@ int sd_queue_connect(struct sd_queue *q, const struct sd_route *r)
 void sd_queue_close(struct sd_queue *q)
 {
     sd_queue_leave(q);
+    q->device->entries += takes(q);
     if (q->qp)
         lib.ibv_destroy_qp_(q->qp);
     if (q->pool)

@@ -35,7 +35,8 @@ struct sd_device {
     struct sd_queue *queues;
     struct sd_threads *threads;
     u64 looks, turns, moved;
-    u32 port, most; /* requests in a queue pair */
+    u32 port, pkey_index, most; /* requests in a queue pair */
+    u32 entries; /* of the completion queue that no queue pair may fill yet */
     u32 untold;     /* events that Python has not handled yet: what comes behind them, it has to handle as well */
 };
 
