@@ -103,7 +103,41 @@ static void unwatched(void)
     loop_watches = 1;
 }
 
+/* A thread of the program sleeps in some poll, armed, and does not run; another one looks, and takes nothing: what it sleeps for is still to be heard
+ * ([B2] of ring/bell.h), also when more comes after the first was ([B3]). */
+static void in_company(void)
+{
+    shared_by_threads(0, SD_DIR_RX);
+    loop_begin(false, LOOP_RECEIVES);
+    loop_script.bytes[0] = loop_script.bytes[1] = 1;
+    *(u32 *)&w.seg.dir[1].rx_armed = 1;
+    *(u32 *)&w.sock[0].parked = 1;
+    bells_at_most = 2;
+}
+
+static void in_company_exclusive(void)
+{
+    in_company();
+    *(u32 *)&w.sock[0].parked = 0;
+    w.block[0].exclusive = 1;
+}
+
+static void only_look(void)
+{
+    for (u32 i = 0; i < 3; i++)
+        sd_look_at_kernel(&w.sock[0], FD_OF(0));
+}
+
+static void sleeper_would_see_it(void)
+{
+    loop_settled();
+    if (*(u64 *)&w.seg.dir[1].tail != *(u64 *)&w.seg.dir[1].head && !net_bells_unread(1))
+        host_fail("a sleeper would sleep on");
+}
+
 static const struct scenario scenes_loop[] = {
+    {"loop-company", in_company, {only_look, loop_device, NULL, NULL, loop_far}, sleeper_would_see_it, .forever = LOOP_FOREVER},
+    {"loop-company-exclusive", in_company_exclusive, {only_look, loop_device, NULL, NULL, loop_far}, sleeper_would_see_it, .forever = LOOP_FOREVER},
     {"loop-nudge", silent, {put_one, loop_device, loop_caller}, one_sent, .forever = LOOP_FOREVER},
     {"loop-nudges", silent, {put_two, NULL, loop_caller}, two_sent, .forever = LOOP_FOREVER},
     {"loop-crowded", crowded, {put_one, NULL, loop_caller}, sent_or_said, .forever = LOOP_FOREVER},

@@ -23,6 +23,7 @@ DRIVERS = (*EXPLORING, "loop.c", "loop_system.c", "loop_wire.c", *SCENES)
 NAMES = [name for scenes in SCENES
          for name in re.findall(r'^    {"([a-z-]+)"', (HOSTED / scenes).read_text(), re.MULTILINE)]
 ASLEEP = "a lost wake-up"
+OTHERS = "a sleeper would sleep on"
 GONE = "memory is touched that is gone"
 
 MUTANTS = [
@@ -43,6 +44,13 @@ MUTANTS = [
     Mutant("loop-arrive", ASLEEP, "py/copy.c", "    store_rel(&seg->moving, 0);\n    sd_fence();",
            "    store_rel(&seg->moving, 0);\n    (void)0;"),
     Mutant("loop-arrivals", ASLEEP, "verbs/called.c", "t->cq_armed = again = true;", "t->cq_armed = true;"),
+    Mutant("loop-company", OTHERS, "sock/doorbell.c", "    return sd_shared(s) && (load_rlx(&s->b->users) > 1",
+           "    return false && (load_rlx(&s->b->users) > 1"),
+    Mutant("loop-company", OTHERS, "sock/doorbell.c", "    if (kept && !over && unseen(s)) {",
+           "    if (kept && over) {"),
+    Mutant("loop-company", OTHERS, "sock/far.c", "    if (!due && sd_bell_due(&s->e))\n        return SD_FAR_BYTES;\n",
+           "    (void)due;\n"),
+    Mutant("loop-company-exclusive", OTHERS, "sock/doorbell.c", " || s->b->exclusive);", ");"),
     Mutant("loop-python", "Python is not told", "verbs/threads.c", "        eventfd_write(t->news, 1);",
            "        (void)0;"),
     Mutant("loop-python", ASLEEP, "verbs/threads.c", "    bool kick = t->dirty || t->full;",

@@ -271,7 +271,7 @@ static bool look(struct sock *s, int fd, struct sd_hold *h, bool over, u32 *more
         return false;
     }
     if (sd_is_far(s)) {
-        r = sd_far_look(s, fd, h, claimed);
+        r = sd_far_look(s, fd, h, claimed, bell);
         bell = r == SD_FAR_BELL;
         if (claimed && !bell)
             sd_bell_leave(&s->e);

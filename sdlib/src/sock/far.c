@@ -290,7 +290,7 @@ u64 sd_far_doubled(struct sock *s, int fd)
     return size && (u64)r > size && !seen[size] && !sd_back_published(&s->e) ? size : 0;
 }
 
-long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed)
+long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed, bool due)
 {
     u8 seen[2 * sizeof(struct sd_mark)];
     long r = look_ahead(s, fd, seen, sizeof seen);
@@ -304,6 +304,8 @@ long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed)
         look_at_mark(s, fd, seen, (u64)r);
         return SD_FAR_BYTES;
     }
+    if (!due && sd_bell_due(&s->e))
+        return SD_FAR_BYTES;
     for (; !claimed && size < (u64)r && !seen[size]; size++)
         more = true; /* [B3], or two monitors, one after the other, have rung for the same */
     if (sd_revocable(h, __NR_recvmsg, fd, seen, size, MSG_DONTWAIT) != (long)size)
@@ -346,7 +348,7 @@ bool sd_far_await(struct sock *s, int fd, u32 mode)
     long r;
 
     sd_take(s, SD_DIR_RX, SD_MARK_EAT, &h);
-    r = load_rlx(&s->b->rx_mode) != mode ? SD_FAR_BYTES : sd_far_look(s, fd, &h, 0);
+    r = load_rlx(&s->b->rx_mode) != mode ? SD_FAR_BYTES : sd_far_look(s, fd, &h, 0, true);
     sd_leave(&h);
     if (r < 0 && r != -EAGAIN && r != -EINTR)
         sd_latch_end(s, fd, (u32)-r); /* the kernel says it once */
@@ -396,7 +398,7 @@ void sd_far_overhear(struct sock *s, int fd)
     if (load_acq(&s->seg->deaf))
         err = heard_since(s, fd);
     else if (load_rlx(&s->b->rx_mode) == SD_MODE_RING)
-        r = sd_far_look(s, fd, &h, 0);
+        r = sd_far_look(s, fd, &h, 0, true);
     sd_leave(&h);
     if (r < 0 && r != -EAGAIN && r != -EINTR)
         sd_latch_end(s, fd, (u32)-r);

@@ -68,8 +68,9 @@ void sd_far_overhear(struct sock *s, int fd);                         /* its rea
 bool sd_far_shut(struct sock *s);                                     /* true: the supervisor shuts our direction, behind what it takes there */
 /* Inside. Our direction's way to TCP; the ring is written no more. False: it cannot be told where the bytes go on. */
 bool sd_far_back(struct sock *s, int fd, struct sd_hold *h);
-/* Inside. `claimed`: what sd_bell_claim() has said, 0: there is no company. */
-long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed);
+/* Inside. `claimed`: what sd_bell_claim() has said, 0: there is no company. `due`: the bell word was asked whether there is a doorbell, and whether it is to stay for
+ * others ([B2] of ring/bell.h): one that has come since then is none to eat. */
+long sd_far_look(struct sock *s, int fd, struct sd_hold *h, u32 claimed, bool due);
 u64 sd_far_doubled(struct sock *s, int fd); /* inside: two doorbells stand there, and the first one has so many bytes; 0: not two */
 bool sd_far_skip(struct sock *s, int fd, u64 left, struct sd_hold *h);/* inside: throws TCP bytes away; false: not all are there yet */
 i64 sd_far_closed_pos(u64 received, i32 unread, int fd);              /* sd_rx_pos() of a connection that is closed */
