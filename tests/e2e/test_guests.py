@@ -39,6 +39,13 @@ def test_behaviour(command: str, runner: Runner, guests: Guests) -> None:
     runner.check(program, at_least=2, of_bytes=200)  # what was sent before the switch, mid-stream, went by TCP
 
 
+def test_a_send_with_a_time_limit_sleeps(shm: Runner, guests: Guests) -> None:
+    """SO_SNDTIMEO, more than a second of it: once for each wait and not once a millisecond."""
+    program = shm.run(guests("timeouts"))
+    [report] = shm.check(program, at_least=2)
+    assert report.raw["counters"]["parks"] < 60, str(report)
+
+
 few = pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 70_000, reason="too few descriptors")
 
 

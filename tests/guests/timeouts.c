@@ -40,6 +40,14 @@ static void accepted(int fd)
         n = send(fd, junk, sizeof junk, 0);
     while (n > 0 && now_s() - start < 20);
     CHECK(n == -1 && errno == EAGAIN);
+    set_timeout(fd, SO_SNDTIMEO, 10000);
+    do { /* TCP's buffers may have grown a little meanwhile */
+        alarm_in(50, SA_RESTART); /* with a time limit it ends a send all the same */
+        n = send(fd, junk, sizeof junk, 0);
+    } while (n > 0 && now_s() - start < 20);
+    CHECK(n == -1 && errno == EINTR && alarms >= 3);
+    CHECK(send(fd, junk, sizeof junk, 0) > 0); /* there is room in time */
+    CHECK(shutdown(fd, SHUT_WR) == 0);
 }
 
 static void connected(int fd)
@@ -51,6 +59,9 @@ static void connected(int fd)
     char c;
     CHECK(recv(fd, &c, 1, MSG_PEEK) == 1);
     sleep_ms(1200);
+    static char junk[1 << 16];
+    while (recv(fd, junk, sizeof junk, 0) > 0)
+        ;
 }
 
 int main(void) { return guest_main(accepted, connected); }

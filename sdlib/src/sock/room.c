@@ -3,6 +3,7 @@
  * room.c - waiting for room in a ring that is full.
  */
 #include "poll/poll.h"
+#include "ring/cork.h"
 #include "sock/far.h"
 #include "sock/sock.h"
 
@@ -34,6 +35,29 @@ bool sd_arm_room(struct sock *s, u64 need)
 
 #define LOOK 1
 
+/* With SO_SNDTIMEO. Behind a handler such a send ends with EINTR, whatever the handler's flags, and so does ppoll. */
+static long sleep_until(int fd, u64 deadline)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    struct timespec64 ts;
+    struct sd_tcb *t = sd_self();
+    u64 now = sd_now_ns();
+    long r;
+
+    if (now >= deadline)
+        return -EAGAIN;
+    t->wakeable = SD_WAKE_AS(0);
+    r = SYS5(__NR_ppoll, &p, 1, sd_ns_ts(deadline - now, &ts), 0, 8);
+    t->wakeable = 0;
+    return r > 0 ? LOOK : r;
+}
+
+/* Nobody rings, or nobody would know that we sleep: sd_park(). */
+static bool must_look(const struct sock *s, u64 sleeper)
+{
+    return sd_no_bells(s) || sleeper == SD_PARK_UNKNOWN || sd_cork_pending(&s->e) || (sleeper != SD_NOT_PARKED && sd_bell_stays(s));
+}
+
 /* Armed. 0: look again; LOOK: something has come; -EINTR or -EAGAIN (SO_SNDTIMEO) for the program. */
 static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
 {
@@ -51,9 +75,11 @@ static long sleep_for_room(struct sock *s, int fd, u64 deadline, u64 sleeper)
             return 0;
         }
     }
-    /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
     COUNT_OF(s, parks);
     COUNT(calls_kernel);
+    if (!must_look(s, sleeper))
+        return sleep_until(fd, deadline);
+    /* Unread TCP bytes, or nobody who can ring: look again every millisecond. */
     if (sd_now_ns() >= deadline)
         return -EAGAIN;
     r = sd_sleep_ns(1000000);

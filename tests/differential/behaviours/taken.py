@@ -20,6 +20,7 @@ from tests.differential.linux import (
     SHUT_RD,
     SHUT_WR,
     SO_RCVLOWAT,
+    SO_SNDTIMEO,
     SOL_SOCKET,
     WAITALL,
 )
@@ -146,7 +147,12 @@ def pidfd_getfd_full(stage: Stage) -> None:
     ep = a.epoll()
     ways: tuple[Callable[[int], Call], ...] = (
         lambda x: a.start.poll([(x, OUT)], 8000), lambda x: a.start.wait(ep, timeout=8000),
-        lambda x: a.start.send(x, b"s"))  # fmt: skip
+        lambda x: a.start.send(x, b"s"), lambda x: limited(x).start.send(x, b"s"))  # fmt: skip
+
+    def limited(x: int) -> Side:
+        a.setsockopt(x, SOL_SOCKET, SO_SNDTIMEO, struct.pack("=qq", 8, 0))
+        return a
+
     for way in ways:
         x, y = stage.connection()
         a.ctl(ep, "add", x, OUT)
