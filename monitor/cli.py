@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from monitor import journal
+from monitor import journal, segment
 from monitor.server import Server
 from monitor.session import Limits, Name
 from sdlib import abi
@@ -338,7 +338,7 @@ def _serve(options: argparse.Namespace) -> int:
         options.max_clients_per_user,
         options.max_offers_per_client,
         options.max_offers_per_user,
-        options.max_ring,
+        segment.largest_ring(options.max_ring),
         options.max_memory,
         options.max_memory_per_user,
     )

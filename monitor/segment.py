@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 from functools import lru_cache
 
+from sdlib import abi
 from sdlib.wire.segment import SEALS, initial_header, segment_bytes
 
 TYPE_CHECKING = False
@@ -24,6 +26,14 @@ def _new_memfd() -> int:
         return os.memfd_create("socksdirect-segment", flags | _MFD_NOEXEC_SEAL)
     except OSError:
         return os.memfd_create("socksdirect-segment", flags)
+
+
+def largest_ring(most: int) -> int:
+    """As many bytes of a ring, up to `most`, as files may have (RLIMIT_FSIZE), or the smallest there is."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    while limit != resource.RLIM_INFINITY and most > abi.const.SD_RING_MIN and segment_bytes(most) > limit:
+        most //= 2
+    return most
 
 
 def make(ring_bytes: int) -> int:

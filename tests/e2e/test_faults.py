@@ -75,6 +75,12 @@ def test_limits_before_the_start(shm: Runner, limit: str) -> None:
     shm.check(program, at_least=2)
 
 
+def test_rings_are_as_large_as_files_may_be(shm: Runner) -> None:
+    """By a hard limit, which holds for a monitor that the tree starts, too: four megabytes do not fit twice."""
+    shm.before = ["prlimit", "--fsize=6000000"]
+    shm.check(shm.run(sys.executable, "-c", TALKS), at_least=2)
+
+
 @pytest.mark.parametrize("limit", ["--fsize=0", "--fsize=20000", "--fsize=2000000", "--nofile=12"])
 def test_hard_limits_before_the_start(sd_env: dict[str, str], limit: str) -> None:
     """Where the memory that we need cannot be had, the program runs, on TCP: the tree has a keeper in any case."""
