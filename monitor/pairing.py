@@ -18,7 +18,7 @@ from monitor.outbox import Outbox
 from monitor.session import TEXTS, Client, Limits
 from sdlib.wire import messages
 from sdlib.wire.messages import Bell, Code, ProtocolError
-from sdlib.wire.segment import check_memfd, counted_bytes, counts_as, ring_size_ok, segment_bytes
+from sdlib.wire.segment import check_memfd, counted_bytes, counts_as, ring_of, ring_size_ok, segment_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # most monitors know no other host
@@ -187,7 +187,7 @@ class Pairing:
 
     def on_hold(self, client: Client, message: messages.Hold, memfd: int) -> None:
         """A segment of an earlier monitor. `memfd` is looked at, never mapped or kept."""
-        ring_bytes = (os.fstat(memfd).st_size - segment_bytes(0)) // 2
+        ring_bytes = ring_of(memfd)
         wrong = "ring size" if not ring_size_ok(ring_bytes) else check_memfd(memfd, ring_bytes)
         if wrong or self.ledger.held_by(client.number) >= self._limits.offers_per_client:
             raise ProtocolError(f"HOLD of what is no segment: {wrong or 'too many'}")

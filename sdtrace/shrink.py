@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from policies import Settings
 from sdlib import abi
 from sdlib.records import dataclass
-from sdlib.wire.segment import segment_bytes
+from sdlib.wire.segment import ring_of
 from sdtrace import procfs
 from sdtrace.halted import Halted
 from sdtrace.held import Held, Key
@@ -175,7 +175,7 @@ def punch(segment: int, side: int) -> int:
     if not _producer(segment, side)[1]:
         return 0
     before = resident(segment)
-    ring_bytes = (os.fstat(segment).st_size - segment_bytes(0)) // 2
+    ring_bytes = ring_of(segment)
     at = abi.const.SD_SEG_HDR_BYTES + side * ring_bytes
     if _libc.fallocate(segment, _KEEP_SIZE | _PUNCH_HOLE, at, ring_bytes) < 0:
         raise OSError(ctypes.get_errno(), "fallocate")

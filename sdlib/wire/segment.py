@@ -40,10 +40,14 @@ def counted_bytes(ring_bytes: int) -> int:
     return segment_bytes(min(ring_bytes, _COUNTED_RING))
 
 
+def ring_of(memfd: int) -> int:
+    """Bytes of each ring of a segment, by its size."""
+    return (os.fstat(memfd).st_size - segment_bytes(0)) // 2
+
+
 def counts_as(memfd: int, *, far: bool) -> int:
     """Of a segment that is there; one between hosts is registered with a device, and all of it is memory."""
-    size = os.fstat(memfd).st_size
-    return size if far else counted_bytes((size - segment_bytes(0)) // 2)
+    return (segment_bytes if far else counted_bytes)(ring_of(memfd))
 
 
 def initial_header(ring_bytes: int) -> bytes:

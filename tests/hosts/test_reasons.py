@@ -18,6 +18,7 @@ import pytest
 from tests.hosts.talk import ping
 from tests.hosts.test_back import in_its_copy
 from tests.hosts.test_between import quick_only
+from tests.hosts.test_given import RECEIVER
 from tests.hosts.world import Mode, Program, World, wait_for
 
 SERVER = """
@@ -49,16 +50,6 @@ while data := s.recv(65536):
         case "peek offset": s.setsockopt(socket.SOL_SOCKET, 42, 0)
         case "timestamp": s.setsockopt(socket.SOL_SOCKET, 29, 1)
         case "urgent": s.send(b"!", socket.MSG_OOB)
-"""
-RECEIVER = """
-import socket, sys
-with socket.socket(socket.AF_UNIX) as u:
-    u.bind(sys.argv[1]); u.listen()
-    print("listening", flush=True)
-    c, _ = u.accept()
-    s = socket.socket(fileno=socket.recv_fds(c, 1, 1)[1][0])
-    while data := s.recv(65536): s.sendall(data)
-    c.send(b"x")
 """
 WHAT_A_PROGRAM_DOES = {
     "given": ("descriptor-passed", "descriptor-passed"),

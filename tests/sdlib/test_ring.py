@@ -216,15 +216,20 @@ def test_a_producer_that_fences_spares_the_waiter_a_membarrier(pair: tuple[End, 
     assert fenced.prod_fenced == 0 and lib.sd_py_rx_arm(there.c)
 
 
-def test_room_rings_when_half_of_the_ring_is_free(pair: tuple[End, End]) -> None:
-    here, there = pair
-    here.send(pattern(RING))
+def rings_at_half(here: End, there: End, unread: int) -> None:
+    """Who sleeps for room behind so many unread bytes hears when half of them are read, and not before."""
     assert here.fall_asleep(room=True)
-    there.recv(RING // 2 - 1)
+    there.recv(unread // 2 - 1)
     assert here.wire.unread() == 0
     there.recv(1)
     assert here.wire.unread() == 1
     here.wake_up()
+
+
+def test_room_rings_when_half_of_the_ring_is_free(pair: tuple[End, End]) -> None:
+    here, there = pair
+    here.send(pattern(RING))
+    rings_at_half(here, there, RING)
     assert here.send(pattern(RING)) == RING // 2
     assert here.words.dir[0].tx_armed == 0, "whoever sees room takes the count back"
 
@@ -235,12 +240,7 @@ def test_room_rings_when_half_of_what_may_be_unread_is_free() -> None:
     limit = RING + RING // 2
     lib.sd_py_tx_most(here.c, limit)
     assert here.send(pattern(4 * RING)) == limit
-    assert here.fall_asleep(room=True)
-    there.recv(limit // 2 - 1)
-    assert here.wire.unread() == 0
-    there.recv(1)
-    assert here.wire.unread() == 1
-    here.wake_up()
+    rings_at_half(here, there, limit)
     lib.sd_py_tx_most(here.c, 100 * RING)
     assert here.send(pattern(4 * RING)) == 4 * RING - limit // 2, "no more than there is"
     lib.sd_py_tx_most(here.c, 0)

@@ -155,8 +155,7 @@ i64 sd_tx_room(struct sd_end *e)
 
 void sd_tx_most(struct sd_end *e, u64 most)
 {
-    most = most < e->bytes ? most : e->bytes;
-    e->tx_bytes = most > SD_RING_MIN ? most : SD_RING_MIN;
+    e->tx_bytes = max_u64(min_u64(most, e->bytes), SD_RING_MIN);
     store_rlx(&e->tx->tx_most, e->tx_bytes < e->bytes ? (u32)e->tx_bytes : 0); /* before any arming [W2] */
     sd_tx_unplan(e);
 }
