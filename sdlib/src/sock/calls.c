@@ -14,15 +14,17 @@
 
 long sd_bad_iov(const struct iovec *iov, u64 n, u32 flags)
 {
+    long r = 0;
+
     if (!sd_is_given((u64)iov, n * sizeof *iov))
         return -EFAULT;
     for (u64 i = 0; i < n; i++) {
         if ((i64)iov[i].len < 0)
-            return -EINVAL;
-        if (sd_bad_room((u64)iov[i].base, iov[i].len, flags))
-            return -EFAULT;
+            return -EINVAL; /* of any of them, before the first address */
+        if (sd_bad_room((u64)iov[i].base, n == 1 ? min_u64(iov[i].len, SD_MOST_BYTES) : iov[i].len, flags))
+            r = -EFAULT;
     }
-    return 0;
+    return r;
 }
 
 /* A connection of this process alone that has no ring, and whose time to be offered has not come: the call is the kernel's, as it is. Short
@@ -85,25 +87,27 @@ SD_CALL(sd_write)
 static long vector_in(struct sock *s, struct sd_frame *f, u32 flags)
 {
     struct iovec *iov = (struct iovec *)f->rsi;
+    u32 n = (u32)f->rdx; /* as the kernel counts them */
     long r;
 
-    if (f->rdx > MAX_IOV || !f->rdx)
+    if (n > MAX_IOV || !n)
         return SD_PASS;
-    if ((r = sd_bad_iov(iov, f->rdx, 0)) || !sd_iov_bytes(iov, f->rdx))
+    if ((r = sd_bad_iov(iov, n, 0)) || !sd_iov_bytes(iov, n))
         return r; /* read(2) of nothing does not wait, recv(2) of nothing does */
-    return sd_rx(s, (int)f->rdi, iov, f->rdx, flags);
+    return sd_rx(s, (int)f->rdi, iov, n, flags);
 }
 
 static long vector_out(struct sock *s, struct sd_frame *f, u32 flags)
 {
     struct iovec *iov = (struct iovec *)f->rsi;
+    u32 n = (u32)f->rdx;
     long r;
 
-    if (f->rdx > MAX_IOV || !f->rdx)
+    if (n > MAX_IOV || !n)
         return SD_PASS;
-    if ((r = sd_bad_iov(iov, f->rdx, 0)))
-        return r;
-    return sd_tx(s, (int)f->rdi, iov, f->rdx, flags);
+    if ((r = sd_bad_iov(iov, n, 0)) || !sd_iov_bytes(iov, n))
+        return r; /* also where the next byte would be an error */
+    return sd_tx(s, (int)f->rdi, iov, n, flags);
 }
 
 SD_CALL(sd_readv)
@@ -142,13 +146,26 @@ static long rw_flags(const struct sd_frame *f, u32 *flags)
     return 0;
 }
 
+/* The kernel looks at the flags after the vector, and at none of them where there is nothing to move. */
+static long bad_flags(const struct sock *s, const struct sd_frame *f, long why)
+{
+    const struct iovec *iov = (const struct iovec *)f->rsi;
+    u32 n = (u32)f->rdx;
+    long r;
+
+    if (why == SD_PASS || !sd_attached(s) || n > MAX_IOV || !n)
+        return SD_PASS;
+    r = sd_bad_iov(iov, n, 0);
+    return r || !sd_iov_bytes(iov, n) ? r : why;
+}
+
 SD_CALL(sd_preadv2)
 {
     u32 flags;
     long r = rw_flags(f, &flags);
 
     HOLD(s, f->rdi);
-    return sd_done(s, r && sd_attached(s) ? r : r ? SD_PASS : vector_in(s, f, flags));
+    return sd_done(s, r ? bad_flags(s, f, r) : vector_in(s, f, flags));
 }
 
 SD_CALL(sd_pwritev2)
@@ -157,7 +174,7 @@ SD_CALL(sd_pwritev2)
     long r = rw_flags(f, &flags);
 
     HOLD(s, f->rdi);
-    return sd_done(s, r && sd_attached(s) ? r : r ? SD_PASS : vector_out(s, f, flags));
+    return sd_done(s, r ? bad_flags(s, f, r) : vector_out(s, f, flags));
 }
 
 /* TCP names no sender: what the kernel does with the program's length, after the bytes were taken. */
@@ -176,8 +193,8 @@ SD_CALL(sd_recvfrom)
     HOLD(s, f->rdi);
     if (!((u32)f->r10 & ~(u32)PLAIN_IN) && plain(s))
         return as_it_is(s, f, 1);
-    struct iovec v = {(u8 *)f->rsi, f->rdx};
-    if (sd_bad_room(f->rsi, f->rdx, (u32)f->r10))
+    struct iovec v = {(u8 *)f->rsi, min_u64(f->rdx, SD_MOST_BYTES)};
+    if (sd_bad_room(f->rsi, v.len, (u32)f->r10))
         return sd_done(s, -EFAULT);
     long r = sd_rx(s, (int)f->rdi, &v, 1, (u32)f->r10);
     if (r >= 0 && f->r8) {
@@ -194,7 +211,7 @@ static long bad_name(u64 name, i32 len)
         return 0;
     if (len < 0 || len > 128)
         return -EINVAL;
-    return sd_bad_range(name, (u64)len) ? -EFAULT : 0;
+    return !len || sd_is_given(name, (u64)len) ? 0 : -EFAULT;
 }
 
 SD_CALL(sd_sendto)
@@ -202,10 +219,10 @@ SD_CALL(sd_sendto)
     HOLD(s, f->rdi);
     if (!((u32)f->r10 & ~(u32)PLAIN_OUT) && plain(s))
         return as_it_is(s, f, 0);
-    struct iovec v = {(u8 *)f->rsi, f->rdx};
+    struct iovec v = {(u8 *)f->rsi, min_u64(f->rdx, SD_MOST_BYTES)};
     struct msghdr m = {.iov = &v, .iovlen = 1, .name = (void *)f->r8, .namelen = (i32)f->r9};
     long r;
-    if (sd_bad_range(f->rsi, f->rdx))
+    if (sd_bad_range(f->rsi, v.len))
         return sd_done(s, -EFAULT);
     if ((r = bad_name(f->r8, m.namelen)))
         return sd_done(s, r);

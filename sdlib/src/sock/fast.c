@@ -30,7 +30,7 @@ long sd_taken_from_waiter(struct sock *s, u64 fd, u64 n)
     return (long)n;
 }
 
-/* The plan is used up. Another one, but for when it is time to ask whether the peer is still there (peer_left() in tx.c). */
+/* The plan is used up. Another one, but for when it is time to ask whether the peer is still there (sd_peer_left() in tx.c). */
 bool sd_plan_again(struct sock *s, u64 len)
 {
     struct sd_end *e = &s->e;
@@ -128,8 +128,8 @@ static inline __attribute__((always_inline)) long fast_rx(u64 fd, u8 *buf, u64 l
     u64 head = load_rlx(&d->head), n = s->e.rx_tail_seen - head, least = word ? len : 1, at;
     if (n < len) {
         n = load_acq(&d->tail) - head; /* [R1] */
-        if (unlikely(load_rlx(&d->sw_back)))
-            return SLOW; /* TCP goes on where the ring ends */
+        if (unlikely(load_rlx(&d->sw_back)) || unlikely(len >> 47))
+            return SLOW; /* TCP goes on where the ring ends; read says EFAULT */
         if (unlikely(n - least >= s->e.bytes)) /* not exact where it is broken: `at` is masked, and later the ordinary way finds out */
             return n ? SLOW : wait ? rx_empty(s, fd, buf, len) : rx_nothing(s, len); /* or broken */
         s->e.rx_tail_seen = head + n;

@@ -63,6 +63,8 @@ static long get_shared(struct sock *s, u64 fd, u8 *buf, u64 len)
     struct sd_hold h;
     bool got = false;
 
+    if (unlikely(len >> 47)) /* read says EFAULT */
+        return SLOW;
     if (unlikely(b->rcvlowat > 1 || load_rlx(&d->sw_back)) || load_rlx(&d->tail) == load_rlx(&d->head))
         return load_rlx(&b->nonblock) ? rx_nothing(s, len) : SLOW; /* empty, most often: not worth the token */
     sd_take(s, SD_DIR_RX, SD_MARK_OP, &h);

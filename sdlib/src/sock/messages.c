@@ -6,6 +6,9 @@
 #include "sock/given.h"
 #include "sock/rx.h"
 
+#define MOST_NAME 128u /* struct sockaddr_storage: the kernel reads no more */
+#define MSG_CMSG_COMPAT (1u << 31) /* what the kernel says to itself of programs of 32 bit: it refuses it of others, and moves nothing */
+
 /* The end of the stream has come, which the kernel counts as one byte more. */
 static bool end_is_there(const struct sock *s)
 {
@@ -34,15 +37,25 @@ static void tell_inq(struct sock *s, int fd, struct msghdr *m, u64 room)
     m->controllen = min_u64(sizeof c, room);
 }
 
-static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags, bool later)
+/* What the kernel says of a header before anything is moved. TCP looks at no name, but a sender's is read by then. */
+static long bad_header(const struct msghdr *m, u32 flags, bool send)
 {
-    long r;
-
     if (!sd_is_given((u64)m, sizeof *m))
+        return -EFAULT;
+    if (m->name && (i32)m->namelen < 0)
+        return -EINVAL;
+    if (send && m->name && m->namelen && !sd_is_given((u64)m->name, min_u64((u64)m->namelen, MOST_NAME)))
         return -EFAULT;
     if (m->iovlen > MAX_IOV)
         return -EMSGSIZE;
-    if ((r = sd_bad_iov(m->iov, m->iovlen, flags)))
+    return sd_bad_iov(m->iov, m->iovlen, send ? 0 : flags);
+}
+
+static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags, bool later)
+{
+    long r = bad_header(m, flags, false);
+
+    if (r)
         return r;
     u64 room = m->controllen;
     bool told = false;
@@ -50,7 +63,8 @@ static long recv_one(struct sock *s, int fd, struct msghdr *m, u32 flags, bool l
     if (r >= 0 && !told) {
         if (!sd_touch_all(m, sizeof *m))
             return -EFAULT;
-        m->namelen = 0;
+        if (m->name)
+            m->namelen = 0;
         m->controllen = 0;
         m->flags = flags & MSG_CMSG_CLOEXEC;
     }
@@ -65,20 +79,16 @@ SD_CALL(sd_recvmsg)
 
     if (!s)
         return sd_pass_recv(f, t);
+    if (unlikely((u32)f->rdx & MSG_CMSG_COMPAT))
+        return sd_done(s, SD_PASS);
     return sd_done(s, recv_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx, false));
 }
 
 static long send_one(struct sock *s, int fd, struct msghdr *m, u32 flags)
 {
-    long r;
+    long r = bad_header(m, flags, true);
 
-    if (!sd_is_given((u64)m, sizeof *m))
-        return -EFAULT;
-    if (m->iovlen > MAX_IOV)
-        return -EMSGSIZE;
-    if ((r = sd_bad_iov(m->iov, m->iovlen, 0)))
-        return r;
-    return sd_tx_msg(s, fd, m, flags);
+    return r ? r : sd_tx_msg(s, fd, m, flags);
 }
 
 SD_CALL(sd_sendmsg)
@@ -87,6 +97,8 @@ SD_CALL(sd_sendmsg)
 
     if (!s)
         return sd_pass_send(f, t);
+    if (unlikely((u32)f->rdx & MSG_CMSG_COMPAT))
+        return sd_done(s, SD_PASS);
     return sd_done(s, send_one(s, (int)f->rdi, (struct msghdr *)f->rsi, (u32)f->rdx));
 }
 
@@ -198,6 +210,8 @@ SD_CALL(sd_recvmmsg)
 
     if (!s)
         return sd_pass_recv_many(f, t);
+    if (unlikely(flags & MSG_CMSG_COMPAT))
+        return sd_done(s, SD_PASS);
     if (!sd_attached(s) && (r = recv_plain(s, f)) != -ERANGE)
         return sd_done(s, r);
     r = mm_time_init(&time, (struct timespec64 *)f->r8);
@@ -232,6 +246,8 @@ SD_CALL(sd_sendmmsg)
 
     if (!s)
         return sd_pass_send_many(f, t);
+    if (unlikely((u32)f->r10 & MSG_CMSG_COMPAT))
+        return sd_done(s, SD_PASS);
     for (i = 0; i < n; i++) {
         r = send_one(s, (int)f->rdi, &v[i].hdr, (u32)f->r10);
         if (r >= 0 && !sd_touch_all(&v[i].len, sizeof v[i].len))

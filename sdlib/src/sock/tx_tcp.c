@@ -43,7 +43,7 @@ long sd_kernel_tx(struct sock *s, int fd, struct msghdr *m, u32 flags)
     if (!sd_tx_plain_enter(s))
         return -ERANGE;
     if (m->iovlen == 1 && !m->controllen)
-        r = SYS6(__NR_sendto, fd, m->iov->base, m->iov->len, flags, m->name, m->namelen);
+        r = SYS6(__NR_sendto, fd, m->iov->base, m->iov->len, flags, m->name, min_u64((u64)m->namelen, 128)); /* sendmsg reads no more of a name */
     else
         r = SYS3(__NR_sendmsg, fd, m, flags);
     if (unlikely(flags & MSG_FASTOPEN) && (r >= 0 || r == -EINPROGRESS))

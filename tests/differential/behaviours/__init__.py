@@ -10,6 +10,7 @@ from tests.differential.behaviours import (
     ends,
     epolls,
     files,
+    flagged,
     handed,
     options,
     order,
@@ -25,6 +26,7 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "handed", "options", "order",
-    "others", "patterns", "pointers", "readiness", "receive", "several", "shutdowns", "taken", "transmit",
+    "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged", "handed",
+    "options", "order", "others", "patterns", "pointers", "readiness", "receive", "several", "shutdowns",
+    "taken", "transmit",
 ]  # fmt: skip
