@@ -31,6 +31,8 @@
 #define F_GETFD 1
 #define F_SETFD 2
 #define F_GETFL 3
+#define O_ACCMODE 3u
+#define O_WRONLY 1u
 #define F_SETFL 4
 #define F_DUPFD_CLOEXEC 1030
 #define F_GET_SEALS 1034

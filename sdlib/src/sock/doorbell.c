@@ -51,7 +51,7 @@ void sd_send_bell(struct sock *s, int fd, struct sd_hold *h, u32 more)
     }
     sleep = sd_tx_sleep(&s->e);
     if (!sd_bell_take(&s->e)) {
-        sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see peer_left() */
+        sd_tx_unplan(&s->e); /* a sleeper that has not heard the last bell may be dead: see sd_peer_left() */
         return;
     }
     store_rlx(&s->e.tx->rung_at, sd_tsc());
@@ -114,7 +114,7 @@ void sd_wake_reader(struct sock *s, int fd)
     if (!sd_is_far(s))
         sd_nap_offer(s);
     if (sd_nap_end(s) || was_told(s))
-        sd_tx_unplan(&s->e); /* it may be dead: see peer_left() */
+        sd_tx_unplan(&s->e); /* it may be dead: see sd_peer_left() */
     else
         ring_bell(s, fd, 0);
 }

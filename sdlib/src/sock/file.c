@@ -11,6 +11,8 @@
 #include "sock/feed.h"
 
 #define BOUNCE 4096
+#define S_IFMT 0170000u
+#define S_IFREG 0100000u
 #define NEAR 16384 /* a call for each page would take longer than the copy */
 
 /* As pread(). The kernel stores as anybody does: where we store past the caches, bytes take the way over a few lines that stay in ours (ring.h). */
@@ -160,9 +162,32 @@ bool sd_feed_switch(struct sock *s, int fd)
         return true; /* sd_feed_open() tells the program */
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
         sd_tx_back(s, fd, SD_REASON_stalled);
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && !s->b->tx_shut && sd_peer_left(s, fd) && !sd_far_busy(s)) {
+        if (load_rlx(&s->b->latched) & POLLERR)
+            return true;
+        sd_tx_back(s, fd, SD_REASON_peer_fin);
+    }
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && sd_must_go_back(s))
         sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
     return load_rlx(&s->b->tx_mode) == SD_MODE_RING || (sd_attached(s) && sd_try_switch_tx(s, fd));
+}
+
+/* What the kernel would say of such a file, 0: it sends. An ordinary one that has bytes is sent; of others (devices, /proc) the kernel is asked, with a pipe in the
+ * place of the connection. */
+static long refusal(int in, i64 at, bool own_position)
+{
+    u64 st[18]; /* struct stat: st_mode is in the fourth word, st_size the seventh */
+    i32 pipe[2];
+    long r = SYS2(__NR_fstat, in, st);
+
+    if (r < 0 || (((u32)st[3] & S_IFMT) == S_IFREG && (i64)st[6] > 0))
+        return r;
+    if (SYS2(__NR_pipe2, pipe, O_CLOEXEC) < 0)
+        return 0; /* no descriptor is left: read(2) decides */
+    r = SYS4(__NR_sendfile, pipe[1], in, &at, 1);
+    SYS1(__NR_close, pipe[0]);
+    SYS1(__NR_close, pipe[1]);
+    return r >= 0 ? 0 : r == -ESPIPE && own_position ? -EINVAL : r; /* we have given it an offset */
 }
 
 /* Has the file a position? Where it is; a program that gives its own saves the call, and pread() says the same of a file that has none. */
@@ -182,7 +207,7 @@ SD_CALL(sd_sendfile)
     if (!s)
         return sd_sendfile_in(f, t);
     pos = position(f, off);
-    if (pos < 0 || (off && sd_bad_ptr(off))) {
+    if (pos < 0 || (i64)f->r10 < 0 || (off && sd_bad_ptr(off))) {
         sd_sock_put(s);
         return SD_PASS;
     }
@@ -195,6 +220,8 @@ SD_CALL(sd_sendfile)
             r = sd_feed_plain(s, &rest);
             if (sd_tracing(SD_TRACE_BYTES) && r > 0)
                 saw_file(s, (int)f->rdi, (int)f->rsi, at, (u64)r);
+        } else if (!sent && (r = refusal((int)f->rsi, at, !off))) {
+            break;
         } else {
             r = from_file(s, (int)f->rdi, (int)f->rsi, &at, rest.r10, load_rlx(&s->b->nonblock));
             if (off)

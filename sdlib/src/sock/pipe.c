@@ -12,13 +12,34 @@
 #define S_IFMT 0170000u
 #define S_IFIFO 0010000u
 #define RWF_NOWAIT 8
-#define SPLICE_F_MORE 4
+#define SPLICE_F_NONBLOCK 2u
+#define SPLICE_F_MORE 4u
+#define SPLICE_F_ALL 15u
 
-static bool is_pipe(int fd)
+/* Flags of splice: as the kernel has them, or more if the pipe is not to be waited for. -1: it would refuse the call. */
+static i64 pipe_flags(int fd, u64 given, bool write)
 {
     u64 st[18]; /* struct stat: st_mode is in the fourth word */
+    u32 flags = (u32)given;
+    long open;
 
-    return SYS2(__NR_fstat, fd, st) == 0 && ((u32)st[3] & S_IFMT) == S_IFIFO;
+    if ((flags & ~SPLICE_F_ALL) || SYS2(__NR_fstat, fd, st) < 0 || ((u32)st[3] & S_IFMT) != S_IFIFO || (open = SYS2(__NR_fcntl, fd, F_GETFL)) < 0)
+        return -1;
+    if (((u32)open & O_ACCMODE) == (write ? 0 : O_WRONLY))
+        return -1; /* the wrong end of it */
+    return flags | ((u32)open & O_NONBLOCK ? SPLICE_F_NONBLOCK : 0);
+}
+
+/* Room in the pipe, which the kernel waits for before it looks at the socket. */
+static long wait_space(int out, bool nb)
+{
+    struct pollfd p = {out, POLLOUT, 0};
+    struct timespec64 now = {0, 0};
+    long r = SYS5(__NR_ppoll, &p, 1, nb ? &now : NULL, 0, 8);
+
+    if (r <= 0)
+        return r ? r : -EAGAIN;
+    return p.revents & POLLERR ? sd_broken_pipe(0) : 0;
 }
 
 /* Waits until the pipe has something, or no writer. */
@@ -87,7 +108,7 @@ static i64 tcp_room(int fd, bool nb)
 /* `tcp`: not into the ring, but by our hands all the same, since no pipe gives its bytes twice and the trace is to have them. */
 static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 flags, bool tcp)
 {
-    bool full_nb = nb || load_rlx(&s->b->nonblock);
+    bool full_nb = load_rlx(&s->b->nonblock); /* SPLICE_F_NONBLOCK is of the pipe */
     u8 bounce[BOUNCE];
     u64 sent = 0, deadline = 0;
     long r = 0;
@@ -130,8 +151,10 @@ static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
 {
     u8 bounce[BOUNCE];
     u64 moved = 0;
-    long r = 0;
+    long r = count ? wait_space(out, nb) : 0;
 
+    if (r)
+        return r;
     while (moved < count) {
         struct iovec v = {bounce, min_u64(count - moved, sizeof bounce)};
         r = sd_rx(s, fd, &v, 1, MSG_PEEK | (moved ? MSG_DONTWAIT : 0)); /* SPLICE_F_NONBLOCK is of the pipe, not of the socket */
@@ -154,17 +177,18 @@ static long into_pipe(struct sock *s, int fd, int out, u64 count, bool nb)
 
 static long splice_out(struct sock *s, struct sd_frame *f)
 {
+    i64 flags = f->rsi || f->r10 || (i64)f->r8 < 0 ? -1 : pipe_flags((int)f->rdi, f->r9, false);
     bool tcp;
     long r;
 
-    if (f->rsi || f->r10 || !is_pipe((int)f->rdi))
+    if (flags < 0)
         return SD_PASS;
     do {
         tcp = !sd_feed_switch(s, (int)f->rdx);
         if (tcp && !sd_tracing(SD_TRACE_BYTES))
             r = sd_feed_plain(s, f);
         else
-            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, f->r9 & 2, f->r9 & SPLICE_F_MORE ? MSG_MORE : 0, tcp);
+            r = from_pipe(s, (int)f->rdx, (int)f->rdi, f->r8, flags & SPLICE_F_NONBLOCK, flags & SPLICE_F_MORE ? MSG_MORE : 0, tcp);
     } while (r == -ERANGE);
     if (r > 0)
         sd_sized(s, 0, (u64)r);
@@ -173,13 +197,14 @@ static long splice_out(struct sock *s, struct sd_frame *f)
 
 static long splice_in(struct sock *s, struct sd_frame *f)
 {
+    i64 flags = f->rsi || f->r10 || (i64)f->r8 < 0 ? -1 : pipe_flags((int)f->rdx, f->r9, true);
     long r;
 
-    if (f->rsi || f->r10 || !is_pipe((int)f->rdx))
+    if (flags < 0)
         return SD_PASS;
     sd_tick(s, (int)f->rdi);
     if ((sd_attached(s) && load_rlx(&s->b->rx_mode) != SD_MODE_BACK) || sd_tracing(SD_TRACE_BYTES))
-        return into_pipe(s, (int)f->rdi, (int)f->rdx, f->r8, f->r9 & 2);
+        return into_pipe(s, (int)f->rdi, (int)f->rdx, f->r8, flags & SPLICE_F_NONBLOCK);
     if (!sd_rx_plain_enter(s))
         return -ERANGE;
     r = SYS6(__NR_splice, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
@@ -214,10 +239,10 @@ long sd_sendfile_in(const struct sd_frame *f, struct sd_tcb *t)
 {
     struct sd_frame as = *f;
 
-    if (f->rdx || !sd_sock_of((u32)f->rsi) || !is_pipe((int)f->rdi))
+    if (f->rdx || !sd_sock_of((u32)f->rsi) || pipe_flags((int)f->rdi, 0, true) < 0)
         return SD_PASS;
     as.rdi = (u32)f->rsi, as.rdx = f->rdi, as.r8 = f->r10;
-    as.r9 = SYS2(__NR_fcntl, f->rdi, F_GETFL) & O_NONBLOCK ? 2 : 0;
+    as.r9 = 0;
     as.rsi = as.r10 = 0;
     return sd_splice(&as, t);
 }

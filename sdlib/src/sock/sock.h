@@ -281,6 +281,7 @@ static inline bool sd_no_bells(const struct sock *s)
     return load_rlx(&s->b->rx_mode) != SD_MODE_RING || (load_rlx(&s->b->latched) & LATCH_FIN) || sd_bells_over(&s->e);
 }
 #define SD_LOOK_US 10000 /* so often is asked whether a peer that does not make room is still there */
+bool sd_peer_left(struct sock *s, int fd); /* nobody reads what is sent: to be asked before bytes go into the ring */
 bool sd_peer_died(struct sock *s, int fd); /* of a peer that cannot send any more: asked for by a doorbell */
 
 /* After bytes were put into the ring. Not for others: they may sleep in some poll, and wait for more room than there was. */

@@ -99,7 +99,7 @@ static inline __attribute__((always_inline)) i64 put(struct sock *s, int fd, str
             sd_cork_put(s, fd);
         if (done && took > 0) {
             b->bytes_shm_tx += (u64)took;
-            if (!hold) /* so much may go the short way before peer_left() is asked again */
+            if (!hold) /* so much may go the short way before sd_peer_left() is asked again */
                 sd_tx_plan(&s->e, (u64)took * SD_PLAN_MESSAGES);
         }
         if (!h.word)
@@ -156,7 +156,7 @@ bool sd_peer_died(struct sock *s, int fd)
 
 /* Nobody reads the ring of a peer that has gone, so bytes put there would be taken as sent for as long as they fit, where TCP says so with
  * the second send. A peer that closes leaves a hint; that it was killed only the kernel knows, which is asked every SD_LOOK_US. */
-static bool peer_left(struct sock *s, int fd)
+bool sd_peer_left(struct sock *s, int fd)
 {
     struct pollfd p = {fd, POLLRDHUP, 0};
     struct timespec64 zero = {0, 0};
@@ -247,7 +247,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     for (;;) {
         if (s->b->tx_shut)
             return sent ? (long)sent : sd_after_shutdown(fd, flags);
-        if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_go_back(s) || (peer_left(s, fd) && !sd_far_busy(s))) {
+        if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_go_back(s) || (sd_peer_left(s, fd) && !sd_far_busy(s))) {
             *done = sent;
             return leave_ring(s, fd, flags, nb, sent);
         }

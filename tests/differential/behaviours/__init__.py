@@ -16,6 +16,7 @@ from tests.differential.behaviours import (
     order,
     others,
     patterns,
+    piped,
     pointers,
     readiness,
     receive,
@@ -27,6 +28,6 @@ from tests.differential.behaviours import (
 
 __all__ = [
     "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged", "handed",
-    "options", "order", "others", "patterns", "pointers", "readiness", "receive", "several", "shutdowns",
-    "taken", "transmit",
+    "options", "order", "others", "patterns", "piped", "pointers", "readiness", "receive", "several",
+    "shutdowns", "taken", "transmit",
 ]  # fmt: skip
