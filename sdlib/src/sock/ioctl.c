@@ -17,6 +17,19 @@ static bool is_behind_ring(struct sock *s, int fd)
     return sd_back_reached(&s->e);
 }
 
+/* The peer's kernel would have acknowledged what fits into its window, whether its program has read it or not. */
+static u64 unacknowledged(struct sock *s, int fd)
+{
+    struct tcp_info_window w = {0};
+    u64 unread = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head), held = sd_cork_held(s->e.tx, s->e.bytes);
+    u32 len = sizeof w;
+
+    if (unread > s->e.bytes || held > s->e.bytes)
+        return 0;
+    SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &w, &len);
+    return (unread > w.snd_wnd ? unread - w.snd_wnd : 0) + held;
+}
+
 SD_CALL(sd_ioctl)
 {
     struct sock *s = sd_sock_enter(f->rdi);
@@ -52,8 +65,7 @@ SD_CALL(sd_ioctl)
             r = 0;
         }
     } else if (request == TIOCOUTQ && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
-        u64 n = load_rlx(&s->e.tx->tail) - load_acq(&s->e.tx->head) + sd_cork_held(s->e.tx, s->e.bytes);
-        *(i32 *)f->rdx = n <= s->e.bytes ? (i32)n : 0;
+        *(i32 *)f->rdx = (i32)unacknowledged(s, (int)f->rdi);
         r = 0;
     } else if (request == SIOCOUTQNSD && sd_attached(s) && load_rlx(&s->b->tx_mode) == SD_MODE_RING) {
         *(i32 *)f->rdx = (i32)min_u64(sd_cork_held(s->e.tx, s->e.bytes), s->e.bytes);

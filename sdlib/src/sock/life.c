@@ -37,13 +37,22 @@ static bool is_shared(struct sd_block *b)
     return shared;
 }
 
+/* TCP_FASTOPEN_CONNECT: connect has said that it is done, and nothing was sent yet. Next time. */
+static bool is_unborn(int fd)
+{
+    struct tcp_info_head ti = {0};
+    u32 len = sizeof ti;
+
+    return SYS5(__NR_getsockopt, fd, SOL_TCP, TCP_INFO, &ti, &len) == 0 && (ti.state == TCP_SYN_SENT || ti.state == TCP_CLOSE);
+}
+
 static void offer(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
     u64 all = ~0ull, was;
     long r;
 
-    if (is_shared(b))
+    if (is_shared(b) || is_unborn(fd))
         return;
     if (unlikely(sd_option_keeps(fd))) {
         sd_reason(s, SD_REASON_option);

@@ -7,6 +7,9 @@
  */
 #include "sock/sock.h"
 
+#define TCP_REPAIR 19
+#define TCP_REPAIR_ON 1
+#define TCP_REPAIR_OFF_NO_WP (-1)
 #define SO_ATTACH_FILTER 26 /* and SO_GET_FILTER */
 #define SO_TIMESTAMP_OLD 29
 #define SO_TIMESTAMPNS_OLD 35
@@ -49,9 +52,30 @@ static void peek_from(struct sock *s, int fd)
     sd_set_int(fd, SOL_SOCKET, SO_PEEK_OFF, at);
 }
 
+/* The kernel shows its own queues then, and takes bytes into them: so all are to be there. In that mode it gives none, so it is left meanwhile. */
+static void repaired(struct sock *s, int fd)
+{
+    i32 value = (i32)sd_get_int(fd, SOL_TCP, TCP_REPAIR);
+
+    if (value != TCP_REPAIR_ON)
+        return;
+    if (!sd_attached(s)) {
+        sd_go_back(s, fd, SD_REASON_option);
+        return;
+    }
+    sd_set_int(fd, SOL_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
+    sd_off_the_ring(s, fd, SD_REASON_option);
+    sd_fast_off();
+    if (!s->b->reason)
+        s->b->reason = SD_REASON_option;
+    sd_set_int(fd, SOL_TCP, TCP_REPAIR, value);
+}
+
 /* The kernel has set it. */
 void sd_option_set(struct sock *s, int fd, u64 level, u64 name)
 {
+    if ((u32)level == SOL_TCP && (u32)name == TCP_REPAIR)
+        repaired(s, fd);
     if (level != SOL_SOCKET)
         return;
     switch ((u32)name) {

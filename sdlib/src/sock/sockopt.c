@@ -2,6 +2,7 @@
  *
  * sockopt.c - setsockopt and getsockopt. The kernel has the values; where doorbells need others, the program is shown its own.
  */
+#include "base/user.h"
 #include "poll/poll.h"
 #include "sock/far.h"
 #include "sock/rx.h"
@@ -70,7 +71,7 @@ SD_CALL(sd_setsockopt)
         return SD_PASS;
     if (level == SOL_SOCKET)
         s->timed = 0; /* is asked for anew */
-    if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (u32)f->r8 >= 4 && f->r10) {
+    if (bit && load_rlx(&s->b->tx_mode) == SD_MODE_RING && (i32)f->r8 >= 4 && !sd_bad_ptr((void *)f->r10)) {
         bool on = *(i32 *)f->r10;
         s->b->opt_saved = on ? s->b->opt_saved | bit : s->b->opt_saved & ~bit;
         if (bit == SD_SAVED_CORK)
@@ -118,30 +119,44 @@ static long map_nothing(struct sock *s, const struct sd_frame *f)
 static bool reads_ring(const struct sock *s) { return sd_attached(s) && load_rlx(&s->b->rx_mode) == SD_MODE_RING; }
 
 /* SO_ERROR tells of an error once, be it the kernel's or one that we have taken from it, or kept for it. */
-static long get_error(struct sock *s, const struct sd_frame *f)
+static i32 take_error(struct sock *s, int fd)
 {
-    long r = SYS5(__NR_getsockopt, f->rdi, f->rsi, f->rdx, f->r10, f->r8);
-    i32 *error = (i32 *)f->r10;
+    i32 error = sd_sockopt_int(fd, SO_ERROR);
 
-    if (r)
-        return r;
-    if (*error == 0 && s->b->role) { /* how a non-blocking connect learns that it is done */
+    if (error == 0 && s->b->role) { /* how a non-blocking connect learns that it is done */
         s->b->established = 1;
         if (g.cfg->upgrade == SD_UPGRADE_EAGER)
-            sd_tick(s, (int)f->rdi);
+            sd_tick(s, fd);
     }
-    if ((*error == ECONNRESET || *error == ETIMEDOUT) && reads_ring(s) && !(load_rlx(&s->b->latched) & LATCH_FIN) && !load_rlx(&s->b->rx_shut)) {
-        sd_latch_end(s, (int)f->rdi, (u32)*error); /* the kernel says it once */
-        *error = 0;
+    if ((error == ECONNRESET || error == ETIMEDOUT) && reads_ring(s) && !(load_rlx(&s->b->latched) & LATCH_FIN) && !load_rlx(&s->b->rx_shut)) {
+        sd_latch_end(s, fd, (u32)error); /* the kernel says it once */
+        error = 0;
     }
-    if (*error == 0 && reads_ring(s)) {
+    if (error == 0 && reads_ring(s)) {
         if (!(load_rlx(&s->b->latched) & LATCH_FIN) || sd_is_far(s))
-            sd_look_at_kernel(s, (int)f->rdi);
-        *error = (i32)sd_kept_error(s); /* what we have taken from the kernel */
-    } else if (*error == 0 && load_rlx(&s->b->rx_err)) {
-        *error = (i32)sd_kept_error(s); /* recvmmsg has */
+            sd_look_at_kernel(s, fd);
+        error = (i32)sd_kept_error(s); /* what we have taken from the kernel */
+    } else if (error == 0 && load_rlx(&s->b->rx_err)) {
+        error = (i32)sd_kept_error(s); /* recvmmsg has */
     }
-    return r;
+    return error;
+}
+
+/* It is taken whatever the program has room for. */
+static long get_error(struct sock *s, const struct sd_frame *f)
+{
+    i32 *len = (i32 *)f->r8, error, n;
+
+    if (sd_bad_ptr(len) || *len < 0)
+        return SD_PASS;
+    n = (i32)min_u64((u64)*len, sizeof error);
+    error = take_error(s, (int)f->rdi);
+    if (error < 0)
+        return SD_PASS; /* no descriptor any more */
+    if (n && (sd_bad_ptr((void *)f->r10) || sd_copy_user((void *)f->r10, &error, (u64)n)))
+        return -EFAULT;
+    *len = n;
+    return 0;
 }
 
 SD_CALL(sd_getsockopt)

@@ -2,6 +2,7 @@
 """All behaviours; importing this registers them."""
 
 from tests.differential.behaviours import (
+    asked,
     beside,
     company,
     corked,
@@ -18,6 +19,7 @@ from tests.differential.behaviours import (
     patterns,
     piped,
     pointers,
+    rare,
     readiness,
     receive,
     several,
@@ -27,7 +29,7 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged", "handed",
-    "options", "order", "others", "patterns", "piped", "pointers", "readiness", "receive", "several",
-    "shutdowns", "taken", "transmit",
+    "asked", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
+    "handed", "options", "order", "others", "patterns", "piped", "pointers", "rare", "readiness", "receive",
+    "several", "shutdowns", "taken", "transmit",
 ]  # fmt: skip
