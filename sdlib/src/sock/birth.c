@@ -53,15 +53,65 @@ SD_CALL(sd_socket)
     return fd;
 }
 
+/* What doorbells need is set otherwise: the program's own values, which outlive the connection. */
+static void own_options(const struct sock *s, int fd)
+{
+    const struct sd_block *b = s->b;
+
+    if (!sd_attached(s))
+        return;
+    if (load_rlx(&b->tx_mode) == SD_MODE_RING) {
+        sd_set_int(fd, SOL_TCP, TCP_NODELAY, b->opt_saved & SD_SAVED_NODELAY ? 1 : 0);
+        sd_set_int(fd, SOL_TCP, TCP_CORK, b->opt_saved & SD_SAVED_CORK ? 1 : 0);
+    }
+    if (b->rcvlowat && load_rlx(&b->rx_mode) != SD_MODE_BACK)
+        sd_set_int(fd, SOL_SOCKET, SO_RCVLOWAT, (i32)b->rcvlowat);
+}
+
+static void set_mode(struct sock *s, u32 dir, _Atomic u32 *mode)
+{
+    struct sd_hold h;
+
+    sd_take(s, dir, SD_MARK_OP, &h);
+    store_rel(mode, SD_MODE_BACK);
+    sd_leave(&h);
+}
+
+/* Another thread or process may be inside, or asleep: the rings stay where they are, nobody uses them any more, and what follows is the kernel's alone. */
+static void stay_on_tcp(struct sock *s, int fd)
+{
+    struct sd_block *b = s->b;
+    u32 state = load_acq(&b->state);
+
+    if (state == SD_BLOCK_OFFERED || state == SD_BLOCK_PAIRED)
+        sd_go_back(s, fd, SD_REASON_call);
+    b->established = 0;
+    b->tx_shut = 0;
+    store_rlx(&b->rx_shut, 0);
+    store_rlx(&b->latched, 0);
+    store_rlx(&b->rx_err, 0);
+    if (!sd_attached(s))
+        return;
+    set_mode(s, SD_DIR_RX, &b->rx_mode);
+    set_mode(s, SD_DIR_TX, &b->tx_mode);
+    if (!b->reason)
+        b->reason = SD_REASON_call;
+    sd_fast_off();
+    sd_ep_changed(s);
+}
+
 /* connect(AF_UNSPEC) has ended the connection; the socket may make another one, which begins on TCP again. */
-static void start_over(struct sock *s)
+static void start_over(struct sock *s, int fd)
 {
     struct sd_block *fresh, *old = s->b;
     struct sd_seg *seg = s->seg;
     u32 id;
 
-    if (g.mt || load_rlx(&old->users) > 1 || !(fresh = sd_block_new(&id)))
-        return; /* somebody may be inside: it stays a dead connection of ours */
+    own_options(s, fd);
+    if (g.mt || load_rlx(&old->users) > 1 || !(fresh = sd_block_new(&id))) {
+        stay_on_tcp(s, fd);
+        return;
+    }
     store_rlx(&fresh->nonblock, load_rlx(&old->nonblock));
     sd_fast_off();
     sd_block_drop(s);
@@ -103,7 +153,7 @@ SD_CALL(sd_connect)
             sd_hint_say(&s->e, SD_HINT_ABORT);
         r = connect_by(f, t);
         if (r == 0)
-            start_over(s);
+            start_over(s, (int)f->rdi);
         sd_sock_put(s);
         return r;
     }

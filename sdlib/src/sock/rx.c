@@ -247,7 +247,7 @@ static long the_end(struct sock *s, const struct rx *w)
  * time that its call returns the program may know, from elsewhere, that there is an end to be read. */
 static bool kernel_has_news(struct sock *s, int fd)
 {
-    bool ends = load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED);
+    bool ends = load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED | SD_HINT_ABORT);
 
     if (!(s->kcheck & 1) && !ends && sd_tsc() - s->checked_tsc <= SD_KERNEL_US * g.tsc_per_us)
         return false;

@@ -22,6 +22,7 @@ from tests.differential.behaviours import (
     rare,
     readiness,
     receive,
+    reused,
     several,
     shutdowns,
     taken,
@@ -31,5 +32,5 @@ from tests.differential.behaviours import (
 __all__ = [
     "asked", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
     "handed", "options", "order", "others", "patterns", "piped", "pointers", "rare", "readiness", "receive",
-    "several", "shutdowns", "taken", "transmit",
+    "reused", "several", "shutdowns", "taken", "transmit",
 ]  # fmt: skip
