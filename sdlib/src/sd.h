@@ -111,7 +111,7 @@ struct sd_global {
     u32 pid;             /* thread group id */
     u32 mt;              /* 1 once the process has, or had, more than one thread, or is cloned with shared memory */
     u32 trace;           /* SD_TRACE_CALLS, SD_TRACE_BYTES: sd_boot's, for good */
-    u32 boxed;           /* the program has a seccomp filter of its own: no call but its own */
+    u32 boxed;           /* the program has a seccomp filter of its own, or tables of descriptors that ours cannot follow: no call but its own */
     u32 no_supervisor;   /* a hypercall has failed with ENOSYS: never ask again */
     u32 nareas;
     u32 moved;           /* of the areas, as far as epoll sets know: sd_ep_follow() */
@@ -326,7 +326,7 @@ SD_CALL(sd_clone); SD_CALL(sd_clone3); SD_CALL(sd_fork); SD_CALL(sd_vfork); SD_C
 SD_CALL(sd_execve); SD_CALL(sd_execveat);
 SD_CALL(sd_tkill); SD_CALL(sd_tgkill);
 SD_CALL(sd_rt_sigaction); SD_CALL(sd_rt_sigprocmask); SD_CALL(sd_rt_sigsuspend); SD_CALL(sd_sigaltstack);
-SD_CALL(sd_arch_prctl); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
+SD_CALL(sd_arch_prctl); SD_CALL(sd_unshare); SD_CALL(sd_prctl); SD_CALL(sd_seccomp);
 
 /* sock/, called by start/ around fork and exec */
 void sd_fast_off(void);                       /* sockets are about to be shared, or used by several threads */
@@ -340,6 +340,7 @@ extern u32 sd_adopt[SD_ADOPT_MAX];            /* sock/adopt.c: what a program ha
 void sd_adopt_all(u32 *to_do);                /* takes it over; returns when that is done, whoever does it. *to_do becomes 0 then */
 void sd_socks_leave(void);                    /* all go back to TCP, for good */
 long sd_boxed(struct sd_frame *f);
+void sd_stand_aside(void);
 void sd_socks_exit(void);                     /* exit_group: fold blocks, give up users */
 
 /* gate/, start/ */

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final, Self
 
-from tests.differential.remote import EXEC, FORK, THREAD, AgentGone, Link, Memory, Pending
+from tests.differential.remote import EXEC, FORK, SHARER, THREAD, AgentGone, Link, Memory, Pending
 
 Shown = Callable[[int, list[bytes]], str]
 MINUS_ONE: Final = (1 << 64) - 1
@@ -122,6 +122,10 @@ class Caller:
     def fork(self, name: str) -> Self:
         """A child process with the same descriptors."""
         return self._other(name, FORK)
+
+    def sharer(self, name: str) -> Self:
+        """A child process with the same table of descriptors: clone with CLONE_FILES."""
+        return self._other(name, SHARER)
 
     def thread(self, name: str) -> Self:
         """Another thread of this process."""

@@ -27,7 +27,7 @@ _PIECE: Final = struct.Struct("=II")
 _ORDER: Final = struct.Struct("=III")
 _RESULT: Final = struct.Struct("=q")
 _DO_CALL, _DO_SPAWN, _DO_HANDLE, _DO_TALK = 1, 2, 3, 4
-FORK, THREAD, EXEC = 0, 1, 2
+FORK, THREAD, EXEC, SHARER = 0, 1, 2, 3
 _FOREIGN: Final = 1000
 """Numbers from here on are no system calls: a program under sdrun may be waiting for its supervisor."""
 PATIENCE_S: Final = 30.0

@@ -22,4 +22,4 @@
     X(exit, F, sd_exit) X(exit_group, F, sd_exit_group) X(execve, F, sd_execve) X(execveat, F, sd_execveat) \
     X(tkill, F, sd_tkill) X(tgkill, F, sd_tgkill) \
     X(rt_sigaction, F, sd_rt_sigaction) X(rt_sigprocmask, F, sd_rt_sigprocmask) X(rt_sigsuspend, F, sd_rt_sigsuspend) \
-    X(sigaltstack, F, sd_sigaltstack) X(arch_prctl, F, sd_arch_prctl) X(prctl, F, sd_prctl) X(seccomp, F, sd_seccomp)
+    X(sigaltstack, F, sd_sigaltstack) X(arch_prctl, F, sd_arch_prctl) X(unshare, F, sd_unshare) X(prctl, F, sd_prctl) X(seccomp, F, sd_seccomp)

@@ -88,11 +88,15 @@ SD_CALL(sd_close)
     return SYS1(__NR_close, f->rdi);
 }
 
+#define CLOSE_RANGE_UNSHARE 2u
+
 SD_CALL(sd_close_range)
 {
     u64 hi = min_u64((u32)f->rsi, sd_fd_top());
 
-    if (!t->foreign && !((u32)f->rdx & ~2u) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_UNSHARE is 2, CLOEXEC 4 */
+    if (((u32)f->rdx & CLOSE_RANGE_UNSHARE) && g.mt && !t->foreign)
+        sd_stand_aside(); /* the other threads keep theirs */
+    else if (!t->foreign && !((u32)f->rdx & ~CLOSE_RANGE_UNSHARE) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_CLOEXEC is 4 */
         for (u64 fd = (u32)f->rdi; fd <= hi && fd < 65536; fd++)
             forget(fd);
     return SD_PASS;
@@ -125,6 +129,16 @@ SD_CALL(sd_dup)
     return dup_of(t, f->rdi, SYS1(__NR_dup, f->rdi));
 }
 
+#define RLIMIT_NOFILE 7
+
+/* Would the kernel give the old one that number? What is there ends before it is asked, since nobody could say farewell to the peer afterwards. */
+static bool takes_place(u64 old, u64 fd, u64 flags)
+{
+    u64 limit[2];
+
+    return !((u32)flags & ~(u32)O_CLOEXEC) && SYS2(__NR_fcntl, old, F_GETFD) >= 0 && SYS4(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, limit) == 0 && (u32)fd < limit[0];
+}
+
 static bool dup_matters(const struct sd_tcb *t, const struct sd_frame *f)
 {
     return sd_sock_of(f->rdi) || sd_sock_of(f->rsi) || sd_epoll_of(f->rdi) || sd_epoll_of(f->rsi) || t->foreign_dups;
@@ -134,7 +148,7 @@ SD_CALL(sd_dup2)
 {
     if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
         return SD_PASS;
-    if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
+    if (!t->foreign && takes_place(f->rdi, f->rsi, 0))
         forget(f->rsi);
     return dup_of(t, f->rdi, SYS2(__NR_dup2, f->rdi, f->rsi));
 }
@@ -143,7 +157,7 @@ SD_CALL(sd_dup3)
 {
     if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
         return SD_PASS;
-    if (!t->foreign && SYS2(__NR_fcntl, f->rdi, F_GETFD) >= 0)
+    if (!t->foreign && takes_place(f->rdi, f->rsi, f->rdx))
         forget(f->rsi);
     return dup_of(t, f->rdi, SYS3(__NR_dup3, f->rdi, f->rsi, f->rdx));
 }

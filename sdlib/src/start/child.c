@@ -19,6 +19,8 @@ static long before(struct sd_tcb *t, u64 flags)
     t->flags &= ~SD_TCB_CLEAR_SIGHAND;
     if (flags & CLONE_CLEAR_SIGHAND)
         t->flags |= SD_TCB_CLEAR_SIGHAND;
+    if ((flags & (CLONE_VM | CLONE_FILES)) == CLONE_FILES && !t->foreign)
+        sd_stand_aside(); /* one table of descriptors, and two memories to know it in: what one does the other does not see */
     if (!(flags & CLONE_VM)) {
         sd_fast_off();
         sd_patch_for_children();

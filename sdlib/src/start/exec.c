@@ -102,6 +102,12 @@ static void own_filter(bool strict)
 {
     if (!strict)
         sd_threads_uncounted(); /* without dispatch threads come and go as they like */
+    sd_stand_aside();
+}
+
+/* The program's calls are the kernel's from here on, all of them. */
+void sd_stand_aside(void)
+{
     if (g.boxed)
         return;
     sd_patch_forbid();
@@ -110,6 +116,14 @@ static void own_filter(bool strict)
     g.no_supervisor = 1;
     g.boxed = 1;
     SYS5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, 0, 0, 0);
+}
+
+/* One of several threads gets a table of descriptors of its own. Ours is of the process, and cannot be that of both. */
+SD_CALL(sd_unshare)
+{
+    if (((u32)f->rdi & CLONE_FILES) && g.mt && !t->foreign)
+        sd_stand_aside();
+    return SD_PASS;
 }
 
 SD_CALL(sd_prctl)

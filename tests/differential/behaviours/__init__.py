@@ -25,12 +25,14 @@ from tests.differential.behaviours import (
     reused,
     several,
     shutdowns,
+    tables,
     taken,
     transmit,
+    watched,
 )
 
 __all__ = [
     "asked", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
     "handed", "options", "order", "others", "patterns", "piped", "pointers", "rare", "readiness", "receive",
-    "reused", "several", "shutdowns", "taken", "transmit",
+    "reused", "several", "shutdowns", "tables", "taken", "transmit", "watched",
 ]  # fmt: skip
