@@ -30,7 +30,7 @@ def splice_flags(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
     out, into = a.pipe()
-    for flags in (1, GIFT, NONBLOCK, MORE | 1, 0x10, 0x80000000, 1 << 32):
+    for flags in (1, GIFT, NONBLOCK, 0x10, 0x80000000, 1 << 32):
         a.write(into, b"abc")
         a.sent -= 3
         a.splice(out, x, 3, flags)

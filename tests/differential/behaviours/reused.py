@@ -265,6 +265,7 @@ def names_in_states(stage: Stage) -> None:
         for _ in range(2):
             named(a, x)
             a.poll([(x, 0)])
+            settle()
             a.poll([(x, 0x3FFF)])
             a.setsockopt(x, 6, 1, 0)
             a.setsockopt(x, 6, 3, 1)
