@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import os
 import pwd
 import resource
@@ -300,8 +301,8 @@ def _hub(read: Config, server: Server) -> Hub | None:
     from monitor.hosts import config, hub
 
     try:
-        device = None if read.transport == config.FOR_TESTS else hub.open_device(read)
-        return hub.Hub(read, server.selector, server.pairing, device)
+        make = None if read.transport == config.FOR_TESTS else functools.partial(hub.open_device, read)
+        return hub.Hub(read, server.selector, server.pairing, make)
     except OSError as error:
         journal.warn("no-hosts", why=str(error))
         return None

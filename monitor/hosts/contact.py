@@ -29,6 +29,10 @@ _BACK_OFF_S: Final = (0.0, 0.1, 0.3, 1.0, 3.0)
 _READ: Final = 1 << 18
 
 
+class NotYet(OSError):
+    """There are no queue pairs until the device says so."""
+
+
 class Wire:
     """A non-blocking socket in the monitor's selector, with what waits to be written."""
 
@@ -127,6 +131,8 @@ class Contact:
         self.steady = Steadiness(config.hold_s, config.hold_most_s, config.steady_s)
         self._config, self._selector = config, selector
         self._make_port, self._asked, self._down, self._stirred = make_port, asked, down, stirred
+        self._waits = False
+        """Our device will say when there may be a queue pair."""
         self._wire: Wire | None = None
         self._caller: Caller | None = None
         self._dial_at = 0.0
@@ -200,10 +206,12 @@ class Contact:
         self._wire = Wire(sock, self._selector, self.on_ready)
         self._heard = self._pinged = time.monotonic()
         self._up_since = self._heard
-        port = None
+        port, self._waits = None, False
         try:
             port = self._make_port(self)
-        except OSError as error:  # what is on rings already is carried by this connection meanwhile
+        except OSError as error:
+            self._waits = isinstance(error, NotYet)
+            # What is on rings already is carried by this connection meanwhile.
             journal.warn("no-rdma", host=self.peer.name, why=error.strerror or str(error))
         self.link = Link(self.peer.name, sealer, self.mirrors, self.by_id, port,
                          lambda record: self._asked(self, record), self._stirred)
@@ -261,7 +269,7 @@ class Contact:
                 self.flush()
             if self.there:
                 self.failures = 0
-            elif now - self._up_since > RDMA_AGAIN_S:
+            elif now - self._up_since > RDMA_AGAIN_S and not (self._waits or self.link.alone):
                 self.fail("no RDMA yet: once more")
         self.dial(now)
 

@@ -32,6 +32,7 @@ _DEBIAN: Final = "/usr/lib/python3/dist-packages"
 _MODULES: Final = ("device", "pd", "cq", "qp", "wr", "mr", "addr", "enums")
 _ROCE_V2: Final = "RoCE v2"
 _INFINIBAND: Final = "InfiniBand"
+_ACTIVE: Final = "4:"
 _SIOCGIFCONF: Final = 0x8912
 _IFREQ: Final = struct.Struct("16s4x4s16x")
 _INTERFACES_MOST: Final = 1024
@@ -43,7 +44,7 @@ RETRIES: Final = 6
 
 
 class Found(NamedTuple):
-    """The values in use. `mtu` as verbs number it."""
+    """The values in use. `mtu` as verbs number it; 0: what its port has."""
 
     device: str
     port: int
@@ -120,12 +121,27 @@ def _gids(name: str | None, number: int | None) -> Iterator[tuple[str, int, int,
 
 
 def _mtu(device: str, port: int, wanted: int | None) -> int:
-    """The greatest that the network device below has room for, headers included."""
+    """The greatest that the network device below has room for, headers included; 0: an InfiniBand port knows."""
     if wanted is not None:
         return _MTU[wanted]
+    if _lid(device, port):
+        return 0
     interface = _text(_SYS / device / "ports" / str(port) / "gid_attrs/ndevs/0")
     room = int(_text(Path("/sys/class/net") / interface / "mtu") or 1500) - 100 if interface else 1024
     return max((number for size, number in _MTU.items() if size <= room), default=1)
+
+
+def is_active(found: Found) -> bool:
+    """Whether its port is, as far as /sys says."""
+    state = _text(_SYS / found.device / "ports" / str(found.port) / "state")
+    return not state or state.startswith(_ACTIVE)
+
+
+def exists(found: Found) -> bool:
+    """Whether the device has its name still, and the one by which it is opened: a soft one loses only that at first."""
+    opened_by = _SYS.parent / "infiniband_verbs"
+    named = any(_text(entry) == found.device for entry in opened_by.glob("*/ibdev")) if opened_by.exists() else True
+    return named and (_SYS / found.device).exists()
 
 
 def counters(found: Found) -> dict[str, int]:

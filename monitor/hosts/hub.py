@@ -8,17 +8,20 @@ look every DEAF_S.
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 from monitor import journal
 from monitor.endpoint import Shape
 from monitor.hosts import frames
+from monitor.hosts.adapter import LOOK_S, Adapter, Device
 from monitor.hosts.auth import Handshake
 from monitor.hosts.config import FOR_TESTS, Config
 from monitor.hosts.conns import Conn, Connections, Local
@@ -46,22 +49,6 @@ _UNKNOWN_MAX: Final = 65536
 _TICK_S: Final = 0.5
 
 
-class Device(Protocol):
-    """The RDMA device; None in its place for the transport of the tests."""
-
-    threads: bool
-    """It carries bytes while we are `away`."""
-
-    def port(self, contact: Contact) -> Port: ...
-    def poll(self) -> bool: ...
-    def spin(self) -> bool: ...
-    def arm(self) -> None: ...
-    def fileno(self) -> int: ...
-    def away(self) -> AbstractContextManager[None]: ...
-    def stop(self) -> None: ...
-    def status(self) -> dict[str, Any]: ...
-
-
 def open_device(config: Config) -> Device:
     """The device that the other hosts reach; OSError."""
     from monitor.hosts import loop, verbs
@@ -77,16 +64,17 @@ def open_device(config: Config) -> Device:
 class Hub:
     """See above."""
 
-    def __init__(self, config: Config, selector: selectors.BaseSelector, local: Local, device: Device | None) -> None:
-        """`device` None: only if the configuration says that this is a test. OSError: nobody can listen there."""
-        assert device is not None or config.transport == FOR_TESTS
-        self._config, self._selector, self._local, self._device = config, selector, local, device
+    def __init__(self, config: Config, selector: selectors.BaseSelector, local: Local,
+                 make: Callable[[], Device] | None) -> None:
+        """`make` the device, as soon as there is one; None: only if the configuration says that this is a test."""
+        assert make is not None or config.transport == FOR_TESTS
+        self._config, self._selector, self._local = config, selector, local
         self._candidates = Candidates()
         self._conns = Connections(local, self._candidates, config.lost_s, config.unused_s)
         self._callers: set[Caller] = set()
-        threads = device is not None and device.threads
-        self._vigil = Threads() if threads else Vigil(device, spin_s(config.spin_us))
-        self._seeking = Seeking(config.name, config.ring, local, self._candidates, self._conns, self._vigil.joined)
+        self._device = None if make is None else Adapter(selector, make, partial(find, config), self._lost, self._came)
+        self._vigil = self._make_vigil()
+        self._seeking = Seeking(config.name, config.ring, local, self._candidates, self._conns, self._joined)
         self._ticked = 0.0
         self._credit_at: float | None = None
         self._looks = self._looked_at = 0
@@ -97,17 +85,30 @@ class Hub:
             name: Contact(config, peer, selector, self._port, self._asked, self._down, self._stirred)
             for name, peer in config.peers.items()
         }
-        self._listener = None if config.listen is None else self._listen(config.listen)
-        if device is not None:
-            selector.register(device.fileno(), selectors.EVENT_READ, self._completed)
+        self._listener: socket.socket | None = None
+        self._listened, self._deaf_why = float("-inf"), ""
+        self._tick(time.monotonic(), dial=False)
 
     # ---------------------------------------------------------------- conversations
 
-    def _listen(self, address: tuple[str, int]) -> socket.socket:
-        listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    def _listen(self, now: float) -> None:
+        """If we can: the address may come with the device."""
+        address = self._config.listen
+        if address is None or self._listener is not None or now - self._listened < LOOK_S:
+            return
+        self._listened = now
+        try:
+            listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        except OSError as error:
+            why = f"{address[0]}:{address[1]}: {os.strerror(error.errno or 0)}"
+            if why != self._deaf_why:
+                journal.warn("cannot-listen", why=why)
+            self._deaf_why = why
+            return
+        self._deaf_why = ""
         listener.setblocking(False)
+        self._listener = listener
         self._look_at(listener)
-        return listener
 
     def _look_at(self, listener: socket.socket) -> None:
         self._looks_away = False
@@ -143,8 +144,46 @@ class Hub:
     def _port(self, contact: Contact) -> Port | None:
         return None if self._device is None else self._device.port(contact)
 
-    def _completed(self, _mask: int) -> None:
-        """The completion channel has something: `turn` polls."""
+    # ------------------------------------------------------------------------ device
+
+    def _make_vigil(self) -> Threads | Vigil:
+        """Who looks, with the device that there is now."""
+        if self._device is not None and self._device.threads:
+            return Threads()
+        return Vigil(self._device, spin_s(self._config.spin_us))
+
+    def _joined(self) -> None:
+        self._vigil.joined()
+
+    def _lost(self, why: str, queue: int) -> int:
+        """The device has said so of one queue pair, or (0) of all."""
+        ended = 0
+        for contact in self.contacts.values():
+            port = None if contact.link is None else contact.link.port
+            if port is not None and queue in (0, port.number):
+                contact.fail(why)
+                ended += 1
+        return ended
+
+    def _came(self) -> None:
+        """There may be queue pairs again: links without one begin anew."""
+        self._vigil = self._make_vigil()
+        for contact in self.contacts.values():
+            if contact.link is not None and contact.link.port is None:
+                contact.fail("there is RDMA now")
+
+    @property
+    def _is_gone(self) -> bool:
+        """There is no device: what is on rings does not wait `back_s` for another one."""
+        return self._device is not None and self._device.device is None
+
+    def _look_for_device(self, now: float) -> None:
+        if self._device is None:
+            return
+        threads = self._device.threads
+        self._device.look(now)
+        if self._device.threads != threads:
+            self._vigil = self._make_vigil()
 
     def _down(self, contact: Contact) -> None:
         self._ready.discard(contact.peer.name)
@@ -295,13 +334,17 @@ class Hub:
         contact.guard(pump)
         return contact.flush() or busy
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, now: float, *, dial: bool = True) -> None:
         self._ticked = now
+        self._listen(now)
+        self._look_for_device(now)
+        if not dial:
+            return
         if self._looks_away and self._listener is not None:
             self._look_at(self._listener)
         for contact in self.contacts.values():
             contact.tick(now)
-            if contact.without_s > self._config.back_s:
+            if contact.without_s > self._config.back_s or (self._is_gone and not contact.usable):
                 for conn in self._conns.of(contact):
                     self._conns.leave(conn, contact.without_why)
             for far_id in [one for one, since in contact.unknown.items() if now - since > self._config.back_s]:
@@ -320,6 +363,7 @@ class Hub:
         return {
             "name": self._config.name, "transport": self._config.transport,
             "device": None if self._device is None else self._device.status(),
+            "rdma": {} if self._device is None else self._device.status_beside(), "deaf": self._deaf_why,
             "peers": [self._peer(contact) for contact in self.contacts.values()],
             "connections": [self._conns.status(conn) for conn in self._conns],
             "candidates": len(self._candidates), "looks": self._looks,

@@ -32,6 +32,8 @@ _ANSWERS_EACH: Final = 1024
 class Port(Protocol):
     """Our half of a queue pair (verbs.py)."""
 
+    number: int
+
     def describe(self) -> frames.Port: ...
     def connect(self, far: frames.Port) -> None: ...
     def live(self) -> None: ...
@@ -119,6 +121,11 @@ class Link:
     def by_rdma(self) -> bool:
         """In both directions."""
         return self.switched_out and self.switched_in
+
+    @property
+    def alone(self) -> bool:
+        """We have a queue pair, and the other side has none: it is the one to begin anew when that changes."""
+        return self.port is not None and not self._connected
 
     # ---------------------------------------------------------------- receiving
 

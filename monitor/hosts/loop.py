@@ -18,6 +18,7 @@ from monitor.hosts import frames
 from monitor.hosts.batch import Batch
 from monitor.hosts.contact import Contact
 from monitor.hosts.discover import Found, counters
+from monitor.hosts.events import Said
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
@@ -52,7 +53,10 @@ class Device:
         if not self._device:
             number = abi.lib.sd_device_errno()
             raise VerbsError(number, f"{found.device}: {os.strerror(number)} (it takes libibverbs)")
+        if not found.mtu:
+            self.found = found._replace(mtu=_checked(abi.lib.sd_device_mtu(self._device), "the port's MTU"))
         self._taken: abi.CData = abi.ffi.new("struct sd_loop_event[]", _EVENTS)
+        self._said: abi.CData = abi.ffi.new("struct sd_device_said *")
         self._busy: abi.CData = abi.ffi.new("bool *")
         self.ports: dict[int, QueuePair] = {}
         self.events = self.turns = 0
@@ -67,6 +71,16 @@ class Device:
         """Readable when the threads have something to tell; without them, when a completion has come after `arm`."""
         return abi.lib.sd_device_news(self._device) if self.threads else abi.lib.sd_device_fd(self._device)
 
+    def async_fileno(self) -> int:
+        """Readable when the device has something to say by itself."""
+        return abi.lib.sd_device_async_fd(self._device)
+
+    def said(self) -> Iterator[Said]:
+        """What it has said; OSError: it is gone."""
+        said = self._said
+        while _checked(abi.lib.sd_device_said(self._device, said), "the device"):
+            yield Said(int(said.event), int(said.queue), int(said.port))
+
     def start(self, spin_s: float) -> None:
         """C has threads of its own from here on, and runs while we are `away`. OSError."""
         _checked(abi.lib.sd_device_start(self._device, int(spin_s * 1e9)), "threads")
@@ -77,6 +91,10 @@ class Device:
         if self.threads:
             abi.lib.sd_device_stop(self._device)
             self.threads = False
+
+    def close(self) -> None:
+        """It has no queue pairs any more, nor threads."""
+        abi.lib.sd_device_close(self._device)
 
     @contextmanager
     def away(self) -> Iterator[None]:

@@ -356,12 +356,26 @@ class Mirror:
         used = (self.landed - said) & _U64
         self.owes = self.linked and self.copy.head() != said
         self.armed = True
-        self.copy.arm(data=True, room=not self.copy.switched or used > self.copy.ring_bytes // 2)
+        self._arm(data=True, room=not self.copy.switched or used > self.copy.ring_bytes // 2)
 
     def awake(self) -> None:
         """We look by ourselves."""
         self.armed = False
-        self.copy.arm(data=False, room=not self.copy.switched)
+        self._arm(data=False, room=not self.copy.switched)
+
+    def _arm(self, *, data: bool, room: bool) -> None:
+        self.state.armed = data | room << 1  # as C does it, which may have it next
+        self.copy.arm(data=data, room=room)
+
+    @property
+    def carried(self) -> bool:
+        """By a queue pair of the loop in C."""
+        return bool(self.state.queue)
+
+    @property
+    def tells(self) -> bool:
+        """Its program says when there is news."""
+        return bool(self.state.armed & 1)
 
     @property
     def used(self) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from monitor.hosts.batch import MESSAGE_BYTES, Batch
 from monitor.hosts.config import DEPTH_MIN
 from monitor.hosts.contact import Contact
 from monitor.hosts.discover import Found, counters, pyverbs
+from monitor.hosts.events import Said
 from monitor.hosts.frames import BadPeer, Record
 from monitor.hosts.link import Link
 from monitor.hosts.mirror import Mirror, Transport
@@ -64,13 +66,16 @@ class Device:
         before = _event_fds()
         try:
             self.context = self.v.device.Context(name=found.device)
+            opened = _event_fds()
             self.channel = self.v.cq.CompChannel(self.context)
             self.cq = self.v.cq.CQ(self.context, _CQ_ENTRIES, None, self.channel, 0)
         except Exception as error:
             raise VerbsError(f"{found.device}: {error}") from None
-        new = _event_fds() - before
-        self._fd = max(new)  # the context's descriptor of asynchronous events was opened before
+        (self._async_fd,) = opened - before
+        (self._fd,) = _event_fds() - opened
         os.set_blocking(self._fd, False)
+        if not found.mtu:
+            self.found = found._replace(mtu=int(self.context.query_port(found.port).active_mtu))
         self.ports: dict[int, QueuePair] = {}
         self.entries = _CQ_ENTRIES
         """Of the completion queue that no queue pair may fill yet: its overflow is the end of all of them."""
@@ -88,6 +93,28 @@ class Device:
     def fileno(self) -> int:
         """Readable when a completion has come after `arm`."""
         return self._fd
+
+    def async_fileno(self) -> int:
+        """Readable when the device has something to say by itself."""
+        return self._async_fd
+
+    def said(self) -> Iterator[Said]:
+        """What it has said. pyverbs does not tell which queue pair or port that is about. OSError: it is gone."""
+        while readable(self._async_fd, 0):
+            try:
+                event = self.context.get_async_event()
+            except Exception as error:
+                raise VerbsError(f"the device: {error}") from None
+            event.ack()
+            yield Said(int(event.event_type))
+
+    def close(self) -> None:
+        """It has no queue pairs any more."""
+        for one in (self.cq, self.channel, self.context):
+            try:
+                one.close()
+            except Exception as error:  # of a device that has failed
+                journal.detail("closing", device=self.found.device, why=str(error))
 
     def port(self, contact: Contact) -> QueuePair:
         """A queue pair for a new conversation; OSError."""

@@ -67,9 +67,15 @@ class Threads:
         """As a Vigil's: as long as there is something."""
         if found:
             return 0.0
+        late = False
         for mirror in mirrors:
             mirror.armed = True
-        return None
+            if not mirror.carried and not mirror.tells:  # our TCP connection carries it: they do not see it
+                mirror.sleep()
+                late = True
+        if late:
+            abi.lib.sd_py_membarrier()  # [W1]
+        return 0.0 if late else None
 
 
 class Vigil:

@@ -92,6 +92,11 @@ struct sd_loop_event {
     uint8_t body[SD_VERBS_MESSAGE];
 };
 
+struct sd_device_said {
+    uint32_t event;       /* enum ibv_event_type: monitor/hosts/events.py */
+    uint32_t queue, port; /* that it is about; 0: another thing */
+};
+
 struct sd_queue_counts {
     uint64_t posted, done, writes, sends, received, bells, rings, credits;
     uint64_t strays; /* arrivals of what had come already: of a device that repeats itself */
@@ -104,6 +109,10 @@ int sd_device_errno(void); /* of the last sd_device_open or sd_queue_open that r
 int sd_device_fd(struct sd_device *device);
 int sd_device_arm(struct sd_device *device);
 void sd_device_close(struct sd_device *device);
+/* The next of what the device says by itself, for which the descriptor is readable. 1, 0: nothing; -errno: it is gone. */
+int sd_device_async_fd(struct sd_device *device);
+int sd_device_said(struct sd_device *device, struct sd_device_said *said);
+int sd_device_mtu(struct sd_device *device); /* that its port has now, as verbs number it; -errno */
 
 /* Its depth is less where the device, or what is left of the completion queue, allows no more; ENOSPC: too little is left. */
 struct sd_queue *sd_queue_open(struct sd_device *device, uint32_t depth, uint32_t inline_bytes);

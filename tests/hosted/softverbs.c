@@ -268,6 +268,14 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_
     return 0;
 }
 
+static struct qp *pair_at(uint32_t number)
+{
+    for (uint32_t i = 0; i < PAIRS; i++)
+        if (pairs[i] && pairs[i]->qp.qp_num == number)
+            return pairs[i];
+    return NULL;
+}
+
 /* ------------------------------------------------------- devices and queue pairs */
 
 #define DEVICE_NAME "soft"

@@ -30,10 +30,28 @@ _event_fds: set[int] = set()
 
 
 class Context:
-    """The device, opened."""
+    """The device, opened. What a test puts into `events` it says by itself."""
 
     def __init__(self, name: str) -> None:
         assert name == "fake"
+        self.fd = os.eventfd(0, os.EFD_SEMAPHORE)
+        self.events: deque[int] = deque()
+        _event_fds.add(self.fd)
+
+    def say(self, event: int) -> None:
+        self.events.append(event)
+        os.eventfd_write(self.fd, 1)
+
+    def get_async_event(self) -> Any:
+        os.eventfd_read(self.fd)
+        return SimpleNamespace(event_type=self.events.popleft(), ack=lambda: None)
+
+    def query_port(self, number: int) -> Any:
+        return SimpleNamespace(active_mtu=4)
+
+    def close(self) -> None:
+        _event_fds.discard(self.fd)
+        os.close(self.fd)
 
 
 class CompChannel:
@@ -71,6 +89,9 @@ class CQ:
             if one.qp_num in _pairs and not one.opcode & ENUMS.IBV_WC_RECV:
                 _pairs[one.qp_num].freed = one.freed  # it tells of all before it
         return len(found), found
+
+    def close(self) -> None:
+        pass
 
     def req_notify(self, solicited: bool) -> None:
         self.armed = True

@@ -31,6 +31,7 @@ from sdlib import abi
 from sdlib.wire.left import Left
 from sdlib.wire.messages import Bell, Nudge
 from sdlib.wire.segment import segment_bytes
+from tests.monitor.queues import FOUND
 
 RING = 4096
 BYTES = 700
@@ -65,7 +66,7 @@ class Host:
         self.unsteady = 0
         self.offers = 0
         self.due = False
-        self.hub = Hub(config, self.selector, self, device() if device else None)
+        self.hub = Hub(config, self.selector, self, device)
         self.contact = self.hub.contacts[other]
 
     # ----------------------------------------------------- what the hub asks the rest of the monitor
@@ -133,9 +134,13 @@ class NoDevice:
     """It is there, and gives no queue pairs."""
 
     threads = False
+    found = FOUND
 
     def __init__(self) -> None:
-        self._event = os.eventfd(0)
+        self._event, self._async = os.eventfd(0), os.eventfd(0)
+
+    def async_fileno(self) -> int:
+        return self._async
 
     def fileno(self) -> int:
         return self._event
@@ -153,6 +158,9 @@ class NoDevice:
 
     def stop(self) -> None:
         os.close(self._event)
+
+    def close(self) -> None:
+        pass
 
 
 def make_hosts(**times: Any) -> tuple[Host, Host]:

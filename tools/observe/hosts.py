@@ -12,7 +12,7 @@ from tools import sdctl
 _COUNTS = ("unread", "credits", "writes", "sends", "received", "links", "breaks", "held_s", "left", "again", "retries",
            "rnr")
 HEADING = ["Host", "Link", "Conns", "Queue", "Unread", "Credits", "Writes", "Sends", "Received", "Links", "Breaks",
-           "Held", "Left", "Again", "Retries", "RNR"]
+           "Held", "Left", "Again", "Retries", "RNR", "Waits for"]
 
 
 def look(socket_path: str | None = None) -> list[dict[str, Any]]:
@@ -23,7 +23,8 @@ def look(socket_path: str | None = None) -> list[dict[str, Any]]:
         return []
     hosts = monitor.get("hosts") or {}
     counters = (hosts.get("device") or {}).get("counters", {})
-    return [_host(peer, hosts, counters) for peer in hosts.get("peers", [])]
+    waits = "; ".join(why for why in (hosts.get("deaf"), (hosts.get("rdma") or {}).get("waits")) if why)
+    return [_host(peer, hosts, counters) | {"waits": waits} for peer in hosts.get("peers", [])]
 
 
 def _host(peer: dict[str, Any], hosts: dict[str, Any], counters: dict[str, int]) -> dict[str, Any]:
@@ -45,6 +46,6 @@ def table(hosts: list[dict[str, Any]]) -> list[list[str]]:
     """Cells, a list a line, the heading first."""
     return [HEADING] + [
         [host["host"], host["link"], str(host["connections"]), f"{host['under_way']}/{host['depth']}"]
-        + [str(host[name]) for name in _COUNTS]
+        + [str(host[name]) for name in _COUNTS] + [host["waits"] or "-"]
         for host in hosts
     ]

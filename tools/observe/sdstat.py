@@ -176,7 +176,7 @@ def text(document: dict[str, Any], *, sizes: bool = False) -> Iterator[str]:
                f"queue {line['under_way']}/{line['depth']}, unread {number(line['unread'])}B, "
                f"credits {number(line['credits'])}B, breaks {line['breaks']}, held {line['held_s']:.0f} s, "
                f"again {line['again']}, retries {line['retries']}, "
-               f"RNR {line['rnr']}")
+               f"RNR {line['rnr']}" + (f"; waits for RDMA: {printable(line['waits'])}" if line["waits"] else ""))
     for line in document["supervisors"]:
         calls = waited(line["notifications"], line["notification_mean_s"], line["notification_longest_s"])
         offers = waited(line["offers"], line["offer_mean_s"], line["offer_longest_s"])

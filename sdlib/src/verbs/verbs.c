@@ -19,7 +19,8 @@ int sd_device_errno(void) { return failed; }
 #define FUNCTIONS(X) \
     X(ibv_get_device_list) X(ibv_free_device_list) X(ibv_get_device_name) X(ibv_open_device) X(ibv_close_device) X(ibv_alloc_pd) \
     X(ibv_dealloc_pd) X(ibv_create_comp_channel) X(ibv_destroy_comp_channel) X(ibv_create_cq) X(ibv_destroy_cq) X(ibv_create_qp) \
-    X(ibv_modify_qp) X(ibv_destroy_qp) X(ibv_reg_mr) X(ibv_dereg_mr) X(ibv_get_cq_event) X(ibv_ack_cq_events) X(ibv_query_device)
+    X(ibv_modify_qp) X(ibv_destroy_qp) X(ibv_reg_mr) X(ibv_dereg_mr) X(ibv_get_cq_event) X(ibv_ack_cq_events) X(ibv_query_device) \
+    X(ibv_query_port) X(ibv_get_async_event) X(ibv_ack_async_event)
 
 #define DECLARE(name) __typeof__(name) *name##_;
 static struct { FUNCTIONS(DECLARE) } lib;
@@ -51,6 +52,8 @@ static struct ibv_context *open_named(const char *name)
     return found;
 }
 
+static void do_not_wait(int fd) { fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
+
 struct sd_device *sd_device_open(const char *library, const char *name, uint32_t port, uint32_t pkey_index, uint32_t entries)
 {
     struct sd_device *d = calloc(1, sizeof *d);
@@ -75,7 +78,8 @@ struct sd_device *sd_device_open(const char *library, const char *name, uint32_t
     if (!(d->channel = lib.ibv_create_comp_channel_(d->context)) ||
         !(d->cq = lib.ibv_create_cq_(d->context, (int)entries, NULL, d->channel, 0)))
         goto no;
-    fcntl(d->channel->fd, F_SETFL, fcntl(d->channel->fd, F_GETFL) | O_NONBLOCK);
+    do_not_wait(d->channel->fd);
+    do_not_wait(d->context->async_fd);
     return d;
 no:
     sd_device_close(d);
@@ -106,6 +110,39 @@ int sd_device_arm(struct sd_device *d)
     if (events)
         lib.ibv_ack_cq_events_(d->cq, (unsigned)events);
     return ibv_req_notify_cq(d->cq, 0) ? -EIO : events;
+}
+
+int sd_device_async_fd(struct sd_device *d) { return d->context->async_fd; }
+
+/* Acknowledged at once: ibv_destroy_qp() waits for that. */
+int sd_device_said(struct sd_device *d, struct sd_device_said *said)
+{
+    struct ibv_async_event e;
+
+    if (lib.ibv_get_async_event_(d->context, &e))
+        return errno == EAGAIN || errno == EINTR ? 0 : -(errno ? errno : EIO);
+    *said = (struct sd_device_said){.event = e.event_type};
+    switch (e.event_type) {
+    case IBV_EVENT_QP_FATAL: case IBV_EVENT_QP_REQ_ERR: case IBV_EVENT_QP_ACCESS_ERR: case IBV_EVENT_COMM_EST: case IBV_EVENT_SQ_DRAINED:
+    case IBV_EVENT_PATH_MIG: case IBV_EVENT_PATH_MIG_ERR: case IBV_EVENT_QP_LAST_WQE_REACHED:
+        said->queue = e.element.qp->qp_num;
+        break;
+    case IBV_EVENT_PORT_ACTIVE: case IBV_EVENT_PORT_ERR: case IBV_EVENT_LID_CHANGE: case IBV_EVENT_PKEY_CHANGE: case IBV_EVENT_SM_CHANGE:
+    case IBV_EVENT_CLIENT_REREGISTER: case IBV_EVENT_GID_CHANGE:
+        said->port = (u32)e.element.port_num;
+        break;
+    default:
+        break;
+    }
+    lib.ibv_ack_async_event_(&e);
+    return 1;
+}
+
+int sd_device_mtu(struct sd_device *d)
+{
+    struct ibv_port_attr attr = {0}; /* the function of that name fills what it has known first */
+
+    return lib.ibv_query_port_(d->context, (u8)d->port, (void *)&attr) ? -(errno ? errno : EIO) : (int)attr.active_mtu;
 }
 
 /* ------------------------------------------------------------------ queue pairs */
