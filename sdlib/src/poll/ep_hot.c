@@ -154,11 +154,18 @@ void ep_anonymous(struct ep *ep)
 
 /* --------------------------------------------------------------- reporting */
 
+/* [E7] Behind the last report of TCP's bytes others have come by TCP, and what is left of all of them is on the ring. */
+static bool is_late(const struct reg *r, u32 out)
+{
+    return unlikely(r->told_tcp) && (out & POLLIN) && (r->want & BYTES_COME) && load_rlx(&r->s->b->rx_mode) == SD_MODE_RING
+        && r->told_tcp < load_acq(&r->s->e.rx->sw_ring);
+}
+
 /* Has anything happened that an edge-triggered registration has not reported? */
 static bool is_news(const struct reg *r, u32 out, u64 tail, u32 latched)
 {
     return r->fresh || ((latched ^ r->latched) & ~LATCH_KEPT) || (tail != r->seen_tail && (r->want & BYTES_COME)) /* also if they have been read: it tells what is true beside, as Linux does */
-        || (r->tx_full && (out & POLLOUT));
+        || (r->tx_full && (out & POLLOUT)) || is_late(r, out);
 }
 
 /* Nothing to say, as a few words tell that are in the cache if nothing has changed. False: look closely. */
@@ -238,11 +245,15 @@ u32 reg_report(struct reg *r, u32 kev)
     if (edge && out) {
         bool news = is_news(r, out, tail, latched) || (kev && kernel_news(r, kev));
         r->renewed &= !kev;
+        if (load_rlx(&s->b->rx_mode) != SD_MODE_TCP)
+            r->told_tcp = 0;
         if (!news)
             return 0;
         if (unlikely(!fully_on_ring(s))) {
             r->renewed |= !kev;
-            r->seen_tcp = kev && !sd_back_published(&s->e) ? 0 : tcp_received(r);
+            u64 received = tcp_received(r);
+            r->seen_tcp = kev && !sd_back_published(&s->e) ? 0 : received;
+            r->told_tcp = load_rlx(&s->b->rx_mode) == SD_MODE_TCP ? received : 0;
         }
     }
     if (!out)

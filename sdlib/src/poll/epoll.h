@@ -36,6 +36,9 @@
  *        more what is told already. It has our tag, and a mask that does for the ring, too, from the beginning; the kernel wakes up for the bits that this has in excess when it
  *        does for POLLIN, so nothing more comes of it. Only who waits for no bytes has to be asked anew when the ring comes, since doorbells are bytes: then an
  *        event with POLLIN in it tells of room only if room was lacking (tx_full).
+ *   [E7] Told while TCP was in front of the switch, and bytes of TCP have come since: that is an edge of its own, and the kernel's comes too late if the program has read across
+ *        the switch meanwhile. So what TCP had received is remembered with such a report, and if that is less than the position of the switch, what is on the ring is news.
+ *        (nginx goes by it: what it reads beyond FIONREAD has come since, so the set will tell of the rest.)
  *   [E4] `structure` guards s->regs and the tables; it is held with all signals blocked, so nothing can interrupt it on its own thread.
  */
 #ifndef SD_EPOLL_H
@@ -65,6 +68,7 @@ struct reg {
     struct reg *hot_next, *hot_prev;
     u64 seen_tail, stamp;
     u64 seen_tcp;               /* 1 + what TCP had received when it was told of outside of the kernel's turn ([E6]); 0: it was not */
+    u64 told_tcp;               /* 1 + what TCP had received when it was last told of in front of the switch ([E7]); 0: nothing to remember */
     u32 want;                   /* the program's, flags included */
     u32 latched;                /* of the block, at the last report */
     u32 idle, naps;             /* scans since the last event; parks since the last report */

@@ -23,8 +23,11 @@ from tests.differential.linux import (
     SHUT_WR,
     SO_ERROR,
     SO_LINGER,
+    SO_RCVBUF,
+    SO_SNDBUF,
     SOL_SOCKET,
     TRUNC,
+    WAITALL,
 )
 from tests.differential.side import Side, settle
 from tests.differential.worlds import Stage, behaviour
@@ -132,6 +135,32 @@ def asked_first(stage: Stage) -> None:
         a.readv(x, [there // 2, there - there // 2])
         a.readv(x, [10])
         a.wait(ep)
+
+
+# nginx goes by it: what it reads beyond FIONREAD has come since it was told, so it will be told of the rest.
+# A ring holds all of it from the beginning, so there nothing comes later.
+@behaviour("epoll EPOLLET of bytes that come while those before them are read", carried=False,
+           only=("cold", "during", "after", "accepting", "connecting"))
+def read_across(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    ep = a.epoll()
+    a.setsockopt(x, SOL_SOCKET, SO_RCVBUF, 20_000)
+    b.setsockopt(y, SOL_SOCKET, SO_SNDBUF, 500_000)
+    a.ctl(ep, "add", x, IN | ET | RDHUP)
+    b.send(y, b"w" * 200_000)
+    for _ in range(4):
+        a.recv(x, 1)
+        settle()
+        b.send(y, b"r")
+    settle()
+    b.send(y, b"s" * 1000)
+    a.wait(ep, timeout=5000)
+    a.recv(x, 200_000 + 500, WAITALL)
+    settle()
+    a.wait(ep, timeout=5000)
+    a.recv(x, 500, WAITALL)
+    a.wait(ep)
 
 
 @behaviour("epoll EPOLLONESHOT, armed anew by another thread")
