@@ -254,7 +254,9 @@ def end_monitor(runtime_dir: Path, number: signal.Signals = signal.SIGTERM) -> N
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             pidfd = os.pidfd_open(struct.unpack("3i", credentials)[0])
             signal.pidfd_send_signal(pidfd, number)
-            select.select([pidfd], [], [], REPORT_WITHIN_S)
+            ended = select.poll()  # select() takes no descriptor beyond 1,023
+            ended.register(pidfd, select.POLLIN)
+            ended.poll(REPORT_WITHIN_S * 1000)
             os.close(pidfd)
 
 

@@ -104,7 +104,7 @@ def rings(booted: Machine, drop_in: str) -> tuple[int, str]:
     except (AssertionError, subprocess.TimeoutExpired):
         raise AssertionError(booted.run("journalctl --no-pager -u sdmonitor | tail -40")) from None
     status = json.loads((booted.root / "root/far/status").read_text())
-    booted.run("pkill -x redis-server; ip netns pids far | xargs -r kill; systemctl stop sdmonitor\n"
+    booted.run("pkill -x redis-server; ip netns pids far | { xargs -r kill || true; }; systemctl stop sdmonitor\n"
                "rm -f /root/far/m.sock")
     [peer] = status["hosts"]["peers"]
     return int(peer["port"]["rings"]), booted.run("journalctl --no-pager -u sdmonitor -o cat")
