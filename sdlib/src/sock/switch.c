@@ -7,6 +7,7 @@
  */
 #include "ring/cork.h"
 #include "sock/far.h"
+#include "sock/rx.h"
 #include "sock/sock.h"
 
 /* ------------------------------------------------------- stream positions */
@@ -35,17 +36,31 @@ i64 sd_tx_pos(const struct sock *s, int fd)
     return -1;
 }
 
-/* What is unread by TCP, -1: cannot be told. With urgent data FIONREAD counts up to the mark, but where the program wants it inline. */
-i32 sd_unread(const struct sock *s, int fd)
+/* FIONREAD as if the program wanted urgent data inline: otherwise it counts up to the mark. */
+static i32 unread_behind_mark(int fd)
 {
-    bool urgent = s->seg && unlikely(load_rlx(&s->e.rx->prod_hint) & SD_HINT_URGENT) && !sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE);
+    bool inlined = sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE);
     i32 q = -1;
 
-    if (urgent)
+    if (!inlined)
         sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
     SYS3(__NR_ioctl, fd, FIONREAD, &q);
-    if (urgent)
+    if (!inlined)
         sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 0);
+    return q;
+}
+
+/* What is unread by TCP, -1: cannot be told. A peer that was not attached when it sent urgent data has said nothing of it; it has taken its offer
+ * back and sends by TCP only, but we may have been told of the pair before that. At the mark nothing would be left to read then, for ever. */
+i32 sd_unread(const struct sock *s, int fd)
+{
+    i32 q = -1;
+
+    if (s->seg && unlikely(load_rlx(&s->e.rx->prod_hint) & SD_HINT_URGENT))
+        return unread_behind_mark(fd);
+    SYS3(__NR_ioctl, fd, FIONREAD, &q);
+    if (unlikely(q == 0) && s->seg && !sd_sw_published(&s->e) && sd_at_mark(fd))
+        return unread_behind_mark(fd);
     return q;
 }
 
