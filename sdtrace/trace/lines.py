@@ -28,7 +28,7 @@ CALLS: Final[dict[int, tuple[str, str]]] = {
     157: ("prctl", "nxxx"), 158: ("arch_prctl", "xp"), 200: ("tkill", "nn"), 213: ("epoll_create", "n"),
     231: ("exit_group", "n"), 234: ("tgkill", "nnn"),
     232: ("epoll_wait", "dpnn"), 233: ("epoll_ctl", "dndp"), 270: ("pselect6", "nppp"), 271: ("ppoll", "pnpp"),
-    275: ("splice", "dpdp"), 281: ("epoll_pwait", "dpnn"), 288: ("accept4", "dppx"), 291: ("epoll_create1", "x"),
+    272: ("unshare", "x"), 275: ("splice", "dpdp"), 281: ("epoll_pwait", "dpnn"), 288: ("accept4", "dppx"), 291: ("epoll_create1", "x"),
     292: ("dup3", "ddx"), 299: ("recvmmsg", "dpnx"), 307: ("sendmmsg", "dpnx"), 317: ("seccomp", "nxp"),
     322: ("execveat", "dppp"), 327: ("preadv2", "dpnn"), 328: ("pwritev2", "dpnn"), 435: ("clone3", "pn"),
     436: ("close_range", "nnx"), 438: ("pidfd_getfd", "ddx"), 441: ("epoll_pwait2", "dpnp"),

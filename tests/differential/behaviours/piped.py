@@ -231,6 +231,28 @@ def splice_reset(stage: Stage) -> None:
         a.close(x)
 
 
+@behaviour("sendfile after the peer's SHUT_RDWR", "splice after the peer's SHUT_RDWR", carried=False)
+def splice_after_the_end(stage: Stage) -> None:
+    """The end was read before: TCP takes one more send, and refuses the next."""
+    a, b = stage.a, stage.b
+    for how in ("send", "file", "pipe"):
+        x, y = stage.connection()
+        out, into = a.pipe(O_NONBLOCK)
+        a.write(into, b"abcdef")
+        file = a.file(b"abcdef")
+        b.shutdown(y, SHUT_RDWR)
+        a.recv(x, 10)
+        for _ in range(3):
+            if how == "file":
+                a.sendfile(x, file, 2)
+            elif how == "pipe":
+                a.splice(out, x, 2)
+            else:
+                a.send(x, b"ab")
+            settle()
+            a.signals(signal.SIGPIPE)
+
+
 FILES: Final = ("/dev/zero", "/dev/null", "/tmp", "/proc/self/stat", "/proc/self/status", "/etc/hostname",
                 "/dev/urandom")
 
