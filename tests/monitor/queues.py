@@ -72,7 +72,7 @@ class PySide(QueueSide):
 
     def close(self) -> None:
         super().close()
-        self.device.channel.close()
+        self.device.close()
 
 
 class CSide(QueueSide):

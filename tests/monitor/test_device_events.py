@@ -101,7 +101,10 @@ class World:
 
     def close(self) -> None:
         for host in self.hosts:
+            device = self.device(host)
             host.close()
+            if device is not None:
+                device.close()
 
 
 @pytest.fixture(params=["c", "python"])
