@@ -30,25 +30,31 @@ static i64 pipe_flags(int fd, u64 given, bool write)
     return flags | ((u32)open & O_NONBLOCK ? SPLICE_F_NONBLOCK : 0);
 }
 
-/* Room in the pipe, which the kernel waits for before it looks at the socket. */
+/* An address at which nothing can be read or written: the page below our own stacks. A call of the kernel that waits first, and then fails on it, has done
+ * nothing but wait, and goes on behind handlers with SA_RESTART. ppoll never does. */
+static void *nowhere(void) { return (void *)(sd_self()->lo - 8); }
+
+/* Room in the pipe, which the kernel waits for before it looks at the socket: as vmsplice does. */
 static long wait_space(int out, bool nb)
 {
     struct pollfd p = {out, POLLOUT, 0};
     struct timespec64 now = {0, 0};
-    long r = SYS5(__NR_ppoll, &p, 1, nb ? &now : NULL, 0, 8);
+    struct iovec v = {nowhere(), 1};
+    long r = SYS5(__NR_ppoll, &p, 1, &now, 0, 8);
 
-    if (r <= 0)
+    if (r < 0 || (r == 0 && nb))
         return r ? r : -EAGAIN;
+    if (r == 0 && (r = SYS4(__NR_vmsplice, out, &v, 1, 0)) != -EFAULT)
+        return r; /* SIGPIPE has come with EPIPE */
     return p.revents & POLLERR ? sd_broken_pipe(0) : 0;
 }
 
 /* Waits until the pipe has something, or no writer. */
 static long wait_pipe(int in)
 {
-    struct pollfd p = {in, POLLIN, 0};
-    long r = SYS5(__NR_ppoll, &p, 1, 0, 0, 8);
+    long r = SYS3(__NR_read, in, nowhere(), 1);
 
-    return r < 0 ? r : 0;
+    return r == -EFAULT ? 0 : r;
 }
 
 /* Reads or writes without waiting. A pipe that the kernel has spliced once, while the connection was on TCP, says EOPNOTSUPP to RWF_NOWAIT from then on

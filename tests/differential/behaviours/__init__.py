@@ -13,6 +13,7 @@ from tests.differential.behaviours import (
     files,
     flagged,
     handed,
+    interrupted,
     options,
     order,
     others,
@@ -33,6 +34,6 @@ from tests.differential.behaviours import (
 
 __all__ = [
     "asked", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
-    "handed", "options", "order", "others", "patterns", "piped", "pointers", "rare", "readiness", "receive",
-    "reused", "several", "shutdowns", "tables", "taken", "transmit", "watched",
+    "handed", "interrupted", "options", "order", "others", "patterns", "piped", "pointers", "rare",
+    "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken", "transmit", "watched",
 ]  # fmt: skip

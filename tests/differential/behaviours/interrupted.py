@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""splice and sendfile that wait, for a pipe or the connection, when a handler comes: with SA_RESTART they wait on."""
+
+from __future__ import annotations
+
+import signal
+import struct
+from collections.abc import Callable
+
+from tests.differential.behaviours.descriptors import exchange
+from tests.differential.behaviours.piped import full_pipe
+from tests.differential.behaviours.transmit import fill
+from tests.differential.caller import Call
+from tests.differential.linux import SA_RESTART, SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET
+from tests.differential.side import Side, settle
+from tests.differential.worlds import Stage, behaviour
+
+PAGE = 4096
+
+
+def handlers(side: Side) -> None:
+    """USR1 ends calls, USR2 lets them go on."""
+    side.handle(signal.SIGUSR1)
+    side.handle(signal.SIGUSR2, flags=SA_RESTART)
+
+
+def interrupted(by: Side, thread: Side, begin: Callable[[], Call], end: Callable[[], object]) -> None:
+    """A call of a thread that waits, ended by the one handler, and by what it waits for behind the other."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        waits = begin().asleep()
+        by.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
+        settle()
+        if number == signal.SIGUSR2:
+            waits.asleep()
+            end()
+        waits.end()
+    by.signals(signal.SIGUSR1)
+    by.signals(signal.SIGUSR2)
+
+
+@behaviour("splice into a full pipe EINTR", "splice into a full pipe SA_RESTART",
+           "sendfile into a full pipe EINTR", "sendfile into a full pipe SA_RESTART")
+def splice_full_pipe_interrupted(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    thread = a.thread("t")
+    handlers(a)
+    out, into = full_pipe(a)
+    b.send(y, b"abc")
+    interrupted(a, thread, lambda: thread.start.splice(x, into, 10), lambda: a.read(out, PAGE))
+    a.read(out, 100)
+    interrupted(a, thread, lambda: thread.start.splice(x, into, 10), lambda: b.send(y, b"def"))
+    a.read(out, 100)
+    out, into = full_pipe(a)
+    b.send(y, b"ghi")
+    interrupted(a, thread, lambda: thread.start.sys("sendfile", into, x, 0, 10), lambda: a.read(out, PAGE))
+    a.read(out, 100)
+    exchange(stage, a, x, y)
+
+
+@behaviour("splice into a full pipe SA_RESTART, whose reader goes")
+def splice_full_pipe_restarted_broken(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    thread = a.thread("t")
+    handlers(a)
+    out, into = full_pipe(a)
+    b.send(y, b"abc")
+    interrupted(a, thread, lambda: thread.start.splice(x, into, 10), lambda: a.close(out))
+    a.signals(signal.SIGPIPE)
+    exchange(stage, a, x, y)
+
+
+@behaviour("splice from an empty pipe EINTR", "splice from an empty pipe SA_RESTART")
+def splice_empty_pipe_interrupted(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    thread = a.thread("t")
+    handlers(a)
+    out, into = a.pipe()
+    interrupted(a, thread, lambda: thread.start.splice(out, x, 10), lambda: a.write(into, b"abc"))
+    b.recv(y, 10)
+    interrupted(a, thread, lambda: thread.start.splice(out, x, 10), lambda: a.close(into))
+    exchange(stage, a, x, y)
+
+
+@behaviour("splice to a full stream EINTR", "splice to a full stream SA_RESTART", "sendfile to a full stream EINTR",
+           "sendfile to a full stream SA_RESTART", only=("before", "tight", "after", "accepting"))
+def splice_full_stream_interrupted(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    thread = a.thread("t")
+    handlers(a)
+    out, into = a.pipe()
+    file = a.file(b"z" * 100)
+    a.write(into, b"abc")
+    a.sent -= 3
+    sent = fill(stage, x)
+    interrupted(a, thread, lambda: thread.start.splice(out, x, 10), lambda: b.recv_all_quietly(y, sent))
+    b.recv(y, 3)
+    sent = fill(stage, x)
+    interrupted(a, thread, lambda: thread.start.sys("sendfile", x, file, 0, 100), lambda: b.recv_all_quietly(y, sent))
+    b.recv_all(y, 100)
+
+
+@behaviour("splice SO_RCVTIMEO EINTR", "splice SO_SNDTIMEO EINTR", only=("before", "tight", "after", "accepting"))
+def splice_timed_interrupted(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    thread = a.thread("t")
+    handlers(a)
+    out, into = a.pipe()
+    for option in (SO_RCVTIMEO, SO_SNDTIMEO):
+        a.setsockopt(x, SOL_SOCKET, option, struct.pack("=qq", 5, 0))
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        waits = thread.start.splice(x, into, 10).asleep()
+        a.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
+        waits.end()
+    a.write(into, b"abc")
+    a.sent -= 3
+    sent = fill(stage, x)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        waits = thread.start.splice(out, x, 10).asleep()
+        a.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
+        waits.end()
+    b.recv_all_quietly(y, sent)
+    a.splice(out, x, 10)
+    b.recv(y, 10)
