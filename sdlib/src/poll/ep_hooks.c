@@ -21,8 +21,10 @@ void sd_ep_changed(struct sock *s)
 void sd_ep_attaches(struct sock *s)
 {
     u32 left = REGS_SEEN;
-    for (struct reg *r = s->regs; r && left; r = r->next, left--)
+    for (struct reg *r = s->regs; r && left; r = r->next, left--) {
         r->seen_tail = load_rlx(&s->e.rx->tail);
+        r->told_end = 0;
+    }
 }
 
 static bool moved_back(const struct sock *s)

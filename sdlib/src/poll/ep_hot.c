@@ -164,7 +164,7 @@ static bool is_late(const struct reg *r, u32 out)
 /* Has anything happened that an edge-triggered registration has not reported? */
 static bool is_news(const struct reg *r, u32 out, u64 tail, u32 latched)
 {
-    return r->fresh || ((latched ^ r->latched) & ~LATCH_KEPT) || (tail != r->seen_tail && (r->want & BYTES_COME)) /* also if they have been read: it tells what is true beside, as Linux does */
+    return r->fresh || ((latched ^ r->latched) & ~(LATCH_KEPT | r->told_end)) || (tail != r->seen_tail && (r->want & BYTES_COME)) /* also if they have been read: it tells what is true beside, as Linux does */
         || (r->tx_full && (out & POLLOUT)) || is_late(r, out);
 }
 
@@ -254,6 +254,8 @@ u32 reg_report(struct reg *r, u32 kev)
             u64 received = tcp_received(r);
             r->seen_tcp = kev && !sd_back_published(&s->e) ? 0 : received;
             r->told_tcp = load_rlx(&s->b->rx_mode) == SD_MODE_TCP ? received : 0;
+            if ((kev & POLLRDHUP) && load_rlx(&s->b->rx_mode) == SD_MODE_TCP)
+                r->told_end = LATCH_FIN | (kev & (POLLRDHUP | POLLHUP | POLLERR));
         }
     }
     if (!out)

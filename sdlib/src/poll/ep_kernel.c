@@ -135,7 +135,7 @@ long reg_sync(struct reg *r, bool force)
 {
     bool ring = translated(r->s), tag = ring || reg_tags_early(r->ep, r->want);
     u32 mask = kernel_mask(r, ring);
-    force |= (r->want & EPOLLET) && r->tx_full && load_rlx(&r->s->b->tx_mode) == SD_MODE_BACK; /* [E6] there is room now: of that the kernel knows nothing */
+    force |= (r->want & EPOLLET) && (reg_wanted(r) & POLLOUT) && r->tx_full && load_rlx(&r->s->b->tx_mode) == SD_MODE_BACK; /* [E6] there is room now: of that the kernel knows nothing */
     if (!force && tag == r->tagged && (!tag || covers(r, mask)))
         return 0;
     if (owes_room(r))

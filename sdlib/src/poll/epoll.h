@@ -71,6 +71,7 @@ struct reg {
     u64 told_tcp;               /* 1 + what TCP had received when it was last told of in front of the switch ([E7]); 0: nothing to remember */
     u32 want;                   /* the program's, flags included */
     u32 latched;                /* of the block, at the last report */
+    u32 told_end;               /* of what will be latched: the kernel has told of it already, in front of the switch */
     u32 idle, naps;             /* scans since the last event; parks since the last report */
     bool hot, fresh, off, tx_full;
     bool ghost, dead;

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.differential.linux import DONTWAIT, ET, F_GETFL, F_SETFL, IN, O_ASYNC, OUT, PRI, RDHUP
+from tests.differential.linux import DONTWAIT, ET, F_GETFL, F_SETFL, IN, O_ASYNC, OUT, PRI, RDHUP, SHUT_WR
 from tests.differential.side import Side, settle
 from tests.differential.worlds import Stage, behaviour
 
@@ -139,3 +139,38 @@ def edge_sleepers(stage: Stage) -> None:
     b.recv_all(y, (ROUNDS - back) * len(b"answer"))
     look(a, mine)
     look(b, theirs)
+
+
+@behaviour("epoll EPOLLET, of a connection that ends when it has just moved, or while it does", carried=False)
+def edge_end_moving(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    for messages in range(ROUNDS):
+        x, y = stage.connection()
+        mine, theirs = sets(a, x), sets(b, y)
+        for number in range(messages):
+            b.send(y, b"abc")
+            look(a, mine)
+            if messages % 2 and number < messages - 2:
+                a.recv(x, 100)
+                answer(stage, x, y, mine, theirs)
+        if messages % 3:
+            b.shutdown(y, SHUT_WR)
+            look(a, mine)
+            look(b, theirs)
+            a.recv(x, 4)
+            look(a, mine)
+            a.recv(x, 100)
+            look(a, mine)
+            a.recv(x, 100)
+            look(a, mine)
+            a.send(x, b"still")
+            look(b, theirs)
+            b.recv(y, 100)
+        b.close(y)
+        look(a, mine)
+        a.recv(x, 100)
+        look(a, mine)
+        for fd in (x, *mine):
+            a.close(fd)
+        for fd in theirs:
+            b.close(fd)

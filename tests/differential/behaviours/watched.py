@@ -109,9 +109,7 @@ def armed_anew(stage: Stage) -> None:
         a.close(ep)
 
 
-# "cold": a connection that moves in the middle tells of its end once more (docs/limits.md).
-@behaviour("epoll EPOLLET of bytes that come while others are unread, of the end behind them", carried=False,
-           only=("before", "tight", "during", "after", "accepting", "connecting"))
+@behaviour("epoll EPOLLET of bytes that come while others are unread, of the end behind them", carried=False)
 def edge_after_edge(stage: Stage) -> None:
     a, b = stage.a, stage.b
     x, y = stage.connection()
