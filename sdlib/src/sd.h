@@ -238,6 +238,7 @@ struct sock {
     struct sd_end e;    /* the two rings, as ring.h sees them */
     u8 timed;           /* SO_RCVTIMEO: 0 not known, 1 none, 2 some; sock/rx.c */
     bool yielded;       /* a receive has given its peer the CPU, in vain: fast.c */
+    bool watched;       /* it lies in a set that poll or another set looks at: sd_ep_emptied() */
     u8 lives;           /* 1 + the place of its kind in the area, once it has done as much as makes an offer worth it; sock/lives.c */
     u32 due;            /* not to be offered before so many operations */
     u64 woken_tsc;      /* when the reader was last rung for */

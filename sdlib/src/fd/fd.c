@@ -235,6 +235,7 @@ struct sock *sd_sock_carried(u32 id, struct sd_block *b)
     s->lives = 0;
     s->timed = 0;
     s->yielded = false;
+    s->watched = false;
     s->checked_tsc = 0;
     s->asked_tsc = sd_tsc();
     s->regs = NULL;

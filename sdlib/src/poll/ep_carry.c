@@ -87,7 +87,7 @@ static void again(int epfd, const u8 *p, const u8 *end, struct sd_tcb *t)
         return;
     ev.data = number(&p, end, 16);
     if ((inner = sd_epoll_of(f.rdx)))
-        inner->watched = true; /* nothing in it is on a ring yet */
+        ep_watch(inner); /* nothing in it is on a ring yet */
     if (!sd_sock_of(f.rdx) || SYS4(__NR_epoll_ctl, epfd, EPOLL_CTL_DEL, f.rdx, NULL) != 0)
         return;
     sd_epoll_ctl(&f, t);

@@ -47,6 +47,10 @@ static struct reg *enlist(struct ep *ep, int epfd, int fd, struct sock *s, const
     s->regs = r;
     if (ep->used == 2)
         ep_ask_dates(ep);
+    if (unlikely(ep->watched && !s->watched)) {
+        s->watched = true;
+        sd_fast_off();
+    }
     ep_mixes(ep);
     return r;
 }
@@ -212,12 +216,11 @@ static long ctl_add_other(int epfd, int fd, const struct epoll_event *ev, struct
     struct ep *inner = sd_epoll_of((u64)(u32)fd);
     if (!inner)
         inner = ep_new(fd, t);
+    if (inner)
+        ep_watch(inner);
     ep_structure_unlock(&old);
-    if (inner && ep_enter(inner, t)) {
-        inner->watched = true;
-        ep_chill_all(inner);
-        ep_leave(inner, t);
-    }
+    if (inner)
+        ep_watched(inner, t);
     return ret;
 }
 

@@ -3,6 +3,7 @@
  * ep_hooks.c - what fd/ and sock/ tell of sockets that lie in epoll sets, and what poll and other sets ask of one (poll.h).
  */
 #include "poll/epoll.h"
+#include "sock/sock.h"
 
 void sd_ep_changed(struct sock *s)
 {
@@ -117,6 +118,61 @@ void sd_ep_fd_closed(struct sock *s, int fd)
 
 /* ------------------------------------------------- an epoll in another's set */
 
+/* No bytes are left, so nothing may say to those who look at the set that there are: neither the doorbell nor what was asked of the kernel in its place (a kick). */
+void sd_ep_emptied(struct sock *s, int fd)
+{
+    u32 left = REGS_SEEN;
+    if (load_rlx(&s->b->rx_mode) != SD_MODE_RING || sd_rx_news(&s->e, 0))
+        return;
+    if (sd_bell_due(&s->e))
+        sd_look_at_kernel(s, fd);
+    for (struct reg *r = s->regs; r && left; r = r->next, left--)
+        if (r->kicked && r->ep->watched)
+            touch(r);
+}
+
+void ep_watch(struct ep *ep)
+{
+    bool was = ep->watched;
+    ep->watched = true;
+    for (u32 i = 0; i < ep->cap && !was; i++)
+        if (ep->tab[i])
+            ep->tab[i]->s->watched = true;
+    if (!was)
+        sd_fast_off(); /* knows nothing of it */
+}
+
+void ep_watched(struct ep *ep, struct sd_tcb *t)
+{
+    for (u32 i = 0; i < ep->cap; i++) {
+        struct reg *r = ep->tab[i];
+        if (r && r->ghost)
+            reg_end(r, t); /* of those the kernel would tell, too */
+    }
+    if (!ep_enter(ep, t))
+        return;
+    for (u32 i = 0; i < ep->cap; i++) {
+        struct reg *r = ep->tab[i];
+        if (r && !r->dead && translated(r->s))
+            sd_ep_emptied(r->s, r->live);
+    }
+    ep_chill_all(ep); /* [E1] */
+    ep_leave(ep, t);
+}
+
+void sd_ep_watch(void *p)
+{
+    struct ep *ep = p;
+    u64 old;
+    ep_used(ep);
+    if (likely(ep->watched))
+        return;
+    ep_structure_lock(&old);
+    ep_watch(ep);
+    ep_structure_unlock(&old);
+    ep_watched(ep, sd_self());
+}
+
 bool sd_ep_peek(void *p)
 {
     struct ep *ep = p;
@@ -129,20 +185,6 @@ bool sd_ep_peek(void *p)
     r = ep->hot;
     for (u32 i = 0; i < ep->nhot && !ready; i++, r = r->hot_next)
         ready = reg_due(r);
-    ep_leave(ep, t);
-    return ready;
-}
-
-bool sd_ep_park(void *p)
-{
-    struct ep *ep = p;
-    struct sd_tcb *t = sd_self();
-    bool timer, ready;
-    ep_used(ep);
-    if (!ep_enter(ep, t))
-        return false;
-    ep->watched = true; /* from now on: the kernel's readiness has to be the truth while nobody is in here */
-    ready = ep_cool(ep, COOL_ALL, &timer);
     ep_leave(ep, t);
     return ready;
 }

@@ -175,7 +175,7 @@ static inline bool quiet(const struct reg *r)
     const struct sd_block *b = s->b;
     if (load_rlx(&b->rx_mode) != SD_MODE_RING || load_rlx(&b->tx_mode) != SD_MODE_RING)
         return false;
-    if (load_rlx(&s->e.rx->tail) != load_rlx(&s->e.rx->head) || s->kcheck || load_rlx(&b->latched) || load_rlx(&s->e.rx->sw_back) ||
+    if (load_rlx(&s->e.rx->tail) != load_rlx(&s->e.rx->head) || s->kcheck || load_rlx(&b->latched) || load_rlx(&s->e.rx->sw_back) || sd_end_comes(s) ||
         sd_cork_pending(&s->e))
         return false;
     return !(r->want & (POLLOUT | POLLWRNORM)) || ((r->want & EPOLLET) && !r->fresh && !r->tx_full && !load_rlx(&b->tx_wait) && load_rlx(&s->e.rx->tail) == r->seen_tail);

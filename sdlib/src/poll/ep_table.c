@@ -130,6 +130,7 @@ struct ep *ep_new(int epfd, struct sd_tcb *t)
         return NULL;
     ep->tagged = 0;
     ep->inherited = false;
+    ep->watched = false;
     ep->fd = epfd;
     ep->pid = g.pid;
     if (!sd_epoll_set((u64)epfd, ep, &ep->number)) {

@@ -22,6 +22,8 @@
  *        (`watched`), every live registration on the ring is cold and the kernel's half covers it. Whoever makes one hot meanwhile (another
  *        thread's epoll_ctl, a switch, a bell eaten) arms it at once, looks again, and if it is due *kicks*: it asks the kernel for EPOLLOUT
  *        on it, which is always true of a socket that carries nothing but doorbells, so a sleeper wakes up.
+ *        Who looks at a watched one from the outside asks the kernel alone, so that may not say more than is true either: with the last byte that is read its doorbell goes, and a
+ *        kick (sd_ep_emptied()), for which its sockets have no short way; and there are no ghosts.
  *   [E2] A ghost is neither hot nor armed.
  *   [E3] Hot list, edge-trigger state and `parked` belong to whoever holds ep->owner. It is never held while parked. Who finds it taken by a
  *        frame below itself (a signal handler), by somebody who has left by siglongjmp, or for too long, pushes to ep->pending, which takes no lock, and
@@ -218,6 +220,10 @@ struct reg *reg_new(struct ep *ep);
 void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel);
 struct ep *ep_new(int epfd, struct sd_tcb *t);
 void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has reported */
+
+/* ep_hooks.c: it becomes one that is watched. With structure held; and then without it. */
+void ep_watch(struct ep *ep);
+void ep_watched(struct ep *ep, struct sd_tcb *t);
 
 /* Before anything is armed or told the kernel. A forked child finds what its parent had armed, which is no sleep of its own: it is looked at again. */
 static inline void ep_used(struct ep *ep)

@@ -38,6 +38,8 @@ static inline bool find_and_hold(struct sd_pollset *p, struct sd_pollitem *it, i
 {
     while (sd_pollitem_find(it, fd)) {
         struct sock *s = it->s;
+        if (unlikely(!s))
+            sd_ep_watch(it->ep);
         if (!s || !g.mt)
             return true;
         atomic_fetch_add(&s->held, 1); /* [F3] before the table is looked at again */
@@ -103,7 +105,7 @@ long sd_pollset_tell(struct sd_pollset *p, bool asked)
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
         u32 kev = asked ? (u16)p->k[i].revents : 0;
-        if (asked && it->s)
+        if (asked && it->s && (p->k[i].events & (POLLIN | POLLRDHUP))) /* else it says nothing of an end */
             it->s->checked_tsc = now;
         u32 out = p->k[i].fd < 0 ? 0 : it->s || it->ep ? item_ready(p, i, kev) : kev & (it->care | POLLNVAL);
         p->k[i].revents = (int16_t)out;

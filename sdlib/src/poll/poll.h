@@ -18,6 +18,8 @@ void sd_ep_joined(struct sock *s);
 void sd_ep_full(struct sock *s);
 /* It has new rings, and the peer does not know yet that we have: all that they say from now on is news. */
 void sd_ep_attaches(struct sock *s);
+/* Bytes were read of one that is `watched`. */
+void sd_ep_emptied(struct sock *s, int fd);
 /* An execve follows: registrations with the kernel become the program's own again, as the next image expects them.
  * If the execve fails, the next epoll call of this image takes them back. */
 void sd_ep_before_exec(void);
@@ -172,7 +174,7 @@ u32 sd_select_bits(u32 n); /* select.c: how many of n descriptors the kernel loo
 
 /* ---------------------------------------------------------------- epoll.c */
 
+void sd_ep_watch(void *ep); /* poll looks at it: from now on what the kernel says of it is true whenever nobody is in it */
 bool sd_ep_peek(void *ep);  /* a hot registration could be reported */
-bool sd_ep_park(void *ep);  /* arms what is hot, so that the kernel's readiness is the truth; true: ready already */
 
 #endif

@@ -113,7 +113,7 @@ static bool may_name(const struct sock *s, u32 armed)
 static bool arm_all(struct sd_pollset *p, bool *timer)
 {
     u64 sleep = !g.mt && p->ours > 1 ? sd_sleep_name() : 0;
-    bool ready = false, barrier = false;
+    bool barrier = false;
     *timer = false;
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
@@ -131,15 +131,16 @@ static bool arm_all(struct sd_pollset *p, bool *timer)
                 atomic_fetch_add(&it->s->parked, 1);
                 it->armed |= COUNTED;
             }
-            *timer |= sd_needs_timer(it->s, want);
             barrier |= it->armed & SD_ARM_BARRIER;
-        } else if (it->ep) {
-            ready |= sd_ep_park(it->ep) && (it->care & POLLIN);
         }
     }
     if (barrier)
         sd_membarrier();
-    return ready || sd_pollset_ready(p);
+    bool ready = sd_pollset_ready(p);
+    for (u32 i = 0; i < p->n && !ready; i++)
+        if (p->item[i].s) /* after the last look, which may have seen the end of who would ring */
+            *timer |= sd_needs_timer(p->item[i].s, sd_bits_fold(p->item[i].want));
+    return ready;
 }
 
 /* `pid`: who has armed them. A handler may have forked meanwhile: what its parent has counted is not the child's to take back, and to sleep on it does not

@@ -213,7 +213,7 @@ void sd_fast_on(struct sock *s, int fd)
     bool ring = load_rlx(&b->rx_mode) == SD_MODE_RING || load_rlx(&b->tx_mode) == SD_MODE_RING;
     u8 kind = sd_shared(s) ? SD_KIND_SHARED : SD_KIND_FAST, was = *(volatile u8 *)&sd_fdkind[fd];
 
-    if (likely(was == kind) || !ring || !was || (g.cfg->without & SD_WITHOUT_short) || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || b->rcvlowat > 1 ||
+    if (likely(was == kind) || !ring || !was || (g.cfg->without & SD_WITHOUT_short) || sd_tracing(SD_TRACE_CALLS | SD_TRACE_BYTES) || b->rcvlowat > 1 || s->watched ||
         (u32)fd >= ARRAY_LEN(sd_fast_sock) || sd_sock_of((u32)fd) != s)
         return;
     if (kind == SD_KIND_FAST) { /* another process may have sent meanwhile, or read past what we have seen */

@@ -104,7 +104,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
         n = sd_rx_avail(&s->e);
     if (n == 0 && sd_back_reached(&s->e) && sd_rx_back(s, fd)) /* before its errors are taken from the kernel, which tells them from here on */
         return back_ready(fd, kev & mask);
-    if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1))) {
+    if ((kev & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) || (n == 0 && (s->kcheck & 1)) || sd_end_comes(s)) {
         sd_look_at_kernel(s, fd);
         if (kev && !(kev & (POLLRDHUP | POLLHUP | POLLERR)))
             s->kcheck &= ~1u; /* the kernel was asked for these: no FIN stands behind the doorbell */

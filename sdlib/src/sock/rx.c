@@ -243,11 +243,10 @@ static long the_end(struct sock *s, const struct rx *w)
     return sd_rx_result(w, -(long)err);
 }
 
-/* Without waiting: the kernel is asked now and then whether it has anything to say, and at once where the peer has said that its end comes: by the
- * time that its call returns the program may know, from elsewhere, that there is an end to be read. */
+/* Without waiting: the kernel is asked now and then whether it has anything to say, and at once where the peer has said that its end comes. */
 static bool kernel_has_news(struct sock *s, int fd)
 {
-    bool ends = load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED | SD_HINT_ABORT);
+    bool ends = sd_end_comes(s);
 
     if (!(s->kcheck & 1) && !ends && sd_tsc() - s->checked_tsc <= SD_KERNEL_US * g.tsc_per_us)
         return false;
@@ -400,6 +399,8 @@ static long begin(struct sock *s, int fd, struct rx *w)
     r = receive(s, fd, w);
     if (r > 0 && !w->peek)
         sd_sized(s, 1, (u64)r);
+    if (unlikely(s->watched) && r > 0 && !w->peek)
+        sd_ep_emptied(s, sd_fd_after_wait(s, fd));
     return r;
 }
 

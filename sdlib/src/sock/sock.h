@@ -275,6 +275,11 @@ static inline bool sd_tx_over(const struct sock *s)
     return (latched & POLLERR) || (s->b->far && !load_rlx(&s->b->rx_shut)) || (hint & SD_HINT_CLOSED) ||
            !(hint & SD_HINT_SHUT_WR || load_rlx(&s->b->rx_shut));
 }
+/* The peer has said so, and we have not seen it. By the time that its call returns the program may know, from elsewhere, that there is an end to be told of. */
+static inline bool sd_end_comes(const struct sock *s)
+{
+    return unlikely(load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED | SD_HINT_ABORT)) && !(load_rlx(&s->b->latched) & LATCH_FIN);
+}
 /* Nobody can ring when there is room for what we send. */
 static inline bool sd_no_bells(const struct sock *s)
 {

@@ -3,6 +3,7 @@
 
 from tests.differential.behaviours import (
     asked,
+    at_once,
     beside,
     company,
     corked,
@@ -14,6 +15,7 @@ from tests.differential.behaviours import (
     flagged,
     handed,
     interrupted,
+    nested,
     options,
     order,
     others,
@@ -33,7 +35,7 @@ from tests.differential.behaviours import (
 )
 
 __all__ = [
-    "asked", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
-    "handed", "interrupted", "options", "order", "others", "patterns", "piped", "pointers", "rare",
+    "asked", "at_once", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
+    "handed", "interrupted", "nested", "options", "order", "others", "patterns", "piped", "pointers", "rare",
     "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken", "transmit", "watched",
 ]  # fmt: skip
