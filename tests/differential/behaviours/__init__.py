@@ -13,6 +13,7 @@ from tests.differential.behaviours import (
     epolls,
     files,
     flagged,
+    grouped,
     handed,
     interrupted,
     nested,
@@ -36,6 +37,6 @@ from tests.differential.behaviours import (
 
 __all__ = [
     "asked", "at_once", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
-    "handed", "interrupted", "nested", "options", "order", "others", "patterns", "piped", "pointers", "rare",
+    "grouped", "handed", "interrupted", "nested", "options", "order", "others", "patterns", "piped", "pointers", "rare",
     "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken", "transmit", "watched",
 ]  # fmt: skip

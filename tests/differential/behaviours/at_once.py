@@ -62,8 +62,8 @@ def most(stage: Stage, what: str, before: Sequence[Ask], happens: Happens, ask: 
     stage.a.say(f"{what}: {said.most_common(1)[0][0]}")
 
 
-@behaviour("poll, of an end that has just come", "select, of an end that has just come",
-           "epoll_wait, of an end that has just come", "poll with no events, of an end that has just come")
+@behaviour("poll of an end that has just come", "select of an end that has just come",
+           "epoll_wait of an end that has just come", "poll with no events, of an end that has just come")
 def end_at_once(stage: Stage) -> None:
     inside = both_ends(stage)
     for name, ask in ASKS.items():
@@ -86,7 +86,7 @@ def shuts_and_looks(side: Side, x: int, y: int) -> Sequence[Call]:
     return side.shutdown(y, SHUT_WR), side.poll([(x, 0)])
 
 
-@behaviour("poll, of an end behind bytes that have just come", "poll with no events, of POLLHUP that has just come")
+@behaviour("poll of an end behind bytes that have just come", "poll with no events, of POLLHUP that has just come")
 def end_behind_bytes_at_once(stage: Stage) -> None:
     inside = both_ends(stage)
     for name, ask in ASKS.items():

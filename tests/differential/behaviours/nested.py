@@ -24,8 +24,9 @@ def sleeps(stage: Stage, ep: int, y: int) -> None:
     waits.end()
 
 
-@behaviour("epoll of an epoll set whose bytes were read without asking it", "poll of an epoll set",
-           "select of an epoll set")
+@behaviour("epoll of an epoll set whose bytes were read without asking it",
+           "poll of an epoll set whose bytes were read without asking it",
+           "select of an epoll set whose bytes were read without asking it")
 def inner_read(stage: Stage) -> None:
     a, b = stage.a, stage.b
     for events in (IN, IN | ET, IN | RDHUP | OUT | ET):

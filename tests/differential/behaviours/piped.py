@@ -311,3 +311,36 @@ def no_files(stage: Stage) -> None:
     a.sent -= 4
     a.sendfile(x, one, 4)
     exchange(stage, a, x, y)
+
+
+def vmsplice(side: Side, fd: int, parts: list[bytes], flags: int = 0) -> None:
+    """Into a pipe, or out of it into these places."""
+    memory = side.link.memory()
+    where = [memory.both(part) for part in parts]
+    vectors = memory.put(b"".join(struct.pack("=QQ", at, len(part)) for at, part in zip(where, parts, strict=True)))
+    side.sys("vmsplice", fd, vectors, len(parts), flags, memory=memory, text=f"{fd}, {parts}, {flags:#x}",
+             shown=lambda value, data: str(data) if value > 0 else "")
+
+
+@behaviour("vmsplice into a pipe, and on into a connection", "vmsplice SPLICE_F_GIFT", "vmsplice SPLICE_F_NONBLOCK",
+           "vmsplice out of a pipe that a connection was spliced into", "vmsplice of a connection (EBADF)")
+def vmsplice_pipes(stage: Stage) -> None:
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    out, into = a.pipe()
+    for flags in (0, MORE, GIFT, NONBLOCK):
+        vmsplice(a, into, [b"first ", b"", b"second"], flags)
+        a.splice(out, x, 4)
+        a.splice(out, x, 100)
+        b.recv_all(y, 12)
+        b.send(y, b"abcdef")
+        a.splice(x, into, 100)
+        vmsplice(a, out, [b"....", b"......"], flags)
+    vmsplice(a, x, [b"abc"])
+    vmsplice(a, into, [b"abc"], 16)
+    vmsplice(a, into, [])
+    full, filled = full_pipe(a)
+    vmsplice(a, filled, [b"abc"], NONBLOCK)
+    a.splice(full, x, 4096)
+    b.recv_all(y, 4096)
+    exchange(stage, a, x, y)
