@@ -17,6 +17,7 @@
  * supervisor looks when it is offered, and what we keep of that is read once more then.
  */
 #include "poll/poll.h"
+#include "sock/rx.h"
 #include "sock/sock.h"
 
 u32 sd_adopt[SD_ADOPT_MAX];
@@ -81,7 +82,7 @@ static u32 why_not(int fd, u32 state, u32 role, long flags, bool held)
         return SD_REASON_position;
     if ((flags & O_ASYNC) || has_ulp(fd))
         return SD_REASON_option;
-    return has_urgent(fd) ? SD_REASON_flag : SD_REASON_none;
+    return has_urgent(fd) || sd_has_mark(fd) ? SD_REASON_flag : SD_REASON_none;
 }
 
 static void adopt(int fd, bool held)

@@ -4,6 +4,7 @@
  */
 #include "poll/poll.h"
 #include "sock/far.h"
+#include "sock/rx.h"
 #include "sock/sock.h"
 
 #define LATER_MOST 17u /* 2^16 operations from one question to the next */
@@ -180,7 +181,9 @@ static void attach(struct sock *s, int fd)
         return;
     bool again = unlikely(load_rlx(&b->rx_mode) == SD_MODE_BACK);
     if (load_acq(&b->state) == SD_BLOCK_PAIRED && !is_shared(b) && !(again && !sd_again_may(s))) {
-        if (!sd_map_segment(s, fd)) {
+        if (!again && unlikely(sd_has_mark(fd))) { /* sent by a program that was attached since: nothing else tells of it */
+            sd_reason(s, SD_REASON_flag);
+        } else if (!sd_map_segment(s, fd)) {
             if (load_acq(&b->state) == SD_BLOCK_PAIRED) /* or it was taken back meanwhile, and may be offered anew */
                 sd_reason(s, g.no_supervisor ? SD_REASON_no_supervisor : SD_REASON_no_memory);
         } else {

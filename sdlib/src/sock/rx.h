@@ -48,6 +48,7 @@ long sd_switching_peek(struct sock *s, int fd, struct rx *w);
 long sd_peek_behind(struct sock *s, int fd, const struct rx *w, u64 most);
 /* A wait that nothing ends at the right byte goes on. False: the stream's end has come, a handler, or SO_RCVTIMEO. */
 bool sd_rx_another_ms(int fd, struct rx *w);
+bool sd_has_mark(int fd); /* there is one in what is unread, of urgent data that may have been read: FIONREAD counts up to it, where that is not wanted inline */
 bool sd_at_mark(int fd); /* the next byte of TCP is urgent, or stands behind one that is: where something was read already no call goes on there */
 
 #endif

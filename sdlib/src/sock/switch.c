@@ -50,6 +50,24 @@ static i32 unread_behind_mark(int fd)
     return q;
 }
 
+bool sd_has_mark(int fd)
+{
+    bool inlined = sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE);
+    i32 one, other, again;
+
+    do {
+        one = other = again = -1;
+        SYS3(__NR_ioctl, fd, FIONREAD, &one);
+        if (!inlined && one == 0 && !sd_at_mark(fd))
+            return false;
+        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, !inlined);
+        SYS3(__NR_ioctl, fd, FIONREAD, &other);
+        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, inlined);
+        SYS3(__NR_ioctl, fd, FIONREAD, &again);
+    } while (one != again); /* more has come */
+    return one != other;
+}
+
 /* What is unread by TCP, -1: cannot be told. A peer that was not attached when it sent urgent data has said nothing of it; it has taken its offer
  * back and sends by TCP only, but we may have been told of the pair before that. At the mark nothing would be left to read then, for ever. */
 i32 sd_unread(const struct sock *s, int fd)
