@@ -105,7 +105,7 @@ print("ok")
 """
 
 RECEIVER = """
-import signal, socket, sys
+import signal, socket, sys, time
 signal.alarm(30)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 far = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -116,6 +116,7 @@ print("looked", flush=True)
 signal.sigwait({signal.SIGUSR1})
 for number in range(100):
     far.send(b"r")
+    time.sleep(0.001 if number % 10 == 0 else 0)  # the connection moves meanwhile
 while data := far.recv(3):
     print(data.hex())
 """
