@@ -98,6 +98,10 @@ static long ctl_add(int epfd, int fd, struct sock *s, const struct epoll_event *
 {
     u64 old;
     struct ep *ep = sd_epoll_of((u64)epfd);
+    if (unlikely(ep && ep->given)) {
+        to_kernel(fd);
+        return kernel_add(epfd, fd, ev);
+    }
     long ret = ep && reg_tags_early(ep, ev->events) ? add_tagged(ep, epfd, fd, s, ev, t) : -ENOMEM;
     if (ret != -ENOMEM)
         return ret;
@@ -235,6 +239,43 @@ static long created(long epfd, struct sd_tcb *t)
     ep_new((int)epfd, t);
     ep_structure_unlock(&old);
     return epfd;
+}
+
+/* All that is in it goes to TCP, and is registered there as the program has said, before somebody can wait who knows of neither. */
+void sd_ep_give(u64 epfd)
+{
+    struct ep *ep = sd_epoll_of(epfd);
+    struct sd_tcb *t = sd_self();
+    u64 old;
+    if (!ep || ep->given)
+        return;
+    ep_used(ep);
+    ep->given = true;
+    for (u32 i = 0; i < ep->cap; i++) {
+        struct reg *r = ep->tab[i];
+        if (r && r->ghost) {
+            reg_end(r, t);
+        } else if (r) {
+            to_kernel(r->live);
+            ep_structure_lock(&old);
+            if (ep->tab[i] == r)
+                ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
+            ep_structure_unlock(&old);
+        }
+    }
+}
+
+void sd_ep_came(int epfd)
+{
+    u64 old;
+    sd_epoll_forget((u64)epfd); /* closed behind our back */
+    if (!ep_is_one(epfd))
+        return;
+    ep_structure_lock(&old);
+    struct ep *ep = ep_new(epfd, sd_self());
+    if (ep)
+        ep->given = true;
+    ep_structure_unlock(&old);
 }
 
 SD_CALL(sd_epoll_create)

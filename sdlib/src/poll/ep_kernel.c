@@ -65,7 +65,9 @@ bool reg_edges(u32 want)
 
 bool reg_tags_early(const struct ep *ep, u32 want)
 {
-    return !(want & EPOLLEXCLUSIVE) && ((want & EPOLLONESHOT) || ((want & EPOLLET) && !ep->inherited)); /* the kernel judges EPOLLEXCLUSIVE by what it is given */
+    if ((want & EPOLLEXCLUSIVE) || ep->given) /* the kernel judges EPOLLEXCLUSIVE by what it is given */
+        return false;
+    return (want & EPOLLONESHOT) || ((want & EPOLLET) && !ep->inherited);
 }
 
 static u32 ring_mask(const struct reg *r, u32 want)
@@ -95,9 +97,15 @@ static bool covers(const struct reg *r, u32 mask)
     return fully_on_ring(r->s) && r->useless < 2 && !r->kicked && !((mask ^ r->kmask) & PRIVATE_BITS) && !(mask & ~r->kmask);
 }
 
+/* What is in a set that others have is on its way to TCP, at the least. */
+static bool by_ring(const struct reg *r)
+{
+    return translated(r->s) && !r->ep->given;
+}
+
 u32 reg_mask(const struct reg *r)
 {
-    return kernel_mask(r, translated(r->s));
+    return kernel_mask(r, by_ring(r));
 }
 
 bool reg_covered(const struct reg *r, u32 want)
@@ -133,7 +141,7 @@ static bool owes_room(const struct reg *r)
  * attaches later. */
 long reg_sync(struct reg *r, bool force)
 {
-    bool ring = translated(r->s), tag = ring || reg_tags_early(r->ep, r->want);
+    bool ring = by_ring(r), tag = ring || reg_tags_early(r->ep, r->want);
     u32 mask = kernel_mask(r, ring);
     force |= (r->want & EPOLLET) && (reg_wanted(r) & POLLOUT) && r->tx_full && load_rlx(&r->s->b->tx_mode) == SD_MODE_BACK; /* [E6] there is room now: of that the kernel knows nothing */
     if (!force && tag == r->tagged && (!tag || covers(r, mask)))

@@ -130,6 +130,7 @@ struct ep *ep_new(int epfd, struct sd_tcb *t)
         return NULL;
     ep->tagged = 0;
     ep->inherited = false;
+    ep->given = false;
     ep->watched = false;
     ep->fd = epfd;
     ep->pid = g.pid;

@@ -101,6 +101,7 @@ struct ep {
     _Atomic u32 parked;         /* threads that sleep in the kernel; changed up under owner */
     bool sated;                 /* the last wait was asked for no more than the kernel alone had to tell, first */
     bool watched;               /* another epoll has this one in its set */
+    bool given;                 /* another process has it, by SCM_RIGHTS: nobody there knows a tag of ours, so what is in it is TCP's for good */
     bool inherited;             /* a fork has shared it: others may wait on it who know no tag of a later registration */
     struct reg **tab;
     u32 cap, used, tagged;

@@ -28,6 +28,8 @@ void sd_ep_find(void); /* sets that the program has already; all threads are sto
 void sd_ep_adopt(int epfd, int first); /* first: a descriptor of the same set */
 /* Before the kernel is asked: what a supervisor has moved back to TCP meanwhile is registered as that. */
 void sd_ep_follow(void);
+void sd_ep_give(u64 epfd); /* it is about to go to another process in a message; if it is one */
+void sd_ep_came(int epfd); /* it has come so */
 void sd_ep_before_fork(void); /* a child will share the kernel half of every epoll */
 
 /* ----------------------------------------------------------------- wait.c */

@@ -208,6 +208,8 @@ static u32 count_in(const struct msghdr *m, int fd, i32 by)
     for (u32 n; (n = next_rights(m, &at, &fds));)
         for (u32 i = 0; i < n; i++) {
             struct sock *s = sd_sock_of((u32)fds[i]);
+            if (!s && by > 0)
+                sd_ep_give((u32)fds[i]);
             if (!s && sd_sockopt_int(fds[i], SO_DOMAIN) == AF_UNIX)
                 forget_asked();
             if (!s)
@@ -320,11 +322,14 @@ static void take_over(int fd, u32 id, struct sd_block *b)
 /* peeked: the message stays, and holds the socket as before. `from`: where it came. */
 static void arrived(int fd, int from, bool peeked)
 {
+    i32 kind = fd < 0 ? -1 : sd_sockopt_int(fd, SO_PROTOCOL);
     u32 cookie;
 
     if (sd_sock_of((u32)fd))
         sd_fd_remove((u32)fd); /* closed behind our back */
-    if (fd < 0 || sd_sockopt_int(fd, SO_PROTOCOL) != IPPROTO_TCP || !(cookie = cookie_of(fd)))
+    if (fd >= 0 && kind < 0)
+        sd_ep_came(fd); /* no socket */
+    if (kind != IPPROTO_TCP || !(cookie = cookie_of(fd)))
         return;
     for (u32 a = 0; a < SD_MAX_AREAS && g.area[a]; a++)
         for (u32 i = 0; i < SD_AREA_BLOCKS; i++) {

@@ -15,6 +15,7 @@ from tests.differential.behaviours import (
     flagged,
     grouped,
     handed,
+    handed_sets,
     interrupted,
     nested,
     options,
@@ -37,6 +38,7 @@ from tests.differential.behaviours import (
 
 __all__ = [
     "asked", "at_once", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
-    "grouped", "handed", "interrupted", "nested", "options", "order", "others", "patterns", "piped", "pointers", "rare",
-    "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken", "transmit", "watched",
+    "grouped", "handed", "handed_sets", "interrupted", "nested", "options", "order", "others", "patterns", "piped",
+    "pointers", "rare", "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken", "transmit",
+    "watched",
 ]  # fmt: skip
