@@ -160,8 +160,11 @@ class Link:
         if self._held is not None:
             self._held.append(message)
             return
+        self._write(message)
+
+    def _write(self, data: bytes) -> None:
         try:
-            self._sock.sendall(message)
+            self._sock.sendall(data)
         except OSError:
             raise AgentGone from None
 
@@ -174,7 +177,7 @@ class Link:
         finally:
             held, self._held = self._held, None
         self._sock.settimeout(PATIENCE_S)
-        self._sock.sendall(b"".join(held))
+        self._write(b"".join(held))
 
     def _order(self, order: int, *words: int) -> Pending:
         padded = [*words, 0, 0, 0][:3]

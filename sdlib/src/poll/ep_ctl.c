@@ -220,11 +220,9 @@ static long ctl_add_other(int epfd, int fd, const struct epoll_event *ev, struct
     struct ep *inner = sd_epoll_of((u64)(u32)fd);
     if (!inner)
         inner = ep_new(fd, t);
-    if (inner)
-        ep_watch(inner);
     ep_structure_unlock(&old);
     if (inner)
-        ep_watched(inner, t);
+        sd_ep_watch(inner);
     return ret;
 }
 
@@ -251,17 +249,16 @@ void sd_ep_give(u64 epfd)
         return;
     ep_used(ep);
     ep->given = true;
+    ep_end_ghosts(ep, t);
     for (u32 i = 0; i < ep->cap; i++) {
         struct reg *r = ep->tab[i];
-        if (r && r->ghost) {
-            reg_end(r, t);
-        } else if (r) {
-            to_kernel(r->live);
-            ep_structure_lock(&old);
-            if (ep->tab[i] == r)
-                ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
-            ep_structure_unlock(&old);
-        }
+        if (!r)
+            continue;
+        to_kernel(r->live);
+        ep_structure_lock(&old);
+        if (ep->tab[i] == r)
+            ep_settle(r, PEND_TOUCH | PEND_SYNC, t);
+        ep_structure_unlock(&old);
     }
 }
 

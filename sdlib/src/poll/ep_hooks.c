@@ -142,13 +142,9 @@ void ep_watch(struct ep *ep)
         sd_fast_off(); /* knows nothing of it */
 }
 
-void ep_watched(struct ep *ep, struct sd_tcb *t)
+static void watched(struct ep *ep, struct sd_tcb *t)
 {
-    for (u32 i = 0; i < ep->cap; i++) {
-        struct reg *r = ep->tab[i];
-        if (r && r->ghost)
-            reg_end(r, t); /* of those the kernel would tell, too */
-    }
+    ep_end_ghosts(ep, t); /* of those the kernel would tell, too */
     if (!ep_enter(ep, t))
         return;
     for (u32 i = 0; i < ep->cap; i++) {
@@ -170,7 +166,7 @@ void sd_ep_watch(void *p)
     ep_structure_lock(&old);
     ep_watch(ep);
     ep_structure_unlock(&old);
-    ep_watched(ep, sd_self());
+    watched(ep, sd_self());
 }
 
 bool sd_ep_peek(void *p)

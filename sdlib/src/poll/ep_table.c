@@ -164,6 +164,22 @@ void reg_end(struct reg *r, struct sd_tcb *t)
     ep_structure_unlock(&old);
 }
 
+/* Structure held. */
+static void ghosts_drop(struct ep *ep, struct sd_tcb *t)
+{
+    for (u32 i = 0; i < ep->cap; i++)
+        if (ep->tab[i] && ep->tab[i]->ghost)
+            ghost_drop(ep->tab[i], t);
+}
+
+void ep_end_ghosts(struct ep *ep, struct sd_tcb *t)
+{
+    u64 old;
+    ep_structure_lock(&old);
+    ghosts_drop(ep, t);
+    ep_structure_unlock(&old);
+}
+
 /* A child will share the kernel's half of what is there: no ghosts. */
 void sd_ep_before_fork(void)
 {
@@ -173,9 +189,8 @@ void sd_ep_before_fork(void)
     ep_structure_lock(&old);
     for (struct ep *ep = all_eps; ep; ep = ep->next) {
         ep->inherited = true;
-        for (u32 i = 0; i < ep->cap && ep->pid == g.pid; i++)
-            if (ep->tab[i] && ep->tab[i]->ghost)
-                ghost_drop(ep->tab[i], sd_self());
+        if (ep->pid == g.pid)
+            ghosts_drop(ep, sd_self());
     }
     ep_structure_unlock(&old);
 }

@@ -100,7 +100,7 @@ struct ep {
     int fd;                     /* the descriptor that was used last */
     _Atomic u32 parked;         /* threads that sleep in the kernel; changed up under owner */
     bool sated;                 /* the last wait was asked for no more than the kernel alone had to tell, first */
-    bool watched;               /* another epoll has this one in its set */
+    bool watched;               /* another epoll has this one in its set, or poll or select has looked at it */
     bool given;                 /* another process has it, by SCM_RIGHTS: nobody there knows a tag of ours, so what is in it is TCP's for good */
     bool inherited;             /* a fork has shared it: others may wait on it who know no tag of a later registration */
     struct reg **tab;
@@ -221,10 +221,9 @@ struct reg *reg_new(struct ep *ep);
 void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel);
 struct ep *ep_new(int epfd, struct sd_tcb *t);
 void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has reported */
+void ep_end_ghosts(struct ep *ep, struct sd_tcb *t); /* others will see what the kernel has of it; without the lock */
 
-/* ep_hooks.c: it becomes one that is watched. With structure held; and then without it. */
-void ep_watch(struct ep *ep);
-void ep_watched(struct ep *ep, struct sd_tcb *t);
+void ep_watch(struct ep *ep); /* ep_hooks.c, structure is held: it is watched, and nothing in it is on a ring yet (else: sd_ep_watch()) */
 
 /* Before anything is armed or told the kernel. A forked child finds what its parent had armed, which is no sleep of its own: it is looked at again. */
 static inline void ep_used(struct ep *ep)

@@ -51,6 +51,18 @@ static inline bool sd_must_go_back(const struct sock *s)
     return unlikely(sd_tx_over(s) || sd_back_asked(&s->e)) && !sd_far_busy(s);
 }
 
+/* The same, and where nobody reads what is sent. In this order: to ask for the peer may be a byte by TCP, and what follows such a byte is refused as the second send to a
+ * dead peer. */
+static inline bool sd_must_leave(struct sock *s, int fd)
+{
+    return sd_must_go_back(s) || (sd_peer_left(s, fd) && !sd_far_busy(s));
+}
+
+static inline void sd_tx_leave(struct sock *s, int fd)
+{
+    sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
+}
+
 /* sd_far_look(), beside the kernel's answer to a peek: the end or an error. */
 #define SD_FAR_BELL 1 /* eaten */
 #define SD_FAR_BYTES 2

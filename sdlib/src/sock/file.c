@@ -162,11 +162,10 @@ bool sd_feed_switch(struct sock *s, int fd)
         return true; /* sd_feed_open() tells the program */
     if (load_rlx(&s->b->tx_mode) == SD_MODE_RETIRE)
         sd_tx_back(s, fd, SD_REASON_stalled);
-    /* Whether it has to go back comes first: to ask for the peer may be a byte by TCP, and what follows such a byte is refused as the second send to a dead peer. */
-    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && (sd_must_go_back(s) || (!s->b->tx_shut && sd_peer_left(s, fd) && !sd_far_busy(s)))) {
+    if (load_rlx(&s->b->tx_mode) == SD_MODE_RING && (s->b->tx_shut ? sd_must_go_back(s) : sd_must_leave(s, fd))) {
         if (load_rlx(&s->b->latched) & POLLERR)
             return true;
-        sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
+        sd_tx_leave(s, fd);
     }
     return load_rlx(&s->b->tx_mode) == SD_MODE_RING || (sd_attached(s) && sd_try_switch_tx(s, fd));
 }

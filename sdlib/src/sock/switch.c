@@ -36,35 +36,34 @@ i64 sd_tx_pos(const struct sock *s, int fd)
     return -1;
 }
 
-/* FIONREAD as if the program wanted urgent data inline: otherwise it counts up to the mark. */
-static i32 unread_behind_mark(int fd)
+/* FIONREAD as if the program wanted urgent data inline, or did not: then it counts up to the mark. `is`: what it wants. */
+static i32 unread_as(int fd, bool inlined, bool is)
 {
-    bool inlined = sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE);
     i32 q = -1;
 
-    if (!inlined)
-        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
+    if (inlined != is)
+        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, inlined);
     SYS3(__NR_ioctl, fd, FIONREAD, &q);
-    if (!inlined)
-        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 0);
+    if (inlined != is)
+        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, is);
     return q;
 }
 
+static bool is_inlined(int fd) { return sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE); }
+
+static i32 unread_behind_mark(int fd) { return unread_as(fd, true, is_inlined(fd)); }
+
 bool sd_has_mark(int fd)
 {
-    bool inlined = sd_get_int(fd, SOL_SOCKET, SO_OOBINLINE);
-    i32 one, other, again;
+    bool inlined = is_inlined(fd);
+    i32 one, other;
 
     do {
-        one = other = again = -1;
-        SYS3(__NR_ioctl, fd, FIONREAD, &one);
+        one = unread_as(fd, inlined, inlined);
         if (!inlined && one == 0 && !sd_at_mark(fd))
             return false;
-        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, !inlined);
-        SYS3(__NR_ioctl, fd, FIONREAD, &other);
-        sd_set_int(fd, SOL_SOCKET, SO_OOBINLINE, inlined);
-        SYS3(__NR_ioctl, fd, FIONREAD, &again);
-    } while (one != again); /* more has come */
+        other = unread_as(fd, !inlined, inlined);
+    } while (one != unread_as(fd, inlined, inlined)); /* more has come */
     return one != other;
 }
 

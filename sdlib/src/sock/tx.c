@@ -214,7 +214,7 @@ static NOINLINE long leave_ring(struct sock *s, int fd, u32 flags, bool nb, u64 
         return (long)sent;
     if (load_rlx(&s->b->latched) & POLLERR)
         return sd_after_reset(s, flags);
-    sd_tx_back(s, fd, sd_back_asked(&s->e) ? SD_REASON_call : SD_REASON_peer_fin);
+    sd_tx_leave(s, fd);
     return -ERANGE;
 }
 
@@ -247,7 +247,7 @@ static long ring_tx(struct sock *s, int fd, struct iovec *iov, u64 n, u32 flags,
     for (;;) {
         if (s->b->tx_shut)
             return sent ? (long)sent : sd_after_shutdown(fd, flags);
-        if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_go_back(s) || (sd_peer_left(s, fd) && !sd_far_busy(s))) {
+        if (unlikely(load_rlx(&s->b->latched) & POLLERR) || sd_must_leave(s, fd)) {
             *done = sent;
             return leave_ring(s, fd, flags, nb, sent);
         }

@@ -18,17 +18,25 @@ from tests.differential.worlds import Stage, behaviour
 PAGE = 4096
 
 
-def handlers(side: Side) -> None:
-    """USR1 ends calls, USR2 lets them go on."""
-    side.handle(signal.SIGUSR1)
-    side.handle(signal.SIGUSR2, flags=SA_RESTART)
+def ready(stage: Stage) -> tuple[int, int, Side]:
+    """A connection, and a thread of a, where USR1 ends calls and USR2 lets them go on."""
+    x, y = stage.connection()
+    thread = stage.a.thread("t")
+    stage.a.handle(signal.SIGUSR1)
+    stage.a.handle(signal.SIGUSR2, flags=SA_RESTART)
+    return x, y, thread
+
+
+def kill(by: Side, thread: Side, number: signal.Signals) -> None:
+    """To this thread alone."""
+    by.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
 
 
 def interrupted(by: Side, thread: Side, begin: Callable[[], Call], end: Callable[[], object]) -> None:
     """A call of a thread that waits, ended by the one handler, and by what it waits for behind the other."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         waits = begin().asleep()
-        by.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
+        kill(by, thread, number)
         settle()
         if number == signal.SIGUSR2:
             waits.asleep()
@@ -42,9 +50,7 @@ def interrupted(by: Side, thread: Side, begin: Callable[[], Call], end: Callable
            "sendfile into a full pipe EINTR", "sendfile into a full pipe SA_RESTART")
 def splice_full_pipe_interrupted(stage: Stage) -> None:
     a, b = stage.a, stage.b
-    x, y = stage.connection()
-    thread = a.thread("t")
-    handlers(a)
+    x, y, thread = ready(stage)
     out, into = full_pipe(a)
     b.send(y, b"abc")
     interrupted(a, thread, lambda: thread.start.splice(x, into, 10), lambda: a.read(out, PAGE))
@@ -61,9 +67,7 @@ def splice_full_pipe_interrupted(stage: Stage) -> None:
 @behaviour("splice into a full pipe SA_RESTART, whose reader goes")
 def splice_full_pipe_restarted_broken(stage: Stage) -> None:
     a, b = stage.a, stage.b
-    x, y = stage.connection()
-    thread = a.thread("t")
-    handlers(a)
+    x, y, thread = ready(stage)
     out, into = full_pipe(a)
     b.send(y, b"abc")
     interrupted(a, thread, lambda: thread.start.splice(x, into, 10), lambda: a.close(out))
@@ -74,9 +78,7 @@ def splice_full_pipe_restarted_broken(stage: Stage) -> None:
 @behaviour("splice from an empty pipe EINTR", "splice from an empty pipe SA_RESTART")
 def splice_empty_pipe_interrupted(stage: Stage) -> None:
     a, b = stage.a, stage.b
-    x, y = stage.connection()
-    thread = a.thread("t")
-    handlers(a)
+    x, y, thread = ready(stage)
     out, into = a.pipe()
     interrupted(a, thread, lambda: thread.start.splice(out, x, 10), lambda: a.write(into, b"abc"))
     b.recv(y, 10)
@@ -88,9 +90,7 @@ def splice_empty_pipe_interrupted(stage: Stage) -> None:
            "sendfile to a full stream SA_RESTART", only=("before", "tight", "after", "accepting"))
 def splice_full_stream_interrupted(stage: Stage) -> None:
     a, b = stage.a, stage.b
-    x, y = stage.connection()
-    thread = a.thread("t")
-    handlers(a)
+    x, y, thread = ready(stage)
     out, into = a.pipe()
     file = a.file(b"z" * 100)
     a.write(into, b"abc")
@@ -103,26 +103,26 @@ def splice_full_stream_interrupted(stage: Stage) -> None:
     b.recv_all(y, 100)
 
 
+def ended_by_both(by: Side, thread: Side, begin: Callable[[], Call]) -> None:
+    """With a time-out of the socket SA_RESTART makes no difference."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        waits = begin().asleep()
+        kill(by, thread, number)
+        waits.end()
+
+
 @behaviour("splice SO_RCVTIMEO EINTR", "splice SO_SNDTIMEO EINTR", only=("before", "tight", "after", "accepting"))
 def splice_timed_interrupted(stage: Stage) -> None:
     a, b = stage.a, stage.b
-    x, y = stage.connection()
-    thread = a.thread("t")
-    handlers(a)
+    x, y, thread = ready(stage)
     out, into = a.pipe()
     for option in (SO_RCVTIMEO, SO_SNDTIMEO):
         a.setsockopt(x, SOL_SOCKET, option, struct.pack("=qq", 5, 0))
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        waits = thread.start.splice(x, into, 10).asleep()
-        a.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
-        waits.end()
+    ended_by_both(a, thread, lambda: thread.start.splice(x, into, 10))
     a.write(into, b"abc")
     a.sent -= 3
     sent = fill(stage, x)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        waits = thread.start.splice(out, x, 10).asleep()
-        a.sys("tgkill", thread.link.pid, thread.link.tid, number, text=number.name)
-        waits.end()
+    ended_by_both(a, thread, lambda: thread.start.splice(out, x, 10))
     b.recv_all_quietly(y, sent)
     a.splice(out, x, 10)
     b.recv(y, 10)

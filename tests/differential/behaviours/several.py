@@ -8,6 +8,7 @@ import struct
 from typing import Final
 
 from tests.differential.behaviours.descriptors import exchange
+from tests.differential.behaviours.grouped import group
 from tests.differential.linux import (
     DONTWAIT,
     ET,
@@ -18,7 +19,6 @@ from tests.differential.linux import (
     RDHUP,
     SHUT_WR,
     SO_ERROR,
-    SO_REUSEPORT,
     SOL_SOCKET,
 )
 from tests.differential.side import Side, settle
@@ -83,15 +83,7 @@ def ipv6(stage: Stage) -> None:
 def reuseport_processes(stage: Stage) -> None:
     a, b = stage.a, stage.b
     child = a.fork("c")
-    first = a.socket()
-    a.setsockopt(first, SOL_SOCKET, SO_REUSEPORT, 1)
-    a.bind(first)
-    port = a.port(first)
-    second = child.socket()
-    child.setsockopt(second, SOL_SOCKET, SO_REUSEPORT, 1)
-    child.bind(second, port)
-    a.listen(first)
-    child.listen(second)
+    first, second, port = group(a, child)
     served = 0
     for _ in range(6):
         fd = b.link.begin("socket", 2, 1, 0).end()[0]
