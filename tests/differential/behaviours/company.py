@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -126,17 +125,6 @@ def peek_of_what_is_taken(stage: Stage) -> None:
 MORE: Final = b"m" * 20_000
 
 
-def fill_up(stage: Stage, x: int) -> int:
-    """Until the receiver's kernel, too, has dealt with all of it and there is still no room."""
-    total, before, more = fill(stage, x), len(stage.a.log), 1
-    while more:
-        time.sleep(0.1)
-        more = fill(stage, x)
-        total += more
-    del stage.a.log[before:]
-    return total
-
-
 def waits_for_room(side: Side, x: int) -> tuple[Callable[[], Call], ...]:
     """Ways to sleep until a connection that is full has room."""
     level, edge = side.epoll(), side.epoll()
@@ -161,7 +149,7 @@ def more_room(stage: Stage) -> None:
         for number in range(6):
             x, y = stage.connection()
             a.setsockopt(x, *option[:3])
-            a.sent += (total := fill_up(stage, x))
+            a.sent += (total := fill(stage, x))
             waits = waits_for_room(thread, x)[number]().asleep()
             a.setsockopt(x, *option[:2], option[3])
             waits.end()

@@ -31,30 +31,43 @@ from tests.differential.linux import (
     TCP_NOTSENT_LOWAT,
     ZEROCOPY,
 )
-from tests.differential.side import MINUS_ONE, settle
+from tests.differential.side import MINUS_ONE, Side, settle
 from tests.differential.worlds import Stage, behaviour
 
 CHUNK = 1000
 
 
 def fill(stage: Stage, x: int) -> int:
-    """Send from a until it would block; the count depends on buffers, so it is not in the transcript."""
-    link, total, step = stage.a.link, 0, 0
+    """Send from a until it would block, the receiver's kernel has dealt with all of it, and it would still block.
+
+    The count depends on buffers, so it is not in the transcript.
+    """
+    total, value, more = 0, 0, 1
+    while more:
+        more, value = _fill_once(stage.a, x)
+        total += more
+        time.sleep(0.1)
+    stage.a.say(f"filled, then {value}")
+    return total
+
+
+def _fill_once(a: Side, x: int) -> tuple[int, int]:
+    """How much was sent, and what the last call said."""
+    total, step, value = 0, 0, 0
     sizes = (60_000, CHUNK, CHUNK, 1, 1)
     while step < len(sizes):
         time.sleep(0.01)  # what is on its way arrives, and the receiver's window grows
         size = sizes[step]
         step += 1
         for _ in range(100):
-            memory = link.memory()
-            value, _ = link.begin("sendto", x, memory.put(b"f" * size), size, DONTWAIT, memory=memory).end()
+            memory = a.link.memory()
+            value, _ = a.link.begin("sendto", x, memory.put(b"f" * size), size, DONTWAIT, memory=memory).end()
             if value < 0:
                 break
             total += value
         else:
             step = 0  # it has grown by much: not with single bytes
-    stage.a.say(f"filled, then {value}")
-    return total
+    return total, value
 
 
 @behaviour("setsockopt TCP_NOTSENT_LOWAT", "getsockopt TCP_NOTSENT_LOWAT", only=("before", "after", "accepting"))
