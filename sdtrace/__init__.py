@@ -10,7 +10,8 @@
     inject, image      mapping the library into a process
     processes, procfs  what is known about each process, and what /proc says of it
     hypercalls, areas, offers, kin   what the library asks for
-    giveback, recall, strangers   connections that go back to TCP while their programs stand still
+    giveback, recall, strangers,
+    givesets                     connections that go back to TCP while their programs stand still
     leftover, refill, opposite    ... with bytes that their peers cannot send again
     report, explain    what is told to people in the end
 """

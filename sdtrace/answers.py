@@ -117,11 +117,11 @@ class Answers:
 
     def _taken(self, listener: Listener, notif: Notification) -> None:
         """A process takes a descriptor out of another one."""
-        inode = strangers.taken_inode(notif)
-        if inode is None:
+        what = strangers.taken(notif)
+        if what is None:
             listener.let_through(notif)
         else:
-            self._workers.run(listener, notif, partial(strangers.have_it_passed, listener, notif, inode),
+            self._workers.run(listener, notif, partial(strangers.have_it_passed, listener, notif, *what),
                               too_many=Listener.let_through)
 
     def _scattered(self, listener: Listener, notif: Notification, inode: int) -> None:

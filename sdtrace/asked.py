@@ -13,7 +13,7 @@ from sdtrace.injector import Injector
 from sdtrace.keepsake import Keepsake
 from sdtrace.offers import Broker
 from sdtrace.processes import Processes
-from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, STOP, Requests, answer
+from sdtrace.requests import ATTACH, ATTACH_ALONE, DETACH, DETACH_ALONE, LIBRARY, SET, STOP, Requests, answer
 from sdtrace.strangers import Strangers
 
 TYPE_CHECKING = False
@@ -91,6 +91,8 @@ class Asked:
             answer(client, self._injector.at_once(number))
         elif word == STOP:
             answer(client, strangers.have_it_stop(number, client))
+        elif word == SET:
+            self._strangers.request_set(number, partial(answer, client))
         else:
             self._strangers.request(number, partial(answer, client))
 

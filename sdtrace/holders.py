@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import array
 import os
-from typing import Final
 
 from sdlib import abi
 from sdtrace import procfs
-
-_EPOLL: Final = "anon_inode:[eventpoll]"
 
 
 def adoptable(pid: int) -> bytes:
     """The words of `sd_adopt`, up to the highest descriptor."""
     own = {fd: name for fd, name in procfs.files(pid).items() if fd < abi.const.SD_ADOPT_MAX}
     sockets = {name for name in own.values() if name.startswith("socket:")}
-    epolls = [fd for fd, name in own.items() if name == _EPOLL]
+    epolls = [fd for fd, name in own.items() if name == procfs.EPOLL]
     held, held_epolls = _held_elsewhere(pid, sockets, epolls)
     if _hidden_parent(pid):
         held |= sockets
@@ -35,7 +32,7 @@ def adoptable(pid: int) -> bytes:
         if name in sockets:
             kind = abi.const.SD_ADOPT_SOCKET | (abi.const.SD_ADOPT_HELD if name in held else 0)
             lowest = first.setdefault(name, fd)
-        elif name == _EPOLL:
+        elif name == procfs.EPOLL:
             kind = abi.const.SD_ADOPT_EPOLL | (abi.const.SD_ADOPT_HELD if fd in held_epolls else 0)
             lowest = next(other for other in sorted(epolls) if other == fd or procfs.same_file(pid, other, pid, fd))
         else:
@@ -55,7 +52,7 @@ def _held_elsewhere(pid: int, sockets: set[str], epolls: list[int]) -> tuple[set
         except OSError:
             continue
         held |= sockets.intersection(files.values())
-        theirs = [fd for fd, name in files.items() if name == _EPOLL]
+        theirs = [fd for fd, name in files.items() if name == procfs.EPOLL]
         held_epolls |= {fd for fd in epolls if any(procfs.same_file(pid, fd, other, one) for one in theirs)}
     return held, held_epolls
 

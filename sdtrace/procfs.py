@@ -211,6 +211,9 @@ def code(pid: int) -> list[tuple[int, int, str]]:
     return sorted(found, key=lambda mapping: mapping[2].startswith("["))
 
 
+EPOLL: Final = "anon_inode:[eventpoll]"
+
+
 def files(pid: int) -> dict[int, str]:
     """Open descriptors, and what they are: "socket:[inode]", "anon_inode:[eventpoll]", a path."""
     found = {}

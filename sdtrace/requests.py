@@ -31,11 +31,13 @@ ATTACH_ALONE: Final = b"attach-alone"
 DONE: Final = "done "
 PASS: Final = b"pass"
 """And the inode of a socket, which somebody is about to take who cannot see its ring (strangers.py)."""
+SET: Final = b"set"
+"""And an epoll set, as process << 32 | descriptor, which somebody is about to take who knows none of our tags."""
 LIBRARY: Final = b"library"
 """And a process that is about to be sent a connection (kin.py): if it is of the tree, it gets the library."""
 STOP: Final = b"stop"
 """And a thread that waits for us, and that whoever asks has told to stop, as its tracer (notify.let_stop)."""
-_WORDS: Final = (DETACH, DETACH_ALONE, ATTACH, ATTACH_ALONE, PASS, LIBRARY, STOP)
+_WORDS: Final = (DETACH, DETACH_ALONE, ATTACH, ATTACH_ALONE, PASS, SET, LIBRARY, STOP)
 _BACKLOG: Final = 16
 _LONGEST: Final = 64
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process takes a socket out of another one, by pidfd_getfd, and cannot see the ring that carries its bytes.
+"""A process takes a socket or an epoll set out of another one, by pidfd_getfd, and cannot see the rings behind it.
 
 The filter holds the call.  A thread asks every supervisor of the user, this one too, for the connection by its socket's
 inode (requests.py); whoever has it moves it to TCP, and what is unread in the ring with it: all processes that hold it
 are stopped, and when none is inside of an operation the same is done as for --detach, for this one connection
 (giveback.py).  From then on it is not offered any more.  Only then the kernel makes the call.
+
+Of a set all connections are moved, and then its owner's library tells the kernel the program's own data (givesets.py).
 
 It is the kernel that says whether the call is allowed: for a socket that we cannot take ourselves nothing is done.  A
 process that is under no sdrun at all asks nobody.
@@ -31,10 +33,11 @@ from sdtrace import notify, procfs
 from sdtrace.areas import Area
 from sdtrace.held import Key
 from sdtrace.image import Image
+from sdtrace.keepsake import Keepsake
 from sdtrace.notify import Listener, Notification
 from sdtrace.offers import Broker
 from sdtrace.ptrace import RemoteError
-from sdtrace.requests import LIBRARY, PASS, STOP
+from sdtrace.requests import LIBRARY, PASS, SET, STOP
 from sdtrace.segments import holders
 
 TYPE_CHECKING = False
@@ -57,15 +60,18 @@ _REASON: Final = abi.const.SD_REASON_passed
 # ------------------------------------------------------------------ the one who takes
 
 
-def taken_inode(notif: Notification) -> int | None:
-    """Of the connection that this call of pidfd_getfd would take out of another process; None: it takes none."""
+def taken(notif: Notification) -> tuple[bytes, int] | None:
+    """What this call of pidfd_getfd would take out of another process: a request, its number. None: neither kind."""
     try:
         table = procfs.pidfd_open_thread(notif.tid)
         with _closing(table), _closing(procfs.get_fd(table, notif.int_arg(0))) as pidfd:
-            if _process_of(pidfd) == procfs.status(notif.tid).tgid:
+            owner, number = _process_of(pidfd), notif.int_arg(1)
+            if owner == procfs.status(notif.tid).tgid:
                 return None  # its own: the library sees that it has one descriptor more
-            with _closing(procfs.get_fd(pidfd, notif.int_arg(1))) as fd:
-                return os.fstat(fd).st_ino if _is_connection(fd) else None
+            with _closing(procfs.get_fd(pidfd, number)) as fd:
+                if os.readlink(f"/proc/self/fd/{fd}") == procfs.EPOLL:
+                    return SET, owner << 32 | number
+                return (PASS, os.fstat(fd).st_ino) if _is_connection(fd) else None
     except OSError:
         return None
 
@@ -92,9 +98,9 @@ def _is_connection(fd: int) -> bool:
         return sock.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 8)[0] != _LISTEN
 
 
-def have_it_passed(listener: Listener, notif: Notification, inode: int) -> int | None:
+def have_it_passed(listener: Listener, notif: Notification, what: bytes, number: int) -> int | None:
     """Ask all supervisors, wait, and let the call go. In a thread: one of those who are asked is ours."""
-    why = _everywhere(inode)
+    why = _everywhere(what, number)
     if not why:
         listener.let_through(notif)
         return None
@@ -105,10 +111,10 @@ def have_it_passed(listener: Listener, notif: Notification, inode: int) -> int |
 
 def have_it_known(inode: int) -> int:
     """No supervisor offers this connection any more, and all of it is on TCP; -EBUSY. In a thread, as the other."""
-    return -errno.EBUSY if _everywhere(inode) else 0
+    return -errno.EBUSY if _everywhere(PASS, inode) else 0
 
 
-def _everywhere(inode: int) -> str:
+def _everywhere(what: bytes, number: int) -> str:
     """Why one that has it could not; who does not answer is noted, and may have nothing to do with it.
 
     One that was killed has a successor in a moment, which takes its name away, and knows what it had. One whose tree is
@@ -120,7 +126,7 @@ def _everywhere(inode: int) -> str:
         why, died = "", False
         for path in set(trees.find(os.environ, os.geteuid())) - answered:
             try:
-                why = _ask(path, PASS, inode) or why
+                why = _ask(path, what, number) or why
             except _Ended as ended:
                 died, unanswered = True, unanswered or ended.asked
                 continue
@@ -196,7 +202,8 @@ def _ask(path: str, what: bytes, number: int, patience: float = _ANSWER_S) -> st
 
 @dataclass
 class _Request:
-    inode: int
+    number: int
+    """A socket's inode, or minus what names a set."""
     since: float
     answer: Callable[[str], None]
     after: float = 0.0
@@ -206,9 +213,9 @@ class _Request:
 class Strangers:
     """Connections of our tree that somebody else is about to take."""
 
-    def __init__(self, image: Image | str, broker: Broker, areas: list[Area]) -> None:
+    def __init__(self, image: Image | str, keepsake: Keepsake, broker: Broker, areas: list[Area]) -> None:
         """`areas` is the supervisor's own list, as it grows."""
-        self._image, self._broker, self._areas = image, broker, areas
+        self._image, self._keepsake, self._broker, self._areas = image, keepsake, broker, areas
         self._open: list[_Request] = []
         self._failed: dict[int, tuple[float, str]] = {}
         self._taken: dict[int, None] = {}
@@ -230,18 +237,25 @@ class Strangers:
     def request(self, inode: int, answer: Callable[[str], None]) -> None:
         """Have it on TCP; `answer` is told "" when it is, or why it cannot be."""
         self.note(inode)
+        self._begin(inode, answer)
+
+    def request_set(self, number: int, answer: Callable[[str], None]) -> None:
+        """The same for all that is in a set, which the kernel knows then as its program does."""
+        self._begin(-number, answer)
+
+    def _begin(self, number: int, answer: Callable[[str], None]) -> None:
         # A program that stands still meanwhile, and has asked itself, asks once more when it goes on.
-        since = min((request.since for request in self._open if request.inode == inode), default=time.monotonic())
-        self._open.append(_Request(inode, since, answer))
+        since = min((request.since for request in self._open if request.number == number), default=time.monotonic())
+        self._open.append(_Request(number, since, answer))
         self.tick()
 
     def tick(self) -> None:
         """Try what has not been possible yet."""
         still, self._open = self._open, []
         now = time.monotonic()
-        self._failed = {inode: failed for inode, failed in self._failed.items() if failed[0] > now}
+        self._failed = {number: failed for number, failed in self._failed.items() if failed[0] > now}
         for request in still:
-            why = self._failed.get(request.inode, (0.0, ""))[1]
+            why = self._failed.get(request.number, (0.0, ""))[1]
             if why or now >= request.after:
                 self._answer(request, why)
             else:
@@ -255,16 +269,33 @@ class Strangers:
             self._open.append(request)
             return
         if why and not known:
-            self._failed[request.inode] = time.monotonic() + _FAILED_S, why
+            self._failed[request.number] = time.monotonic() + _FAILED_S, why
         request.answer(why)
 
     def _try(self, request: _Request) -> str:
         try:
-            for key in self._keys(request.inode):
+            if request.number < 0:
+                self._give(-request.number, request)
+                return ""
+            for key in self._keys(request.number):
                 self._pass(key, request)
         except (RemoteError, OSError) as error:
             return str(error) or repr(error)
         return ""
+
+    def _give(self, number: int, request: _Request) -> None:
+        from sdtrace import givesets
+
+        if not self._areas or isinstance(self._image, str):
+            return
+        users = givesets.users(number >> 32, number & 0xFFFFFFFF, {area.inode for area in self._areas})
+        inodes = {inode for pid, fd in users for inode in givesets.sockets_in(pid, fd)}
+        for inode in inodes:
+            self.note(inode)
+            for key in self._keys(inode):
+                self._pass(key, request)
+        for pid, fd in users:
+            givesets.give(self._image, self._keepsake, pid, fd)
 
     def _keys(self, inode: int) -> list[Key]:
         found = [Key(area, block, generation) for area in self._areas

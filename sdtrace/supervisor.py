@@ -113,7 +113,7 @@ class Supervisor:
         self._broker.errands.recall = self._recall
         self._broker.errands.summary = self._summary
         self._inspection = Inspection(self._snapshot)
-        self._strangers = Strangers(image, self._broker, self._hypercalls.areas)
+        self._strangers = Strangers(image, keepsake, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
         if not isinstance(image, str):
             self._hypercalls.has_library = partial(has_library, image=image)

@@ -352,6 +352,7 @@ u64 sd_pick_stack(struct sd_tcb *t, struct sd_frame *f);
 void sd_child_start(struct sd_tcb *parent);
 long sd_init_c(void);
 long sd_unhook_c(void);
+long sd_give_c(void);
 void sd_sigsys(int sig, struct siginfo_sys *si, struct ucontext *uc);
 u64 sd_strip_sigsys(const void *user_set, u64 size, u64 *out); /* 1 if a copy without SIGSYS is in *out and has to be used */
 

@@ -262,6 +262,32 @@ void sd_ep_give(u64 epfd)
     }
 }
 
+/* No thread is in an operation. What is in it has been moved already, and if something is not, nothing is done: in here nobody can be asked. */
+long sd_ep_taken(u64 epfd)
+{
+    struct ep *ep = sd_epoll_of(epfd);
+    struct sd_tcb *t = sd_self();
+
+    if (!ep || ep->given)
+        return 0;
+    for (u32 i = 0; i < ep->cap; i++)
+        if (ep->tab[i] && !ep->tab[i]->ghost && translated(ep->tab[i]->s))
+            return -EAGAIN;
+    ep_used(ep);
+    ep->given = true;
+    ep_end_ghosts(ep, t);
+    for (u32 i = 0; i < ep->cap; i++)
+        if (ep->tab[i])
+            ep_settle(ep->tab[i], PEND_TOUCH | PEND_SYNC, t);
+    for (u32 i = 0; i < ep->cap; i++)
+        if (ep->tab[i] && ep->tab[i]->tagged) { /* a thread has left by siglongjmp, with the lock */
+            ep->given = false;
+            return -EAGAIN;
+        }
+    return 0;
+}
+
+/* A set that somebody else has, or has made. */
 void sd_ep_came(int epfd)
 {
     u64 old;

@@ -30,6 +30,8 @@ void sd_ep_adopt(int epfd, int first); /* first: a descriptor of the same set */
 void sd_ep_follow(void);
 void sd_ep_give(u64 epfd); /* it is about to go to another process in a message; if it is one */
 void sd_ep_came(int epfd); /* it has come so */
+void sd_ep_taken_in(int epfd, int from); /* pidfd_getfd of descriptor `from` of some process */
+long sd_ep_taken(u64 epfd); /* somebody is about to take it by himself: start/give.c. -EAGAIN: not yet */
 void sd_ep_before_fork(void); /* a child will share the kernel half of every epoll */
 
 /* ----------------------------------------------------------------- wait.c */

@@ -152,11 +152,13 @@ static void adopt_everything(void)
             adopt((int)fd, what & SD_ADOPT_HELD);
         else if ((what & SD_ADOPT_SOCKET) && s)
             sd_fd_install((int)fd, s);
-        else if ((what & SD_ADOPT_EPOLL) && !(what & SD_ADOPT_HELD))
+        else if ((what & SD_ADOPT_EPOLL) && (what & SD_ADOPT_HELD) && first == fd)
+            sd_ep_came((int)fd); /* what comes into it later is TCP's, too */
+        else if (what & SD_ADOPT_EPOLL)
             sd_ep_adopt((int)fd, (int)first);
     }
     for (u32 fd = 0; fd < SD_ADOPT_MAX; fd++)
-        if ((sd_adopt[fd] & SD_ADOPT_EPOLL) && sd_adopt[fd] >> 16 == fd && sd_epoll_of(fd))
+        if ((sd_adopt[fd] & SD_ADOPT_EPOLL) && !(sd_adopt[fd] & SD_ADOPT_HELD) && sd_adopt[fd] >> 16 == fd && sd_epoll_of(fd))
             sd_ep_carried((int)fd);
     for (u32 fd = 0; fd < SD_ADOPT_MAX; fd++)
         if (sd_adopt[fd] && !sd_sock_of(fd) && !sd_epoll_of(fd))

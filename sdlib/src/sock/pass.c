@@ -358,6 +358,8 @@ SD_CALL(sd_pidfd_getfd)
         sd_out_of_reach(s, (int)f->rsi);
     else if (fd >= 0 && cookie && cookie_of((int)fd) == cookie)
         sd_fd_install((int)fd, s);
+    else if (fd >= 0 && !t->foreign && !s)
+        sd_ep_taken_in((int)fd, (int)f->rsi);
     return fd;
 }
 

@@ -32,6 +32,7 @@ from tests.differential.behaviours import (
     shutdowns,
     tables,
     taken,
+    taken_sets,
     transmit,
     watched,
 )
@@ -39,6 +40,7 @@ from tests.differential.behaviours import (
 __all__ = [
     "asked", "at_once", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
     "grouped", "handed", "handed_sets", "interrupted", "nested", "options", "order", "others", "patterns", "piped",
-    "pointers", "rare", "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken", "transmit",
+    "pointers", "rare", "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken",
+    "taken_sets", "transmit",
     "watched",
 ]  # fmt: skip

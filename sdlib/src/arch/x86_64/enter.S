@@ -278,7 +278,13 @@ sd_unhook:
     call    sd_unhook_c
     int3
 
-/* The supervisor runs sd_init_c and sd_unhook_c on this stack. */
+    .globl sd_give
+sd_give:
+    cld
+    call    sd_give_c
+    int3
+
+/* The supervisor runs sd_init_c, sd_unhook_c and sd_give_c on this stack. */
     .bss
     .balign 4096
     .space  16384
