@@ -157,13 +157,21 @@ static void disarm_all(struct sd_pollset *p, u32 pid)
     }
 }
 
+#define NEWS (POLLIN | POLLRDNORM | POLLRDHUP | POLLOUT | POLLWRNORM | POLLWRBAND)
+
+/* All that the kernel has to say of it is a reset for a doorbell. */
+static bool only_a_bell(const struct sd_pollitem *it)
+{
+    return !(it->want & NEWS) && !sd_without_bells(it->s, POLLHUP);
+}
+
 /* A descriptor is hung up, which poll always reports but select did not ask for: sleep without it for a while. */
 static bool snooze(struct sd_pollset *p)
 {
     bool any = false;
     for (u32 i = 0; i < p->n; i++) {
         struct sd_pollitem *it = &p->item[i];
-        if (p->k[i].fd >= 0 && !it->s && !it->ep && !(it->care & POLLHUP)) {
+        if (p->k[i].fd >= 0 && !it->ep && (it->s ? only_a_bell(it) : !(it->care & POLLHUP))) {
             p->k[i].fd = ~p->k[i].fd;
             any = true;
         }
@@ -174,7 +182,7 @@ static bool snooze(struct sd_pollset *p)
 static void unsnooze(struct sd_pollset *p)
 {
     for (u32 i = 0; i < p->n; i++)
-        if (p->k[i].fd < 0 && !(p->item[i].care & POLLHUP))
+        if (p->k[i].fd < 0 && (p->item[i].s || !(p->item[i].care & POLLHUP)))
             p->k[i].fd = ~p->k[i].fd;
 }
 

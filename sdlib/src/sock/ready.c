@@ -111,6 +111,7 @@ static u32 rx_ready(struct sock *s, int fd, u32 kev)
         if (s->kcheck & 1) /* it was a doorbell: what woke us may stand behind it */
             sd_look_at_kernel(s, fd);
         n = sd_rx_avail(&s->e);
+        kev = sd_without_bells(s, kev);
     }
     if (n > 0 && enough(s, (u64)n))
         out |= POLLIN | POLLRDNORM;

@@ -280,6 +280,16 @@ static inline bool sd_end_comes(const struct sock *s)
 {
     return unlikely(load_rlx(&s->e.rx->prod_hint) & (SD_HINT_SHUT_WR | SD_HINT_CLOSED | SD_HINT_ABORT)) && !(load_rlx(&s->b->latched) & LATCH_FIN);
 }
+/* `kev`, what the kernel says, without the reset that only answers a doorbell which the peer's program had not read when it ended: by TCP that was the end of the stream and
+ * no more (sd_end_error()), until something has been sent to nobody. */
+static inline u32 sd_without_bells(const struct sock *s, u32 kev)
+{
+    u32 latched = load_rlx(&s->b->latched), broken = POLLERR | POLLHUP;
+
+    if (likely(!(kev & broken)) || (latched & (LATCH_FIN | LATCH_OWN_RD | POLLERR)) != LATCH_FIN || s->b->far || load_rlx(&s->b->tx_mode) != SD_MODE_RING)
+        return kev;
+    return (load_rlx(&s->e.rx->prod_hint) & SD_HINT_ABORT) || load_rlx(&s->e.tx->head) != load_rlx(&s->e.tx->tail) ? kev : kev & ~broken;
+}
 /* Nobody can ring when there is room for what we send. */
 static inline bool sd_no_bells(const struct sock *s)
 {

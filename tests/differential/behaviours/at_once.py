@@ -7,6 +7,7 @@ transcript.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -93,3 +94,24 @@ def end_behind_bytes_at_once(stage: Stage) -> None:
         most(inside, f"bytes and an end, {name}", [ASKS["poll"]], sends_and_shuts, ask)
         most(inside, f"both ends, {name}", [ASKS["poll"]], both_shut, ask)
         most(inside, f"looked for nothing behind an end, {name}", [], shuts_and_looks, ask)
+
+
+def killed(side: Side, child: Side) -> Sequence[Call]:
+    """Its parent has waited for its end."""
+    return (side.sys("kill", child.link.pid, signal.SIGKILL, text="child"),
+            side.sys("wait4", child.link.pid, 0, 0, 0, text="child"))
+
+
+@behaviour("poll of a peer whose end was waited for (wait4)", "select of a peer whose end was waited for (wait4)",
+           "epoll_wait of a peer whose end was waited for (wait4)", "recv of a peer whose end was waited for (wait4)")
+def killed_at_once(stage: Stage) -> None:
+    for name, ask in ASKS.items():
+        said = Counter(killed_once(stage, ask) for _ in range(TRIES))
+        stage.a.say(f"{name}: {said.most_common(1)[0][0]}")
+
+
+def killed_once(stage: Stage, ask: Ask) -> str:
+    """One try."""
+    child = stage.a.fork("c")
+    both = Stage(stage.a, child, stage.warm, stage.moves)
+    return tried(both, [ask], lambda side, _x, _y: killed(side, child), ask)
