@@ -317,7 +317,7 @@ def _refuse_ours(pid: int, exe: str) -> None:
 def _refuse_memory(pid: int, image: Image) -> None:
     pidfd = os.pidfd_open(pid)
     try:
-        if procfs.not_dumpable(pidfd):
+        if procfs.out_of_reach(pid, pidfd, procfs.status(pid).uid):
             raise RemoteError("not-dumpable")
     finally:
         os.close(pidfd)

@@ -124,7 +124,7 @@ def check(status: procfs.Status, pidfd: int, image: Image, own_filters: int, *, 
         raise RemoteError("still being released" if ours else "already-traced", transient=True)
     if status.filters > own_filters:
         raise RemoteError("own-seccomp-filter")
-    if procfs.not_dumpable(pidfd):
+    if procfs.out_of_reach(status.tgid, pidfd, status.uid):
         raise RemoteError("not-dumpable")
     if procfs.shares_memory(status.tgid, status.ppid):
         raise RemoteError("shares memory with its parent (vfork)", transient=True)

@@ -28,6 +28,9 @@ _PIDFD_THREAD: Final = os.O_EXCL
 _PIDFD_GETFD: Final = 438
 _KCMP: Final = 312
 _KCMP_FILE, _KCMP_VM = 0, 1
+_AT_UID: Final = 11
+_AT_EUID: Final = 12
+_AT_SECURE: Final = 23
 _AT_HWCAP2: Final = 26
 _HWCAP2_FSGSBASE: Final = 2
 
@@ -295,10 +298,30 @@ def _zombie_code(pid: int) -> int | None:
 def not_dumpable(pidfd: int) -> bool:
     """Did the process take itself out of reach (prctl PR_SET_DUMPABLE, setuid)? False where the kernel does not tell.
 
-    Without privilege ptrace would find out; root is not held back by it, but should respect it all the same.
+    Without privilege ptrace would find out; root is not held back by it, but should respect it all the same
+    (but see out_of_reach).
     """
     info = _info(pidfd, _INFO_COREDUMP)
     return info is not None and bool(info[14] & (_COREDUMP_SKIP | _COREDUMP_ROOT)) and not info[14] & _COREDUMP_USER
+
+
+def out_of_reach(pid: int, pidfd: int, uid: int) -> bool:
+    """Did the process take itself out of reach, other than by giving root's privileges up? `uid`: its effective user.
+
+    A daemon that root has started and that goes on as another user (setuid) is not dumpable any more by that alone. It
+    was root's to look into when it was executed, and nothing that it has read since was hidden from root. Set-uid
+    programs are what they were executed as, so they are not meant.
+    """
+    return not_dumpable(pidfd) and not (uid != 0 == os.geteuid() and _executed_by_root(pid))
+
+
+def _executed_by_root(pid: int) -> bool:
+    try:
+        entries = struct.iter_unpack("=QQ", _read(f"/proc/{pid}/auxv"))
+    except (OSError, struct.error):
+        return False
+    known = dict(entries)
+    return (known.get(_AT_UID), known.get(_AT_EUID), known.get(_AT_SECURE)) == (0, 0, 0)
 
 
 def alive(pidfd: int) -> bool:

@@ -144,6 +144,27 @@ def test_not_dumpable(either: Runner, guests: Guests) -> None:
         either.check(after, at_least=2, of_bytes=200)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges to give up")
+def test_privileges_given_up(either: Runner, guests: Guests) -> None:
+    """Daemons that go on as another user are not dumpable by that alone: root may look into what it has started.
+
+    Not into what has become undumpable behind an execve as that user, nor without CAP_SYS_PTRACE.
+    """
+    with tempfile.TemporaryDirectory(prefix="sddrop-", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        program = shutil.copy(guests("undumpable"), f"{name}/guest")
+        found = either.run(program, "drop")
+        twice = either.run(program, "drop-twice")
+        either.before = ["setpriv", "--bounding-set=-sys_ptrace", "--"]
+        held = either.run(program, "drop")
+        assert {found.stdout, twice.stdout, held.stdout} == {b"ok\n"}
+        if either.mode is Mode.SHM:
+            either.check(found, at_least=2, of_bytes=200)
+            for ended, reason in ((twice, "not-dumpable"), (held, "ptrace-refused")):
+                report = ended.report()
+                assert process_of(report, ended.pid)["reason"] == reason and report.shm == 0, report
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a set-uid program")
 @pytest.mark.parametrize("user", ["root", "nobody"])
 def test_set_uid_program(user: str, either: Runner, guests: Guests, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * undumpable before|after|who: a conversation of a process that has become, or is from birth (set-uid), one that nobody may trace. `who` prints the real
- * and the effective user first. It is long enough for others to take notice of it, on a busy machine and if they have to be started for it.
+ * undumpable before|after|who|drop|drop-twice: a conversation of a process that has become, or is from birth (set-uid), one that nobody may trace. `who` prints
+ * the real and the effective user first; `drop` gives root's privileges up before the first socket, as daemons do, and `drop-twice` executes itself as the other user, and
+ * is not dumpable then. It is long enough for others to take notice of it, on a busy machine and if they have to be started for it.
  */
 #include "guest.h"
 #include <sys/prctl.h>
+#include <grp.h>
 
 static const char *when;
 
@@ -50,6 +52,12 @@ int main(int argc, char **argv)
     CHECK(argc == 2);
     when = argv[1];
     close_up("before");
+    if (strncmp(when, "drop", 4) == 0) {
+        CHECK(setgroups(0, NULL) == 0 && setgid(65534) == 0 && setuid(65534) == 0);
+        CHECK(prctl(PR_GET_DUMPABLE) == 0);
+    }
+    if (strcmp(when, "drop-twice") == 0)
+        CHECK(execl("/proc/self/exe", argv[0], "before", NULL) == 0);
     if (strcmp(when, "who") == 0) {
         printf("%d %d\n", (int)getuid(), (int)geteuid());
         fflush(stdout);
