@@ -118,17 +118,21 @@ def _everywhere(what: bytes, number: int) -> str:
     """Why one that has it could not; who does not answer is noted, and may have nothing to do with it.
 
     One that was killed has a successor in a moment, which takes its name away, and knows what it had. One whose tree is
-    over has taken it away by itself. So it is asked until there is nobody who has a name and does not answer.
+    over has taken it away by itself. So it is asked until there is nobody who has a name and does not answer. A name
+    that was left for good, in whatever folder, only costs the time: who has not been asked has not taken anything.
     """
     answered: set[str] = set()
-    since, unanswered = time.monotonic(), False
+    unanswered: set[str] = set()
+    since = time.monotonic()
     while True:
         why, died = "", False
-        for path in set(trees.find(os.environ, os.geteuid())) - answered:
+        there = set(trees.find(os.environ, os.geteuid()))
+        for path in there - answered:
             try:
                 why = _ask(path, what, number) or why
             except _Ended as ended:
-                died, unanswered = True, unanswered or ended.asked
+                died = True
+                unanswered |= {path} if ended.asked else set()
                 continue
             except OSError as error:
                 syslog.syslog(syslog.LOG_WARNING, f"a connection is taken, {path} does not say if it is its: {error}")
@@ -136,7 +140,7 @@ def _everywhere(what: bytes, number: int) -> str:
         if why or not died:
             return why
         if time.monotonic() > since + _PATIENCE_S:
-            return "a supervisor has ended before it had answered" if unanswered else ""
+            return "a supervisor has ended before it had answered" if unanswered & there else ""
         time.sleep(RETRY_S)
 
 
