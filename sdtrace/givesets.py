@@ -60,12 +60,17 @@ def sockets_in(pid: int, epoll: int) -> set[int]:
         return {int(line.partition(b" ino:")[2].split()[0], 16) for line in info if line.startswith(b"tfd:")}
 
 
-def give(image: Image, keepsake: Keepsake, pid: int, fd: int) -> None:
-    """All connections in it are on TCP. RemoteError: perhaps later."""
+def give(image: Image, keepsake: Keepsake, pid: int, fd: int, *, first: bool) -> None:
+    """All connections in it are on TCP. RemoteError: perhaps later.
+
+    `first`: not if this process has registered something in a set that a fork has shared, for that is newer than what
+    others remember, and has to be what the kernel is told last.
+    """
     with _Helper(pid, image, keepsake) as stopped:
         if not is_quiet(image, stopped):
             raise RemoteError(f"process {pid} is in the middle of a call", transient=True)
         write_memory(pid, image.symbols["sd_give_fd"], fd.to_bytes(4, "little"))
+        write_memory(pid, image.symbols["sd_give_first"], int(first).to_bytes(4, "little"))
         stopped.prepare_calls()
         result = stopped.run(image.symbols["sd_give"], image.symbols["sd_boot_stack_top"])
         stopped.end_calls()

@@ -65,6 +65,9 @@ class Hypercalls:
         self.scattered: Callable[[Listener, Notification, int], object] = \
             lambda listener, notif, _inode: listener.reply(notif, -errno.ENOSYS)
         """Answers when nobody offers this socket any more."""
+        self.share: Callable[[Listener, Notification, int, int], object] = \
+            lambda listener, notif, _pid, _fd: listener.reply(notif, -errno.ENOSYS)
+        """Answers when all others who have this set have given it to the kernel."""
         self._perform = False
         self._handlers: dict[int, Callable[[Listener, Notification, Process], int | None]] = {
             abi.const.SD_HC_AREA: self._area,
@@ -77,6 +80,7 @@ class Hypercalls:
             abi.const.SD_HC_TRACE: self._trace,
             abi.const.SD_HC_KIN: self._kin,
             abi.const.SD_HC_SCATTER: self._scatter,
+            abi.const.SD_HC_SHARED: self._shared,
         }
 
     def handle(self, listener: Listener, notif: Notification, process: Process) -> None:
@@ -272,6 +276,19 @@ class Hypercalls:
             return _INVALID
         self.scattered(listener, notif, about.st_ino)
         return None
+
+    def _shared(self, listener: Listener, notif: Notification, process: Process) -> int | None:
+        """An epoll set that forks share is used by a second one of them."""
+        from sdtrace import givesets  # few share one
+
+        fd = notif.int_arg(1)
+        if fd < 0:
+            return _INVALID
+        if notif.args[2]:
+            self.share(listener, notif, process.pid, fd)
+            return None
+        users = givesets.users(process.pid, fd, {area.inode for area in self.areas})
+        return int(all(pid == process.pid for pid, _ in users))
 
     # ------------------------------------------------------------------ trace
 

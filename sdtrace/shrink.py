@@ -49,6 +49,7 @@ _WAITS: Final = frozenset({
     34, 130, 128, 219,  # pause, sigsuspend, sigtimedwait; restart_syscall: one of these, after a stop
     438,  # pidfd_getfd: the filter holds it
 })  # fmt: skip
+_HOLD_NOTHING: Final = (abi.const.SD_HC_SCATTER, abi.const.SD_HC_SHARED)  # pass.c, ep_shared.c
 _LEVEL_AT: Final = 8  # offsetof(struct sd_tcb, level), sd.h
 _HEADER_BYTES: Final = abi.sizeof("struct sd_seg")
 _TAIL, _HEAD, _HELD = ([abi.offsetof("struct sd_seg", "dir") + side * abi.sizeof("struct sd_dir")
@@ -152,7 +153,7 @@ def _is_quiet(image: Image, pid: int, registers: Registers) -> bool:
     if level == 0:
         return in_gate or not in_library
     if signed(registers.orig_rax) == abi.const.SD_HC_NR:
-        return level == 1 and in_gate and int(registers.rdi) == abi.const.SD_HC_SCATTER  # pass.c holds nothing then
+        return level == 1 and in_gate and int(registers.rdi) in _HOLD_NOTHING
     return level == 1 and in_gate and signed(registers.orig_rax) in _WAITS
 
 

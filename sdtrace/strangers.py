@@ -223,6 +223,8 @@ class Strangers:
         self._open: list[_Request] = []
         self._failed: dict[int, tuple[float, str]] = {}
         self._taken: dict[int, None] = {}
+        self._sharers: set[int] = set()
+        """Requests by those who have the set themselves, and stand in the middle of a call."""
 
     def has_taken(self, inode: int) -> bool:
         """Does somebody have this socket who could not see its ring?"""
@@ -246,6 +248,15 @@ class Strangers:
     def request_set(self, number: int, answer: Callable[[str], None]) -> None:
         """The same for all that is in a set, which the kernel knows then as its program does."""
         self._begin(-number, answer)
+
+    def share(self, listener: Listener, notif: Notification, pid: int, fd: int) -> None:
+        """One of those who have a set has given his part of it to the kernel, and asks us to have the others do so."""
+        def answer(why: str) -> None:
+            listener.reply(notif, -errno.EBUSY if why else 0)
+
+        number = -(pid << 32 | fd)
+        self._sharers.add(number)
+        self._begin(number, answer)
 
     def _begin(self, number: int, answer: Callable[[str], None]) -> None:
         # A program that stands still meanwhile, and has asked itself, asks once more when it goes on.
@@ -274,6 +285,8 @@ class Strangers:
             return
         if why and not known:
             self._failed[request.number] = time.monotonic() + _FAILED_S, why
+        if not any(each.number == request.number for each in self._open):
+            self._sharers.discard(request.number)
         request.answer(why)
 
     def _try(self, request: _Request) -> str:
@@ -298,8 +311,11 @@ class Strangers:
             self.note(inode)
             for key in self._keys(inode):
                 self._pass(key, request)
-        for pid, fd in users:
-            givesets.give(self._image, self._keepsake, pid, fd)
+        if -number in self._sharers:
+            users = [each for each in users if each[0] != number >> 32]
+        for first in (True, False) if len(users) > 1 else (False,):
+            for pid, fd in users:
+                givesets.give(self._image, self._keepsake, pid, fd, first=first)
 
     def _keys(self, inode: int) -> list[Key]:
         found = [Key(area, block, generation) for area in self._areas

@@ -115,6 +115,7 @@ class Supervisor:
         self._inspection = Inspection(self._snapshot)
         self._strangers = Strangers(image, keepsake, self._broker, self._hypercalls.areas)
         self._hypercalls.taken = self._strangers.has_taken
+        self._hypercalls.share = self._strangers.share
         if not isinstance(image, str):
             self._hypercalls.has_library = partial(has_library, image=image)
         self._injector = Injector(options, image, keepsake, self._processes, self._broker, self._governing.settings,

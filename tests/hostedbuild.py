@@ -24,7 +24,7 @@ UNDER_TEST = ("ring/bell.c", "ring/dates.c", "ring/ring.c", "ring/switch.c", "so
               "sock/token.c", "sock/tx.c", "sock/tx_tcp.c", "poll/nap.c", "poll/poll.c", "poll/pollsleep.c",
               "poll/wait.c", "py/pump.c",
               *(f"poll/ep_{part}.c" for part in ("carry", "cool", "ctl", "find", "hooks", "hot", "kernel", "lock",
-                                                 "order", "table", "told", "wait")))
+                                                 "order", "shared", "table", "told", "wait")))
 """For the programs alone; those of the monitor's loop have it beside them."""
 LOOP_UNDER_TEST = (*UNDER_TEST, "py/copy.c", "verbs/called.c", "verbs/carried.c", "verbs/held.c", "verbs/loop.c",
                    "verbs/say.c", "verbs/threads.c")

@@ -37,7 +37,7 @@
 #define SD_ATOMIC /* Python sees plain words; it only writes before sharing and reads for reports */
 #endif
 
-#define SD_ABI_VERSION 25
+#define SD_ABI_VERSION 26
 
 /* Fixed address of the library in every process: a third of a terabyte below the lowest place of a PIE (0x555555554000, above which its heap grows), clear of
  * Go and JVM heaps, and of what mmap gives out, downwards from 0x7fff.., or upwards from 0x2aaa.. where stacks are not limited: a program would have to map 42
@@ -72,6 +72,9 @@ enum sd_hypercall {
     /* (fd) -> 0, -EBUSY. This connection goes to a program that cannot see its ring, or to a second one: it is to be on TCP with all its bytes, and none of
      * this user's is to offer it any more. Blocks until that is so; all who have it stand still meanwhile, so whoever asks is outside of any operation. */
     SD_HC_SCATTER = 10,
+    /* (fd of an epoll set, then) -> then 0: 1 if nobody else has this set who could have registered anything, 0. Then 1: 0, -EBUSY; whoever asks has given his part of it to the
+     * kernel, and all others who have it are made to. Blocks until that is so, as SD_HC_SCATTER. */
+    SD_HC_SHARED = 11,
     /* (its number in the upper half of the first argument; four arguments of connect, bind, listen, accept or accept4) -> what the call returns, made by
      * the supervisor, or SD_PERFORM_YOURSELF. Only where cfg.perform says so. */
     SD_HC_PERFORM = 16,

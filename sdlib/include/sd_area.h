@@ -154,6 +154,12 @@ struct sd_lives {
     SD_ATOMIC uint8_t ends[SD_LIVES_AGES];   /* of those that did 2^(3+i) operations: that ended before they had done twice as many */
 };
 
+/* An epoll set that forks share (poll/ep_shared.c): its number in the upper half; who has used it since, 0: nobody, 1 + index of his `proc`, MANY or ALL; and a flag. */
+#define SD_AREA_SETS 256
+#define SD_SET_MANY 0xfffeu       /* several, and nobody has registered anything since */
+#define SD_SET_ALL 0xffffu        /* the kernel has it as the program has said, and what is in it is TCP's */
+#define SD_SET_REGISTERED 0x10000u
+
 struct sd_area {
     uint64_t magic;
     uint32_t version;
@@ -166,7 +172,8 @@ struct sd_area {
     SD_ATOMIC uint32_t procs_top;/* one above the highest that was ever used: what is behind takes no memory */
     SD_ATOMIC uint32_t passing;  /* 1: connections are sent in messages (sock/pass.c), which a next program may receive */
     SD_ATOMIC uint32_t slotless; /* 1: a process has found no free `proc`; without one it is not known what it does */
-    uint32_t pad[3];
+    SD_ATOMIC uint32_t sets_top; /* number of the last set that a fork has shared */
+    uint32_t pad[2];
     struct sd_config cfg;
     struct sd_proc proc[SD_AREA_PROCS];
     struct sd_block block[SD_AREA_BLOCKS];
@@ -174,6 +181,7 @@ struct sd_area {
     SD_ATOMIC uint64_t told[SD_TOLD];   /* of area 0: sleeps of peers that these processes have ended, sock/doorbell.c ([W4]) */
     struct sd_site site[SD_AREA_SITES]; /* of area 0 */
     struct sd_lives lives[SD_AREA_LIVES]; /* of area 0 */
+    SD_ATOMIC uint64_t set[SD_AREA_SETS]; /* of area 0 */
 };
 
 /* Block id: area index << 16 | block index. Handed over with the generation in the upper half of the u64. */

@@ -321,6 +321,8 @@ SD_CALL(sd_epoll_ctl)
     if (!s)
         return op == EPOLL_CTL_ADD ? ctl_add_other(epfd, fd, p, t) : SD_PASS;
     struct ep *ep = sd_epoll_of((u64)(u32)epfd);
+    if (ep)
+        ep_use(ep, epfd, true);
     struct reg *r = ep ? reg_find(s, ep, fd) : NULL;
     if (op == EPOLL_CTL_DEL)
         return !r ? SD_PASS : r->ghost ? -ENOENT : ctl_del(epfd, fd, r, t);

@@ -130,6 +130,8 @@ struct ep *ep_new(int epfd, struct sd_tcb *t)
         return NULL;
     ep->tagged = 0;
     ep->inherited = false;
+    ep->registers = false;
+    ep->name = 0;
     ep->given = false;
     ep->watched = false;
     ep->fd = epfd;
@@ -189,6 +191,7 @@ void sd_ep_before_fork(void)
     ep_structure_lock(&old);
     for (struct ep *ep = all_eps; ep; ep = ep->next) {
         ep->inherited = true;
+        ep_name(ep);
         if (ep->pid == g.pid)
             ghosts_drop(ep, sd_self());
     }

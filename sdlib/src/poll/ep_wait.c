@@ -302,6 +302,7 @@ static struct ep *our_wait(const struct sd_frame *f, const struct sd_tcb *t)
     struct ep *ep = t->foreign ? NULL : sd_epoll_of(f->rdi);
     if (!ep || !arguments_ok(f))
         return NULL;
+    ep_use(ep, (int)f->rdi, false);
     return ep->tagged || load_rlx(&ep->pending) || g.mt ? ep : NULL;
 }
 

@@ -103,6 +103,8 @@ struct ep {
     bool watched;               /* another epoll has this one in its set, or poll or select has looked at it */
     bool given;                 /* another process has it, by SCM_RIGHTS: nobody there knows a tag of ours, so what is in it is TCP's for good */
     bool inherited;             /* a fork has shared it: others may wait on it who know no tag of a later registration */
+    bool registers;             /* and we have registered something since (ep_shared.c) */
+    u32 name;                   /* its number in the area, once a fork has shared it; 0: none */
     struct reg **tab;
     u32 cap, used, tagged;
     u32 pid;                    /* who used it last: a forked child shares the kernel half and must not change it */
@@ -222,6 +224,17 @@ void reg_drop(struct reg *r, struct sd_tcb *t, bool tell_kernel);
 struct ep *ep_new(int epfd, struct sd_tcb *t);
 void reg_end(struct reg *r, struct sd_tcb *t); /* a ghost that the kernel has reported */
 void ep_end_ghosts(struct ep *ep, struct sd_tcb *t); /* others will see what the kernel has of it; without the lock */
+
+/* ep_shared.c */
+void ep_name(struct ep *ep); /* a fork follows */
+void ep_use_shared(struct ep *ep, int epfd, bool registers);
+
+/* A set that a fork has shared is about to be waited on, or something to be registered there. Nothing is held. */
+static inline void ep_use(struct ep *ep, int epfd, bool registers)
+{
+    if (unlikely(ep->name) && !ep->given)
+        ep_use_shared(ep, epfd, registers);
+}
 
 void ep_watch(struct ep *ep); /* ep_hooks.c, structure is held: it is watched, and nothing in it is on a ring yet (else: sd_ep_watch()) */
 

@@ -32,6 +32,7 @@ void sd_ep_give(u64 epfd); /* it is about to go to another process in a message;
 void sd_ep_came(int epfd); /* it has come so */
 void sd_ep_taken_in(int epfd, int from); /* pidfd_getfd of descriptor `from` of some process */
 long sd_ep_taken(u64 epfd); /* somebody is about to take it by himself: start/give.c. -EAGAIN: not yet */
+bool sd_ep_registers(u64 epfd); /* in a set that a fork has shared */
 void sd_ep_before_fork(void); /* a child will share the kernel half of every epoll */
 
 /* ----------------------------------------------------------------- wait.c */

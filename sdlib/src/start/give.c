@@ -7,11 +7,12 @@
 #include "gate/gate.h"
 #include "poll/poll.h"
 
-u32 sd_give_fd; /* the set: the supervisor writes it */
+u32 sd_give_fd; /* the set, and 1: only if we have registered nothing in it since a fork has shared it, for then others have newer data. The supervisor writes both */
+u32 sd_give_first;
 
 long sd_give_c(void)
 {
     if (!sd_self() && !sd_tcb_new(0))
         return -ENOMEM;
-    return sd_ep_taken(sd_give_fd);
+    return sd_give_first && sd_ep_registers(sd_give_fd) ? 0 : sd_ep_taken(sd_give_fd);
 }

@@ -29,6 +29,7 @@ from tests.differential.behaviours import (
     receive,
     reused,
     several,
+    shared_sets,
     shutdowns,
     tables,
     taken,
@@ -40,7 +41,6 @@ from tests.differential.behaviours import (
 __all__ = [
     "asked", "at_once", "beside", "company", "corked", "descriptors", "edges", "ends", "epolls", "files", "flagged",
     "grouped", "handed", "handed_sets", "interrupted", "nested", "options", "order", "others", "patterns", "piped",
-    "pointers", "rare", "readiness", "receive", "reused", "several", "shutdowns", "tables", "taken",
-    "taken_sets", "transmit",
-    "watched",
+    "pointers", "rare", "readiness", "receive", "reused", "several", "shared_sets", "shutdowns", "tables", "taken",
+    "taken_sets", "transmit", "watched",
 ]  # fmt: skip
