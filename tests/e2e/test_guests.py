@@ -213,6 +213,14 @@ def test_sleeping_on_the_ring_for_a_peer_on_this_cpu(how: str, runner: Runner) -
             assert counters["naps"] > 50, str(report)
 
 
+def test_nobody_spins_for_who_only_sends(runner: Runner, guests: Guests) -> None:
+    """On the CPU that the sender needs to go on."""
+    program = runner.run(guests("one_way"))
+    assert program.stdout == b"ok\n"
+    for report in runner.check(program, at_least=2, of_bytes=100000):
+        assert report.raw["counters"]["spins"] < 2, str(report)  # 2 if that is only said by who waits
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU")
 @pytest.mark.parametrize("how", ["epoll", "poll", "recv", "killed", "asked"])
 def test_sleeping_on_the_ring_for_a_peer_on_another_cpu(how: str, runner: Runner) -> None:
