@@ -25,6 +25,7 @@ struct sd_end {
     u32 tx_dates;           /* how many there were */
     bool tx_past;         /* see SD_PAST_BYTES; off where it does not pay */
     _Atomic u32 tx_fence; /* messages that still fence, 0: none does; SD_FENCE_ENDS: being switched off (bell.h, [W3]) */
+    u32 tx_full;          /* where a sender was told that there is no room, + 1 */
 };
 
 /* From here on a producer stores past the caches if its consumer runs on another CPU. The lines that the consumer has read are still in that CPU's
@@ -56,10 +57,22 @@ static inline bool sd_tx_writable(const struct sd_end *e, u64 room)
 }
 
 /* A kernel that has taken the end of a large message takes a few bytes more, and programs count on it (libuv's queue of writes). So much of the ring
- * is left free by larger messages that do not wait; smaller ones may have it. */
+ * is left free by larger messages that do not wait; smaller ones may have it, unless one was told that there is no room: the kernel says so of any
+ * size then, until the reader has made some. */
 static inline u64 sd_tx_spare(const struct sd_end *e)
 {
     return e->tx_bytes / 64;
+}
+
+static inline bool sd_tx_refused(const struct sd_end *e)
+{
+    return e->tx_full == (u32)load_rlx(&e->tx->tail) + 1;
+}
+
+/* So much must be free for anything at all. */
+static inline u64 sd_tx_least(const struct sd_end *e)
+{
+    return sd_tx_refused(e) ? sd_tx_spare(e) + 1 : 1;
 }
 
 static inline bool sd_tx_past(const struct sd_end *e, u64 n)

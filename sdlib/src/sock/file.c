@@ -57,7 +57,7 @@ static long piece(struct sock *s, int fd, int in, i64 off, u64 most)
         from = load_rlx(index);
         u64 at = (from - s->e.tx_base) & (s->e.bytes - 1);
         room = sd_tx_look(&s->e);
-        room = room > 0 && (u64)room <= behind ? 0 : room - (room > 0 ? (i64)behind : 0);
+        room = room > 0 && (u64)room < behind + sd_tx_least(&s->e) ? 0 : room - (room > 0 ? (i64)behind : 0);
         r = room <= 0 ? FULL : read_file(&s->e, in, s->e.tx_ring + at, min_u64(min_u64((u64)room, s->e.bytes - at), most), off);
     }
     if (r > 0 && !hold)
@@ -92,8 +92,8 @@ long sd_feed_open(struct sock *s, int fd)
 long sd_feed_no_room(struct sock *s, int fd, bool nb, u64 *deadline)
 {
     if (!nb)
-        return sd_wait_room(s, fd, deadline, 1);
-    if (sd_arm_room(s, 1))
+        return sd_wait_room(s, fd, deadline, sd_tx_least(&s->e));
+    if (sd_arm_room(s, sd_tx_least(&s->e)))
         return 0;
     sd_ep_full(s);
     return -EAGAIN;

@@ -130,7 +130,7 @@ static long from_pipe(struct sock *s, int fd, int in, u64 count, bool nb, u32 fl
             r = -ECONNRESET;
             break;
         }
-        if (!room) {
+        if (!tcp && (u64)room < sd_tx_least(&s->e)) {
             if ((r = sd_feed_no_room(s, fd, full_nb, &deadline)))
                 break;
             fd = sd_fd_after_wait(s, fd);

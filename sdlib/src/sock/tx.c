@@ -28,7 +28,9 @@ static inline u64 spare(const struct sock *s, u64 want)
  * middle: one that does not fit waits until it does. */
 static inline u64 room_needed(const struct sock *s, u64 want, bool nb)
 {
-    return nb ? spare(s, want) + 1 : want <= s->e.tx_bytes / 4 ? want : 1;
+    u64 need = nb ? spare(s, want) + 1 : want <= s->e.tx_bytes / 4 ? want : 1;
+
+    return unlikely(sd_tx_refused(&s->e)) ? max_u64(need, sd_tx_least(&s->e)) : need;
 }
 
 /* How many of `want` bytes go behind `behind` others that are held back. */
@@ -234,6 +236,8 @@ static NOINLINE long no_room(struct sock *s, int fd, u64 need, u64 sent)
             return 0;
     }
     sd_ep_full(s);
+    s->e.tx_full = (u32)load_rlx(&s->e.tx->tail) + 1;
+    sd_tx_unplan(&s->e);
     return -EAGAIN;
 }
 

@@ -26,6 +26,7 @@ from tests.differential.linux import (
     SIOCATMARK,
     SO_OOBINLINE,
     SO_RCVBUF,
+    SO_SNDTIMEO,
     SO_ZEROCOPY,
     SOL_SOCKET,
     TCP_NOTSENT_LOWAT,
@@ -51,10 +52,9 @@ def fill(stage: Stage, x: int) -> int:
     return total
 
 
-def _fill_once(a: Side, x: int) -> tuple[int, int]:
+def _fill_once(a: Side, x: int, sizes: tuple[int, ...] = (60_000, CHUNK, CHUNK, 1, 1)) -> tuple[int, int]:
     """How much was sent, and what the last call said."""
     total, step, value = 0, 0, 0
-    sizes = (60_000, CHUNK, CHUNK, 1, 1)
     while step < len(sizes):
         time.sleep(0.01)  # what is on its way arrives, and the receiver's window grows
         size = sizes[step]
@@ -138,6 +138,29 @@ def send_waits(stage: Stage) -> None:
     b.recv_all(y, len(more))
     waits.end()
     b.recv(y, 10, DONTWAIT)
+
+
+@behaviour("send of a few bytes where a larger one has found no room")
+def send_few_when_full(stage: Stage) -> None:
+    """A buffer that is full for one message is full for any, until the reader has made room."""
+    a, b = stage.a, stage.b
+    x, y = stage.connection()
+    total, more = 0, 1
+    while more:
+        more, value = _fill_once(a, x, (60_000,))
+        total += more
+        time.sleep(0.1)
+    a.say(f"filled, then {value}")
+    for size in (1, 100, 500, 1):
+        a.send(x, b"f" * size, DONTWAIT)
+    a.poll([(x, OUT)])
+    a.setsockopt(x, SOL_SOCKET, SO_SNDTIMEO, struct.pack("qq", 0, 20_000))
+    a.send(x, b"g")
+    a.write(x, b"h" * 200)
+    b.recv_all_quietly(y, total)
+    settle()
+    a.send(x, b"end", DONTWAIT)
+    b.recv(y, 10)
 
 
 @behaviour("send of what TCP's buffers hold, by both ends before either receives",
