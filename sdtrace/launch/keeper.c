@@ -31,6 +31,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/pidfd.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -307,8 +308,23 @@ static void keeper_main(const struct keeper *k)
     _exit(0);
 }
 
+/* Orphans of its PID namespace are children of process 1, who would wait for this one until the tree's end, which is its own. A child that is cloned without a
+ * signal, by itself, is none to wait() and waitpid(); and what leaves it behind (the monitor, if it is the first one) is to come to it instead. */
+static int start_beside_first(struct keeper *k)
+{
+    pid_t keeper = fork_silently();
+    if (keeper == 0) {
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        keeper_main(k);
+    }
+    k->pid = keeper;
+    return keeper < 0 ? -errno : 0;
+}
+
 int keeper_start(struct keeper *k)
 {
+    if (getpid() == 1)
+        return start_beside_first(k);
     pid_t *told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (told == MAP_FAILED)
         return -errno;

@@ -15,12 +15,13 @@ from tests.harness import Program, Runner
 from tests.sdtrace.support import supervisor_of
 
 TALKS = """
-import socket
+import socket, time
 l = socket.create_server(("127.0.0.1", 0))
 c = socket.create_connection(l.getsockname()); s = l.accept()[0]
 for n in range(200):
     c.sendall(b"%d" % n); assert s.recv(9) == b"%d" % n
     s.sendall(b"x"); assert c.recv(9) == b"x"
+    time.sleep(0.01)  # there is time to move, also on a busy machine
 """
 SCRIPT = """
 for turn in 1 2 3; do
