@@ -43,7 +43,7 @@ static void jump(int sig)
 /* Handlers every 300 us in the middle of polls and selects, for a third of a second. */
 static void storm(void (*handler)(int), size_t stack)
 {
-    static char memory[8192];
+    static char memory[65536]; /* a signal that comes within siglongjmp finds the last one's frame still there, and natively 8 KiB did not hold both */
     stack_t alt = {.ss_sp = memory, .ss_size = sizeof memory, .ss_flags = stack ? 0 : SS_DISABLE};
     struct sigaction act = {.sa_handler = handler, .sa_flags = stack ? SA_ONSTACK : 0}, seen;
     struct itimerval on = {{0, 300}, {0, 300}}, off = {0};
@@ -164,7 +164,7 @@ int main(void)
     storm(count, 0);
     storm(count, 8192);
     storm(jump, 0);
-    storm(jump, 8192);
+    storm(jump, 65536);
     storm(count, 0);
     CHECK(ticks > 100 && jumps > 100);
     masks();
