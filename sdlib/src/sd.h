@@ -308,7 +308,6 @@ void sd_nap_disturb(struct sock *s); /* whoever naps on our word of it looks aga
 void sd_nap_await(struct sock *s);   /* [N3] before a descriptor of it is closed: whoever naps on it sleeps in the kernel, or is back */
 extern _Atomic u64 sd_restarting; /* a bit for each signal whose handler lets calls go on; gate/signal.c */
 /* Worth spinning for? The peer runs on another CPU and spinning has paid lately. */
-u32 sd_tell_cpu(const struct sock *s); /* 1 + the one that we are on, to the reader of what we send, too */
 bool sd_spin_pays(const struct sock *s);
 
 /* poll/ep_*.c, called by sock/ */

@@ -186,7 +186,7 @@ void sd_tx_plan(struct sd_end *e, u64 n)
     e->tx_from = tail;
     e->tx_place = e->tx_ring + at;
     e->tx_room = min_u64(n, min_u64(room, free > spare ? free - spare : 0));
-    e->tx_span = room > (sd_tx_refused(e) ? spare : 0) + SD_SMALL ? min_u64(min_u64(n, SMALL_AT_ONCE), room - SD_SMALL) : 0;
+    e->tx_span = room >= sd_tx_least(e) + SD_SMALL ? min_u64(min_u64(n, SMALL_AT_ONCE), room - SD_SMALL) : 0;
 }
 
 static u64 put(const struct sd_end *e, u8 *to, const u8 *from, u64 n)

@@ -75,6 +75,16 @@ static inline u64 sd_tx_least(const struct sd_end *e)
     return sd_tx_refused(e) ? sd_tx_spare(e) + 1 : 1;
 }
 
+/* 1 + the CPU that we are on, which the reader of what we send is told, too. */
+static inline u32 sd_tell_cpu(const struct sd_end *e)
+{
+    u32 me = sd_cpu() + 1;
+
+    if (load_rlx(&e->tx->prod_cpu) != me)
+        store_rlx(&e->tx->prod_cpu, me);
+    return me;
+}
+
 static inline bool sd_tx_past(const struct sd_end *e, u64 n)
 {
     u32 there;

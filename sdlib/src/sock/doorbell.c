@@ -103,7 +103,7 @@ void sd_wake_reader(struct sock *s, int fd)
     u64 now = sd_tsc(), before = s->woken_tsc;
 
     s->woken_tsc = now;
-    sd_tell_cpu(s); /* who only sends never waits, and its reader would spin for it on the CPU that it needs */
+    sd_tell_cpu(&s->e); /* who only sends never waits, and its reader would spin for it on the CPU that it needs */
     if (now - before < OFTEN_US * g.tsc_per_us && load_rlx(&s->b->users) <= 1 && sd_fence_begin(&s->e)) {
         if (g.mt)
             sd_membarrier_threads(); /* those that have not seen yet that they have to fence */

@@ -240,18 +240,7 @@ bool sd_needs_timer(const struct sock *s, u32 want)
     return (want & (POLLOUT | POLLWRNORM)) && load_rlx(&b->tx_mode) == SD_MODE_RING && (load_rlx(&b->tx_wait) || sd_shared(s)) && sd_no_bells(s);
 }
 
-u32 sd_tell_cpu(const struct sock *s)
-{
-    u32 me = sd_cpu() + 1;
-
-    if (load_rlx(&s->e.tx->prod_cpu) != me)
-        store_rlx(&s->e.tx->prod_cpu, me);
-    return me;
-}
-
 bool sd_spin_pays(const struct sock *s)
 {
-    u32 me = sd_tell_cpu(s);
-
-    return load_rlx(&s->e.rx->prod_cpu) != me;
+    return load_rlx(&s->e.rx->prod_cpu) != sd_tell_cpu(&s->e);
 }
