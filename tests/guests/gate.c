@@ -44,7 +44,7 @@ static void jump(int sig)
 static void storm(void (*handler)(int), size_t stack)
 {
     static char memory[65536]; /* a signal that comes within siglongjmp finds the last one's frame still there, and natively 8 KiB did not hold both */
-    stack_t alt = {.ss_sp = memory, .ss_size = sizeof memory, .ss_flags = stack ? 0 : SS_DISABLE};
+    stack_t alt = {.ss_sp = memory, .ss_size = stack ? stack : sizeof memory, .ss_flags = stack ? 0 : SS_DISABLE};
     struct sigaction act = {.sa_handler = handler, .sa_flags = stack ? SA_ONSTACK : 0}, seen;
     struct itimerval on = {{0, 300}, {0, 300}}, off = {0};
     CHECK(sigaltstack(&alt, NULL) == 0);
