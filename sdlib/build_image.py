@@ -62,7 +62,7 @@ LDFLAGS = (
 )
 SYMBOLS = ("sd_gate_start", "sd_gate_end", "sd_init", "sd_boot", "sd_boot_stack_top",
            "sd_adopt", "sd_unhook", "sd_slot_ret", "sd_undo", "sd_nundo", "sd_stubs", "sd_sys_ret", "sd_restorer",
-           "sd_nobody", "sd_give", "sd_give_fd", "sd_give_first")
+           "sd_nobody", "sd_give", "sd_give_what")
 
 
 class ImageError(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from contextlib import suppress
 
 from sdtrace import procfs
@@ -20,6 +21,7 @@ from sdtrace.ptrace import Registers, RemoteError
 from sdtrace.seized import Seized
 from sdtrace.shrink import is_quiet
 
+_WHAT = struct.Struct("=II")  # sd_give_what, start/give.c
 _LAST_SLOT, _CALL_AT = 4095 * 128, 30
 """Of the gate, and where its call is: gate.S."""
 
@@ -69,8 +71,7 @@ def give(image: Image, keepsake: Keepsake, pid: int, fd: int, *, first: bool) ->
     with _Helper(pid, image, keepsake) as stopped:
         if not is_quiet(image, stopped):
             raise RemoteError(f"process {pid} is in the middle of a call", transient=True)
-        write_memory(pid, image.symbols["sd_give_fd"], fd.to_bytes(4, "little"))
-        write_memory(pid, image.symbols["sd_give_first"], int(first).to_bytes(4, "little"))
+        write_memory(pid, image.symbols["sd_give_what"], _WHAT.pack(fd, first))
         stopped.prepare_calls()
         result = stopped.run(image.symbols["sd_give"], image.symbols["sd_boot_stack_top"])
         stopped.end_calls()

@@ -210,6 +210,8 @@ class _Request:
     """A socket's inode, or minus what names a set."""
     since: float
     answer: Callable[[str], None]
+    but: int = 0
+    """A process that has given its part of the set, and stands in the middle of a call."""
     after: float = 0.0
     """Not to be tried again before. Each time its program is stopped for a moment."""
 
@@ -223,8 +225,6 @@ class Strangers:
         self._open: list[_Request] = []
         self._failed: dict[int, tuple[float, str]] = {}
         self._taken: dict[int, None] = {}
-        self._sharers: set[int] = set()
-        """Requests by those who have the set themselves, and stand in the middle of a call."""
 
     def has_taken(self, inode: int) -> bool:
         """Does somebody have this socket who could not see its ring?"""
@@ -254,14 +254,12 @@ class Strangers:
         def answer(why: str) -> None:
             listener.reply(notif, -errno.EBUSY if why else 0)
 
-        number = -(pid << 32 | fd)
-        self._sharers.add(number)
-        self._begin(number, answer)
+        self._begin(-(pid << 32 | fd), answer, but=pid)
 
-    def _begin(self, number: int, answer: Callable[[str], None]) -> None:
+    def _begin(self, number: int, answer: Callable[[str], None], but: int = 0) -> None:
         # A program that stands still meanwhile, and has asked itself, asks once more when it goes on.
         since = min((request.since for request in self._open if request.number == number), default=time.monotonic())
-        self._open.append(_Request(number, since, answer))
+        self._open.append(_Request(number, since, answer, but))
         self.tick()
 
     def tick(self) -> None:
@@ -285,8 +283,6 @@ class Strangers:
             return
         if why and not known:
             self._failed[request.number] = time.monotonic() + _FAILED_S, why
-        if not any(each.number == request.number for each in self._open):
-            self._sharers.discard(request.number)
         request.answer(why)
 
     def _try(self, request: _Request) -> str:
@@ -311,8 +307,7 @@ class Strangers:
             self.note(inode)
             for key in self._keys(inode):
                 self._pass(key, request)
-        if -number in self._sharers:
-            users = [each for each in users if each[0] != number >> 32]
+        users = [each for each in users if each[0] != request.but]
         for first in (True, False) if len(users) > 1 else (False,):
             for pid, fd in users:
                 givesets.give(self._image, self._keepsake, pid, fd, first=first)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +96,10 @@ class Stage:
         self.a.close(listener)
         self.talk(ours, theirs)
         return ours, theirs
+
+    def with_a(self, side: Side) -> Stage:
+        """The same with another process in a's place."""
+        return replace(self, a=side)
 
     def listener(self, backlog: int = 16) -> tuple[int, int]:
         """A listening socket of a, and its port."""

@@ -24,9 +24,12 @@ static u32 us(void)
     return a && g.proc >= a->proc && g.proc < a->proc + SD_AREA_PROCS ? (u32)(g.proc - a->proc) + 1 : 0;
 }
 
-/* The state of this set, or 0, which is written if the place was an older one's. False: it is a younger one's now, and nothing is known any more. */
-static bool state_of(_Atomic u64 *at, u32 name, u64 *word)
+static _Atomic u64 *place_of(u32 name) { return &g.area[0]->set[name % SD_AREA_SETS]; }
+
+/* The word of this set; one with state 0 is written if the place was an older one's. False: it is a younger one's now, and nothing is known any more. */
+static bool word_of(u32 name, u64 *word)
 {
+    _Atomic u64 *at = place_of(name);
     u64 was = load_acq(at), fresh = (u64)name << 32;
 
     while ((u32)(was >> 32) != name) {
@@ -49,8 +52,6 @@ static u32 alone(u32 state, u32 me, bool registers)
     return flag || registers ? 0 : SD_SET_MANY;
 }
 
-static _Atomic u64 *place_of(u32 name) { return &g.area[0]->set[name % SD_AREA_SETS]; }
-
 void ep_use_shared(struct ep *ep, int epfd, bool registers)
 {
     u32 me = us(), name = ep->name, next;
@@ -59,7 +60,7 @@ void ep_use_shared(struct ep *ep, int epfd, bool registers)
     if (!me)
         return;
     do {
-        if (!state_of(place_of(name), name, &word)) {
+        if (!word_of(name, &word)) {
             ep->name = 0;
             return;
         }
@@ -74,7 +75,7 @@ void ep_use_shared(struct ep *ep, int epfd, bool registers)
                 ep->name = 0;
                 return;
             }
-            next = others == 1 ? me | (registers ? SD_SET_REGISTERED : 0) : SD_SET_ALL;
+            next = others == 1 ? alone(0, me, registers) : SD_SET_ALL;
         }
     } while ((u32)word != next && !atomic_compare_exchange_strong(place_of(name), &word, (u64)name << 32 | next));
     if (next != SD_SET_ALL) {
@@ -95,6 +96,6 @@ void ep_name(struct ep *ep)
         return;
     if (!ep->name)
         ep->name = atomic_fetch_add(&a->sets_top, 1) + 1;
-    if (load_rlx(&ep->waits) && us() && state_of(place_of(ep->name), ep->name, &word) && !(u32)word)
+    if (load_rlx(&ep->waits) && us() && word_of(ep->name, &word) && !(u32)word)
         atomic_compare_exchange_strong(place_of(ep->name), &word, word | us());
 }

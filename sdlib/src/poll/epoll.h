@@ -101,7 +101,7 @@ struct ep {
     _Atomic u32 parked;         /* threads that sleep in the kernel; changed up under owner */
     bool sated;                 /* the last wait was asked for no more than the kernel alone had to tell, first */
     bool watched;               /* another epoll has this one in its set, or poll or select has looked at it */
-    bool given;                 /* another process has it, by SCM_RIGHTS: nobody there knows a tag of ours, so what is in it is TCP's for good */
+    bool given;                 /* another process has it, by SCM_RIGHTS, pidfd_getfd or a fork, who does not know our tags: what is in it is TCP's for good */
     bool inherited;             /* a fork has shared it: others may wait on it who know no tag of a later registration */
     bool registers;             /* and we have registered something since (ep_shared.c) */
     u32 name;                   /* its number in the area, once a fork has shared it; 0: none */

@@ -7,12 +7,14 @@
 #include "gate/gate.h"
 #include "poll/poll.h"
 
-u32 sd_give_fd; /* the set, and 1: only if we have registered nothing in it since a fork has shared it, for then others have newer data. The supervisor writes both */
-u32 sd_give_first;
+/* The set; and 1: only if we have registered nothing in it since a fork has shared it, for what is registered last is told the kernel last. The supervisor writes both. */
+struct {
+    u32 fd, first;
+} sd_give_what;
 
 long sd_give_c(void)
 {
     if (!sd_self() && !sd_tcb_new(0))
         return -ENOMEM;
-    return sd_give_first && sd_ep_registers(sd_give_fd) ? 0 : sd_ep_taken(sd_give_fd);
+    return sd_give_what.first && sd_ep_registers(sd_give_what.fd) ? 0 : sd_ep_taken(sd_give_what.fd);
 }

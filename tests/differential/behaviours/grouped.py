@@ -57,7 +57,7 @@ def served(stage: Stage, first: int, other: Side, second: int, port: int) -> Non
     for side, listener in ((stage.a, first), (other, second)):
         if side.poll([(listener, IN)]).value:
             x = side.accept(listener).value
-            Stage(side, b, stage.warm, stage.moves, stage.segments).talk(x, fd)
+            stage.with_a(side).talk(x, fd)
             exchange(stage, side, x, fd)
             side.close(x)
     b.recv(fd, 10)

@@ -376,7 +376,7 @@ def rights_young(stage: Stage) -> None:
         hand(a, one, x)
         a.close(x)
         z = receive_fd(child, two)
-        Stage(child, b, stage.warm, stage.moves, stage.segments).talk(z, y)
+        stage.with_a(child).talk(z, y)
         exchange(stage, child, z, y)
 
 

@@ -12,6 +12,21 @@ from tests.differential.side import Side
 from tests.differential.worlds import Stage, behaviour
 
 
+def pinged(side: Side, b: Side, ep: int, x: int, y: int) -> None:
+    """What waits is told of each, and receives it."""
+    for _ in range(8):
+        b.send(y, b"ping")
+        side.wait(ep)
+        side.recv(x, 10)
+
+
+def ponged(side: Side, b: Side, ep: int, y: int) -> None:
+    """The same of one that sleeps."""
+    waits = side.start.wait(ep, timeout=5000).asleep()
+    b.send(y, b"pong")
+    waits.end()
+
+
 def told_of_news(stage: Stage, who: tuple[Side, Side], ep: int, x: int, y: int) -> None:
     """The first has `x`; each sleeps in the set once."""
     first, other = who
@@ -60,15 +75,14 @@ def waits_in_shared_set(stage: Stage) -> None:
     a.recv(x, 10)
     told_of_news(stage, (a, child), ep, x, y)
     v, w = stage.connection()
-    child_x, child_y = x, y
     a.ctl(ep, "add", v, IN)
     told_of_news(stage, (a, child), ep, v, w)
-    child.ctl(ep, "mod", child_x, IN, data=77)
-    b.send(child_y, b"of the child")
+    child.ctl(ep, "mod", x, IN, data=77)
+    b.send(y, b"of the child")
     both(a, child, ep, ep)
-    child.recv(child_x, 20)
-    child.ctl(ep, "del", child_x)
-    b.send(child_y, b"of nobody")
+    child.recv(x, 20)
+    child.ctl(ep, "del", x)
+    b.send(y, b"of nobody")
     both(a, child, ep, ep)
 
 
@@ -80,8 +94,7 @@ def each_in_shared_set(stage: Stage) -> None:
     a.ctl(ep, "add", old, IN, data=1)
     child, idle = a.fork("c"), a.fork("idle")
     x, y = stage.connection()
-    theirs = Stage(child, b, stage.warm, stage.moves, stage.segments)
-    v, w = theirs.connection()
+    v, w = stage.with_a(child).connection()
     a.ctl(ep, "add", x, IN, data=2)
     b.send(y, b"parent's")
     a.wait(ep)
@@ -122,16 +135,10 @@ def alone_in_shared_set(stage: Stage) -> None:
     both(child, heir, ep, ep)
     a.sys("kill", child.link.pid, signal.SIGKILL, text="child")
     a.sys("waitid", os.P_PID, child.link.pid, 0, os.WEXITED, 0, text="child")
-    theirs = Stage(heir, b, stage.warm, stage.moves, stage.segments)
-    x, y = theirs.connection()
+    x, y = stage.with_a(heir).connection()
     heir.ctl(ep, "add", x, IN)
-    for _ in range(8):
-        b.send(y, b"ping")
-        heir.wait(ep)
-        heir.recv(x, 10)
-    waits = heir.start.wait(ep, timeout=5000).asleep()
-    b.send(y, b"pong")
-    waits.end()
+    pinged(heir, b, ep, x, y)
+    ponged(heir, b, ep, y)
 
 
 @behaviour("epoll_ctl in a set of which a child has a copy, and does not use it")
@@ -142,11 +149,6 @@ def idle_in_shared_set(stage: Stage) -> None:
     child = a.fork("c")
     x, y = stage.connection()
     a.ctl(ep, "add", x, IN)
-    for _ in range(8):
-        b.send(y, b"ping")
-        a.wait(ep)
-        a.recv(x, 10)
+    pinged(a, b, ep, x, y)
     child.close(ep)
-    waits = a.start.wait(ep, timeout=5000).asleep()
-    b.send(y, b"pong")
-    waits.end()
+    ponged(a, b, ep, y)

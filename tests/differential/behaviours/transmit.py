@@ -38,21 +38,21 @@ from tests.differential.worlds import Stage, behaviour
 CHUNK = 1000
 
 
-def fill(stage: Stage, x: int) -> int:
+def fill(stage: Stage, x: int, sizes: tuple[int, ...] = (60_000, CHUNK, CHUNK, 1, 1)) -> int:
     """Send from a until it would block, the receiver's kernel has dealt with all of it, and it would still block.
 
     The count depends on buffers, so it is not in the transcript.
     """
     total, value, more = 0, 0, 1
     while more:
-        more, value = _fill_once(stage.a, x)
+        more, value = _fill_once(stage.a, x, sizes)
         total += more
         time.sleep(0.1)
     stage.a.say(f"filled, then {value}")
     return total
 
 
-def _fill_once(a: Side, x: int, sizes: tuple[int, ...] = (60_000, CHUNK, CHUNK, 1, 1)) -> tuple[int, int]:
+def _fill_once(a: Side, x: int, sizes: tuple[int, ...]) -> tuple[int, int]:
     """How much was sent, and what the last call said."""
     total, step, value = 0, 0, 0
     while step < len(sizes):
@@ -145,12 +145,7 @@ def send_few_when_full(stage: Stage) -> None:
     """A buffer that is full for one message is full for any, until the reader has made room."""
     a, b = stage.a, stage.b
     x, y = stage.connection()
-    total, more = 0, 1
-    while more:
-        more, value = _fill_once(a, x, (60_000,))
-        total += more
-        time.sleep(0.1)
-    a.say(f"filled, then {value}")
+    total = fill(stage, x, (60_000,))
     for size in (1, 100, 500, 1):
         a.send(x, b"f" * size, DONTWAIT)
     a.poll([(x, OUT)])
