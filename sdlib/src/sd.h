@@ -103,7 +103,9 @@ extern u8 sd_fdkind[65536]; /* 0: bare call; SD_KIND_OURS: C code; SD_KIND_FAST 
 #define SD_KIND_OURS 8
 #define SD_KIND_FAST 68
 #define SD_KIND_SHARED 85
+#define SD_KIND_CLOSING SD_SLOT_DIRECT /* C code as well, but another number: fd/closing.c */
 extern u32 sd_fdent[65536]; /* which socket: fd/fd.c */
+#define SD_ENT_CLOSING (1u << 30) /* fd/closing.c; sockets, and epoll sets, have numbers below that */
 
 /* --------------------------------------------------------------- process */
 
@@ -270,6 +272,18 @@ static inline bool sd_is_still(const struct sock *s, int fd) /* fd, which has le
 #else
     return *(const volatile u32 *)&sd_fdent[fd] == s->ent;
 #endif
+}
+struct sock *sd_sock_look_again(u64 fd); /* [F5] */
+/* The same for a call that is to be made on it: if another thread closes it, when that is done. */
+static inline struct sock *sd_sock_look(u64 fd)
+{
+    struct sock *s = sd_sock_of(fd);
+
+#ifndef SD_HOSTED
+    if (!s && (u32)fd < ARRAY_LEN(sd_fdent) && unlikely(*(const volatile u32 *)&sd_fdent[(u32)fd] & SD_ENT_CLOSING))
+        return sd_sock_look_again(fd);
+#endif
+    return s;
 }
 NOINLINE int sd_fd_moved(const struct sock *s, int fd);
 /* [F4] The descriptor that a call goes on with that has waited. */

@@ -6,6 +6,8 @@ Without fd/kept.c the one who waits takes a byte of the next connection, or ring
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.guestbuild import Guests
@@ -26,6 +28,18 @@ def test_the_call_goes_on_with_its_connection(native: Runner, shm: Runner, guest
 def test_who_has_left_his_call_holds_nothing(native: Runner, shm: Runner, guests: Guests, how: str) -> None:
     guest = guests("closed_under")
     assert native.run(guest, how).ok().stdout == shm.run(guest, how).ok().stdout == b"its end 0\n"
+
+
+@pytest.mark.parametrize("what", ["send", "receive", "replace", "range", "duplicate", "poll"])
+def test_a_call_comes_before_the_close_or_after_it(native: Runner, shm: Runner, guests: Guests, what: str) -> None:
+    """One thread closes what another one uses all the time: without fd/closing.c what is sent in between is lost."""
+    guest = guests("closing")
+    assert native.run(guest, what).ok().stdout == b"done\n"
+    program = shm.run(guest, what).ok()
+    assert program.stdout == b"done\n"
+    report = program.report()
+    assert_shm(report, at_least=100, of_bytes=5000)
+    assert "peer-broke-ring" not in json.dumps(report.raw)
 
 
 LEFT = """

@@ -7,7 +7,7 @@
  * `users` too high: such a connection is only never upgraded any more.
  */
 #include "poll/poll.h"
-#include "sock/sock.h"
+#include "fd/fd.h"
 
 static struct sd_proc early_proc; /* of a forked child that finds no slot, or has given it back */
 
@@ -199,7 +199,7 @@ void sd_socks_before_fork(void)
     u32 top = sd_fd_top();
 
     for (u32 fd = 0; fd < top; fd++) {
-        struct sock *s = sd_sock_of(fd);
+        struct sock *s = sd_sock_look(fd); /* what is about to be closed is not the child's; what is from here on may be, and is counted */
         if (s) {
             /* a duplicate descriptor finds its socket marked already */
             if (s->kcheck & 0x80000000u)
@@ -214,7 +214,7 @@ void sd_socks_before_fork(void)
         }
     }
     for (u32 fd = 0; fd < top; fd++) {
-        struct sock *s = sd_sock_of(fd);
+        struct sock *s = sd_sock_named(fd);
         if (s)
             s->kcheck &= 0x7fffffffu;
     }

@@ -13,13 +13,12 @@
  *   [F2] leave: use[level] := 0, then load dead | close as above. Both may find that nobody is inside: dead goes from 1 to 2 once.
  * An operation that was left by siglongjmp is overwritten, or dropped, by the thread's next one.
  */
-#include "sock/sock.h"
+#include "fd/fd.h"
 
 #define FD_MAX 65536
-#define ENT_EPOLL (1u << 31)
 
 u8 sd_fdkind[FD_MAX];
-u32 sd_fdent[FD_MAX]; /* 1 + number of the socket, or ENT_EPOLL | number; 0: not ours */
+u32 sd_fdent[FD_MAX]; /* 1 + number of the socket, perhaps with SD_ENT_CLOSING, or ENT_EPOLL | number; 0: not ours */
 static u32 fd_top;
 
 #define CHUNK 256
@@ -43,7 +42,21 @@ struct sock *sd_sock_of(u64 reg)
     if (fd >= FD_MAX)
         return NULL;
     ent = *(volatile u32 *)&sd_fdent[fd];
-    return ent && !(ent & ENT_EPOLL) ? sock_at(ent - 1) : NULL;
+    return ent && !(ent & (ENT_EPOLL | SD_ENT_CLOSING)) ? sock_at(ent - 1) : NULL;
+}
+
+struct sock *sd_sock_named(u32 fd)
+{
+    u32 ent = fd < FD_MAX ? *(volatile u32 *)&sd_fdent[fd] : 0;
+
+    return ent && !(ent & ENT_EPOLL) ? sock_at((ent & ~SD_ENT_CLOSING) - 1) : NULL;
+}
+
+NOINLINE struct sock *sd_sock_look_again(u64 fd)
+{
+    while (is_closing((u32)fd))
+        sd_fd_await((u32)fd); /* [F5] */
+    return sd_sock_of(fd);
 }
 
 static bool is_alive(const struct sock *s)
@@ -101,12 +114,20 @@ static inline struct sock *_Atomic *use_of(struct sd_tcb *t)
     return &t->use[level];
 }
 
+static NOINLINE struct sock *enter_again(u64 fd)
+{
+    sd_sock_look_again(fd);
+    return sd_sock_enter(fd);
+}
+
 struct sock *sd_sock_enter(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);
     struct sock *_Atomic *use;
 
-    if (!s || !g.mt)
+    if (!s)
+        return unlikely(is_closing((u32)fd)) ? enter_again(fd) : NULL;
+    if (!g.mt)
         return s;
     use = use_of(sd_self());
     store_rel(use, s); /* [F1] */
@@ -117,7 +138,7 @@ struct sock *sd_sock_enter(u64 fd)
     atomic_signal_fence(memory_order_seq_cst);
     if (load_rlx(&s->dead) == 1) /* [F2] the closing thread may have seen us */
         sd_sock_reap(s);
-    return NULL;
+    return enter_again(fd); /* it is being closed, or another one's already */
 }
 
 static void sock_release(struct sock *s)
@@ -299,9 +320,10 @@ void sd_fd_remove(u64 reg)
         unref(s);
 }
 
-/* [F4] The parent's; here nobody is inside. */
+/* [F4] [F5] The parent's; here nobody is inside. */
 void sd_fds_kept_after_fork(void)
 {
+    sd_fds_closing_after_fork();
     for (u32 i = 0; sd_fds_kept() && i < nsocks; i++)
         sd_fd_kept_end(sock_at(i));
 }

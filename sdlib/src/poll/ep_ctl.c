@@ -315,7 +315,7 @@ SD_CALL(sd_epoll_ctl)
 {
     int epfd = (int)f->rdi, op = (int)f->rsi, fd = (int)f->rdx;
     const struct epoll_event *p = (const struct epoll_event *)f->r10;
-    struct sock *s = sd_sock_of((u64)(u32)fd);
+    struct sock *s = sd_sock_look((u64)(u32)fd);
     if (t->foreign || (op != EPOLL_CTL_DEL && sd_bad_ptr(p)))
         return SD_PASS;
     if (!s)

@@ -25,7 +25,7 @@ bool sd_pollitem_find(struct sd_pollitem *it, int fd)
     it->armed = 0;
     if (fd < 0)
         return false;
-    struct sock *s = sd_sock_of((u64)fd);
+    struct sock *s = sd_sock_look((u64)fd);
     if (s)
         it->s = is_attached(s) ? s : NULL;
     else

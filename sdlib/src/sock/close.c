@@ -46,14 +46,35 @@ static inline void farewell(struct sock *s, int fd)
         say_farewell(s, fd);
 }
 
-/* [F4] The connection ends when the last call on it does. */
-static NOINLINE void close_beside_threads(struct sock *s, int fd)
+/* A descriptor that is about to be closed. */
+struct closing {
+    struct sock *s; /* NULL: there is nothing to do afterwards */
+    u64 mask;
+    u32 fd;
+    bool marked;
+    bool last; /* nobody is inside of the connection, which ends */
+};
+
+/* [F4] The connection ends when the last call on it does, and [F5] none that comes meanwhile is lost: what there is to say is said after the close, by a duplicate. */
+static NOINLINE void close_beside_threads(struct sock *s, u32 fd, struct closing *c)
 {
-    sd_fd_forget((u64)fd);
-    bool inside = sd_others_inside(s);
-    if (!inside || load_rlx(&s->refs) > 1 || !sd_fd_keep(s, fd))
-        farewell(s, fd);
-    sd_sock_unref(s);
+    u32 state = load_rlx(&s->b->state);
+
+    c->s = s;
+    c->fd = fd;
+    c->marked = state != SD_BLOCK_TCP && state != SD_BLOCK_PINNED;
+    if (c->marked)
+        sd_fd_closing(fd, s, &c->mask);
+    else
+        sd_fd_forget(fd); /* a call that comes meanwhile is the kernel's */
+    bool inside = sd_others_inside(s), kept;
+    c->last = false;
+    if (load_rlx(&s->refs) > 1)
+        return;
+    kept = (inside || (sd_attached(s) && load_rlx(&s->b->users) <= 1)) && sd_fd_keep(s, (int)fd);
+    c->last = kept && !inside;
+    if (!kept)
+        farewell(s, (int)fd);
 }
 
 void sd_last_call_over(struct sock *s)
@@ -62,16 +83,18 @@ void sd_last_call_over(struct sock *s)
     sd_fd_kept_end(s);
 }
 
-static void forget(u64 fd)
+/* Before the kernel closes it, or puts another file there. */
+static inline __attribute__((always_inline)) void before_close(u64 fd, struct closing *c)
 {
-    struct sock *s = sd_sock_of(fd);
+    struct sock *s = sd_sock_look(fd);
 
+    c->s = NULL;
     if (s) {
         if (unlikely(load_acq(&s->napping)))
             sd_nap_await(s);
         sd_ep_fd_closed(s, (int)fd);
         if (unlikely(g.mt)) {
-            close_beside_threads(s, (int)fd);
+            close_beside_threads(s, (u32)fd, c);
             return;
         }
         farewell(s, (int)fd);
@@ -81,14 +104,46 @@ static void forget(u64 fd)
     }
 }
 
+static NOINLINE void closed_beside_threads(const struct closing *c)
+{
+    if (c->marked)
+        sd_fd_closed(c->fd, c->s, &c->mask);
+    if (c->last)
+        sd_last_call_over(c->s);
+    sd_sock_unref(c->s);
+}
+
+static inline void after_close(const struct closing *c)
+{
+    if (unlikely(c->s))
+        closed_beside_threads(c);
+}
+
 SD_CALL(sd_close)
 {
+    struct closing c = {0};
+    long r;
+
     if (!t->foreign)
-        forget(f->rdi);
-    return SYS1(__NR_close, f->rdi);
+        before_close(f->rdi, &c);
+    r = SYS1(__NR_close, f->rdi);
+    after_close(&c);
+    return r;
 }
 
 #define CLOSE_RANGE_UNSHARE 2u
+
+/* Of those beside which there are threads one by one, as the kernel does. */
+static void close_ours(u64 lo, u64 hi)
+{
+    for (u64 fd = lo; fd <= hi && fd < 65536; fd++) {
+        struct closing c;
+        before_close(fd, &c);
+        if (c.s)
+            SYS1(__NR_close, fd);
+        after_close(&c);
+    }
+}
 
 SD_CALL(sd_close_range)
 {
@@ -97,36 +152,8 @@ SD_CALL(sd_close_range)
     if (((u32)f->rdx & CLOSE_RANGE_UNSHARE) && g.mt && !t->foreign)
         sd_stand_aside(); /* the other threads keep theirs */
     else if (!t->foreign && !((u32)f->rdx & ~CLOSE_RANGE_UNSHARE) && (u32)f->rdi <= (u32)f->rsi) /* CLOSE_RANGE_CLOEXEC is 4 */
-        for (u64 fd = (u32)f->rdi; fd <= hi && fd < 65536; fd++)
-            forget(fd);
+        close_ours((u32)f->rdi, hi);
     return SD_PASS;
-}
-
-static long dup_of(struct sd_tcb *t, u64 old, long fd)
-{
-    struct sock *s = sd_sock_of(old);
-    void *ep = sd_epoll_of(old);
-
-    if (t->foreign)
-        sd_foreign_dup(t, old, fd);
-    if (fd < 0 || t->foreign)
-        return fd;
-    if ((u32)fd != (u32)old) {
-        if (sd_sock_of((u64)fd))
-            sd_fd_remove((u64)fd);
-        if (s && (u32)fd >= ARRAY_LEN(sd_fdent))
-            sd_out_of_reach(s, (int)old);
-        else if (s)
-            sd_fd_install((int)fd, s);
-        else if (ep)
-            sd_epoll_dup(old, (u64)fd);
-    }
-    return fd;
-}
-
-SD_CALL(sd_dup)
-{
-    return dup_of(t, f->rdi, SYS1(__NR_dup, f->rdi));
 }
 
 #define RLIMIT_NOFILE 7
@@ -139,28 +166,58 @@ static bool takes_place(u64 old, u64 fd, u64 flags)
     return !((u32)flags & ~(u32)O_CLOEXEC) && SYS2(__NR_fcntl, old, F_GETFD) >= 0 && SYS4(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, limit) == 0 && (u32)fd < limit[0];
 }
 
+static void name_of_ours(struct sock *s, u64 old, u32 fd)
+{
+    if (sd_sock_of(fd))
+        sd_fd_remove(fd);
+    if (s && fd >= ARRAY_LEN(sd_fdent))
+        sd_out_of_reach(s, (int)old);
+    else if (s)
+        sd_fd_install((int)fd, s);
+    else if (sd_epoll_of(old))
+        sd_epoll_dup(old, fd);
+}
+
+/* A call that makes another name for rdi. Entered: who closes that one waits until the new one leads to the socket, too. `c`: rsi is what it replaces. */
+static long dup_ours(struct sd_frame *f, struct sd_tcb *t, u64 third, struct closing *c)
+{
+    struct sock *s = t->foreign ? NULL : sd_sock_enter(f->rdi);
+    long fd;
+
+    if (c && !t->foreign && takes_place(f->rdi, f->rsi, third))
+        before_close(f->rsi, c);
+    fd = SYS3((u32)f->rax, f->rdi, f->rsi, third);
+    if (t->foreign)
+        sd_foreign_dup(t, f->rdi, fd);
+    else if (fd >= 0 && (u32)fd != (u32)f->rdi)
+        name_of_ours(s, f->rdi, (u32)fd);
+    if (s)
+        sd_sock_put(s);
+    return fd;
+}
+
+SD_CALL(sd_dup) { return dup_ours(f, t, 0, NULL); }
+
 static bool dup_matters(const struct sd_tcb *t, const struct sd_frame *f)
 {
-    return sd_sock_of(f->rdi) || sd_sock_of(f->rsi) || sd_epoll_of(f->rdi) || sd_epoll_of(f->rsi) || t->foreign_dups;
+    return sd_sock_look(f->rdi) || sd_sock_look(f->rsi) || sd_epoll_of(f->rdi) || sd_epoll_of(f->rsi) || t->foreign_dups;
 }
 
-SD_CALL(sd_dup2)
+static long dup_to(struct sd_frame *f, struct sd_tcb *t, u64 flags)
 {
+    struct closing c = {0};
+    long r;
+
     if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
         return SD_PASS;
-    if (!t->foreign && takes_place(f->rdi, f->rsi, 0))
-        forget(f->rsi);
-    return dup_of(t, f->rdi, SYS2(__NR_dup2, f->rdi, f->rsi));
+    r = dup_ours(f, t, flags, &c);
+    after_close(&c);
+    return r;
 }
 
-SD_CALL(sd_dup3)
-{
-    if ((u32)f->rdi == (u32)f->rsi || !dup_matters(t, f))
-        return SD_PASS;
-    if (!t->foreign && takes_place(f->rdi, f->rsi, f->rdx))
-        forget(f->rsi);
-    return dup_of(t, f->rdi, SYS3(__NR_dup3, f->rdi, f->rsi, f->rdx));
-}
+SD_CALL(sd_dup2) { return dup_to(f, t, 0); }
+
+SD_CALL(sd_dup3) { return dup_to(f, t, f->rdx); }
 
 SD_CALL(sd_fcntl)
 {
@@ -169,7 +226,7 @@ SD_CALL(sd_fcntl)
     long r;
 
     if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
-        return dup_of(t, f->rdi, SYS3(__NR_fcntl, f->rdi, f->rsi, f->rdx));
+        return dup_ours(f, t, f->rdx, NULL);
     if (command != F_SETFL || !(s = sd_sock_enter(f->rdi)))
         return SD_PASS;
     sd_async_soon(s, (int)f->rdi, f->rdx & O_ASYNC);

@@ -5,6 +5,15 @@
  */
 #include "sock/fast.h"
 
+static inline long done(struct sd_tcb *t, struct sock *s, long r)
+{
+    store_rel(&t->use[0], NULL);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (unlikely(load_rlx(&s->dead) == 1)) /* [F2] */
+        sd_sock_reap(s);
+    return r;
+}
+
 static inline struct sd_tcb *enter(u64 fd, struct sock *s)
 {
     struct sd_tcb *t = sd_self();
@@ -16,17 +25,8 @@ static inline struct sd_tcb *enter(u64 fd, struct sock *s)
     atomic_signal_fence(memory_order_seq_cst);
     if (likely(*(volatile u32 *)&sd_fdent[fd] == s->ent))
         return t;
-    store_rel(&t->use[0], NULL);
+    done(t, s, 0); /* [F2] the closing thread may have seen us */
     return NULL;
-}
-
-static inline long done(struct sd_tcb *t, struct sock *s, long r)
-{
-    store_rel(&t->use[0], NULL);
-    atomic_signal_fence(memory_order_seq_cst);
-    if (unlikely(load_rlx(&s->dead) == 1)) /* [F2] */
-        sd_sock_reap(s);
-    return r;
 }
 
 static long put_shared(struct sock *s, u64 fd, const u8 *buf, u64 len)

@@ -207,7 +207,7 @@ static u32 count_in(const struct msghdr *m, int fd, i32 by)
 
     for (u32 n; (n = next_rights(m, &at, &fds));)
         for (u32 i = 0; i < n; i++) {
-            struct sock *s = sd_sock_of((u32)fds[i]);
+            struct sock *s = sd_sock_look((u32)fds[i]);
             if (!s && by > 0)
                 sd_ep_give((u32)fds[i]);
             if (!s && sd_sockopt_int(fds[i], SO_DOMAIN) == AF_UNIX)

@@ -37,6 +37,10 @@ bool sd_others_inside(const struct sock *s); /* the table does not lead to it by
 bool sd_fd_keep(struct sock *s, int fd);
 void sd_fd_kept_end(struct sock *s);
 u32 sd_fds_kept(void);
+/* [F5] fd/closing.c: around the close in the kernel, where there are threads. mask: of signals */
+void sd_fd_closing(u32 fd, const struct sock *s, u64 *mask);
+void sd_fd_closed(u32 fd, const struct sock *s, const u64 *mask);
+void sd_fds_closing_after_fork(void);
 void sd_fds_kept_after_fork(void);
 void sd_last_call_over(struct sock *s); /* close.c */
 void sd_sock_put(struct sock *s);          /* end of sd_sock_enter */
@@ -47,7 +51,7 @@ static inline __attribute__((always_inline)) void sd_sock_let_go(struct sock *s)
     if (atomic_fetch_sub(&s->held, 1) == 1 && unlikely(load_acq(&s->dead) == 1))
         sd_sock_reap(s);
 }
-struct sock *sd_sock_enter(u64 fd);        /* like sd_sock_of, and the socket cannot be unmapped until sd_sock_put */
+struct sock *sd_sock_enter(u64 fd);        /* like sd_sock_look, and the socket cannot be unmapped until sd_sock_put */
 struct sd_block *sd_block_new(u32 *id);
 void sd_block_drop(struct sock *s);
 struct sd_area *sd_area_get(u32 index);
