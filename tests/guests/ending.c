@@ -48,11 +48,13 @@ static void ends(pthread_t thread)
     }
     if (!strcmp(what, "fork")) {
         unsigned char byte = LAST;
-        pid_t pid = fork();
+        pid_t parent = getpid(), pid = fork();
         CHECK(pid >= 0);
         if (pid)
             _exit(0);
-        usleep(3000);
+        while (getppid() == parent) /* its thread sends until the process has ended */
+            usleep(1000);
+        usleep(2000);
         CHECK(send(near, &byte, 1, 0) == 1);
         _exit(0);
     }
