@@ -196,15 +196,11 @@ static void client(const struct sockaddr_in *at)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET};
-    socklen_t len = sizeof at;
-    int listener = socket(AF_INET, SOCK_STREAM, 0), status;
+    struct sockaddr_in at;
+    int listener = listen_loopback(&at, CONNECTIONS);
 
     what = argc > 1 ? argv[1] : "poll";
     flags = !strncmp(what, "exclusive", 9) ? EPOLLEXCLUSIVE : 0;
-    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, CONNECTIONS) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&at, &len) == 0);
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
@@ -214,7 +210,7 @@ int main(int argc, char **argv)
     client(&at);
     for (int i = 0; i < CONNECTIONS; i++)
         close(fds[i]);
-    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    reap(child);
     puts("ok");
     return 0;
 }

@@ -126,8 +126,8 @@ static void round_of(int listener, const struct sockaddr_in *at, long us)
     void *(*use)(void *) = receive ? receives : poll ? polls : !strcmp(what, "duplicate") ? duplicates : sends;
     pthread_t thread;
 
-    near = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(connect(near, (const struct sockaddr *)at, sizeof *at) == 0 && (far = accept(listener, NULL, NULL)) >= 0);
+    near = connect_loopback(at);
+    CHECK((far = accept(listener, NULL, NULL)) >= 0);
     warm();
     waits = got_first = 0;
     sent = 0;
@@ -153,15 +153,12 @@ static void round_of(int listener, const struct sockaddr_in *at, long us)
 
 int main(int argc, char **argv)
 {
-    int listener = socket(AF_INET, SOCK_STREAM, 0), rounds = argc > 2 ? atoi(argv[2]) : 60;
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof at;
+    struct sockaddr_in at;
+    int listener = listen_loopback(&at, 8), rounds = argc > 2 ? atoi(argv[2]) : 60;
 
     CHECK(argc > 1);
     what = argv[1];
     CHECK(pipe(pipes) == 0);
-    CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, 8) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&at, &len) == 0);
     for (int i = 0; i < rounds; i++)
         round_of(listener, &at, i % 20 * 10);
     puts("done");

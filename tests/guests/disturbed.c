@@ -311,15 +311,12 @@ static void near_side(uint64_t *a)
 
 int main(int argc, char **argv)
 {
-    int listener = socket(AF_INET, SOCK_STREAM, 0), status;
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof at;
+    struct sockaddr_in at;
+    int listener = listen_loopback(&at, 8);
     uint64_t a[3] = {argc > 1 ? (uint64_t)atoll(argv[1]) * 1000003 : 1, argc > 3 ? (uint64_t)atoi(argv[3]) : 0, argc > 4 ? (uint64_t)atoi(argv[4]) : KINDS - 1};
     pid_t pid;
 
     total = (size_t)(argc > 2 ? atoi(argv[2]) : 4) << 20;
-    CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, 8) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&at, &len) == 0);
     CHECK((pid = fork()) >= 0);
     if (!pid) {
         int fd = accept(listener, NULL, NULL);
@@ -327,10 +324,10 @@ int main(int argc, char **argv)
         far_side(fd, a[0]);
         _exit(0);
     }
-    near = socket(AF_INET, SOCK_STREAM, 0);
+    near = socket(AF_INET, SOCK_STREAM, 0); /* programs that are executed inherit it */
     CHECK(connect(near, (struct sockaddr *)&at, sizeof at) == 0);
     near_side(a);
-    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    reap(pid);
     puts("done");
     return 0;
 }

@@ -66,8 +66,7 @@ static void near_side(const struct sockaddr_in *at, long us)
     char c;
     pthread_t thread;
 
-    near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK(connect(near, (const struct sockaddr *)at, sizeof *at) == 0);
+    near = connect_loopback(at);
     for (int i = 0; i < WARM; i++)
         CHECK(recv(near, &c, 1, 0) == 1 && send(near, &c, 1, 0) == 1);
     CHECK(pthread_create(&thread, NULL, sends, NULL) == 0);
@@ -130,16 +129,13 @@ static void round_of(int listener, const struct sockaddr_in *at, long us)
 
 int main(int argc, char **argv)
 {
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), rounds = argc > 2 ? atoi(argv[2]) : 60;
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof at;
+    struct sockaddr_in at;
+    int listener = listen_loopback(&at, 8), rounds = argc > 2 ? atoi(argv[2]) : 60;
 
     CHECK(argc > 1);
     what = argv[1];
     sent = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(sent != MAP_FAILED);
-    CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, 8) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&at, &len) == 0);
     for (int i = 0; i < rounds; i++)
         round_of(listener, &at, i % 20 * 10);
     puts("done");
