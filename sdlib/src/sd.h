@@ -273,17 +273,22 @@ static inline bool sd_is_still(const struct sock *s, int fd) /* fd, which has le
     return *(const volatile u32 *)&sd_fdent[fd] == s->ent;
 #endif
 }
-struct sock *sd_sock_look_again(u64 fd); /* [F5] */
+static inline bool sd_is_closing(u64 fd) /* by another thread */
+{
+#ifdef SD_HOSTED
+    (void)fd;
+    return false;
+#else
+    return (u32)fd < ARRAY_LEN(sd_fdent) && *(const volatile u32 *)&sd_fdent[(u32)fd] & SD_ENT_CLOSING;
+#endif
+}
+struct sock *sd_sock_look_again(u64 fd); /* [F5] fd/closing.c */
 /* The same for a call that is to be made on it: if another thread closes it, when that is done. */
 static inline struct sock *sd_sock_look(u64 fd)
 {
     struct sock *s = sd_sock_of(fd);
 
-#ifndef SD_HOSTED
-    if (!s && (u32)fd < ARRAY_LEN(sd_fdent) && unlikely(*(const volatile u32 *)&sd_fdent[(u32)fd] & SD_ENT_CLOSING))
-        return sd_sock_look_again(fd);
-#endif
-    return s;
+    return !s && unlikely(sd_is_closing(fd)) ? sd_sock_look_again(fd) : s;
 }
 NOINLINE int sd_fd_moved(const struct sock *s, int fd);
 /* [F4] The descriptor that a call goes on with that has waited. */

@@ -6,8 +6,8 @@
  * compare-and-swap on the block's state; `users` counts the processes that hold the socket. A process that dies without a word leaves
  * `users` too high: such a connection is only never upgraded any more.
  */
-#include "poll/poll.h"
 #include "fd/fd.h"
+#include "poll/poll.h"
 
 static struct sd_proc early_proc; /* of a forked child that finds no slot, or has given it back */
 

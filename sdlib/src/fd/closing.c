@@ -43,21 +43,22 @@ void sd_fd_closed(u32 fd, const struct sock *s, const u64 *mask)
     SYS4(__NR_rt_sigprocmask, SIG_SETMASK, mask, NULL, 8);
 }
 
-/* Until it is over: it comes to an end, since the thread that closes cannot be gone without us. */
-NOINLINE void sd_fd_await(u32 fd)
+/* When it is over: it comes to an end, since the thread that closes cannot be gone without us. */
+NOINLINE struct sock *sd_sock_look_again(u64 fd)
 {
-    for (u32 i = 0; is_closing(fd); i++)
+    for (u32 i = 0; sd_is_closing(fd); i++)
         if (i < YIELDS)
             SYS0(__NR_sched_yield);
         else
             sd_sleep_ns(LOOK_NS);
+    return sd_sock_of(fd);
 }
 
 /* The thread that closes is not here: what it has not closed is open, and was counted as ours (sd_socks_before_fork). */
 void sd_fds_closing_after_fork(void)
 {
     for (u32 fd = 0; load_rlx(&closing) && fd < sd_fd_top(); fd++) {
-        if (!is_closing(fd))
+        if (!sd_is_closing(fd))
             continue;
         if (SYS2(__NR_fcntl, fd, F_GETFD) < 0) {
             clear(fd, sd_fdent[fd]);

@@ -52,13 +52,6 @@ struct sock *sd_sock_named(u32 fd)
     return ent && !(ent & ENT_EPOLL) ? sock_at((ent & ~SD_ENT_CLOSING) - 1) : NULL;
 }
 
-NOINLINE struct sock *sd_sock_look_again(u64 fd)
-{
-    while (is_closing((u32)fd))
-        sd_fd_await((u32)fd); /* [F5] */
-    return sd_sock_of(fd);
-}
-
 static bool is_alive(const struct sock *s)
 {
     return load_acq(&s->refs) && !load_rlx(&s->dead) && s->b && sd_attached(s);
@@ -126,7 +119,7 @@ struct sock *sd_sock_enter(u64 fd)
     struct sock *_Atomic *use;
 
     if (!s)
-        return unlikely(is_closing((u32)fd)) ? enter_again(fd) : NULL;
+        return unlikely(sd_is_closing(fd)) ? enter_again(fd) : NULL;
     if (!g.mt)
         return s;
     use = use_of(sd_self());

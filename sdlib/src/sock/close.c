@@ -83,12 +83,11 @@ void sd_last_call_over(struct sock *s)
     sd_fd_kept_end(s);
 }
 
-/* Before the kernel closes it, or puts another file there. */
+/* Before the kernel closes it, or puts another file there. c: all zero. */
 static inline __attribute__((always_inline)) void before_close(u64 fd, struct closing *c)
 {
     struct sock *s = sd_sock_look(fd);
 
-    c->s = NULL;
     if (s) {
         if (unlikely(load_acq(&s->napping)))
             sd_nap_await(s);
@@ -137,7 +136,7 @@ SD_CALL(sd_close)
 static void close_ours(u64 lo, u64 hi)
 {
     for (u64 fd = lo; fd <= hi && fd < 65536; fd++) {
-        struct closing c;
+        struct closing c = {0};
         before_close(fd, &c);
         if (c.s)
             SYS1(__NR_close, fd);
