@@ -226,6 +226,18 @@ struct __attribute__((packed)) epoll_event {
 #define SIG_BLOCK 0
 #define SIG_UNBLOCK 1
 #define SIG_SETMASK 2
+
+/* All of them, for this thread. Returns those that were blocked before, for sd_signals_restore(). */
+static inline u64 sd_signals_block(void)
+{
+    u64 all = ~0ull, was = 0;
+
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &was, 8);
+    return was;
+}
+
+static inline void sd_signals_restore(u64 was) { SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &was, NULL, 8); }
+
 #define SYS_USER_DISPATCH 2
 
 struct ksigaction {

@@ -18,14 +18,14 @@
 
 static _Atomic u32 closing; /* how many descriptors; for a forked child */
 
-void sd_fd_closing(u32 fd, const struct sock *s, u64 *mask)
+u64 sd_fd_closing(u32 fd, const struct sock *s)
 {
-    u64 all = ~0ull;
+    u64 mask = sd_signals_block();
 
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, mask, 8);
     atomic_fetch_add(&closing, 1);
     *(volatile u32 *)&sd_fdent[fd] = s->ent | SD_ENT_CLOSING;
     *(volatile u8 *)&sd_fdkind[fd] = SD_KIND_CLOSING;
+    return mask;
 }
 
 static void clear(u32 fd, u32 ent)
@@ -36,11 +36,11 @@ static void clear(u32 fd, u32 ent)
     __atomic_compare_exchange_n(&sd_fdkind[fd], &kind, 0, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 }
 
-void sd_fd_closed(u32 fd, const struct sock *s, const u64 *mask)
+void sd_fd_closed(u32 fd, const struct sock *s, u64 mask)
 {
     clear(fd, s->ent | SD_ENT_CLOSING);
     atomic_fetch_sub(&closing, 1);
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, mask, NULL, 8);
+    sd_signals_restore(mask);
 }
 
 /* When it is over: it comes to an end, since the thread that closes cannot be gone without us. */

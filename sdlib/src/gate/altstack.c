@@ -97,12 +97,12 @@ long sd_sys_from(u64 sp, long nr, const void *a, void *b); /* gate.S */
 static long change_from_ours(const struct sd_tcb *t, const struct stack_t_ *ss)
 {
     u32 level = t->level < SD_STACK_LEVELS ? t->level : SD_STACK_LEVELS - 1;
-    u64 all = ~0ull, was;
+    u64 was;
     long r;
 
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &was, 8); /* a handler would find us nowhere */
+    was = sd_signals_block(); /* a handler would find us nowhere */
     r = sd_sys_from(t->top - (u64)level * SD_STACK_SLICE, __NR_sigaltstack, ss, NULL);
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &was, NULL, 8);
+    sd_signals_restore(was);
     return r;
 }
 

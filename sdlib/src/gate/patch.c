@@ -344,7 +344,7 @@ void sd_patch_site(u32 slot, u64 ret, u32 nr)
 /* True: bit i is to be set. */
 static bool look_for_children(const struct sd_site *p)
 {
-    u64 all = ~0ull, old, ret = load_acq(&p->ret);
+    u64 old, ret = load_acq(&p->ret);
     i32 slot;
 
     if (load_rlx(&p->image) != g.secret || !ret || load_rlx(&p->seen) < PATCH_AT)
@@ -352,9 +352,9 @@ static bool look_for_children(const struct sd_site *p)
     slot = sd_slot_of(ret, false);
     if (slot < 0)
         return true;
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
+    old = sd_signals_block();
     look_at((u32)slot, ret, p->nr);
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &old, NULL, 8);
+    sd_signals_restore(old);
     return true;
 }
 

@@ -128,13 +128,13 @@ static void rouse(struct sd_tcb *t)
 void sd_rouse(void)
 {
     struct sd_tcb *self = sd_self();
-    u64 all = ~0ull, old;
+    u64 old;
 
     if (g.boxed)
         return;
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
+    old = sd_signals_block();
     for (struct sd_tcb *t = sd_tcbs(); t; t = t->next)
         if (t != self && !t->exiting && !t->foreign && !__atomic_load_n(&t->alt_shared, __ATOMIC_RELAXED))
             rouse(t);
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &old, NULL, 8);
+    sd_signals_restore(old);
 }

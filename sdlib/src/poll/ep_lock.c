@@ -12,13 +12,6 @@
 
 static _Atomic u32 structure;
 
-static u64 block_signals(void)
-{
-    u64 all = ~0ull, old = 0;
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
-    return old;
-}
-
 void ep_structure_close(void)
 {
     for (;;) {
@@ -34,14 +27,14 @@ void ep_structure_open(void) { store_rel(&structure, 0); }
 
 void ep_structure_lock(u64 *old)
 {
-    *old = block_signals();
+    *old = sd_signals_block();
     ep_structure_close();
 }
 
 void ep_structure_unlock(const u64 *old)
 {
     ep_structure_open();
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, old, NULL, 8);
+    sd_signals_restore(*old);
 }
 
 static void owned(struct ep *ep, struct sd_tcb *t)

@@ -150,17 +150,17 @@ static bool is_handled(u64 signals)
 /* Handlers run afterwards: they may be ones behind which futex_waitv would go on, and the call that waits may not. Every ACROSS_NS it is looked after them. */
 static long sleep_undisturbed(const struct naps *p, u64 ns)
 {
-    u64 all = ~0ull, old = 0, pending = 0, slept = 0;
+    u64 old, pending = 0, slept = 0;
     long r;
 
     do {
-        SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
+        old = sd_signals_block();
         r = sleep_on_many(p, ACROSS_NS);
         if (r < 0)
             SYS2(__NR_rt_sigpending, &pending, 8);
         if (unlikely(pending & ~old) && is_handled(pending & ~old))
             r = -EINTR;
-        SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &old, NULL, 8);
+        sd_signals_restore(old);
         slept += ACROSS_NS;
     } while (r == -ETIMEDOUT && slept < ns);
     return r;

@@ -64,7 +64,7 @@ static NOINLINE void close_beside_threads(struct sock *s, u32 fd, struct closing
     c->fd = fd;
     c->marked = state != SD_BLOCK_TCP && state != SD_BLOCK_PINNED;
     if (c->marked)
-        sd_fd_closing(fd, s, &c->mask);
+        c->mask = sd_fd_closing(fd, s);
     else
         sd_fd_forget(fd); /* a call that comes meanwhile is the kernel's */
     bool inside = sd_others_inside(s), kept;
@@ -106,7 +106,7 @@ static inline __attribute__((always_inline)) void before_close(u64 fd, struct cl
 static NOINLINE void closed_beside_threads(const struct closing *c)
 {
     if (c->marked)
-        sd_fd_closed(c->fd, c->s, &c->mask);
+        sd_fd_closed(c->fd, c->s, c->mask);
     if (c->last)
         sd_last_call_over(c->s);
     sd_sock_unref(c->s);

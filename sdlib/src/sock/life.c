@@ -50,7 +50,7 @@ static bool is_unborn(int fd)
 static void offer(struct sock *s, int fd)
 {
     struct sd_block *b = s->b;
-    u64 all = ~0ull, was;
+    u64 was;
     long r;
 
     if (is_shared(b) || is_unborn(fd))
@@ -68,9 +68,9 @@ static void offer(struct sock *s, int fd)
     COUNT(offers);
     /* A handler that comes meanwhile would end the request, or have it made anew, which takes back what was offered: a timer that ticks faster than the
      * supervisor answers kept connections on TCP. It runs behind it. */
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &was, 8);
+    was = sd_signals_block();
     r = sd_hypercall(SD_HC_OFFER, (u64)fd, sd_sock_name(s));
-    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &was, NULL, 8);
+    sd_signals_restore(was);
     if (r == SD_OFFER_PAIRED) {
         store_rel(&b->state, SD_BLOCK_PAIRED);
     } else if (r == SD_OFFER_LATER) {

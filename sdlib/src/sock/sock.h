@@ -37,9 +37,9 @@ bool sd_others_inside(const struct sock *s); /* the table does not lead to it by
 bool sd_fd_keep(struct sock *s, int fd);
 void sd_fd_kept_end(struct sock *s);
 u32 sd_fds_kept(void);
-/* [F5] fd/closing.c: around the close in the kernel, where there are threads. mask: of signals */
-void sd_fd_closing(u32 fd, const struct sock *s, u64 *mask);
-void sd_fd_closed(u32 fd, const struct sock *s, const u64 *mask);
+/* [F5] fd/closing.c: around the close in the kernel, where there are threads. The first returns the mask of signals, for the second one */
+u64 sd_fd_closing(u32 fd, const struct sock *s);
+void sd_fd_closed(u32 fd, const struct sock *s, u64 mask);
 void sd_fds_closing_after_fork(void);
 void sd_fds_kept_after_fork(void);
 void sd_last_call_over(struct sock *s); /* close.c */
