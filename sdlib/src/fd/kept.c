@@ -14,6 +14,7 @@
 
 #define LOOKS 400 /* then a thread that still runs is taken for one that has left by siglongjmp */
 #define LOOK_NS 500000
+#define KEPT_LEAST 256 /* if the limit is lower for a while, that is not remembered */
 
 static _Atomic u32 kept; /* how many sockets have one; for a forked child */
 
@@ -64,11 +65,15 @@ NOINLINE bool sd_others_inside(const struct sock *s)
     return inside;
 }
 
-/* Out of the way of the program's own numbers, if its limit allows that. */
+/* Out of the way of the program's own numbers, if its limit allows that. Each close beside threads asks: what the limit has not allowed is not asked for again. */
 bool sd_fd_keep(struct sock *s, int fd)
 {
-    for (u32 from = 1u << 16; from; from >>= 1) {
+    static _Atomic u32 highest = 1u << 16;
+
+    for (u32 from = load_rlx(&highest); from; from >>= 1) {
         long r = SYS3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, from);
+        if (r == -EINVAL && from > KEPT_LEAST)
+            store_rlx(&highest, from >> 1);
         if (r < 0)
             continue;
         atomic_fetch_add(&kept, 1);
